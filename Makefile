@@ -1,0 +1,40 @@
+# make demo    the whole pipeline on embedded synthetic X-rays: no network, account or GPU, in minutes
+# make test    the tests
+# make check   lint and types
+# Each sets up .venv first, with the locked versions.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check lock clean
+
+demo: .venv/installed
+	@env -u PREFECT_API_URL PREFECT_PROFILE=ephemeral $(BIN)/python -m flows.retrain --preset presets/demo.yaml
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.11 or the like")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@touch $@
+
+# The versions that pyproject.toml's ranges give today, without torch's CUDA packages: those that torch
+# asks for on a machine with a GPU follow from torch's own version.
+lock:
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --group dev .
+	$(BIN)/python -m pip uninstall --quiet --yes covid-qu-ex-segmentation
+	$(BIN)/python -m pip freeze --exclude pip | sed 's/+cpu$$//' | grep -v -E '^(nvidia-|cuda-|triton)' > requirements.lock
+	@touch .venv/installed
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache

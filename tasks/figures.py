@@ -1,0 +1,239 @@
+"""The report's pictures and curves, made from arrays and tables.
+
+Pictures become PNG data URIs: an X-ray once, and a small palette image to lay over it for each mask. Curves
+become plain geometry that the template draws as inline SVG, so that the page's own style colours them for a
+light screen, a dark one and paper, and their labels stay text.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Mask = npt.NDArray[np.bool_]
+Pixels = npt.NDArray[np.uint8]
+
+# Fills of the overlay (RGB, opacity 0..255). Blue, vermilion and yellow (Okabe and Ito, 2008) stay apart
+# for colour-blind readers; the outline of the truth tells a miss from a false alarm without any colour.
+CLEAR, HIT, FALSE_ALARM, MISS, OUTLINE, HALO, TRUTH = range(7)
+PALETTE = {
+    CLEAR: ((0, 0, 0), 0),
+    HIT: ((86, 180, 233), 120),
+    FALSE_ALARM: ((213, 94, 0), 150),
+    MISS: ((240, 228, 66), 130),
+    OUTLINE: ((255, 255, 255), 240),
+    HALO: ((0, 0, 0), 150),  # around the outline, which else is lost where the X-ray is white
+    TRUTH: ((255, 255, 255), 70),
+}
+LONGEST_SIDE = 512  # pixels; larger images are shrunk for the page
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An X-ray (drawn by its key, it stands on the page once) with an optional overlay, and its words."""
+
+    xray: str
+    width: int
+    height: int
+    overlay: str | None
+    alt: str
+    caption: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class XRay:
+    key: str
+    width: int
+    height: int
+    uri: str
+
+
+def xray_picture(key: str, image: Pixels) -> XRay:
+    """An X-ray (H, W), 0..255, as it is embedded."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BOX)
+    return XRay(key, picture.width, picture.height, _png_uri(picture))
+
+
+def truth_overlay(truth: Mask) -> str:
+    """The true mask (H, W): a light fill within its outline."""
+    return _overlay(np.where(truth, TRUTH, CLEAR), truth)
+
+
+def prediction_overlay(truth: Mask, prediction: Mask) -> str:
+    """Hits, false alarms and misses of `prediction` against `truth` (both (H, W)), the truth outlined."""
+    codes = np.select([truth & prediction, prediction, truth], [HIT, FALSE_ALARM, MISS], CLEAR)
+    return _overlay(codes, truth)
+
+
+def _overlay(codes: npt.NDArray[np.integer], truth: Mask) -> str:
+    codes = np.select([outline(truth), outline(~truth)], [OUTLINE, HALO], codes)
+    picture = Image.fromarray(codes.astype(np.uint8))
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.NEAREST)
+    picture.putpalette([level for colour, _ in PALETTE.values() for level in colour])
+    return _png_uri(picture, transparency=bytes(opacity for _, opacity in PALETTE.values()))
+
+
+def outline(mask: Mask) -> Mask:
+    """The pixels of a mask (H, W) with a 4-neighbour outside it; the image's border is no outline."""
+    padded = np.pad(mask, 1, mode="edge")
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inside
+
+
+def _png_uri(picture: Image.Image, transparency: bytes | None = None) -> str:
+    buffer = io.BytesIO()
+    extra = {} if transparency is None else {"transparency": transparency}
+    picture.save(buffer, "PNG", optimize=True, **extra)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Tick:
+    at: float  # in the drawing's units
+    label: str
+
+
+@dataclass(frozen=True)
+class Line:
+    role: str  # what the style sheet knows it by
+    points: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Mark:
+    x: float
+    label: str
+    anchor: str  # SVG's text-anchor, chosen so that the label stays within the drawing
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One small diagram in a box of `WIDTH` x `HEIGHT` units, y growing downwards."""
+
+    title: str
+    alt: str
+    x_label: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    lines: tuple[Line, ...] = ()
+    bars: tuple[Bar, ...] = ()
+    mark: Mark | None = None
+
+
+WIDTH, HEIGHT = 250.0, 180.0
+LEFT, RIGHT, TOP, BOTTOM = 32.0, 243.0, 24.0, 145.0
+
+
+def curves(
+    title: str,
+    epochs: Sequence[int],
+    series: Mapping[str, Sequence[float]],
+    *,
+    last_epoch: int,
+    y_high: float,
+    best_epoch: int,
+) -> Chart:
+    """Lines over epochs 1..`last_epoch` and 0..`y_high`; a gap where a value is not finite."""
+    x_high = max(last_epoch, 2)  # a single epoch has no width to draw
+    y_ticks = ticks(y_high)
+    lines = tuple(
+        Line(role, segment)
+        for role, values in series.items()
+        for segment in _segments(epochs, values, x_high, y_ticks[-1])
+    )
+    best = _x((best_epoch - 1) / (x_high - 1))
+    return Chart(
+        title=title,
+        alt=_curve_words(title, series, best_epoch),
+        x_label="epoch",
+        x_ticks=tuple(Tick(_x((e - 1) / (x_high - 1)), str(e)) for e in _epoch_ticks(x_high)),
+        y_ticks=_y_ticks(y_ticks),
+        lines=lines,
+        mark=Mark(best, f"best epoch {best_epoch}", "end" if best > (LEFT + RIGHT) / 2 else "start"),
+    )
+
+
+def histogram(title: str, values: npt.NDArray[np.float64], *, y_high: float) -> Chart:
+    """How many images score what, in `BINS` equal bins over 0..1, with the median marked."""
+    y_ticks = ticks(y_high)
+    step = (RIGHT - LEFT) / BINS
+    bars = []
+    for index, count in enumerate(bin_counts(values)):
+        y = _y(count / y_ticks[-1])
+        bars.append(Bar(round(LEFT + index * step + 0.5, 2), y, round(step - 1, 2), round(BOTTOM - y, 2)))
+    middle = float(np.median(values)) if len(values) else 0.0
+    return Chart(
+        title=title,
+        alt=f"{title}: histogram of {len(values)} images, median {middle:.3f}",
+        x_label="IoU of one image",
+        x_ticks=tuple(Tick(_x(value), f"{value:g}") for value in (0, 0.2, 0.4, 0.6, 0.8, 1)),
+        y_ticks=_y_ticks(y_ticks),
+        bars=tuple(bars),
+        mark=Mark(_x(middle), f"median {middle:.3f}", "end" if middle > 0.5 else "start"),
+    )
+
+
+BINS = 25
+
+
+def bin_counts(values: npt.NDArray[np.float64]) -> list[int]:
+    return [int(count) for count in np.histogram(values, bins=BINS, range=(0, 1))[0]]
+
+
+def ticks(high: float, count: int = 4) -> list[float]:
+    """Round values from 0 on, about `count` steps, the last at or above `high`."""
+    high = high if math.isfinite(high) and high > 0 else 1.0
+    magnitude = 10 ** math.floor(math.log10(high / count))
+    step = next(
+        factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude * count >= high * 0.999
+    )
+    return [round(step * index, 10) for index in range(math.ceil(high / step - 1e-9) + 1)]
+
+
+def _epoch_ticks(last: int) -> list[int]:
+    step = max(1, round(ticks(last, 5)[1]))
+    return [1, *(epoch for epoch in range(step, last + 1, step) if epoch > max(1, step / 2))]
+
+
+def _y_ticks(values: Sequence[float]) -> tuple[Tick, ...]:
+    return tuple(Tick(_y(value / values[-1]), f"{value:g}") for value in values)
+
+
+def _segments(epochs: Sequence[int], values: Sequence[float], x_high: int, y_high: float) -> list[str]:
+    segments: list[list[str]] = [[]]
+    for epoch, value in zip(epochs, values, strict=True):
+        if math.isfinite(value):
+            segments[-1].append(f"{_x((epoch - 1) / (x_high - 1)):g},{_y(value / y_high):g}")
+        elif segments[-1]:
+            segments.append([])
+    return [" ".join(points * 2 if len(points) == 1 else points) for points in segments if points]
+
+
+def _curve_words(title: str, series: Mapping[str, Sequence[float]], best_epoch: int) -> str:
+    ends = "; ".join(
+        f"{role} from {values[0]:.3f} to {values[-1]:.3f}" for role, values in series.items() if len(values)
+    )
+    return f"{title}: {ends}; best epoch {best_epoch}"
+
+
+def _x(share: float) -> float:
+    return round(LEFT + share * (RIGHT - LEFT), 2)
+
+
+def _y(share: float) -> float:
+    return round(BOTTOM - share * (BOTTOM - TOP), 2)

@@ -1,0 +1,60 @@
+"""Read access to `data/packed`, as `tasks.preprocess` wrote it."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from tasks.cli import InputError
+from tasks.raw import Split
+
+
+class PackedSplit:
+    """The images of one split and some classes, with their masks, as memory-mapped arrays.
+
+    `table` has one row an image, as in images.csv, with index 0..N-1.
+
+    Raises:
+        InputError: there is no such image.
+    """
+
+    def __init__(
+        self,
+        packed: Path,
+        half: str,
+        split: Split,
+        targets: tuple[str, ...] = (),
+        classes: tuple[str, ...] | None = None,
+    ) -> None:
+        table = pd.read_csv(packed / "images.csv")
+        wanted = (table["half"] == half) & (table["split"] == split)
+        if classes is not None:
+            wanted &= table["class"].isin(classes)
+        self.table = table[wanted].reset_index(drop=True)
+        if self.table.empty:
+            of = f" of {', '.join(classes)}" if classes else ""
+            raise InputError(f"{packed}: the {half} half has no {split} image{of}")
+        self._folder = packed / half / split
+        self._targets = targets
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def images(self, indices: slice = slice(None)) -> Tensor:
+        """uint8 (n, 1, S, S), grey values 0..255."""
+        return self._read("image", indices).unsqueeze(1)
+
+    def masks(self, indices: slice = slice(None)) -> Tensor:
+        """uint8 (n, C, S, S), one channel a target, 0 and 1."""
+        return torch.stack([self._read(target, indices) for target in self._targets], dim=1)
+
+    def _read(self, kind: str, indices: slice) -> Tensor:
+        array = np.load(self._folder / f"{kind}.npy", mmap_mode="r")
+        return torch.from_numpy(array[self.table["row"].to_numpy()[indices]])
+
+
+def scaled(images: Tensor) -> Tensor:
+    """Grey values 0..255 as float32 in [0, 1], what networks see."""
+    return images.to(torch.float32) / 255

@@ -1,0 +1,27 @@
+"""How long work shows: a bar on a terminal, plain lines now and then in a log."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+#: Seconds between two plain lines.
+LINE_EVERY = 20.0
+
+
+def progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    """Yield the items and show how many of `total` are done."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, total=total, desc=what, leave=False)
+        return
+    start = last = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - last >= LINE_EVERY:
+            last = now
+            print(f"{what}: {done} of {total}, {done / (now - start):.3g} a second", flush=True)

@@ -1,0 +1,81 @@
+"""A tiny dataset and a tiny repository, made for real: the same code, small images."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from flows.checkout import environment
+from tasks.params import Params, parse_assignment, parse_params, with_changes
+from tasks.phantom import PhantomSource
+from tests.helpers import ROOT, Repository
+
+# Tensors in tests are small, and threads that wait for each other on busy cores cost far more than they save.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for the stages that tests start
+
+#: Seconds, not minutes, for the whole pipeline.
+TINY = (
+    "epochs=2",
+    "data.source=phantom://45?size=64",
+    "image_size=32",
+    "training.width=4",
+    "training.depth=2",
+    "training.threads=1",
+    "training.learning_rate=0.01",
+    "report.figures=[1, 2, 4]",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_params_text() -> str:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    return with_changes(text, {assignment: parse_assignment(assignment) for assignment in TINY})
+
+
+@pytest.fixture(scope="session")
+def tiny_params(tiny_params_text: str) -> Params:
+    return parse_params(tiny_params_text)
+
+
+@pytest.fixture
+def kaggle_folder(tmp_path: Path) -> Path:
+    """Nine phantoms as a folder in Kaggle's layout, one for each split and class."""
+    root = tmp_path / "archive"
+    source = PhantomSource("phantom://9?size=64")
+    for name in source.names():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(source.read(name))
+    return root
+
+
+@pytest.fixture(scope="session")
+def make_repository(tiny_params_text: str) -> Callable[[Path], Repository]:
+    """Make a repository of the project's files as they are now, with tiny params committed."""
+
+    def make(folder: Path) -> Repository:
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for name in filter(None, listed.stdout.split("\0")):
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / name, folder / name)
+        (folder / "params.yaml").write_text(tiny_params_text, encoding="utf-8")
+        repository = Repository(folder)
+        repository.run("git", "init", "--quiet", "--initial-branch=main")
+        repository.run("git", "config", "user.name", "Tester")
+        repository.run("git", "config", "user.email", "tester@example.org")
+        repository.commit("start")
+        return repository
+
+    return make

@@ -1,0 +1,182 @@
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tasks.cli import InputError
+from tasks.download import download
+from tasks.preprocess import ArrayWriter, preprocess
+from tasks.raw import KIND_FOLDERS, Kind, RawDataset
+from tasks.sources import open_source
+from tests.helpers import png
+
+TRAIN = "Infection Segmentation Data/Infection Segmentation Data/Train/COVID-19"
+
+
+def file_of(folder: Path, kind: Kind) -> Path:
+    """The one file of that kind among the COVID-19 Train images."""
+    (path,) = (folder / TRAIN / KIND_FOLDERS[kind]).iterdir()
+    return path
+
+
+def packed(folder: Path, out: Path, size: int = 32, max_rejected: float = 0.5) -> pd.DataFrame:
+    download(open_source(str(folder), Path()), out / "raw", str(folder))
+    preprocess(out / "raw", out / "packed", size, max_rejected)
+    return pd.read_csv(out / "packed" / "images.csv")
+
+
+def test_packs_each_image_with_its_masks(kaggle_folder: Path, tmp_path: Path) -> None:
+    table = packed(kaggle_folder, tmp_path)
+    raw = RawDataset(tmp_path / "raw")
+    assert list(table["id"]) == list(raw.manifest["id"])
+    for _, row in table.iterrows():
+        folder = tmp_path / "packed" / row["half"] / row["split"]
+        original = {kind: raw.read(row["id"], kind) for kind in KIND_FOLDERS}
+        for kind, pixels in original.items():
+            array = np.load(folder / f"{kind}.npy", mmap_mode="r")
+            assert array.dtype == np.uint8
+            assert array.shape == (3, 32, 32)
+            how = Image.Resampling.BILINEAR if kind == "image" else Image.Resampling.NEAREST
+            expected = np.asarray(Image.fromarray(pixels).resize((32, 32), how))
+            np.testing.assert_array_equal(array[row["row"]], expected if kind == "image" else expected > 0)
+        assert (row["height"], row["width"]) == (64, 64)
+        assert row["lung_area"] == pytest.approx((original["lung"] > 0).mean(), abs=1e-6)
+        assert row["infection_area"] == pytest.approx((original["infection"] > 0).mean(), abs=1e-6)
+    assert (table["infection_area"] > 0).equals(table["class"] == "COVID-19")
+    assert table["sha256"].is_unique
+    assert pd.read_csv(tmp_path / "packed" / "rejected.csv").empty
+
+
+def test_at_its_own_size_nothing_is_resampled(kaggle_folder: Path, tmp_path: Path) -> None:
+    row = packed(kaggle_folder, tmp_path, size=64).iloc[0]
+    array = np.load(tmp_path / "packed/infection/Train/image.npy")[row["row"]]
+    np.testing.assert_array_equal(array, RawDataset(tmp_path / "raw").read(row["id"], "image"))
+
+
+def test_same_input_same_bytes(kaggle_folder: Path, tmp_path: Path) -> None:
+    packed(kaggle_folder, tmp_path / "a")
+    packed(kaggle_folder, tmp_path / "b")
+    a, b = (sorted((tmp_path / n / "packed").rglob("*.*")) for n in "ab")
+    assert [path.read_bytes() for path in a] == [path.read_bytes() for path in b]
+
+
+def test_many_processes_give_what_one_does(
+    kaggle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed(kaggle_folder, tmp_path / "whole")
+    monkeypatch.setattr("tasks.preprocess.CHUNK", 1)
+    monkeypatch.setattr("tasks.preprocess.available_cores", lambda: 3)
+    packed(kaggle_folder, tmp_path / "split")
+    whole, split = (sorted((tmp_path / n / "packed").rglob("*.*")) for n in ("whole", "split"))
+    assert [path.name for path in whole] == [path.name for path in split]
+    assert [path.read_bytes() for path in whole] == [path.read_bytes() for path in split]
+
+
+def test_no_usable_image_at_all_fails_whatever_is_allowed(kaggle_folder: Path, tmp_path: Path) -> None:
+    for path in kaggle_folder.rglob("images/*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="9 of 9 images can't be used"):
+        packed(kaggle_folder, tmp_path, max_rejected=1.0)
+
+
+GREY_MASK = png(np.full((64, 64), 7, np.uint8))
+SMALL_MASK = png(np.zeros((32, 64), np.uint8))
+BAD = {
+    "zero bytes": ("image", b"", "the image is a file of zero bytes"),
+    "no PNG": ("image", b"GIF89a" + bytes(50), "the image can't be read: not a PNG"),
+    "cut short": ("image", None, "the image can't be read"),
+    "16 bit": ("image", png(np.zeros((64, 64), np.uint16)), "the image has pixels of kind I;16, not 8 bit"),
+    "grey mask": ("lung", GREY_MASK, "the lung mask is not binary: it holds 7 beside 0 and 255"),
+    "small mask": ("infection", SMALL_MASK, "the infection mask is 64x32 but the image 64x64"),
+}
+
+
+@pytest.mark.parametrize(("kind", "content", "reason"), BAD.values(), ids=BAD)
+def test_an_unusable_image_is_set_aside_with_its_reason(
+    kaggle_folder: Path, tmp_path: Path, kind: Kind, content: bytes | None, reason: str
+) -> None:
+    path = file_of(kaggle_folder, kind)
+    path.write_bytes(path.read_bytes()[:300] if content is None else content)
+    table = packed(kaggle_folder, tmp_path)
+    rejected = pd.read_csv(tmp_path / "packed" / "rejected.csv")
+    assert len(table) == 8
+    assert list(rejected["id"]) == [f"infection/Train/COVID-19/{path.stem}"]
+    assert reason in rejected["reason"][0]
+    assert np.load(tmp_path / "packed/infection/Train/image.npy").shape == (2, 32, 32)
+    assert list(table["row"][table["split"] == "Train"]) == [0, 1]
+
+
+def test_a_missing_mask_is_named(kaggle_folder: Path, tmp_path: Path) -> None:
+    path = file_of(kaggle_folder, "infection")
+    path.unlink()
+    packed(kaggle_folder, tmp_path)
+    assert pd.read_csv(tmp_path / "packed/rejected.csv")["reason"][0] == (
+        "the infection mask is missing in 'infection masks'"
+    )
+
+
+def test_too_many_unusable_images_fail_and_leave_nothing(kaggle_folder: Path, tmp_path: Path) -> None:
+    file_of(kaggle_folder, "image").write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"1 of 9 images can't be used, more than .* = 0\.1 allows.*zero bytes"
+    ):
+        packed(kaggle_folder, tmp_path, max_rejected=0.1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "raw"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(kaggle_folder: Path, tmp_path: Path) -> None:
+    # A limit on the size of files fails a write as a full disk does, with another error number.
+    download(open_source(str(kaggle_folder), Path()), tmp_path / "raw", "here")
+    code = (
+        "import resource, signal, sys\n"
+        "from tasks.cli import stage_main\n"
+        "from tasks.preprocess import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
+        "stage_main(main)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parents[2] / "params.yaml"), "raw", "out/packed"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: out/packed: File too large\n"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
+def test_a_really_full_disk(kaggle_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(tmp_path / "disk")], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("this machine lets nobody mount a file system")
+    try:
+        download(open_source(str(kaggle_folder), Path()), tmp_path / "raw", "here")
+        with pytest.raises(OSError, match="No space left on device") as error:
+            preprocess(tmp_path / "raw", tmp_path / "disk" / "packed", 256, 0.0)
+        assert error.value.errno == errno.ENOSPC
+        assert error.value.filename == str(tmp_path / "disk" / "packed")
+        assert list((tmp_path / "disk").iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(tmp_path / "disk")], check=True)
+
+
+def test_array_writer_gives_what_numpy_saves(tmp_path: Path) -> None:
+    items = np.arange(24, dtype=np.uint8).reshape(6, 2, 2)
+    with ArrayWriter(tmp_path / "a.npy", (2, 2)) as writer:
+        for item in items:
+            writer.append(item)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy", mmap_mode="r"), items)
+    np.save(tmp_path / "b.npy", items)
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()

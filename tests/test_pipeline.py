@@ -1,0 +1,155 @@
+"""The pipeline as its users run it: real DVC commands in a real repository, on tiny phantoms."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.helpers import Repository
+
+STAGES = {
+    "plan",
+    "download",
+    "preprocess",
+    "baselines",
+    "train@report1_bce",
+    "train@report1_bce_iou",
+    "evaluate@report1_bce",
+    "evaluate@report1_bce_iou",
+    "report",
+}
+
+
+def stages_run(output: str) -> set[str]:
+    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+
+
+def results(repository: Repository) -> dict[str, str]:
+    """Hashes of all that has to repeat: the metrics and every weight and prediction."""
+    paths = [repository.folder / "metrics.json"]
+    for pattern in ("*.safetensors", "metrics.json", "images.csv", "predictions.zip", "*.npy", "*.html"):
+        paths += [
+            p for top in ("artifacts", "data", "reports") for p in (repository.folder / top).rglob(pattern)
+        ]
+    return {
+        str(p.relative_to(repository.folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(paths)
+    }
+
+
+@pytest.fixture(scope="module")
+def repository(
+    make_repository: Callable[[Path], Repository], tmp_path_factory: pytest.TempPathFactory
+) -> Repository:
+    """A repository in which `dvc repro` ran once and its results are committed."""
+    repository = make_repository(tmp_path_factory.mktemp("pipeline"))
+    assert stages_run(repository.run("dvc", "repro")) == STAGES
+    return repository
+
+
+class TestInOrder:
+    """Each of these takes up where the one before left the repository."""
+
+    def test_a_reproduction_leaves_results_and_a_clean_tree(self, repository: Repository) -> None:
+        assert repository.run("git", "status", "--porcelain").split() == [
+            "??",
+            "dvc.lock",
+            "??",
+            "metrics.json",
+        ]
+        repository.commit("results")
+        page = repository.read("reports/index.html")
+        assert "report1_bce_iou" in page
+        assert "figures say nothing about patients" in page
+        metrics = json.loads(repository.read("metrics.json"))
+        assert {
+            "report1_bce",
+            "report1_bce_iou",
+            "all_background",
+            "all_foreground",
+            "whole_lung",
+        } <= metrics.keys()
+        for sets in (metrics["report1_bce"]["infection"], metrics["whole_lung"]["infection"]):
+            assert sets.keys() == {"covid", "all"}
+            assert {"iou", "dice", "mae", "mae_255"} <= sets["covid"].keys()
+        assert metrics["all_background"]["infection"]["covid"]["iou"] == 0
+        assert metrics["whole_lung"]["infection"]["covid"]["iou"] > 0.2
+
+    def test_a_second_reproduction_runs_nothing(self, repository: Repository) -> None:
+        assert stages_run(repository.run("dvc", "repro")) == set()
+        assert "up to date" in repository.run("dvc", "status")
+        assert repository.run("git", "status", "--porcelain") == ""
+
+    def test_what_users_look_at(self, repository: Repository) -> None:
+        assert "train@report1_bce" in repository.run("dvc", "dag")
+        shown = repository.run("dvc", "metrics", "show")
+        assert "metrics.json" in shown
+        assert "report1_bce_iou.infection.covid.iou" in shown
+        plots = json.loads(repository.run("dvc", "plots", "show", "--json"))
+        assert any("history.csv" in name for name in plots["data"])
+
+    def test_a_comment_in_params_retrains_nothing(self, repository: Repository) -> None:
+        params = repository.folder / "params.yaml"
+        params.write_text(params.read_text() + "# a remark\n")
+        assert stages_run(repository.run("dvc", "repro")) == {"plan"}
+        repository.commit("remark")
+
+    def test_alpha_reruns_only_what_uses_alpha(self, repository: Repository) -> None:
+        repository.set("alpha=0.1")
+        assert "alpha" in repository.run("dvc", "params", "diff")
+        assert "plan" in repository.run("dvc", "status")
+        ran = stages_run(repository.run("dvc", "repro"))
+        assert ran == {"plan", "train@report1_bce_iou", "evaluate@report1_bce_iou", "report"}
+        repository.commit("alpha 0.1")
+        difference = json.loads(repository.run("dvc", "metrics", "diff", "HEAD~1", "--json"))["metrics.json"]
+        assert difference
+        assert all(name.startswith("report1_bce_iou.") for name in difference)
+        assert "history.csv" in repository.run("dvc", "plots", "diff", "HEAD~1", "--json")
+
+    def test_another_figure_reruns_the_report_alone(self, repository: Repository) -> None:
+        repository.set("report.figures=[2, 3]")
+        assert stages_run(repository.run("dvc", "repro")) == {"plan", "report"}
+        repository.commit("figures")
+
+    def test_going_back_comes_from_the_cache(self, repository: Repository) -> None:
+        repository.set("alpha=0.5")
+        assert stages_run(repository.run("dvc", "repro")) <= {"plan", "report"}
+        repository.commit("alpha 0.5")
+
+    def test_an_experiment_by_dvc(self, repository: Repository) -> None:
+        repository.run("dvc", "exp", "run", "--set-param", "alpha=0.3", "--name", "third")
+        shown = json.loads(repository.run("dvc", "exp", "show", "--json"))
+        assert "third" in json.dumps(shown)
+        assert YAML(typ="safe").load(repository.read("params.yaml"))["alpha"] == 0.3
+
+    def test_a_new_experiment_is_one_entry(self, repository: Repository) -> None:
+        repository.set(
+            "experiments.plain={network: unet, loss: bce, targets: [lung], train_classes: [Normal]}"
+        )
+        ran = stages_run(repository.run("dvc", "repro"))
+        assert ran == {"plan", "train@plain", "evaluate@plain", "report"}
+        assert "plain" in repository.read("reports/index.html")
+        assert json.loads(repository.read("metrics.json"))["plain"].keys() == {"lung"}
+
+    def test_a_wrong_word_stops_before_anything_runs(self, repository: Repository) -> None:
+        params = repository.folder / "params.yaml"
+        good = params.read_text()
+        params.write_text(good.replace("alpha: ", "alhpa: "))
+        output = repository.run("dvc", "repro", fails=True)
+        assert "error: params.yaml: alhpa: unknown key (did you mean alpha?)" in output
+        params.write_text(good)
+
+
+def test_two_clean_runs_give_the_same_bytes(
+    make_repository: Callable[[Path], Repository], tmp_path: Path
+) -> None:
+    hashes = []
+    for name in ("a", "b"):
+        repository = make_repository(tmp_path / name)
+        repository.run("dvc", "repro")
+        hashes.append(results(repository))
+    assert hashes[0] == hashes[1]
+    assert len(hashes[0]) > 20

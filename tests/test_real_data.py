@@ -1,0 +1,64 @@
+"""On the real infection half of COVID-QU-Ex, where its zip is at hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tasks.baselines import baselines
+from tasks.download import download
+from tasks.packed import PackedSplit
+from tasks.preprocess import preprocess
+from tasks.sources import open_source
+from tests.helpers import REAL_ZIP
+
+pytestmark = pytest.mark.skipif(not REAL_ZIP.is_file(), reason=f"the real dataset is not at {REAL_ZIP}")
+
+COUNTS = {
+    "Train": {"COVID-19": 1864, "Non-COVID": 932, "Normal": 932},
+    "Val": {"COVID-19": 466, "Non-COVID": 233, "Normal": 233},
+    "Test": {"COVID-19": 583, "Non-COVID": 292, "Normal": 291},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("real")
+    download(open_source(str(REAL_ZIP), Path()), folder / "raw", "the real zip")
+    preprocess(folder / "raw", folder / "packed", 64, 0.0)
+    baselines(folder / "packed", folder / "raw", folder / "baselines", "infection")
+    return folder
+
+
+def test_every_image_is_usable_and_counted(data: Path) -> None:
+    table = pd.read_csv(data / "packed" / "images.csv")
+    counts = table.groupby(["split", "class"]).size().unstack().to_dict("index")
+    assert counts == COUNTS
+    assert set(table["height"]) == set(table["width"]) == {256}
+
+
+def test_infection_is_where_the_class_says(data: Path) -> None:
+    table = pd.read_csv(data / "packed" / "images.csv")
+    assert (table["infection_area"] > 0).equals(table["class"] == "COVID-19")
+    for split in COUNTS:
+        masks = PackedSplit(data / "packed", "infection", split, ("lung", "infection")).masks()
+        lung, infection = masks[:, 0].numpy() > 0, masks[:, 1].numpy() > 0
+        assert not (infection & ~lung).any()
+
+
+def test_the_twin_across_splits_has_one_hash(data: Path) -> None:
+    table = pd.read_csv(data / "packed" / "images.csv").set_index("id")["sha256"]
+    assert table["infection/Train/COVID-19/covid_686"] == table["infection/Test/COVID-19/covid_3155"]
+
+
+def test_trivial_predictors_score_what_is_known(data: Path) -> None:
+    images = pd.read_csv(data / "baselines" / "images.csv")
+    covid = images[(images["class"] == "COVID-19") & (images["target"] == "infection")]
+    means = covid.groupby("predictor")[["iou", "dice", "mae"]].mean()
+    assert means.loc["all_foreground", "iou"] == pytest.approx(0.139, abs=5e-4)
+    assert means.loc["all_background", "mae"] == pytest.approx(0.139, abs=5e-4)
+    assert 255 * means.loc["all_background", "mae"] == pytest.approx(35.4, abs=0.05)
+    assert means.loc["whole_lung", "iou"] == pytest.approx(0.547, abs=5e-4)
+    assert means.loc["whole_lung", "dice"] == pytest.approx(0.646, abs=5e-4)
+    np.testing.assert_array_equal(covid.groupby("predictor").size(), 583)

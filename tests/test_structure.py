@@ -1,0 +1,98 @@
+"""What holds the house together: who may import whom, and that dvc.yaml names all that results stand on."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+
+ROOT = Path(__file__).parent.parent
+LAYERS = ("flows", "tasks", "models")
+FORBIDDEN = {
+    "tasks": {"prefect", "dvc", "flows"},
+    "models": {
+        "prefect",
+        "dvc",
+        "flows",
+        "tasks",
+        "pathlib",
+        "os",
+        "io",
+        "shutil",
+        "time",
+        "datetime",
+        "PIL",
+        "pandas",
+    },
+}
+
+#: Modules that change no result: the schema (what a stage takes from it, it names as params or as a plan
+#: file), the command line, the progress display.
+WITHOUT_RESULT = {"tasks/params.py", "tasks/cli.py", "tasks/progress.py"}
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def modules(layer: str) -> list[Path]:
+    return sorted((ROOT / layer).rglob("*.py"))
+
+
+@pytest.mark.parametrize("layer", FORBIDDEN)
+def test_imports_run_one_way(layer: str) -> None:
+    for path in modules(layer):
+        wrong = {name.partition(".")[0] for name in imported(path)} & FORBIDDEN[layer]
+        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_models_open_no_files() -> None:
+    for path in modules("models"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        opened = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "open"]
+        assert not opened, path
+
+
+def closure(path: Path) -> set[Path]:
+    """The project's files that a module imports, itself and what those import included."""
+    found, waiting = set(), [path]
+    while waiting:
+        current = waiting.pop()
+        if current in found:
+            continue
+        found.add(current)
+        files = [ROOT / Path(*name.split(".")).with_suffix(".py") for name in imported(current)]
+        waiting += [file for file in files if file.is_file() and file.relative_to(ROOT).parts[0] in LAYERS]
+    return found
+
+
+def stages() -> dict[str, tuple[str, set[str]]]:
+    with Repo(str(ROOT)) as repo:
+        return {s.name: (str(s.cmd), {d.def_path for d in s.deps}) for s in repo.index.stages}
+
+
+def test_each_stage_depends_on_just_the_code_that_its_results_stand_on() -> None:
+    for name, (command, dependencies) in stages().items():
+        module = command.split()[2]
+        needed = {
+            p.relative_to(ROOT).as_posix()
+            for p in closure(ROOT / Path(*module.split(".")).with_suffix(".py"))
+        }
+        code = {d for d in dependencies if d.partition("/")[0] in ("tasks", "models")}
+        covered = {path for path in needed for d in code if path == d or path.startswith(f"{d}/")}
+        left_out = needed - covered - WITHOUT_RESULT
+        assert not left_out, f"{name} does not depend on {sorted(left_out)}, which it imports"
+        unused = {d for d in code if d.endswith(".py") and d not in needed}
+        assert not unused, f"{name} depends on {sorted(unused)}, which it does not import"
+
+
+def test_every_experiment_has_its_stages() -> None:
+    assert {"train@report1_bce", "evaluate@report1_bce_iou", "plan", "report"} <= stages().keys()
