@@ -1,4 +1,5 @@
 # make demo    the whole pipeline on embedded synthetic X-rays: no network, account or GPU, in minutes
+# make serve   a Prefect server, a worker and the retrain deployment, until Ctrl-C (docs/operating.md)
 # make test    the tests
 # make check   lint and types
 # Each sets up .venv first, with the locked versions.
@@ -6,10 +7,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lock clean
+.PHONY: demo serve test check lock clean
 
 demo: .venv/installed
-	@env -u PREFECT_API_URL PREFECT_PROFILE=ephemeral $(BIN)/python -m flows.retrain --preset presets/demo.yaml
+	@env -u PREFECT_API_URL PREFECT_PROFILE=ephemeral $(BIN)/python -m flows.retrain --preset demo
+
+serve: .venv/installed
+	@exec $(BIN)/python -m flows.serve
 
 test: .venv/installed
 	$(BIN)/python -m pytest

@@ -1,23 +1,33 @@
-"""A checkout of the repository for one flow run: a git worktree at a pinned commit, on its own branch.
+"""A checkout of the repository for one flow run: a git worktree at a pinned commit.
 
 DVC hashes dependencies after a stage has run, so a file edited meanwhile would make dvc.lock claim what
 did not happen. In a checkout of its own nobody edits, and the user's files and branch are never touched.
 The DVC cache is the repository's own: nothing is computed twice.
+
+    runs/.checkouts/NAME-xxxx/         the worktree of a running flow
+    runs/.checkouts/NAME-xxxx.lock     locked for as long as that flow lives; holds the id of its run
 """
 
+import fcntl
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
+import psutil
+from dvc.config import Config, merge
 from dvc.repo import Repo
 
 from tasks.cli import InputError
 
 #: Under the repository, ignored by git and DVC: results by run name, and the checkouts of running flows.
 RUNS = Path("runs")
+CHECKOUTS = RUNS / ".checkouts"
 
 #: Hooks are for what people do; `dvc install` sets some that would run before the cache is shared.
 NO_HOOKS = ("-c", f"core.hooksPath={os.devnull}")
@@ -39,50 +49,97 @@ GIT_LOCAL = frozenset(
     }
 )
 
+#: Name and password in an address.
+PASSWORD = re.compile(r"://[^/@\s]+@")
+
 
 def find_repository() -> Path:
     """The root of the git repository that the current folder lies in."""
     return Path(git(Path.cwd(), "rev-parse", "--show-toplevel"))
 
 
-@contextmanager
-def checked_out(repository: Path, revision: str, branch: str) -> Iterator[Path]:
-    """A worktree of `revision` on the new `branch`, removed at the end; the branch stays, unless it failed.
+class Leftover(NamedTuple):
+    """A checkout whose flow was killed."""
 
-    Raises:
-        InputError: there is no such revision, or the branch exists already.
+    name: str
+    run: str
+
+
+@contextmanager
+def checked_out(repository: Path, commit: str, name: str, run: str) -> Iterator[Path]:
+    """A worktree of a commit for a flow run, on no branch, removed at the end.
+
+    What finished stages made is in the DVC cache, where the next run finds it, however this one ends.
     """
-    commit = resolve(repository, revision)
-    folder = repository / RUNS / ".checkouts" / branch.replace("/", "-")
-    if git(repository, "branch", "--list", branch):
-        raise InputError(f"{branch}: this branch exists already; choose another name")
-    try:
-        git(repository, *NO_HOOKS, "worktree", "add", "--quiet", "-b", branch, str(folder), commit)
-        _share_cache(repository, folder)
-        yield folder
-    except BaseException:
-        # What finished stages made is in the cache, where the next run finds it.
-        with suppress(InputError):
-            git(repository, "worktree", "remove", "--force", str(folder))
-        with suppress(InputError):
-            git(repository, "branch", "--quiet", "-D", branch)
-        raise
-    git(repository, "worktree", "remove", "--force", str(folder))
+    parent = repository / CHECKOUTS
+    parent.mkdir(parents=True, exist_ok=True)
+    descriptor, path = tempfile.mkstemp(prefix=f"{name}-", suffix=".lock", dir=parent)
+    folder = Path(path).with_suffix("")
+    with open(descriptor, "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(run.encode())
+        lock.flush()
+        try:
+            git(repository, *NO_HOOKS, "worktree", "add", "--quiet", "--detach", str(folder), commit)
+            _share_dvc(repository, folder)
+            yield folder
+        finally:
+            _remove(repository, folder)
+
+
+def remove_leftovers(repository: Path) -> list[Leftover]:
+    """Remove the checkouts whose flow was killed, and end what still runs in them."""
+    removed = []
+    for path in sorted((repository / CHECKOUTS).glob("*.lock")):
+        with suppress(BlockingIOError, FileNotFoundError), path.open("rb+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder = path.with_suffix("")
+            removed.append(Leftover(folder.name, lock.read().decode()))
+            _remove(repository, folder)
+    return removed
+
+
+def _remove(repository: Path, folder: Path) -> None:
+    _end_processes_in(folder)
+    with suppress(InputError):  # there is none where making it failed
+        git(repository, "worktree", "remove", "--force", "--force", str(folder))
+    Path(f"{folder}.lock").unlink(missing_ok=True)
+
+
+def _end_processes_in(folder: Path) -> None:
+    """Kill what works in a folder: the stages that outlived their flow."""
+    orphans = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if Path(process.cwd()).is_relative_to(folder):
+                process.kill()
+                orphans.append(process)
+    psutil.wait_procs(orphans, timeout=5)
 
 
 def resolve(repository: Path, revision: str) -> str:
     """The commit that a revision names."""
     try:
-        return git(repository, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+        return git(
+            repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"
+        )
     except InputError:
-        raise InputError(f"{revision}: no such revision in {repository}") from None
+        raise InputError(f"revision: {revision!r}: no such branch, tag or commit in {repository}") from None
 
 
-def _share_cache(repository: Path, checkout: Path) -> None:
-    """Let the checkout use the repository's own DVC cache."""
+def _share_dvc(repository: Path, checkout: Path) -> None:
+    """Let DVC in the checkout use the repository's own cache, remotes and credentials."""
     with Repo(str(repository)) as repo:
-        cache = repo.cache.local_cache_dir
-    run(checkout, "dvc", "config", "--local", "cache.dir", cache)
+        cache, ours = repo.cache.local_cache_dir, repo.config
+        levels = [ours.load_one("repo"), ours.load_one("local")]
+    config = Config(str(checkout / ".dvc"))
+    with config.edit("local") as local:
+        for level in levels:
+            merge(local, level)
+        local["cache"]["dir"] = cache
+        # What DVC remembers of the files here is of no use to any other checkout.
+        local["core"]["site_cache_dir"] = str(checkout / ".dvc" / "tmp" / "site")
+    Path(config.files["local"]).chmod(0o600)
 
 
 def commit(checkout: Path, message: str, *paths: str) -> str:
@@ -108,19 +165,28 @@ def uncommitted(repository: Path) -> list[str]:
     return [line.split(maxsplit=1)[1] for line in lines]
 
 
-def git(folder: Path, *arguments: str) -> str:
+def git(folder: Path, *arguments: str, stdin: str | None = None) -> str:
     """Run git in a folder; its output without the final newline.
 
     Raises:
         InputError: git refused, in git's own words.
     """
-    return run(folder, "git", *arguments)
+    return run(folder, "git", *arguments, stdin=stdin)
 
 
-def run(folder: Path, *command: str) -> str:
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+def run(folder: Path, *command: str, stdin: str | None = None) -> str:
+    """Run a command in a folder; its output without the final newline.
+
+    Raises:
+        InputError: it failed; in its own words, without the password of an address in them.
+    """
+    done = subprocess.run(
+        command, cwd=folder, env=environment(), input=stdin, capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        raise InputError(f"{' '.join(command[:2])}: {(done.stderr or done.stdout).strip()}")
+        said = PASSWORD.sub("://", (done.stderr or done.stdout).strip())
+        name = next((word for word in command[1:] if word.isalpha()), "")
+        raise InputError(f"{command[0]} {name}: {said}")
     return done.stdout.rstrip("\n")
 
 
@@ -128,8 +194,10 @@ def environment() -> dict[str, str]:
     """This process's environment for commands in a checkout.
 
     The commands of its own Python installation are found first. What a git hook that started this process
-    says of its repository is left out: it would aim every git command at that one.
+    says of its repository is left out: it would aim every git command at that one. No command waits for
+    a password.
     """
     commands = Path(sys.executable).parent
     kept = {name: value for name, value in os.environ.items() if name not in GIT_LOCAL}
-    return kept | {"PATH": f"{commands}{os.pathsep}{os.environ.get('PATH', '')}"}
+    path = f"{commands}{os.pathsep}{os.environ.get('PATH', '')}"
+    return kept | {"PATH": path, "GIT_TERMINAL_PROMPT": "0"}

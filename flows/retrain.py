@@ -1,45 +1,66 @@
-"""Reproduce the pipeline of dvc.yaml as a Prefect flow, in a checkout of its own.
+"""Reproduce the pipeline of dvc.yaml as a Prefect flow, in a checkout of its own, and publish what came out.
 
-python -m flows.retrain --preset presets/laptop.yaml --set data.source=PATH --set alpha=0.3
+    python -m flows.retrain --preset laptop --set data.source=PATH --set alpha=0.3
+
+runs it from a command line; `make serve` offers it in the Prefect UI.
 """
 
 import argparse
+import json
 import logging
 import os
 import shutil
 import sys
+from base64 import b64encode
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable
 from datetime import datetime
 from graphlib import TopologicalSorter
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from prefect import flow, get_run_logger, task
-from prefect.client.schemas.objects import State
+import httpx
+from prefect import Task, flow, get_run_logger, task
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture, as_completed
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from prefect.tasks import exponential_backoff
+from pydantic import ValidationError
 
-from flows.checkout import RUNS, checked_out, commit, find_repository, git, resolve, uncommitted
-from flows.stages import Outcome, read_pipeline, run_stage, sort_lock, stop_stages
+from flows.checkout import (
+    RUNS,
+    checked_out,
+    commit,
+    find_repository,
+    git,
+    remove_leftovers,
+    resolve,
+    uncommitted,
+)
+from flows.comparison import as_lines, as_rows, compare
+from flows.publish import PREFIX, RESULTS, as_name, make_branch, published_already, push
+from flows.request import RetrainRequest
+from flows.slots import Slots, compute_slots
+from flows.stages import Outcome, Pipeline, StageRunner, restore_output, restore_pipeline, sort_lock
 from tasks.cli import InputError, stage_main
-from tasks.cores import available_cores
-from tasks.params import Params, add_change_arguments, fault_line, load_params, read_changes, with_changes
+from tasks.look import look
+from tasks.params import add_change_arguments, fault_line, load_params, with_changes
+from tasks.progress import fraction_done
 
-RESULTS = ("params.yaml", "dvc.lock", "metrics.json")
+#: Where `make serve` shows runs/ to a browser.
+REPORTS_URL = "RETRAIN_REPORTS_URL"
 
-
-class RetrainRequest(BaseModel):
-    """What to run: a revision of the repository and changes to its params.yaml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run and its branch")
-    revision: str = Field("HEAD", description="the commit to start from")
-    changes: dict[str, dict[str, Any]] = Field(
-        {}, description="changes to params.yaml, by where they came from"
-    )
+#: All stages, with params.yaml as the user's repository has it.
+AS_IT_STANDS = RetrainRequest()
 
 
 class Published(NamedTuple):
@@ -47,72 +68,87 @@ class Published(NamedTuple):
 
     report: Path
     metrics: Path
-    branch: str
+    branch: str | None
+    """None where nothing was published."""
     commit: str
 
 
-@flow(name="retrain", flow_run_name="{request.name}")
-def retrain(request: RetrainRequest, repository: Path) -> Published | State[Any]:
-    """Run every stage of dvc.yaml at a revision with changed params, and commit what came out.
+@flow(name="retrain")
+def retrain(request: RetrainRequest = AS_IT_STANDS) -> Published | State[Any]:
+    """Run every stage of dvc.yaml at a revision with changed params, and publish what came out.
 
-    Works in a git worktree on the new branch `retrain/NAME`; the params are committed there before
-    anything runs, dvc.lock and the metrics afterwards. Copies the report and the metrics to
-    `runs/NAME` of the repository.
+    Works in a git worktree; the params are committed there before anything runs, dvc.lock and the metrics
+    afterwards, and the branch `retrain/NAME`, after the run's name, ends as that commit. A copy of the report
+    and the metrics goes to `runs/NAME`. Where the results are those of the revision itself or of a branch
+    published before, nothing is published.
     """
-    logger = get_run_logger()
-    branch = f"retrain/{request.name}"
     try:
-        with checked_out(repository, request.revision, branch) as checkout:
-            path = checkout / "params.yaml"
-            path.write_text(with_changes(path.read_text(encoding="utf-8"), request.changes), encoding="utf-8")
-            commit(checkout, _summary(request), *RESULTS)
-            pipeline = read_pipeline(checkout)
-            try:
-                run_stages(pipeline.upstream, checkout, repository, compute_slots(load_params(path)))
-            finally:
-                stop_stages()  # none is left, unless the flow itself was stopped
-            sort_lock(checkout, pipeline.order)
-            results = _collect(checkout, repository / RUNS / request.name)
-            final = commit(checkout, f"Results of {request.name}", *RESULTS)
+        return _retrain(request, find_repository(), as_name(flow_run.name or "run"))
     except InputError as error:
         return Failed(message=str(error))
-    published = Published(results / "index.html", results / "metrics.json", branch, final)
-    logger.info("report: %s", published.report)
-    return published
 
 
-def run_stages(
-    upstream: Mapping[str, set[str]], checkout: Path, repository: Path, slots: list[dict[str, str]]
-) -> None:
-    """Run the stages in the order that `upstream` asks for, as many side by side as there are slots.
+def _retrain(request: RetrainRequest, repository: Path, name: str) -> Published | State[Any]:
+    logger = get_run_logger()
+    for leftover in remove_leftovers(repository):
+        logger.info("removed the checkout %s of a run that was killed", leftover.name)
+    base = resolve(repository, request.revision)
+    params = request.params_text(repository, base)
+    with checked_out(repository, base, name, flow_run.id or "") as checkout:
+        path = checkout / "params.yaml"
+        path.write_text(params, encoding="utf-8")
+        if request.look_for_new_data:
+            look_for_new_data(checkout, repository)
+        commit(checkout, f"Params of {name}\n\n{_asked(request)}", *RESULTS)
+        pipeline = restore_pipeline(checkout)
+        runner = StageRunner(checkout, RETRAIN_SOURCE_ROOT=str(repository), **_previous_data(checkout))
+        try:
+            run_stages(pipeline, runner, compute_slots(load_params(path)))
+        finally:
+            runner.stop()  # none is left, unless the flow itself was stopped
+        sort_lock(checkout, pipeline.order)
+        return _publish(request, repository, checkout, base, name)
+
+
+def _asked(request: RetrainRequest) -> str:
+    lines = [f"{key}: {value}" for key, value in request.asked().items()]
+    return "\n".join(lines) or "Nothing was changed."
+
+
+# --- the stages ---------------------------------------------------------------------------------------------
+
+
+def run_stages(pipeline: Pipeline, runner: StageRunner, slots: Slots) -> None:
+    """Run the stages in the order that dvc.yaml asks for, as many side by side as there are slots.
 
     After a failure nothing new starts and what runs is waited for.
 
     Raises:
         InputError: a stage failed; the text holds the stage's own last lines.
     """
-    order = TopologicalSorter(upstream)
+    order = TopologicalSorter(pipeline.upstream)
     order.prepare()
     ready: deque[str] = deque()
     futures: dict[str, PrefectFuture[Any]] = {}
-    running: dict[PrefectFuture[Any], tuple[str, dict[str, str]]] = {}
+    running: dict[PrefectFuture[Any], str] = {}
     failure = None
     while order.is_active():
         ready.extend(sorted(order.get_ready()))
-        while ready and slots and not failure:
-            stage, slot = ready.popleft(), slots.pop()
-            before = [futures[name] for name in sorted(upstream[stage])]
-            variables = {"RETRAIN_SOURCE_ROOT": str(repository), **slot}
-            future = reproduce.submit(
-                stage=stage, checkout=checkout, variables=variables, wait_for=before, return_state=False
+        while ready and len(running) < len(slots) and not failure:
+            stage = ready.popleft()
+            before = [futures[name] for name in sorted(pipeline.upstream[stage])]
+            futures[stage] = _as_task(stage).submit(
+                stage=stage,
+                runner=None if stage in pipeline.restored else runner,
+                slots=slots,
+                wait_for=before,
+                return_state=False,
             )
-            futures[stage] = future
-            running[future] = (stage, slot)
+            running[futures[stage]] = stage
         if not running:
             break
         finished = next(as_completed(list(running)))
-        stage, slot = running.pop(finished)
-        slots.append(slot)
+        stage = running.pop(finished)
         order.done(stage)
         finished.wait()  # only then is its state the final one
         if not finished.state.is_completed():
@@ -121,18 +157,67 @@ def run_stages(
         raise InputError(failure)
 
 
-@task(task_run_name="{stage}", persist_result=False)
-def reproduce(stage: str, checkout: Path, variables: dict[str, str]) -> State[Any]:
-    """Bring one stage up to date; a stage that had nothing to do ends as Cached."""
+@task(task_run_name="{stage}", persist_result=False, cache_policy=NO_CACHE)
+def reproduce(stage: str, runner: StageRunner | None, slots: Slots) -> State[Any]:
+    """Bring one stage up to date; one that was so already, for which no runner is given, ends as Cached."""
+    if runner is None:
+        return Completed(name="Cached", message="unchanged")
     logger = get_run_logger()
-    done = run_stage(checkout, stage, tell=logger.info, **variables)
+    with slots.take(logger.info) as slot:
+        done = runner.run(stage, slot, _watcher(stage, logger.info))
     match done.outcome:
         case Outcome.RAN:
             return Completed()
         case Outcome.CACHED:
             return Completed(name="Cached", message="unchanged")
+        case Outcome.INTERRUPTED:
+            return Failed(name="Interrupted", message=done.tail)
         case Outcome.FAILED:
             return Failed(message=done.tail)
+
+
+def _as_task(stage: str) -> Task[..., State[Any]]:
+    """The task of a stage, with the retries that befit its kind.
+
+    What a stage itself has found wrong is not tried again: it would be wrong again.
+    """
+    kind = stage.partition("@")[0]
+    return reproduce.with_options(retry_condition_fn=_was_interrupted, **RETRIES.get(kind, RETRY_ONCE))
+
+
+#: A source that is away comes back after seconds or minutes; a training takes long, and fails again where
+#: memory is short.
+RETRIES: dict[str, dict[str, Any]] = {
+    "download": {"retries": 5, "retry_delay_seconds": exponential_backoff(5), "retry_jitter_factor": 0.5},
+    "train": {"retries": 2, "retry_delay_seconds": [5, 60]},
+}
+RETRY_ONCE: dict[str, Any] = {"retries": 1, "retry_delay_seconds": 5}
+
+
+def _was_interrupted(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    return state.name == "Interrupted"
+
+
+def _watcher(stage: str, log: Callable[[str], None]) -> Callable[[str], None]:
+    """Hand a stage's lines to the log, and keep a progress bar in the UI where they tell of progress."""
+    artifact: Any = None
+
+    def tell(line: str) -> None:
+        nonlocal artifact
+        log(line)
+        fraction = fraction_done(line)
+        if fraction is None:
+            return
+        percent = round(100 * fraction, 1)
+        try:
+            if artifact is None:
+                artifact = create_progress_artifact(percent, description=f"{stage}: {line}")
+            else:
+                update_progress_artifact(artifact, percent, description=f"{stage}: {line}")
+        except httpx.HTTPError as error:  # who watches must not stop the work
+            logging.getLogger(__name__).debug("no progress shown: %s", error)
+
+    return tell
 
 
 def _without_empty_traceback(record: logging.LogRecord) -> bool:
@@ -145,29 +230,102 @@ def _without_empty_traceback(record: logging.LogRecord) -> bool:
 logging.getLogger("prefect.task_runs").addFilter(_without_empty_traceback)
 
 
-def compute_slots(params: Params) -> list[dict[str, str]]:
-    """One entry for each stage that may run at the same time, holding its environment variables.
+# --- new data -----------------------------------------------------------------------------------------------
 
-    With GPUs there is one a GPU, which the stage then has to itself. On the CPU there are as many as
-    fit by the threads that a training takes, which params.yaml sets, since they change its last digits.
+RAW = Path("data/raw")
+PREVIOUS_RAW = Path("data/previous")
+
+
+@task(task_run_name="look for new data", persist_result=False, cache_policy=NO_CACHE)
+def look_for_new_data(checkout: Path, repository: Path) -> None:
+    """List the source, and pin what it holds in the checkout's params.yaml where that is not what it held.
+
+    The data as the revision has them stay beside, so that only what changed is fetched.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = _gpu_ids() if visible is None else [gpu for gpu in visible.split(",") if gpu]
-    if gpus:
-        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus]
-    cores = available_cores()
-    threads = max(plan.threads or cores for plan in params.experiments.values())
-    return [{} for _ in range(max(1, cores // threads))]
+    path = checkout / "params.yaml"
+    raw = None
+    if restore_output(checkout, RAW.as_posix()):
+        raw = (checkout / RAW).rename(checkout / PREVIOUS_RAW)
+    news = look(load_params(path).data.source, repository, raw)
+    get_run_logger().info("%s", news.text)
+    if news.fingerprint and news.differs:
+        pinned = with_changes(
+            path.read_text(encoding="utf-8"), {"new data": {"data": {"fingerprint": news.fingerprint}}}
+        )
+        path.write_text(pinned, encoding="utf-8")
 
 
-def _gpu_ids() -> list[str]:
-    """The NVIDIA GPUs of this machine, as the driver lists them."""
-    folder = Path("/proc/driver/nvidia/gpus")
-    return [str(number) for number, _ in enumerate(folder.iterdir())] if folder.is_dir() else []
+def _previous_data(checkout: Path) -> dict[str, str]:
+    previous = checkout / PREVIOUS_RAW
+    return {"RETRAIN_PREVIOUS_RAW": str(previous)} if previous.exists() else {}
 
 
-def _summary(request: RetrainRequest) -> str:
-    return "\n\n".join([f"Params of {request.name}", *request.changes])
+# --- what came out ------------------------------------------------------------------------------------------
+
+
+def _publish(
+    request: RetrainRequest, repository: Path, checkout: Path, base: str, name: str
+) -> Published | State[Any]:
+    logger = get_run_logger()
+    params = load_params(checkout / "params.yaml")
+    now = json.loads((checkout / "metrics.json").read_text(encoding="utf-8"))
+    scores = compare(now, _metrics_at(repository, base), params.experiments)
+    began = f"Started from {base[:10]} ({request.revision})."
+    what = ", ".join(f"{key}={value}" for key, value in request.asked().items())
+    title = f"Retrain {name}: {what}" if what else f"Retrain {name}"
+    final = commit(
+        checkout, "\n\n".join([title, began, _asked(request), "\n".join(as_lines(scores))]), *RESULTS
+    )
+
+    create_table_artifact(
+        as_rows(scores, f"{request.revision} ({base[:10]})"),
+        key="retrain-metrics",
+        description=f"# Test metrics of {name}\n\n{began}",
+    )
+    if same := published_already(repository, base, final):
+        message = f"nothing changed since {request.revision if same == base else same}; nothing published"
+        report = repository / RUNS / same.removeprefix(PREFIX) / "index.html"
+        if report.exists():
+            message += f"; report: {report}"
+        logger.info(message)
+        return Completed(name="Unchanged", message=message)
+    results = _collect(checkout, repository / RUNS / name)
+    _link_report(results, name)
+    if request.publish == "nowhere":
+        return Published(results / "index.html", results / "metrics.json", None, final)
+    branch = make_branch(repository, name, final)
+    logger.info("published as %s; report: %s", branch, results / "index.html")
+    create_markdown_artifact(_summary(results, branch, base), key="retrain-summary")
+    if request.publish == "remotes":
+        state = publish(repository, checkout, branch, return_state=True)
+        if not state.is_completed():
+            raise InputError(f"{branch} is published in {repository}, but not pushed: {state.message}")
+    return Published(results / "index.html", results / "metrics.json", branch, final)
+
+
+@task(
+    task_run_name="publish",
+    retries=3,
+    retry_delay_seconds=exponential_backoff(3),
+    retry_jitter_factor=0.5,
+    persist_result=False,
+    cache_policy=NO_CACHE,
+)
+def publish(repository: Path, checkout: Path, branch: str) -> State[Any]:
+    """Push the data and the branch to the remotes that there are."""
+    try:
+        push(repository, checkout, branch, get_run_logger().info)
+    except InputError as error:
+        return Failed(message=str(error))
+    return Completed()
+
+
+def _metrics_at(repository: Path, commit: str) -> dict[str, Any]:
+    try:
+        metrics: dict[str, Any] = json.loads(git(repository, "show", f"{commit}:metrics.json"))
+    except (InputError, ValueError):  # a revision before the first run has none
+        return {}
+    return metrics
 
 
 def _collect(checkout: Path, results: Path) -> Path:
@@ -175,6 +333,26 @@ def _collect(checkout: Path, results: Path) -> Path:
     shutil.copytree(checkout / "reports", results, dirs_exist_ok=True, copy_function=shutil.copyfile)
     shutil.copyfile(checkout / "metrics.json", results / "metrics.json")
     return results
+
+
+def _link_report(results: Path, name: str) -> None:
+    server = os.environ.get(REPORTS_URL)
+    link = f"{server}/{name}/index.html" if server else (results / "index.html").as_uri()
+    create_link_artifact(link, link_text=f"Report of {name}", key="retrain-report")
+
+
+def _summary(results: Path, branch: str, base: str) -> str:
+    """The report's summary with its figures, which the UI shows only if the text holds them."""
+    parts = [(results / "summary.md").read_text(encoding="utf-8")]
+    figures = results / "figures.svg"
+    if figures.exists():  # the reports of early revisions have none
+        data = b64encode(figures.read_bytes()).decode()
+        parts.append(f"![Figures of the report](data:image/svg+xml;base64,{data})\n")
+    parts.append(f"## In your own checkout\n\n```\ndvc metrics diff {base[:10]} {branch}\n```\n")
+    return "\n".join(parts)
+
+
+# --- the command line ---------------------------------------------------------------------------------------
 
 
 def make_request(**values: Any) -> RetrainRequest:
@@ -189,40 +367,44 @@ def make_request(**values: Any) -> RetrainRequest:
         raise InputError("\n".join(fault_line(fault) for fault in error.errors())) from None
 
 
-def _check_params(request: RetrainRequest, repository: Path) -> None:
-    """Refuse what the schema of params.yaml refuses before a server is started for it."""
-    commit = resolve(repository, request.revision)
-    with_changes(git(repository, "show", f"{commit}:params.yaml"), request.changes)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Reproduce the pipeline in a checkout of its own, on a branch retrain/NAME."
     )
     add_change_arguments(parser)
     parser.add_argument("--revision", default="HEAD", help="the commit to start from")
+    parser.add_argument("--look-for-new-data", action="store_true", help="take what is in the source now")
+    parser.add_argument("--publish", default="here", help="remotes, here (a branch) or nowhere")
     parser.add_argument("--name", help="of the run and its branch; by default the preset and the time")
     args = parser.parse_args()
 
     repository = find_repository()
-    stem = args.preset.stem if args.preset else "params"
+    preset = PurePath(args.preset).stem if args.preset else None
     request = make_request(
-        name=args.name or f"{stem}-{datetime.now():%Y%m%d-%H%M%S}",
+        preset=preset,
+        changes=args.assignments,
         revision=args.revision,
-        changes=read_changes(args.preset, args.assignments),
+        look_for_new_data=args.look_for_new_data,
+        publish=args.publish,
     )
-    _check_params(request, repository)
+    # Refuse what the schema of params.yaml refuses before a server is started for it.
+    request.params_text(repository, resolve(repository, args.revision))
     if args.revision == "HEAD" and (changed := uncommitted(repository)):
         print(f"not part of this run, since not committed: {', '.join(changed)}", file=sys.stderr)
-    state = retrain(request, repository, return_state=True)
+    name = args.name or f"{preset or 'params'}-{datetime.now():%Y%m%d-%H%M%S}"
+    state = retrain.with_options(flow_run_name=name)(request, return_state=True)
     if not state.is_completed():
         raise InputError(state.message or "the flow did not complete")
+    logging.getLogger("prefect").setLevel(logging.WARNING)  # the end of its server is not the last word
+    if state.name == "Unchanged":
+        print(state.message)
+        return
     published = state.result()
     assert isinstance(published, Published)
-    logging.getLogger("prefect").setLevel(logging.WARNING)  # the end of its server is not the last word
     print(f"report:  {published.report}")
     print(f"metrics: {published.metrics}")
-    print(f"commit:  {published.commit} on {published.branch}")
+    if published.branch:
+        print(f"commit:  {published.commit} on {published.branch}")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,28 @@
-"""The stages of dvc.yaml: read as a graph, run one at a time through DVC."""
+"""The stages of dvc.yaml: read as a graph, brought up to date through DVC."""
 
+import logging
 import re
+import signal
 import subprocess
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import chdir, suppress
 from enum import StrEnum
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple
 
 import psutil
-from dvc.exceptions import DvcException
+from dvc.exceptions import CheckoutError, DvcException
 from dvc.repo import Repo
 from dvc.repo.reproduce import plan_repro
+from dvc.stage import PipelineStage
+from dvc.stage.cache import RunCacheNotFoundError
 from dvc.utils.serialize import load_yaml, modify_yaml
 
 from flows.checkout import environment
-from tasks.cli import InputError
+from flows.slots import Slot
+from tasks.cli import TEMPORARY, InputError
 
 #: How many of a stage's last lines its failure repeats.
 TAIL = 15
@@ -33,18 +39,22 @@ HINTS = (
 )
 
 #: What DVC says of a stage that has said itself what was wrong.
-DVC_REPEATS = re.compile(r"ERROR: failed to reproduce .* exited with 1$")
+DVC_REPEATS = re.compile(r"ERROR: failed to reproduce .* exited with (?P<status>-?\d+)$")
+
+#: Exit statuses of a stage that did not end by a fault of its own, nor because it was told to: a connection
+#: failed, or it was killed, as the system does when memory runs out, or crashed in a library.
+WORTH_ANOTHER_TRY = {TEMPORARY, *(-number for number in (signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV))}
 
 #: Seconds that a stage has to end when told to, before it is killed.
 GRACE = 5.0
-
-_RUNNING: set["subprocess.Popen[str]"] = set()
 
 
 class Outcome(StrEnum):
     RAN = "ran"
     CACHED = "cached"
     FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    """Ended by what may be gone at another try: a signal, or a connection that failed."""
 
 
 class StageRun(NamedTuple):
@@ -60,24 +70,65 @@ class Pipeline(NamedTuple):
     """Each stage with the stages whose outputs it reads."""
     order: list[str]
     """The stages as dvc.lock lists them: those that it has, then the others as `dvc repro` adds them."""
+    restored: frozenset[str]
+    """Those that the DVC cache brought up to date; the others have to run."""
 
 
-def read_pipeline(checkout: Path) -> Pipeline:
-    """Read dvc.yaml, through DVC.
+def restore_pipeline(checkout: Path) -> Pipeline:
+    """Read dvc.yaml, and bring up to date all that is in the DVC cache, without running anything.
+
+    One process of DVC asks this once for all stages: a process a stage costs more than a second each.
 
     Raises:
-        InputError: it can't be read, in DVC's own words.
+        InputError: DVC refused, in its own words.
     """
+    logging.getLogger("dvc").setLevel(logging.WARNING)  # the flow's own task runs tell what is cached
     try:
-        with Repo(str(checkout)) as repo:
+        # DVC makes stages out of the run cache with paths that count from the current folder.
+        with chdir(checkout), Repo(str(checkout)) as repo, repo.lock:
             graph = repo.index.graph
-            upstream = {stage.name: {up.name for up in graph.successors(stage)} for stage in graph}
-            planned = [stage.name for stage in plan_repro(graph)]
+            planned = plan_repro(graph)
+            upstream = {stage.name: {up.name for up in graph.successors(stage)} for stage in planned}
+            restored: set[str] = set()
+            for stage in planned:
+                if upstream[stage.name] <= restored and _is_restored(stage):
+                    restored.add(stage.name)
     except DvcException as error:
         raise InputError(f"dvc.yaml: {error}") from None
     lock = checkout / "dvc.lock"
     locked = load_yaml(lock)["stages"] if lock.exists() else {}
-    return Pipeline(upstream, list(dict.fromkeys([*locked, *planned])))
+    return Pipeline(upstream, list(dict.fromkeys([*locked, *upstream])), frozenset(restored))
+
+
+def _is_restored(stage: PipelineStage) -> bool:
+    """Do for one stage what `dvc repro` does, up to where it would run the stage's command."""
+    if not stage.changed():
+        return True
+    stage.remove_outs(ignore_remove=False, force=False)
+    try:
+        stage.repo.stage_cache.restore(stage)
+    except RunCacheNotFoundError:
+        return False
+    stage.save()
+    stage.commit()
+    stage.dump(update_pipeline=False)
+    return True
+
+
+def restore_output(checkout: Path, path: str) -> bool:
+    """Put an output there as dvc.lock records it; False where the DVC cache doesn't have it.
+
+    Raises:
+        InputError: no stage has such an output.
+    """
+    try:
+        with chdir(checkout), Repo(str(checkout)) as repo:
+            repo.checkout(targets=[path], force=True)
+    except CheckoutError:
+        return False
+    except DvcException as error:
+        raise InputError(f"dvc.yaml: {error}") from None
+    return (checkout / path).exists()
 
 
 def sort_lock(checkout: Path, order: list[str]) -> None:
@@ -89,60 +140,79 @@ def sort_lock(checkout: Path, order: list[str]) -> None:
         lock["stages"] = dict(sorted(lock["stages"].items(), key=lambda item: order.index(item[0])))
 
 
-def run_stage(checkout: Path, stage: str, tell: Callable[[str], None], **variables: str) -> StageRun:
-    """Bring one stage up to date through DVC, handing each line that it prints to `tell` at once.
+class StageRunner:
+    """Runs the stages of one checkout, each by a DVC process of its own."""
 
-    DVC stays in this process's group, so that what ends this process ends the stage too: DVC itself
-    passes no TERM on to the command it runs.
+    def __init__(self, checkout: Path, **variables: str) -> None:
+        """`variables` are further environment variables for every stage."""
+        self._checkout, self._variables = checkout, variables
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = Event()
 
-    Args:
-        variables: further environment variables for the stage.
-    """
-    process = subprocess.Popen(
-        ["dvc", "--wait-for-lock", "repro", "--single-item", stage],
-        cwd=checkout,
-        env=environment() | {"PYTHONUNBUFFERED": "1"} | variables,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    assert process.stdout is not None
+    def run(self, stage: str, slot: Slot, tell: Callable[[str], None]) -> StageRun:
+        """Bring one stage up to date, handing each line that it prints to `tell` at once.
+
+        DVC stays in this process's group, so that what ends this process ends the stage too: DVC itself
+        passes no TERM on to the command it runs.
+        """
+        if self._stopped.is_set():
+            return StageRun(Outcome.FAILED, "stopped")
+        process = subprocess.Popen(
+            ["dvc", "--wait-for-lock", "repro", "--single-item", stage],
+            cwd=self._checkout,
+            env=environment() | {"PYTHONUNBUFFERED": "1"} | self._variables | slot.variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=slot.locks,
+            text=True,
+            errors="replace",
+        )
+        self._running.add(process)
+        with process:
+            assert process.stdout is not None
+            ran, status, tail = _follow(process.stdout, tell)
+        self._running.discard(process)
+        if not process.returncode:
+            return StageRun(Outcome.RAN if ran else Outcome.CACHED, tail)
+        interrupted = status in WORTH_ANOTHER_TRY and not self._stopped.is_set()
+        return StageRun(Outcome.INTERRUPTED if interrupted else Outcome.FAILED, tail)
+
+    def stop(self) -> None:
+        """End the stages that run, with all that they have started, and start no more.
+
+        DVC ends nothing of what it runs when it is ended itself, so its descendants are told one by one.
+        """
+        self._stopped.set()
+        trees: list[psutil.Process] = []
+        for process in list(self._running):
+            with suppress(psutil.NoSuchProcess):
+                dvc = psutil.Process(process.pid)
+                trees += [*dvc.children(recursive=True), dvc]
+        for part in trees:
+            with suppress(psutil.NoSuchProcess):
+                part.terminate()
+        _, stubborn = psutil.wait_procs(trees, timeout=GRACE)
+        for part in stubborn:
+            with suppress(psutil.NoSuchProcess):
+                part.kill()
+
+
+def _follow(output: Iterator[str], tell: Callable[[str], None]) -> tuple[bool, int, str]:
+    """Hand on DVC's lines; whether the stage's command ran, its exit status, and its last lines."""
     tail: deque[str] = deque(maxlen=TAIL)
-    ran = False
-    _RUNNING.add(process)
-    with process:
-        for line in _lines(process.stdout):
-            tell(line)
-            if line.startswith("Running stage"):
-                ran = True
-                tail.clear()
-            elif not line.startswith("> ") and not (tail and DVC_REPEATS.match(line)):
-                tail.append(line)
-    _RUNNING.discard(process)
-    if process.returncode:
-        return StageRun(Outcome.FAILED, "\n".join(tail))
-    return StageRun(Outcome.RAN if ran else Outcome.CACHED, "\n".join(tail))
-
-
-def stop_stages() -> None:
-    """End the stages that this process is running, with all that they have started.
-
-    DVC ends nothing of what it runs when it is ended itself, so its descendants are told one by one.
-    """
-    trees: list[psutil.Process] = []
-    for process in list(_RUNNING):
-        with suppress(psutil.NoSuchProcess):
-            dvc = psutil.Process(process.pid)
-            trees += [*dvc.children(recursive=True), dvc]
-    for part in trees:
-        with suppress(psutil.NoSuchProcess):
-            part.terminate()
-    _, stubborn = psutil.wait_procs(trees, timeout=GRACE)
-    for part in stubborn:
-        with suppress(psutil.NoSuchProcess):
-            part.kill()
+    ran, status = False, 0
+    for line in _lines(output):
+        tell(line)
+        end = DVC_REPEATS.match(line)
+        if end:
+            status = int(end["status"])
+        if line.startswith("Running stage"):
+            ran = True
+            tail.clear()
+        elif not line.startswith("> ") and not (tail and end):
+            tail.append(line)
+    return ran, status, "\n".join(tail)
 
 
 def _lines(output: Iterator[str]) -> Iterator[str]:

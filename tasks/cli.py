@@ -1,9 +1,18 @@
 """How every stage starts from a command line and how it ends when something is wrong."""
 
+import errno
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
+
+#: Exit status of a fault that may be gone at another try, as sysexits.h has it.
+TEMPORARY = 75
+
+#: What a network file system says when its server is away.
+_TEMPORARY_ERRORS = frozenset(
+    {errno.EAGAIN, errno.EHOSTUNREACH, errno.EIO, errno.ENETDOWN, errno.ENETUNREACH, errno.ESTALE}
+)
 
 
 class InputError(ValueError):
@@ -13,7 +22,8 @@ class InputError(ValueError):
 def stage_main(main: Callable[[], None]) -> None:
     """Run `main`; a user's mistake or a failing disk becomes one line on stderr and exit status 1.
 
-    A SIGTERM unwinds the stack like Ctrl-C does, so that half-written files are cleaned up.
+    A connection that failed exits with TEMPORARY instead. A SIGTERM unwinds the stack like Ctrl-C does,
+    so that half-written files are cleaned up.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -22,9 +32,14 @@ def stage_main(main: Callable[[], None]) -> None:
         sys.exit(f"error: {error}")
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"error: {place}{error.strerror or error}")
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        sys.exit(TEMPORARY if _is_temporary(error) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _is_temporary(error: OSError) -> bool:
+    return isinstance(error, ConnectionError | TimeoutError) or error.errno in _TEMPORARY_ERRORS
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

@@ -32,13 +32,16 @@ def set_up(seed: int, precision: str, threads: int) -> Compute:
 
     Args:
         precision: auto, fp32 or bf16; auto is bf16 where the hardware multiplies it faster than fp32.
-        threads: of the CPU; 0 is all the cores that this process may use. It is part of what determines
-            the last digits of a result.
+        threads: of the CPU; 0 is what OMP_NUM_THREADS says, or else all the cores that this process may
+            use. It is part of what determines the last digits of a result.
     """
     # cuBLAS repeats its results only with a workspace of fixed size.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(threads or available_cores())
+    if not threads and "OMP_NUM_THREADS" not in os.environ:
+        threads = available_cores()
+    if threads:
+        torch.set_num_threads(threads)
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if precision == "auto":

@@ -11,7 +11,7 @@ writes a preset and single changes into params.yaml, keeping its comments.
 import argparse
 import difflib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from tasks.cli import InputError, stage_main
 from tasks.files import replacing
@@ -50,6 +51,13 @@ def _distinct(words: tuple[str, ...]) -> tuple[str, ...]:
 
 class Data(_Section):
     source: Annotated[str, Field(min_length=1)]
+    fingerprint: Annotated[str, Field(pattern=r"^f[0-9a-f]{31}$")] | None = None
+
+    @model_validator(mode="after")
+    def _can_be_pinned(self) -> Self:
+        if self.fingerprint and self.source.startswith("phantom://"):
+            raise ValueError("phantom:// never changes and has no fingerprint; set data.fingerprint=null")
+        return self
 
 
 class Preprocess(_Section):
@@ -267,33 +275,55 @@ def _keys_at(place: tuple[str, ...]) -> list[str]:
     return list(section.model_fields)
 
 
-def with_changes(text: str, changes: Mapping[str, Mapping[str, Any]]) -> str:
+def with_changes(text: str, changes: Mapping[str, Mapping[str, Any]], experiments: Sequence[str] = ()) -> str:
     """The text of params.yaml with nested changes merged in, comments kept, and checked.
 
     Mappings are merged, everything else is replaced.
 
     Args:
         changes: each under the name of where it came from, which is named where the result won't do.
+        experiments: those to keep, of the changed text; none named keeps them all.
 
     Raises:
-        InputError: the text is no params.yaml, or the changed one does not fit the schema.
+        InputError: the text is no params.yaml, the changed one does not fit the schema, or it has no
+            such experiment.
     """
     parse_mapping(text, "params.yaml")
     yaml = YAML()
+    yaml.Representer = _Representer
     yaml.width, yaml.preserve_quotes = 4096, True
     document = yaml.load(text)
     for change in changes.values():
         _merge(document, change)
+    if experiments:
+        _keep_experiments(document, experiments)
     buffer = io.StringIO()
     yaml.dump(document, buffer)
     parse_params(buffer.getvalue(), " with ".join(filter(None, ["params.yaml", ", ".join(changes)])))
     return buffer.getvalue()
 
 
+class _Representer(RoundTripRepresenter):
+    """Writes null as null, where ruamel.yaml would leave the value out."""
+
+
+_Representer.add_representer(
+    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+)
+
+
+def _keep_experiments(document: Any, names: Sequence[str]) -> None:
+    there = document.get("experiments") or {}
+    if unknown := [name for name in names if name not in there]:
+        raise InputError(f"experiments: {unknown[0]!r} is not one of {', '.join(there)}")
+    for name in [name for name in there if name not in names]:
+        del there[name]
+
+
 def read_changes(preset: Path | None, assignments: list[str]) -> dict[str, dict[str, Any]]:
     """The changes that a command line asks for: a preset first, then each KEY=VALUE."""
     changes = {str(preset): read_preset(preset)} if preset else {}
-    return changes | {f"--set {assignment}": parse_assignment(assignment) for assignment in assignments}
+    return changes | {assignment: parse_assignment(assignment) for assignment in assignments}
 
 
 def _merge(document: Any, changes: Mapping[str, Any]) -> None:
@@ -313,11 +343,11 @@ def parse_assignment(assignment: str) -> dict[str, Any]:
     """`"training.width=32"` as `{"training": {"width": 32}}`; the value is read as YAML."""
     key, separator, value = assignment.partition("=")
     if not separator or not all(key.split(".")):
-        raise InputError(f"--set {assignment}: expected KEY=VALUE, for example alpha=0.3")
+        raise InputError(f"{assignment}: expected KEY=VALUE, for example alpha=0.3")
     try:
         nested: Any = YAML(typ="safe", pure=True).load(value)
     except YAMLError:
-        raise InputError(f"--set {assignment}: the value is not valid YAML") from None
+        raise InputError(f"{assignment}: the value is not valid YAML") from None
     for part in reversed(key.split(".")):
         nested = {part: nested}
     result: dict[str, Any] = nested

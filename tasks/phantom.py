@@ -15,7 +15,7 @@ IEEE 754 rounds alike everywhere; exp, sin or pow on arrays would differ in the 
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -68,6 +68,9 @@ class PhantomSource:
     def names(self) -> list[str]:
         """Names of all files, three a case, sorted."""
         return sorted(self._names())
+
+    def stamps(self, names: Iterable[str], /) -> None:
+        """Nothing: what the URL gives never changes, so nobody has to look."""
 
     def read(self, name: str) -> bytes:
         """PNG file of that name: 8 bit grey, (size, size); masks hold exactly 0 and 255.

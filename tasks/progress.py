@@ -1,5 +1,6 @@
 """How long work shows: a bar on a terminal, plain lines now and then in a log."""
 
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,9 @@ Item = TypeVar("Item")
 
 #: Seconds between two plain lines.
 LINE_EVERY = 20.0
+
+_EPOCH = re.compile(r"\bepoch (\d+)(?P<done>/| of )(\d+):")
+_STEP = re.compile(r": (\d+) of (\d+), ")
 
 
 def progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
@@ -25,3 +29,17 @@ def progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
         if now - last >= LINE_EVERY:
             last = now
             print(f"{what}: {done} of {total}, {done / (now - start):.3g} a second", flush=True)
+
+
+def fraction_done(line: str) -> float | None:
+    """How much of a stage's work is done, 0 to 1, as one of its plain lines tells; None where it doesn't.
+
+    A line is `WHAT: 12 of 40, ...`, where WHAT may end in `epoch 3 of 8`, or `WHAT epoch 3/8: ...` at the
+    end of an epoch.
+    """
+    step = _STEP.search(line)
+    within = int(step[1]) / int(step[2]) if step else None
+    if epoch := _EPOCH.search(line):
+        finished = int(epoch[1]) if epoch["done"] == "/" else int(epoch[1]) - 1 + (within or 0)
+        return finished / int(epoch[3])
+    return within

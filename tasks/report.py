@@ -38,6 +38,7 @@ from tasks.tables import (
 from tasks.wording import IMAGE_SET_WORDS
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
+FIGURES = Path(__file__).with_name("figures.svg.j2")
 
 
 def report(
@@ -57,7 +58,8 @@ def report(
     Reads of each experiment, in the order of params.yaml, `plans/NAME.json`,
     `trained/NAME/{history.csv,model.json}` and `evaluated/NAME/{metrics.json,images.csv,predictions.zip}`;
     beside them `baselines/metrics.json`, `packed/{images.csv,rejected.csv}` and `raw`.
-    Writes `out/index.html`, `out/summary.md` and `metrics`; where an input is missing, none of them.
+    Writes `out/index.html`, `out/summary.md`, `out/figures.svg` and `metrics`; where an input is missing,
+    none of them.
 
     Raises:
         InputError: a plan, figure or prediction that is asked for does not exist, or an experiment is named
@@ -65,16 +67,18 @@ def report(
     """
     inputs = _read(params, plans, trained, evaluated, baselines, packed, raw)
     sentences = {target: findings(inputs, target) for target in inputs.targets}
-    page = _render(inputs, sentences)
+    page, pictures = _page(inputs, sentences), _figures(inputs)
     summary = _summary(inputs, sentences)
     figures_of_merit = metrics_json(inputs)
     with (
         replacing(metrics) as metrics_part,
         replacing(out / "summary.md") as summary_part,
+        replacing(out / "figures.svg") as figures_part,
         replacing(out / "index.html") as page_part,
     ):
         metrics_part.write_text(figures_of_merit, encoding="utf-8")
         summary_part.write_text(summary, encoding="utf-8")
+        figures_part.write_text(pictures, encoding="utf-8")
         page_part.write_text(page, encoding="utf-8")
 
 
@@ -140,15 +144,26 @@ def figure_ids(table: pd.DataFrame, half: str, positions: Sequence[int]) -> dict
 # The page and the summary
 
 
-def _render(inputs: Inputs, sentences: Mapping[str, list[str]]) -> str:
+def _render(template: Path, **values: Any) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    return environment.from_string(template.read_text(encoding="utf-8")).render(**values)
+
+
+def _figures(inputs: Inputs) -> str:
+    """The figures as an SVG of their own, for where the page can't be shown."""
+    gallery = Gallery(inputs.raw)
+    cases = figure_cases(inputs, gallery)
+    return _render(FIGURES, cases=cases, xrays=list(gallery.xrays.values()))
+
+
+def _page(inputs: Inputs, sentences: Mapping[str, list[str]]) -> str:
     gallery = Gallery(inputs.raw)
     differing, common = settings(inputs.experiments)
     main = inputs.targets[0]
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    page = template.render(
+    page = _render(
+        TEMPLATE,
         inputs=inputs,
         title=title(inputs),
         lead=opening(inputs),

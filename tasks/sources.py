@@ -1,4 +1,4 @@
-"""Where the dataset comes from: every source lists file names and reads one file at a time.
+"""Where the dataset comes from: every source lists its files and reads one at a time.
 
 Names are relative, with forward slashes, and not trusted. A new kind of source is one more class and
 one more line in `open_source`.
@@ -7,8 +7,9 @@ one more line in `open_source`.
 import stat
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tasks.cli import InputError
 from tasks.phantom import PhantomSource
@@ -18,10 +19,26 @@ HOW_TO_GET_IT = (
     "or set data.source in params.yaml to where it is, or to phantom:// for synthetic images"
 )
 
+#: Bytes that a folder's file is read in at a time.
+BLOCK = 1 << 20
+
+
+class Stamp(NamedTuple):
+    """By what a file is known to be unchanged without being fetched.
+
+    A CRC-32 finds accidents and updates. It is no protection: who wants to can make another file with it.
+    """
+
+    size: int
+    crc32: int
+
 
 class Source(Protocol):
     def names(self) -> list[str]:
         """Every file's name, in any order."""
+
+    def stamps(self, names: Iterable[str], /) -> dict[str, Stamp] | None:
+        """These files' stamps; None where files never change."""
 
     def read(self, name: str) -> bytes:
         """The content of one file."""
@@ -59,11 +76,25 @@ class FolderSource:
             path.relative_to(self._root.parent).as_posix() for path in self._root.rglob("*") if path.is_file()
         ]
 
+    def stamps(self, names: Iterable[str], /) -> dict[str, Stamp]:
+        return {name: self._stamp(self._path(name)) for name in names}
+
     def read(self, name: str) -> bytes:
+        return self._path(name).read_bytes()
+
+    def _path(self, name: str) -> Path:
         path = self._root.parent / name
         if not path.resolve().is_relative_to(self._root):
             raise InputError(f"{path}: a link that leads out of {self._root}; put the file itself there")
-        return path.read_bytes()
+        return path
+
+    @staticmethod
+    def _stamp(path: Path) -> Stamp:
+        size = crc32 = 0
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                size, crc32 = size + len(block), zlib.crc32(block, crc32)
+        return Stamp(size, crc32)
 
 
 class ZipSource:
@@ -77,7 +108,7 @@ class ZipSource:
         self._path = path
         try:
             self._archive = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: not a whole zip archive, it may be cut short ({error})") from None
         seen = set()
         for info in self._archive.infolist():
@@ -88,6 +119,10 @@ class ZipSource:
 
     def names(self) -> list[str]:
         return [info.filename for info in self._archive.infolist() if not info.is_dir()]
+
+    def stamps(self, names: Iterable[str], /) -> dict[str, Stamp]:
+        infos = {name: self._archive.getinfo(name) for name in names}
+        return {name: Stamp(info.file_size, info.CRC) for name, info in infos.items()}
 
     def read(self, name: str) -> bytes:
         try:

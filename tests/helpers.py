@@ -4,6 +4,7 @@ import io
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,14 @@ def png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def zipped(folder: Path, archive: Path, prefix: str = "", compression: int = zipfile.ZIP_DEFLATED) -> Path:
+    """Pack a folder, its last file first."""
+    with zipfile.ZipFile(archive, "w", compression) as target:
+        for path in sorted(folder.rglob("*"), reverse=True):
+            target.write(path, prefix + path.relative_to(folder).as_posix())
+    return archive
 
 
 class Repository:
@@ -53,3 +62,14 @@ class Repository:
 
     def read(self, path: str) -> str:
         return (self.folder / path).read_text(encoding="utf-8")
+
+
+def retrain(repository: Repository, *arguments: str, fails: bool = False) -> str:
+    """Run the flow from the command line; what it prints."""
+    return repository.run(sys.executable, "-m", "flows.retrain", *arguments, fails=fails)
+
+
+def finished(output: str) -> dict[str, str]:
+    """Each task run that a flow's output tells of, with the name of the state it finished in."""
+    lines = [line for line in output.splitlines() if "| Task run " in line and "Finished in state" in line]
+    return {line.split("'")[1]: line.split("Finished in state ")[1].partition("(")[0] for line in lines}

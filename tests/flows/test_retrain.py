@@ -1,7 +1,6 @@
-"""The flow as its users run it: a real repository, a real temporary Prefect server, real DVC."""
+"""The flow as its users run it: a real repository, a real Prefect server, real DVC."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,10 +11,9 @@ import psutil
 import pytest
 
 from flows.checkout import environment
-from flows.retrain import compute_slots
-from flows.stages import Outcome, read_pipeline, run_stage
-from tasks.params import Params, parse_params
-from tests.helpers import Repository
+from tests.helpers import Repository, finished, retrain
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 @pytest.fixture(scope="module")
@@ -23,24 +21,6 @@ def repository(
     make_repository: Callable[[Path], Repository], tmp_path_factory: pytest.TempPathFactory
 ) -> Repository:
     return make_repository(tmp_path_factory.mktemp("flow"))
-
-
-@pytest.fixture(autouse=True)
-def _own_prefect(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Prefect of the test's own, whatever the user's profile says."""
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path_factory.getbasetemp() / "prefect"))
-    monkeypatch.setenv("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-
-
-def retrain(repository: Repository, *arguments: str, fails: bool = False) -> str:
-    return repository.run(sys.executable, "-m", "flows.retrain", *arguments, fails=fails)
-
-
-def finished(output: str) -> dict[str, str]:
-    """Each task run of the flow with the name of the state it finished in."""
-    lines = [line for line in output.splitlines() if "| Task run " in line and "Finished in state" in line]
-    return {line.split("'")[1]: line.split("Finished in state ")[1].partition("(")[0] for line in lines}
 
 
 class TestInOrder:
@@ -55,7 +35,7 @@ class TestInOrder:
 
         assert "not part of this run, since not committed: README.md" in output
         states = finished(output)
-        assert states.keys() == read_pipeline(repository.folder).upstream.keys()
+        assert states.keys() == set(repository.run("dvc", "stage", "list", "--name-only").split())
         assert set(states.values()) == {"Completed"}
         assert "'train@report1_bce' - report1_bce epoch 1/2: train loss" in output
         report, metrics, commit = (line.partition(":")[2].strip() for line in output.splitlines()[-3:])
@@ -67,12 +47,16 @@ class TestInOrder:
             "retrain/first",
         ]
 
+        message = repository.run("git", "log", "-1", "--format=%B", "retrain/first")
+        assert message.startswith("Retrain first: alpha=0.4\n\nStarted from ")
+        iou = json.loads(committed)["report1_bce"]["infection"]["covid"]["iou"]
+        assert f"report1_bce, infection on COVID-19 Test images: IoU {iou:.4f}" in message
         # The params were committed before anything ran, the results after.
         changes = repository.run("git", "log", "--name-only", "--format=> %s", "main..retrain/first").split(
             "\n"
         )
         assert [line for line in changes if line] == [
-            "> Results of first",
+            "> Retrain first: alpha=0.4",
             "dvc.lock",
             "metrics.json",
             "> Params of first",
@@ -82,12 +66,15 @@ class TestInOrder:
         assert repository.run("git", "worktree", "list").count("\n") == 1
         assert repository.run("git", "branch", "--show-current").strip() == "main"
 
-    def test_again_everything_is_cached(self, repository: Repository) -> None:
+    def test_again_nothing_has_changed_and_nothing_is_published(self, repository: Repository) -> None:
         output = retrain(repository, "--name", "again", "--set", "alpha=0.4")
-        stages = read_pipeline(repository.folder).upstream
+        stages = repository.run("dvc", "stage", "list", "--name-only").split()
         assert finished(output) == dict.fromkeys(stages, "Cached")
-        locks = [repository.run("git", "show", f"retrain/{name}:dvc.lock") for name in ("first", "again")]
-        assert locks[0] == locks[1]
+        told = "nothing changed since retrain/first; nothing published; report: "
+        assert output.splitlines()[-1].startswith(told)
+        assert Path(output.splitlines()[-1].removeprefix(told)).exists()
+        assert not repository.run("git", "branch", "--list", "retrain/again")
+        assert not (repository.folder / "runs" / "again").exists()
 
     def test_dvc_alone_makes_the_same_lock_from_the_same_cache(self, repository: Repository) -> None:
         repository.run("git", "checkout", "--quiet", "README.md")
@@ -103,6 +90,9 @@ class TestInOrder:
         difference = json.loads(text)["metrics.json"]
         assert any(name.startswith("report1_bce_iou.infection.covid") for name in difference)
         assert not any(name.startswith("report1_bce.") for name in difference)
+        message = repository.run("git", "log", "-1", "--format=%B", "retrain/second")
+        change = json.loads(text)["metrics.json"]["report1_bce_iou.infection.covid.mae"]["diff"]
+        assert f" ({change:+.4f})" in message
 
     def test_a_failing_stage_fails_the_flow_with_its_own_last_lines(self, repository: Repository) -> None:
         output = retrain(repository, "--name", "bad", "--set", "data.source=data/nothing.zip", fails=True)
@@ -152,15 +142,16 @@ def test_a_stopped_flow_ends_its_trainings_and_leaves_nothing(
     [
         (
             ["--set", "alpha=1.5"],
-            "error: params.yaml with --set alpha=1.5: alpha: 1.5 won't do",
+            "error: params.yaml with alpha=1.5: alpha: 1.5 won't do",
         ),
         (
             ["--set", "alhpa=1"],
-            "error: params.yaml with --set alhpa=1: alhpa: unknown key (did you mean alpha?)",
+            "error: params.yaml with alhpa=1: alhpa: unknown key (did you mean alpha?)",
         ),
-        (["--preset", "presets/dmeo.yaml"], "error: presets/dmeo.yaml: no such file; presets/ holds"),
-        (["--revision", "nowhere"], "error: nowhere: no such revision"),
-        (["--name", "a b"], "error: name: 'a b'"),
+        (["--preset", "dmeo"], "error: presets/dmeo.yaml: no such file in commit"),
+        (["--revision", "nowhere"], "error: revision: 'nowhere': no such branch, tag or commit"),
+        (["--revision=--all"], "error: revision: '--all': no such branch, tag or commit"),
+        (["--publish", "moon"], "error: publish: 'moon' is not one of 'remotes', 'here' or 'nowhere'"),
     ],
 )
 def test_bad_input_is_one_line(repository: Repository, arguments: list[str], line: str) -> None:
@@ -168,34 +159,3 @@ def test_bad_input_is_one_line(repository: Repository, arguments: list[str], lin
     assert output.startswith(line)
     assert output.count("\n") == 1
     assert not repository.run("git", "branch", "--list", "retrain/params-*")
-
-
-def test_slots_on_a_cpu_follow_the_threads_of_a_training(
-    tiny_params_text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
-
-    def slots(threads: int) -> int:
-        return len(compute_slots(parse_params(tiny_params_text.replace("threads: 1", f"threads: {threads}"))))
-
-    assert [slots(threads) for threads in (1, 2, 3, 4, 8, 0)] == [4, 2, 1, 1, 1, 1]
-
-
-def test_each_gpu_is_a_slot_of_its_own(tiny_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    assert compute_slots(tiny_params) == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}]
-
-
-def test_a_stage_tells_its_lines_and_its_outcome(
-    make_repository: Callable[[Path], Repository], tmp_path: Path
-) -> None:
-    repository = make_repository(tmp_path / "one")
-    lines: list[str] = []
-    assert run_stage(repository.folder, "plan", lines.append).outcome is Outcome.RAN
-    assert lines[0] == "Running stage 'plan':"
-    assert run_stage(repository.folder, "plan", lines.append).outcome is Outcome.CACHED
-    repository.set("data.source=nowhere.zip")
-    failed = run_stage(repository.folder, "download", lines.append)
-    assert failed.outcome is Outcome.FAILED
-    assert failed.tail.startswith("error: data.source: nowhere.zip: nothing is there")

@@ -89,6 +89,19 @@ def test_changes_keep_comments() -> None:
     assert differing[0][1].startswith("alpha: 0.3    # weight of BCE")
 
 
+def test_null_stays_null() -> None:
+    assert "\n  fingerprint: null\n" in with_changes(TEXT, {"test": {"data": {"fingerprint": None}}})
+
+
+def test_a_pin_is_refused_for_phantoms_and_the_demo_takes_it_away() -> None:
+    pin = f"data.fingerprint=f{31 * '0'}"
+    with pytest.raises(InputError, match=r": data: phantom:// never changes .* set data\.fingerprint=null$"):
+        changed(pin, "data.source=phantom://9")
+    pinned = with_changes(TEXT, {pin: parse_assignment(pin)})
+    demo = with_changes(pinned, {"demo": read_preset(ROOT / "presets" / "demo.yaml")})
+    assert parse_params(demo).data.fingerprint is None
+
+
 @pytest.mark.parametrize(
     ("assignment", "line"),
     [
@@ -125,6 +138,8 @@ def test_changes_keep_comments() -> None:
         ("training=", ": training: None won't do: expected keys and values"),
         ("training.seed=100000000000000000000", ": training.seed: 100000000000000000000 won't do"),
         ("report.figures=[0]", ": report.figures.0: 0 won't do"),
+        ("data.fingerprint=12345", ": data.fingerprint: 12345 won't do: input should be a valid string"),
+        ("data.fingerprint=f00", ": data.fingerprint: 'f00' won't do: string should match pattern"),
     ],
 )
 def test_a_wrong_word_gets_one_line_with_place_and_remedy(assignment: str, line: str) -> None:
@@ -160,5 +175,5 @@ def test_a_misspelt_key_is_one_fault_not_two(key: str) -> None:
 
 @pytest.mark.parametrize("assignment", ["alpha", "=1", ".a=1", "alpha=[1"])
 def test_a_malformed_assignment_is_refused(assignment: str) -> None:
-    with pytest.raises(InputError, match="--set"):
+    with pytest.raises(InputError, match=r"expected KEY=VALUE|not valid YAML"):
         parse_assignment(assignment)

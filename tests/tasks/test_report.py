@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -223,6 +224,19 @@ def test_page_shows_every_part(work: Work) -> None:
     assert "images_per_second" not in page
 
 
+def test_the_figures_stand_alone_as_one_svg(work: Work) -> None:
+    work.run()
+    svg = ElementTree.parse(work.out / "figures.svg").getroot()
+    space = {"": "http://www.w3.org/2000/svg"}
+    texts = [text.text or "" for text in svg.iterfind("text", space)]
+    assert sum(text.startswith("Figure ") for text in texts) == len(work.params().report.figures)
+    assert {"X-ray", "Truth: infection", *work.experiments} <= set(texts)
+    drawn = {use.get("href") for use in svg.iterfind("svg/use", space)}
+    assert drawn == {f"#{image.get('id')}" for image in svg.iterfind("defs/image", space)}
+    links = [image.get("href", "") for image in svg.iter("{http://www.w3.org/2000/svg}image")]
+    assert links and all(link.startswith("data:image/png;base64,") for link in links)
+
+
 @pytest.mark.parametrize("order", [["bce", "bce_iou", "a"], ["bce_iou", "a", "bce"]])
 def test_experiments_stand_in_the_order_of_params_yaml(work: Work, order: list[str]) -> None:
     work.add("a", shift=1)
@@ -366,7 +380,7 @@ def test_failure_leaves_what_was_there(work: Work, monkeypatch: pytest.MonkeyPat
         work.run()
     assert work.page() == before
     assert work.metrics.read_bytes() == kept
-    assert sorted(path.name for path in work.out.iterdir()) == ["index.html", "summary.md"]
+    assert sorted(path.name for path in work.out.iterdir()) == ["figures.svg", "index.html", "summary.md"]
 
 
 def test_missing_prediction_and_missing_plans_are_told(work: Work) -> None:

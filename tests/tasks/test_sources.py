@@ -5,18 +5,13 @@ from pathlib import Path
 import pytest
 
 from tasks.cli import InputError
-from tasks.download import download, find_images
+from tasks.download import download
+from tasks.listing import find_images
 from tasks.raw import RawDataset
 from tasks.sources import open_source
+from tests.helpers import zipped
 
 NAME = "Infection Segmentation Data/Infection Segmentation Data/Train/COVID-19/images/covid_1.png"
-
-
-def zipped(folder: Path, archive: Path, prefix: str = "", compression: int = zipfile.ZIP_DEFLATED) -> Path:
-    with zipfile.ZipFile(archive, "w", compression) as target:
-        for path in sorted(folder.rglob("*"), reverse=True):
-            target.write(path, prefix + path.relative_to(folder).as_posix())
-    return archive
 
 
 def downloaded(source: Path, out: Path) -> dict[str, bytes]:

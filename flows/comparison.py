@@ -1,0 +1,90 @@
+"""A run's test metrics beside those of the revision that it started from."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+#: The metrics that are compared, with their names for people, and whether more of one is better.
+METRICS = {"iou": ("IoU", True), "dice": ("Dice", True), "mae": ("MAE", False)}
+IMAGE_SETS = {"covid": "COVID-19", "all": "all"}
+
+
+class Score(NamedTuple):
+    """One metric of one experiment on one set of Test images."""
+
+    experiment: str
+    target: str
+    images: str
+    metric: str
+    now: float
+    before: float | None
+    better_is_more: bool
+
+    @property
+    def verdict(self) -> str:
+        if self.before is None:
+            return "new"
+        if self.now == self.before:
+            return "same"
+        return "better" if (self.now > self.before) == self.better_is_more else "worse"
+
+    @property
+    def change(self) -> str:
+        """What it gained, with its sign; 0 where it is the same, empty where it is new."""
+        if self.before is None:
+            return ""
+        return "0" if self.now == self.before else f"{self.now - self.before:+.4f}"
+
+
+def compare(now: Mapping[str, Any], before: Mapping[str, Any], experiments: Iterable[str]) -> list[Score]:
+    """The scores of `experiments` in two contents of metrics.json; `before` may lack any."""
+    return [
+        Score(
+            experiment,
+            target,
+            IMAGE_SETS.get(images, images),
+            name,
+            sets[images][metric],
+            before.get(experiment, {}).get(target, {}).get(images, {}).get(metric),
+            better_is_more,
+        )
+        for experiment in experiments
+        for target, sets in now[experiment].items()
+        for images in sorted(sets, key=_rank)
+        for metric, (name, better_is_more) in METRICS.items()
+    ]
+
+
+def _rank(images: str) -> int:
+    known = list(IMAGE_SETS)
+    return known.index(images) if images in known else len(known)
+
+
+def as_rows(scores: list[Score], base: str) -> list[dict[str, str]]:
+    """The rows of a table for the Prefect UI; `base` names the revision compared with."""
+    marks = {"better": "▲ better", "worse": "▼ worse"}
+    return [
+        {
+            "experiment": score.experiment,
+            "target": score.target,
+            "Test images": score.images,
+            "metric": score.metric,
+            "this run": f"{score.now:.4f}",
+            base: "–" if score.before is None else f"{score.before:.4f}",
+            "change": score.change or "–",
+            "verdict": marks.get(score.verdict, score.verdict),
+        }
+        for score in scores
+    ]
+
+
+def as_lines(scores: list[Score]) -> list[str]:
+    """What came out, a line for each experiment, target and set of images, for a commit message."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for score in scores:
+        change = f" ({score.change})" if score.change else ""
+        text = f"{score.metric} {score.now:.4f}{change}"
+        groups.setdefault((score.experiment, score.target, score.images), []).append(text)
+    return [
+        f"{experiment}, {target} on {images} Test images: {', '.join(texts)}"
+        for (experiment, target, images), texts in groups.items()
+    ]

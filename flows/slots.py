@@ -1,0 +1,108 @@
+"""What of this machine a stage may use: a GPU of its own, or its share of the CPU's cores.
+
+A lock on a file holds a GPU or a core for one stage, whichever flow runs that stage: two flows on one
+machine never use a GPU twice. Nothing has to be set up before, and nothing is left behind by a flow that was
+killed, since the system takes a lock back when its last holder ends.
+"""
+
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from tasks.cores import available_cores
+from tasks.params import Params
+
+#: Seconds between two looks for a free GPU or core.
+POLL = 0.5
+
+
+class Slot(NamedTuple):
+    """What one stage has to itself."""
+
+    variables: dict[str, str]
+    """Environment variables that keep the stage to its slot."""
+    locks: tuple[int, ...]
+    """Open files whose inheritance keeps the slot taken."""
+
+
+class Slots:
+    """The slots of this machine: each a number of units (GPUs or cores) that one stage takes together."""
+
+    def __init__(self, units: list[str], per_stage: int, variables: Callable[[list[str]], dict[str, str]]):
+        self._units, self._per_stage, self._variables = units, per_stage, variables
+        self._folder = Path(tempfile.gettempdir()) / f"covid-qu-ex-slots-{os.getuid()}"
+
+    def __len__(self) -> int:
+        """How many stages may run at the same time."""
+        return max(1, len(self._units) // self._per_stage)
+
+    @contextmanager
+    def take(self, tell: Callable[[str], None]) -> Iterator[Slot]:
+        """Hold a slot, waiting for one where other flows have them all."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        waited = False
+        while True:
+            with ExitStack() as stack:
+                held = self._try(stack)
+                if len(held) == self._per_stage:
+                    locks = tuple(file.fileno() for _, file in held)
+                    yield Slot(self._variables([unit for unit, _ in held]), locks)
+                    return
+            if not waited:
+                tell(f"waiting: other runs on this machine hold {', '.join(self._units)}")
+                waited = True
+            time.sleep(POLL)
+
+    def _try(self, stack: ExitStack) -> list[tuple[str, IO[bytes]]]:
+        """Lock as many units as a stage needs, if so many are free."""
+        held: list[tuple[str, IO[bytes]]] = []
+        with (self._folder / "choosing").open("wb") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)  # one at a time, or two could each hold half
+            for unit in self._units:
+                if len(held) == self._per_stage:
+                    break
+                file = stack.enter_context((self._folder / unit.replace("/", "_")).open("wb"))
+                with suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    held.append((unit, file))
+        return held
+
+
+def compute_slots(params: Params) -> Slots:
+    """The slots of this machine for the trainings of `params`.
+
+    With GPUs, of which CUDA_VISIBLE_DEVICES may leave some out, a slot is one GPU and its share of the
+    cores' threads. On the CPU there are as many slots as fit by the threads that a training takes, which
+    params.yaml sets, since they change its last digits.
+    """
+    cores = available_cores()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = _gpu_ids() if visible is None else [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]
+    if gpus:
+        threads = str(max(1, cores // len(gpus)))
+        prefix = "gpu-"
+        return Slots(
+            [prefix + gpu for gpu in gpus],
+            per_stage=1,
+            variables=lambda units: {
+                "CUDA_VISIBLE_DEVICES": units[0].removeprefix(prefix),
+                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+            },
+        )
+    threads_each = max(plan.threads or cores for plan in params.experiments.values())
+    return Slots(
+        [f"core-{number}" for number in range(cores)],
+        per_stage=min(threads_each, cores),
+        variables=lambda _: {},
+    )
+
+
+def _gpu_ids() -> list[str]:
+    """The NVIDIA GPUs of this machine, as the driver lists them."""
+    folder = Path("/proc/driver/nvidia/gpus")
+    return [str(number) for number, _ in enumerate(folder.iterdir())] if folder.is_dir() else []

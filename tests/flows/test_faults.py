@@ -1,0 +1,284 @@
+"""What goes wrong on a real machine, done on purpose to a real server, worker, git and DVC.
+
+The tests of one serving take up where the one before left it.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.checkout import environment
+from flows.slots import Slot, Slots
+from flows.stages import Outcome, StageRunner
+from tests.flows.conftest import Served, answers, eventually, free_ports, serving
+from tests.helpers import Repository
+
+#: One training, and no branch.
+SMALL = {"experiments": ["report1_bce"], "publish": "nowhere"}
+TRAIN = "train@report1_bce"
+
+#: What the first run leaves in the DVC cache for all others.
+BEFORE_TRAINING = ("download", "preprocess", "baselines")
+
+
+def left_nothing(served: Served) -> bool:
+    branches = served.repository.run("git", "branch", "--format=%(refname:short)").split()
+    worktrees = served.repository.run("git", "worktree", "list").splitlines()
+    return branches == ["main"] and len(worktrees) == 1 and served.checkouts() == []
+
+
+def kill(*processes: psutil.Process) -> None:
+    for process in processes:
+        process.kill()
+    psutil.wait_procs(processes, timeout=10)
+
+
+class TestInOrder:
+    def test_of_two_runs_at_once_one_waits_for_the_other(self, served: Served) -> None:
+        runs = [served.submit(**SMALL).id for _ in range(2)]
+        eventually(
+            "one waits",
+            lambda: "AwaitingConcurrencySlot" in [served.run(run).state_name for run in runs],
+        )
+        first, second = sorted(map(served.finished, runs), key=lambda run: run.start_time)
+        assert [first.state_name, second.state_name] == ["Completed", "Completed"]
+        assert first.end_time <= second.start_time
+        assert {task.state_name for task in served.tasks(second.id).values()} == {"Cached"}
+
+    def test_cancel_ends_a_training_within_seconds(self, served: Served) -> None:
+        run = served.submit(epochs=5000)
+        served.training(run.id)
+        began = time.monotonic()
+        served.cancel(run.id)
+        eventually("nothing trains", lambda: not served.working_for(run.id, "tasks.train"), patience=10)
+        print(f"the training ended {time.monotonic() - began:.1f} s after the cancel")
+        ended = served.finished(run.id)
+        print(f"the run was Cancelled {time.monotonic() - began:.1f} s after it")
+        assert ended.state_name == "Cancelled"
+        eventually("no process is left", lambda: not served.working_for(run.id), patience=10)
+        assert left_nothing(served)
+        assert served.slots_taken() == 0
+
+    def test_a_training_that_the_system_kills_is_tried_again(self, served: Served) -> None:
+        run = served.submit(epochs=10, **SMALL)
+        kill(served.training(run.id))
+        assert served.finished(run.id).state_name == "Completed"
+        training = served.tasks(run.id)[TRAIN]
+        assert training.state_name == "Completed" and training.run_count == 2
+        assert "Retry 1/2 will start 5 second(s) from now" in served.logs(run.id)
+
+    def test_where_the_worker_is_killed_all_ends_and_says_why(self, served: Served) -> None:
+        run = served.submit(epochs=5000, **SMALL)
+        served.training(run.id)
+        began = time.monotonic()
+        kill(served.part("worker"))
+        assert served.process.wait(40) == 1
+        print(f"ended {time.monotonic() - began:.1f} s after the worker")
+        log = served.repository.folder / "runs" / ".logs" / "worker.log"
+        assert served.said().splitlines()[-1] == f"error: the worker ended; {log} may say why"
+        assert served.processes() == []
+        assert left_nothing(served)
+
+        served.start()
+        assert served.run(run.id).state_name == "Crashed"
+        assert served.slots_taken() == 0
+
+    def test_after_a_power_cut_nothing_is_left_and_finished_stages_are_reused(self, served: Served) -> None:
+        within(served, seconds=40)  # as a user may set it
+        run = served.submit(epochs=40, **SMALL)
+        training = served.training(run.id)
+        orphans = [training, psutil.Process(training.ppid())]
+        for orphan in orphans:
+            orphan.suspend()  # or it might end by itself
+        next_run = served.submit(**SMALL)
+        served.becomes("AwaitingConcurrencySlot", next_run.id)
+        kill(*(process for process in served.processes() if process not in orphans))
+        served.process.wait(10)
+        assert all(orphan.is_running() for orphan in orphans)
+        assert not left_nothing(served)
+
+        served.start()
+        assert not any(orphan.is_running() for orphan in orphans)
+        assert served.run(run.id).state_name == "Crashed"
+        assert served.finished(next_run.id).state_name == "Completed"
+        assert left_nothing(served)
+
+        served.retry(run.id)
+        assert served.finished(run.id).state_name == "Completed"
+        states = {name: task.state_name for name, task in served.tasks(run.id).items()}
+        assert states == dict.fromkeys(states, "Cached") | dict.fromkeys(
+            (TRAIN, "evaluate@report1_bce", "report"), "Completed"
+        )
+
+    def test_a_run_of_which_nothing_is_heard_crashes_by_itself(self, served: Served) -> None:
+        run = served.submit(epochs=5000, **SMALL)
+        served.training(run.id)
+        waiting = served.submit(**SMALL)
+        server = served.part("server")
+        kill(*(process for process in served.processes() if process != server))
+        served.process.wait(10)
+        began = time.monotonic()
+        assert served.run(run.id).state_name == "Running"
+        crashed = served.becomes("Crashed", run.id)
+        print(f"Crashed {time.monotonic() - began:.0f} s after the kill")
+        assert crashed.state and "Nothing was heard of it" in (crashed.state.message or "")
+        assert served.slots_taken() == 0
+
+        served.start()
+        assert not server.is_running()  # a new one that ends with the rest
+        assert served.finished(waiting.id).state_name == "Completed"
+        assert left_nothing(served)
+
+
+def within(served: Served, seconds: float) -> None:
+    """Edit the automation, as its page in the UI does."""
+    client = served.client._client
+    (automation,) = client.post("/automations/filter", json={}).json()
+    changed = automation | {"trigger": automation["trigger"] | {"within": seconds}}
+    kept = ("name", "description", "enabled", "trigger", "actions")
+    client.put(f"/automations/{automation['id']}", json={key: changed[key] for key in kept})
+
+
+class PrefectServer:
+    """A server that somebody else runs."""
+
+    def __init__(self, home: Path, port: int) -> None:
+        self.api = f"http://127.0.0.1:{port}/api"
+        self._command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        self._variables = environment() | {"PREFECT_HOME": str(home)}
+        self._variables.pop("PREFECT_API_URL", None)
+        self._log = home.parent / "server.log"
+        self.start()
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                env=self._variables,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        eventually("the server answers", lambda: answers(self.api))
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def test_a_run_survives_its_server_being_away(
+    make_repository: Callable[[Path], Repository], tmp_path: Path
+) -> None:
+    home = tmp_path / "prefect"
+    server = PrefectServer(home, free_ports(1)[0])
+    try:
+        with serving(make_repository(tmp_path / "repository"), home, PREFECT_API_URL=server.api) as served:
+            run = served.submit(epochs=60, **SMALL)
+            served.training(run.id)
+            server.kill()
+            time.sleep(10)
+            server.start()
+            assert served.finished(run.id).state_name == "Completed"
+            assert served.slots_taken() == 0
+    finally:
+        server.kill()
+
+
+def test_two_stages_of_one_checkout_run_side_by_side(
+    make_repository: Callable[[Path], Repository], tmp_path: Path
+) -> None:
+    runner = StageRunner(make_repository(tmp_path / "repository").folder)
+    slot = Slot(variables={}, locks=())
+
+    def run(*stages: str) -> list[Outcome]:
+        outcomes: dict[str, Outcome] = {}
+
+        def one(stage: str) -> None:
+            outcomes[stage] = runner.run(stage, slot, print).outcome
+
+        threads = [threading.Thread(target=one, args=[stage]) for stage in stages]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return [outcomes[stage] for stage in stages]
+
+    assert run("plan", "download") == [Outcome.RAN, Outcome.RAN]
+    assert run("preprocess") == [Outcome.RAN]
+    trainings = ("train@report1_bce", "train@report1_bce_iou")
+    assert run(*trainings) == [Outcome.RAN, Outcome.RAN]
+    assert run(*trainings) == [Outcome.CACHED, Outcome.CACHED]
+
+
+#: Takes a unit of two, again and again, and makes a file of its name, which must not be there.
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from flows.slots import Slots
+import flows.slots
+flows.slots.POLL = 0.01
+slots = Slots(["one", "two"], 1, lambda units: {"UNIT": units[0]})
+for _ in range(int(sys.argv[1])):
+    with slots.take(lambda line: None) as slot:
+        held = Path(slot.variables["UNIT"])
+        held.touch(exist_ok=False)
+        print(held, flush=True)
+        time.sleep(float(sys.argv[2]))
+        held.unlink()
+"""
+
+
+class TestSlots:
+    @pytest.fixture
+    def holder(self, tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+        started: list[subprocess.Popen[str]] = []
+
+        def start(times: int, seconds: float) -> "subprocess.Popen[str]":
+            process = subprocess.Popen(
+                [sys.executable, "-c", HOLDER, str(times), str(seconds)],
+                cwd=tmp_path,
+                env=environment() | {"TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            started.append(process)
+            return process
+
+        yield start
+        for process in started:
+            process.kill()
+            process.communicate()
+
+    def test_no_unit_is_held_twice(self, holder: Callable[..., "subprocess.Popen[str]"]) -> None:
+        processes = [holder(40, 0.02) for _ in range(4)]
+        said = [process.communicate(timeout=60)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0] * 4
+        assert {line for lines in said for line in lines.split()} == {"one", "two"}
+
+    def test_a_holder_that_is_killed_lets_its_unit_go(
+        self,
+        holder: Callable[..., "subprocess.Popen[str]"],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        process = holder(1, 600)
+        assert process.stdout and process.stdout.readline() == "one\n"
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        slots = Slots(["one"], 1, lambda units: {"UNIT": units[0]})
+        waited: list[str] = []
+
+        def let_go(line: str) -> None:
+            waited.append(line)
+            process.send_signal(signal.SIGKILL)
+
+        with slots.take(let_go) as slot:
+            assert slot.variables == {"UNIT": "one"}
+        assert waited == ["waiting: other runs on this machine hold one"]

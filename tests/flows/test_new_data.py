@@ -1,0 +1,68 @@
+"""A run that looks for new data. Each test takes up where the one before left repository and source."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageOps
+
+from tasks.phantom import PhantomSource
+from tests.helpers import Repository, finished, retrain
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("source") / "archive"
+    phantoms = PhantomSource("phantom://45?size=64")
+    for name in phantoms.names():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(phantoms.read(name))
+    return root
+
+
+@pytest.fixture(scope="module")
+def repository(
+    source: Path,
+    make_repository: Callable[[Path], Repository],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Repository:
+    """One that was trained on the source, and says so in its main branch."""
+    repository = make_repository(tmp_path_factory.mktemp("data"))
+    repository.set(f"data.source={source}")
+    repository.run("dvc", "repro")
+    repository.commit("trained")
+    return repository
+
+
+def test_where_nothing_is_new_nothing_runs(repository: Repository) -> None:
+    output = retrain(repository, "--name", "quiet", "--look-for-new-data")
+    assert "'look for new data' - unchanged: 135 files" in output
+    assert set(finished(output).values()) == {"Cached", "Completed"}
+    assert output.splitlines()[-1] == "nothing changed since HEAD; nothing published"
+
+
+def test_only_what_changed_is_fetched(repository: Repository, source: Path) -> None:
+    image = min(source.rglob("Train/COVID-19/images/*.png"))
+    with Image.open(image) as before:
+        ImageOps.invert(before).save(image)
+    (source / "README.txt").write_text("no image")
+    output = retrain(repository, "--name", "news", "--look-for-new-data")
+    assert "'look for new data' - 0 new, 1 changed and 0 gone of 135 files" in output
+    assert "'download' - 1 of 135 files fetched, 134 as before" in output
+    assert finished(output)["train@report1_bce"] == "Completed"
+    changed = repository.run("git", "diff", "--unified=0", "main", "retrain/news", "--", "params.yaml")
+    assert re.search(r"^\+  fingerprint: f[0-9a-f]{31}$", changed, re.MULTILINE)
+
+
+def test_the_week_after_nothing_is_new_since(repository: Repository) -> None:
+    output = retrain(repository, "--name", "later", "--look-for-new-data")
+    assert output.splitlines()[-1].startswith("nothing changed since retrain/news; nothing published")
+    assert set(finished(output).values()) == {"Cached", "Completed"}
+
+
+def test_without_looking_the_revision_has_its_own_data(repository: Repository) -> None:
+    output = retrain(repository, "--name", "own")
+    assert output.splitlines()[-1] == "nothing changed since HEAD; nothing published"

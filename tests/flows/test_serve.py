@@ -1,0 +1,224 @@
+"""`python -m flows.serve`, as `make serve` starts it.
+
+The tests of one serving take up where the one before left it.
+"""
+
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from http.client import HTTPConnection
+from http.server import HTTPServer, SimpleHTTPRequestHandler
+from pathlib import Path
+
+import psutil
+import pytest
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import PrefectHTTPStatusError
+
+from tests.flows.conftest import Served, free_ports
+from tests.helpers import Repository
+
+WEEKLY = ("weekly", "0 3 * * 1", False)
+LEAP_DAY = ("leap-day", "0 0 29 2 *", True)
+
+
+def schedules(served: Served) -> set[tuple[str | None, str, bool]]:
+    found = set()
+    for one in served.client.read_deployment_by_name("retrain/retrain").schedules:
+        assert isinstance(one.schedule, CronSchedule)
+        found.add((one.slug, one.schedule.cron, bool(one.active)))
+    return found
+
+
+class TestInOrder:
+    def test_the_deployment_is_there_with_its_schedule_off_and_one_run_at_a_time(
+        self, served: Served
+    ) -> None:
+        deployment = served.client.read_deployment_by_name("retrain/retrain")
+        assert schedules(served) == {WEEKLY}
+        assert deployment.parameters == {"request": {"look_for_new_data": True}}
+        assert deployment.global_concurrency_limit and deployment.global_concurrency_limit.limit == 1
+        assert deployment.concurrency_options
+        assert deployment.concurrency_options.collision_strategy == ConcurrencyLimitStrategy.ENQUEUE
+
+    def test_the_form_knows_the_bounds_and_the_choices(self, served: Served) -> None:
+        schema = served.client.read_deployment_by_name("retrain/retrain").parameter_openapi_schema
+        assert schema
+        fields = schema["definitions"]["RetrainRequest"]["properties"]
+        assert (fields["alpha"]["minimum"], fields["alpha"]["maximum"]) == (0, 1)
+        assert (fields["epochs"]["minimum"], fields["epochs"]["maximum"]) == (1, 100_000)
+        assert fields["preset"]["enum"] == ["demo", "laptop"]
+        assert fields["experiments"]["items"]["enum"] == ["report1_bce", "report1_bce_iou"]
+
+    @pytest.mark.parametrize("request_", [{"alpha": 2}, {"epochs": 0}, {"alhpa": 0.5}, {"publish": "moon"}])
+    def test_a_wrong_parameter_is_refused_when_it_is_sent(
+        self, served: Served, request_: dict[str, object]
+    ) -> None:
+        with pytest.raises(PrefectHTTPStatusError) as refused:
+            served.submit(**request_)
+        assert refused.value.response.status_code in (409, 422)
+
+    def test_what_only_params_yaml_can_judge_fails_the_run_with_its_line(self, served: Served) -> None:
+        run = served.finished(served.submit(changes=["training.width=x"]).id)
+        assert run.state and run.state.is_failed()
+        assert run.state.message == (
+            "params.yaml with training.width=x: training.width: 'x' won't do: input should be a valid integer"
+        )
+        assert run.total_run_time.total_seconds() < 20
+        assert served.tasks(run.id) == {}
+        assert served.checkouts() == []
+        assert served.repository.run("git", "branch", "--format=%(refname:short)").split() == ["main"]
+
+    def test_a_browser_sees_reports_but_nothing_hidden(self, served: Served) -> None:
+        report = served.repository.folder / "runs" / "some" / "index.html"
+        report.parent.mkdir()
+        report.write_text("a report")
+        assert asked(served, "/some/index.html") == (200, "a report")
+        for path in (
+            "/.checkouts/",
+            "/.logs/",
+            "/.logs/server.log",
+            "//.logs/server.log",
+            "/.serve.lock",
+            "/%2elogs/server.log",
+            "/%2E%6Cogs/server.log",
+            "/some/../.logs/server.log",
+            "/some/%2e%2e/.logs/server.log",
+            "/../README.md",
+            "/%2e%2e/README.md",
+            "/..%2fREADME.md",
+        ):
+            assert asked(served, path)[0] == 404, path
+
+    def test_a_second_one_says_so_and_changes_nothing(self, served: Served) -> None:
+        deployment = served.client.read_deployment_by_name("retrain/retrain")
+        served.client._client.patch(
+            f"/deployments/{deployment.id}/schedules/{deployment.schedules[0].id}", json={"active": True}
+        ).raise_for_status()
+        added = {"schedule": {"cron": LEAP_DAY[1]}, "active": True, "slug": LEAP_DAY[0]}
+        served.client._client.post(f"/deployments/{deployment.id}/schedules", json=[added]).raise_for_status()
+        chosen = {(*WEEKLY[:2], True), LEAP_DAY}
+        assert schedules(served) == chosen
+        before = psutil.Process(served.process.pid).children()
+
+        second = subprocess.run(
+            served.command,
+            cwd=served.repository.folder,
+            env=served.variables,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert (
+            second.stdout == f"already served here; the deployment is up to date.\nPrefect UI: {served.ui}\n"
+        )
+        assert psutil.Process(served.process.pid).children() == before
+        assert schedules(served) == chosen
+        assert len(workers_online(served)) == 1
+
+    def test_ctrl_c_ends_it_with_the_run_that_it_has(self, served: Served) -> None:
+        run = served.submit(epochs=5000, publish="nowhere")
+        served.training(run.id)
+        served.stop(signal.SIGINT)
+        assert served.process.returncode == 0
+        assert served.processes() == []
+        assert served.checkouts() == []
+
+        served.start()
+        ended = served.run(run.id)
+        assert ended.state and ended.state.is_crashed()
+        assert ended.state.message == "Ended with the worker. Retry takes up where it was."
+        assert served.slots_taken() == 0
+        assert schedules(served) == {(*WEEKLY[:2], True), LEAP_DAY}
+
+    def test_a_service_manager_ends_it_as_well(self, served: Served) -> None:
+        served.stop(signal.SIGTERM)
+        assert served.process.returncode == 0
+        assert served.processes() == []
+
+
+def asked(served: Served, path: str) -> tuple[int, str]:
+    """What a browser is told that sends a path just so."""
+    with closing(HTTPConnection("127.0.0.1", served.reports_port)) as connection:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+
+def workers_online(served: Served) -> list[str]:
+    workers = served.client._client.post("/work_pools/retrain/workers/filter", json={}).json()
+    return [worker["name"] for worker in workers if worker["status"] == "ONLINE"]
+
+
+@pytest.fixture(scope="module")
+def idle(make_repository: Callable[[Path], Repository], tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """One that nobody has started."""
+    folder = tmp_path_factory.mktemp("idle")
+    return Served(make_repository(folder / "repository"), folder / "prefect")
+
+
+def refused(idle: Served, **variables: str) -> str:
+    """The one line with which it does not start."""
+    done = subprocess.run(
+        idle.command,
+        cwd=idle.repository.folder,
+        env=idle.variables | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1, done
+    assert idle.processes() == []
+    return done.stderr
+
+
+class Stranger(SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def web_server() -> Iterator[int]:
+    with HTTPServer(("127.0.0.1", 0), Stranger) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+@contextmanager
+def silent_server() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize("stranger", [web_server, silent_server])
+def test_a_port_that_is_taken_is_one_line(
+    idle: Served, stranger: Callable[[], AbstractContextManager[int]]
+) -> None:
+    with stranger() as port:
+        line = refused(idle, PREFECT_SERVER_API_PORT=str(port))
+    assert line == (
+        f"error: http://127.0.0.1:{port}/api: what answers there is no Prefect server; "
+        "choose another port with PREFECT_SERVER_API_PORT\n"
+    )
+
+
+def test_a_port_for_reports_that_is_taken_is_one_line(idle: Served) -> None:
+    with socket.create_server(("127.0.0.1", idle.reports_port)):
+        line = refused(idle)
+    assert line == (
+        f"error: --reports-port {idle.reports_port}: Address already in use; "
+        "choose another, 0 takes any that is free\n"
+    )
+
+
+def test_a_server_elsewhere_that_does_not_answer_is_one_line(idle: Served) -> None:
+    (port,) = free_ports(1)
+    api = f"http://127.0.0.2:{port}/api"
+    assert refused(idle, PREFECT_API_URL=api) == f"error: PREFECT_API_URL: no server answers at {api}\n"

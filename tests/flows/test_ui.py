@@ -1,0 +1,135 @@
+"""The Prefect UI as its users see it: a real browser before the real server."""
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, expect
+from prefect.client.orchestration import SyncPrefectClient
+
+from tests.browser import CHROMIUM, Form, browsing, heading, open_artifact, open_tab
+from tests.flows.conftest import PATIENCE, Served
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
+
+#: Milliseconds within which anything of a run happens.
+RUN = 1000 * PATIENCE
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    with browsing() as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[SyncPrefectClient]:
+    with SyncPrefectClient(f"{served.ui}/api") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def deployment(served: Served, client: SyncPrefectClient) -> str:
+    """The address of the deployment's page."""
+    return f"{served.ui}/deployments/deployment/{client.read_deployment_by_name('retrain/retrain').id}"
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, str]:
+    """The addresses of the runs' pages, by what they are here for."""
+    return {}
+
+
+def test_the_deployment_has_a_schedule_that_is_off_and_runs_one_at_a_time(
+    page: Page, deployment: str
+) -> None:
+    page.goto(deployment)
+    expect(page.get_by_text("weekly", exact=True)).to_be_visible()
+    expect(page.get_by_role("switch")).not_to_be_checked()
+    expect(page.get_by_text("Concurrency Limit").locator("..")).to_have_text(
+        re.compile(r"Concurrency Limit\s*1\s*")
+    )
+
+
+def test_the_form_offers_what_there_is_and_says_what_it_means(page: Page, deployment: str) -> None:
+    form = Form(page, deployment)
+    assert form.choices("Preset") == ["demo", "laptop"]
+    assert form.choices("Experiments") == ["report1_bce", "report1_bce_iou"]
+    assert form.choices("Publish") == ["remotes", "here", "nowhere"]
+    expect(form.field("Alpha")).to_contain_text("Weight of BCE in combined losses, from 0 to 1.")
+    expect(form.field("Preset")).to_contain_text("replace those of params.yaml")
+
+
+def test_the_form_refuses_a_wrong_value(page: Page, deployment: str, client: SyncPrefectClient) -> None:
+    form = Form(page, deployment)
+    form.fill("Alpha", "1.5")
+    form.submit()
+    expect(page.get_by_text("1.5 is greater than the maximum of 1").first).to_be_visible()
+    assert client.read_flow_runs() == []
+
+
+class TestInOrder:
+    """Each of these looks at the run that the first one started."""
+
+    def test_a_run_from_the_form_shows_its_stages_and_their_progress(
+        self, page: Page, deployment: str, runs: dict[str, str]
+    ) -> None:
+        form = Form(page, deployment)
+        form.fill("Alpha", "0.3")
+        runs["first"] = form.start("Alpha a third")
+        expect(heading(page)).to_contain_text("Running", timeout=RUN)
+        open_tab(page, "Task Runs")
+        for stage in ("plan", "download", "preprocess", "train@report1_bce", "train@report1_bce_iou"):
+            expect(page.get_by_role("link", name=stage, exact=True)).to_be_visible(timeout=RUN)
+        expect(heading(page)).to_contain_text("Running")
+        open_tab(page, "Artifacts")
+        progress = page.get_by_role("link").filter(has_text=re.compile(r"train@\w+: \w+ epoch \d/2: "))
+        expect(progress.first).to_be_visible(timeout=RUN)
+        progress.first.click()
+        expect(page.get_by_text(re.compile(r"Progress: [\d.]+%"))).to_be_visible()
+
+    def test_the_metrics_stand_beside_those_of_the_base(
+        self, page: Page, served: Served, runs: dict[str, str]
+    ) -> None:
+        page.goto(runs["first"])
+        expect(heading(page)).to_contain_text("Completed", timeout=RUN)
+        open_artifact(page, runs["first"], "retrain-metrics")
+        expect(page.get_by_role("heading", name="Test metrics of Alpha-a-third")).to_be_visible()
+        base = served.repository.run("git", "rev-parse", "HEAD")[:10]
+        columns = ["experiment", "target", "Test images", "metric", "this run", f"HEAD ({base})"]
+        expect(page.get_by_role("columnheader")).to_have_text([*columns, "change", "verdict"])
+        metrics = json.loads(served.repository.run("git", "show", "retrain/Alpha-a-third:metrics.json"))
+        dice = metrics["report1_bce_iou"]["infection"]["covid"]["dice"]
+        row = ["report1_bce_iou", "infection", "COVID-19", "Dice", f"{dice:.4f}", "–", "–", "new"]
+        expect(page.get_by_role("row").filter(has_text=re.compile(r"\s*".join(row)))).to_be_visible()
+
+    def test_the_summary_is_drawn_and_says_what_to_type(self, page: Page, runs: dict[str, str]) -> None:
+        open_artifact(page, runs["first"], "retrain-summary")
+        title = "Infection segmentation in synthetic chest X-rays"
+        expect(page.get_by_role("heading", name=title)).to_be_visible()
+        expect(page.get_by_role("columnheader", name="Dice", exact=True)).to_be_visible()
+        expect(page.get_by_role("img", name="Figures of the report")).to_be_visible()
+        expect(page.get_by_text(re.compile(r"dvc metrics diff \w+ retrain/Alpha-a-third"))).to_be_visible()
+
+    def test_the_link_opens_the_report(self, page: Page, runs: dict[str, str]) -> None:
+        open_artifact(page, runs["first"], "retrain-report")
+        with page.expect_popup() as opened:
+            page.get_by_role("link", name="Report of Alpha-a-third").click()
+        report = opened.value
+        expect(report.get_by_text("report1_bce_iou").first).to_be_visible()
+        report.close()
+
+    def test_the_same_again_is_unchanged_and_cached(
+        self, page: Page, deployment: str, served: Served, runs: dict[str, str]
+    ) -> None:
+        form = Form(page, deployment)
+        form.fill("Alpha", "0.3")
+        form.start("Again")
+        expect(heading(page)).to_contain_text("Unchanged", timeout=RUN)
+        open_tab(page, "Task Runs")
+        stages = served.repository.run("dvc", "stage", "list", "--name-only").split()
+        for stage in stages:
+            expect(page.get_by_role("link", name=stage, exact=True)).to_be_visible()
+        expect(page.get_by_text("Cached", exact=True)).to_have_count(len(stages))
+        assert not served.repository.run("git", "branch", "--list", "retrain/Again")

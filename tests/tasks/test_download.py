@@ -1,0 +1,198 @@
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from tasks.cli import InputError
+from tasks.download import download
+from tasks.listing import Listing, find_images, fingerprint, list_files
+from tasks.params import parse_assignment, with_changes
+from tasks.sources import FolderSource, Stamp, open_source
+from tests.helpers import ROOT, zipped
+
+DATA = "Infection Segmentation Data/Infection Segmentation Data"
+ONE = f"{DATA}/Train/COVID-19/images/covid_1.png"
+
+
+class CountingSource(FolderSource):
+    """A folder that notes what is read of it."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.was_read: list[str] = []
+
+    def read(self, name: str) -> bytes:
+        self.was_read.append(name)
+        return super().read(name)
+
+
+class RestlessSource(FolderSource):
+    """A folder of which a file changes as soon as it was listed."""
+
+    def stamps(self, names: Iterable[str], /) -> dict[str, Stamp]:
+        stamps = super().stamps(names)
+        (self._root / ONE).write_bytes(b"another image")
+        return stamps
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def listing_of(folder: Path) -> Listing:
+    source = FolderSource(folder)
+    listing = list_files(source, find_images(source, "here"))
+    assert listing is not None
+    return listing
+
+
+@pytest.fixture
+def earlier(kaggle_folder: Path, tmp_path: Path) -> Path:
+    """The dataset as downloaded once; after that one file of the folder changes, one goes and one comes."""
+    download(FolderSource(kaggle_folder), tmp_path / "earlier", "here")
+    (kaggle_folder / ONE).write_bytes(b"another image")
+    (kaggle_folder / DATA / "Val/Normal/lung masks/Normal (2).png").unlink()
+    (kaggle_folder / DATA / "Test/COVID-19/images/covid_99.png").write_bytes(b"new")
+    return tmp_path / "earlier"
+
+
+@pytest.fixture
+def fresh(earlier: Path, kaggle_folder: Path, tmp_path: Path) -> dict[str, bytes]:
+    """What a download of the folder gives with nothing to start from."""
+    download(FolderSource(kaggle_folder), tmp_path / "fresh", "here")
+    return contents(tmp_path / "fresh")
+
+
+def test_only_what_differs_is_fetched_and_the_bytes_are_the_same(
+    earlier: Path,
+    fresh: dict[str, bytes],
+    kaggle_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = CountingSource(kaggle_folder)
+    download(source, tmp_path / "raw", "here", previous=earlier)
+    assert sorted(Path(name).name for name in source.was_read) == ["covid_1.png", "covid_99.png"]
+    assert contents(tmp_path / "raw") == fresh
+    assert "2 of 27 files fetched, 25 as before" in capsys.readouterr().out.splitlines()
+
+
+def test_a_zip_takes_up_what_its_folder_began(
+    earlier: Path,
+    fresh: dict[str, bytes],
+    kaggle_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    archive = zipped(kaggle_folder, tmp_path / "a.zip")
+    download(open_source(str(archive), Path()), tmp_path / "raw", "here", previous=earlier)
+    assert contents(tmp_path / "raw") == fresh
+    assert "2 of 27 files fetched, 25 as before" in capsys.readouterr().out.splitlines()
+
+
+def test_the_earlier_dataset_may_be_the_one_to_replace(
+    earlier: Path, fresh: dict[str, bytes], kaggle_folder: Path
+) -> None:
+    download(FolderSource(kaggle_folder), earlier, "here", previous=earlier)
+    assert contents(earlier) == fresh
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"), [("nothing there", ""), ("no shard", "no whole dataset, ignored: ")]
+)
+def test_without_a_whole_earlier_dataset_all_is_fetched(
+    earlier: Path,
+    fresh: dict[str, bytes],
+    kaggle_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: str,
+    said: str,
+) -> None:
+    if damage == "no shard":
+        (earlier / "infection-test.zip").unlink()
+    else:
+        earlier = tmp_path / "nothing"
+    download(FolderSource(kaggle_folder), tmp_path / "raw", "here", previous=earlier)
+    assert contents(tmp_path / "raw") == fresh
+    output = capsys.readouterr().out
+    assert said in output
+    assert "27 of 27 files fetched, 0 as before" in output
+
+
+def test_an_earlier_file_that_rotted_is_fetched_and_so_is_the_rest(
+    earlier: Path,
+    fresh: dict[str, bytes],
+    kaggle_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shard = earlier / "infection-train.zip"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    shard.write_bytes(content)
+    download(FolderSource(kaggle_folder), tmp_path / "raw", "here", previous=earlier)
+    assert contents(tmp_path / "raw") == fresh
+    output = capsys.readouterr().out
+    assert "Bad CRC-32" in output
+    assert "; the earlier dataset is ignored from here on\n" in output
+    assert "27 of 27 files fetched" not in output
+
+
+def test_phantoms_are_drawn_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = open_source("phantom://9?size=32", Path())
+    download(source, tmp_path / "a", "here")
+    download(source, tmp_path / "b", "here", previous=tmp_path / "a")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert "27 of 27 files fetched, 0 as before" in capsys.readouterr().out
+
+
+def test_another_fingerprint_stops_it_before_anything_is_read(kaggle_folder: Path, tmp_path: Path) -> None:
+    found, pinned = fingerprint(listing_of(kaggle_folder)), "f" + 31 * "0"
+    source = CountingSource(kaggle_folder)
+    with pytest.raises(InputError, match=rf"^here: .*found {found}, pinned {pinned}; .*fingerprint={found}$"):
+        download(source, tmp_path / "out" / "raw", "here", pinned)
+    assert source.was_read == []
+    assert not (tmp_path / "out").exists()
+    download(source, tmp_path / "raw", "here", found)
+
+
+def test_a_source_that_changes_underneath_is_refused_and_nothing_is_left(
+    kaggle_folder: Path, tmp_path: Path
+) -> None:
+    pinned = fingerprint(listing_of(kaggle_folder))
+    with pytest.raises(InputError, match=r"^here: files changed while they were read"):
+        download(RestlessSource(kaggle_folder), tmp_path / "out" / "raw", "here", pinned)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_command_reads_pin_and_earlier_dataset(
+    earlier: Path, fresh: dict[str, bytes], kaggle_folder: Path, tmp_path: Path
+) -> None:
+    def run(pinned: str) -> "subprocess.CompletedProcess[str]":
+        changes = {a: parse_assignment(a) for a in ("data.source=archive", f"data.fingerprint={pinned}")}
+        text = with_changes((ROOT / "params.yaml").read_text(encoding="utf-8"), changes)
+        (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+        return subprocess.run(
+            [sys.executable, "-m", "tasks.download", "params.yaml", "raw"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "RETRAIN_PREVIOUS_RAW": str(earlier)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    found, pinned = fingerprint(listing_of(kaggle_folder)), "f" + 31 * "0"
+    refused = run(pinned)
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        f"error: archive: holds other files than data.fingerprint pins: found {found}, pinned {pinned}; "
+        f"to accept what is there now: python -m tasks.params --set data.fingerprint={found}\n"
+    )
+    accepted = run(found)
+    assert accepted.returncode == 0, accepted.stderr
+    assert accepted.stdout.splitlines()[-1] == "2 of 27 files fetched, 25 as before"
+    assert contents(tmp_path / "raw") == fresh

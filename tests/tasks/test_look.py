@@ -1,0 +1,104 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks.cli import InputError
+from tasks.download import download
+from tasks.look import News, look
+from tasks.params import parse_assignment, with_changes
+from tasks.sources import open_source
+from tests.helpers import ROOT, zipped
+
+DATA = "Infection Segmentation Data/Infection Segmentation Data"
+
+
+@pytest.fixture
+def raw(kaggle_folder: Path, tmp_path: Path) -> Path:
+    download(open_source(str(kaggle_folder), Path()), tmp_path / "raw", "here")
+    return tmp_path / "raw"
+
+
+def change_one(kaggle_folder: Path) -> None:
+    (kaggle_folder / DATA / "Train/COVID-19/images/covid_1.png").write_bytes(b"another image")
+
+
+def test_the_same_files_are_no_news_from_a_zip_or_a_folder(
+    kaggle_folder: Path, tmp_path: Path, raw: Path
+) -> None:
+    zipped(kaggle_folder, tmp_path / "a.zip")
+    news = look("a.zip", tmp_path, raw)
+    assert look("archive", tmp_path, raw) == news
+    assert (news.differs, news.known, news.text) == (False, True, "unchanged: 27 files")
+
+
+def test_one_changed_file_is_counted_and_changes_the_fingerprint(kaggle_folder: Path, raw: Path) -> None:
+    before = look(str(kaggle_folder), Path(), raw)
+    change_one(kaggle_folder)
+    after = look(str(kaggle_folder), Path(), raw)
+    assert (after.differs, after.text) == (True, "0 new, 1 changed and 0 gone of 27 files")
+    assert before.fingerprint != after.fingerprint
+
+
+def test_new_changed_and_gone_are_told_apart(kaggle_folder: Path, raw: Path) -> None:
+    change_one(kaggle_folder)
+    for name in ("covid_7.png", "covid_8.png"):
+        (kaggle_folder / DATA / "Val/COVID-19/images" / name).write_bytes(b"new")
+    for path in (kaggle_folder / DATA / "Test/Normal").rglob("*.png"):
+        path.unlink()
+    news = look(str(kaggle_folder), Path(), raw)
+    assert (news.new, news.changed, news.gone, news.total) == (2, 1, 3, 26)
+    assert news.text == "2 new, 1 changed and 3 gone of 26 files"
+
+
+@pytest.mark.parametrize("there", ["none", "missing", "damaged"])
+def test_without_an_earlier_dataset_all_is_new(kaggle_folder: Path, raw: Path, there: str) -> None:
+    (raw / "infection-val.zip").unlink()
+    earlier = {"none": None, "missing": raw / "missing", "damaged": raw}[there]
+    news = look(str(kaggle_folder), Path(), earlier)
+    assert (news.differs, news.known, news.new, news.gone) == (True, False, 27, 0)
+    assert news.text == "27 files, and no earlier dataset to compare them with"
+
+
+def test_phantoms_are_never_news(raw: Path) -> None:
+    news = look("phantom://45?size=64", Path(), raw)
+    assert news == News(None, total=135, new=0, changed=0, gone=0, known=True)
+    assert (news.differs, news.text) == (False, "never changes: 135 files")
+
+
+def test_nothing_there_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^data\.source: a\.zip: nothing is there"):
+        look("a.zip", tmp_path, None)
+
+
+def test_the_command_says_what_differs_and_how_to_accept_it(
+    kaggle_folder: Path, tmp_path: Path, raw: Path
+) -> None:
+    def run(*assignments: str) -> list[str]:
+        changes = {a: parse_assignment(a) for a in assignments}
+        text = with_changes((ROOT / "params.yaml").read_text(encoding="utf-8"), changes)
+        (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+        return subprocess.run(
+            [sys.executable, "-m", "tasks.look", "params.yaml", "raw"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+
+    change_one(kaggle_folder)
+    found = look("archive", tmp_path, None).fingerprint
+    accept = f"to accept what is there now: python -m tasks.params --set data.fingerprint={found}"
+    changed = "archive: 0 new, 1 changed and 0 gone of 27 files"
+    assert run("data.source=archive") == [changed, f"fingerprint {found}, nothing is pinned; {accept}"]
+    pin = "data.fingerprint=f" + 31 * "0"
+    assert run("data.source=archive", pin)[1] == (
+        f"fingerprint {found}, data.fingerprint pins {pin.partition('=')[2]}; {accept}"
+    )
+    assert run("data.source=archive", f"data.fingerprint={found}")[1] == (
+        f"fingerprint {found}, as data.fingerprint pins it"
+    )
+    assert run("data.source=phantom://9") == ["phantom://9: never changes: 27 files"]
