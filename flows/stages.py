@@ -42,8 +42,16 @@ HINTS = (
 DVC_REPEATS = re.compile(r"ERROR: failed to reproduce .* exited with (?P<status>-?\d+)$")
 
 #: Exit statuses of a stage that did not end by a fault of its own, nor because it was told to: a connection
-#: failed, or it was killed, as the system does when memory runs out, or crashed in a library.
-WORTH_ANOTHER_TRY = {TEMPORARY, *(-number for number in (signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV))}
+#: failed, or it was killed, as the system does when memory runs out, or crashed in a library. A shell that
+#: doesn't become the command, such as dash, tells of a signal by 128 and its number.
+WORTH_ANOTHER_TRY = {
+    TEMPORARY,
+    *(
+        status
+        for number in (signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV)
+        for status in (-number, 128 + number)
+    ),
+}
 
 #: Seconds that a stage has to end when told to, before it is killed.
 GRACE = 5.0

@@ -38,7 +38,9 @@ def run(repository: Repository, stage: str) -> tuple[Outcome, str]:
         ("echo wrong; exit 1", Outcome.FAILED, "wrong"),
         (f"echo away; exit {TEMPORARY}", Outcome.INTERRUPTED, "away"),
         ("echo memory; kill -KILL $$", Outcome.INTERRUPTED, "memory"),
+        ("echo memory; exit 137", Outcome.INTERRUPTED, "memory"),  # as dash tells of a KILL
         ("echo told to; kill -TERM $$", Outcome.FAILED, "told to"),
+        ("echo told to; exit 143", Outcome.FAILED, "told to"),
         ("exit 3", Outcome.FAILED, "ERROR: failed to reproduce 'a': failed to run: exit 3, exited with 3"),
     ],
 )
