@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-#: The metrics that are compared, with their names for people, and whether more of one is better.
+#: The metrics that are compared, few enough to look through, with their names for people, and whether more of
+#: one is better. `dvc metrics diff` compares them all.
 METRICS = {"iou": ("IoU", True), "dice": ("Dice", True), "mae": ("MAE", False)}
 IMAGE_SETS = {"covid": "COVID-19", "all": "all"}
 
@@ -41,7 +42,7 @@ def compare(now: Mapping[str, Any], before: Mapping[str, Any], experiments: Iter
         Score(
             experiment,
             target,
-            IMAGE_SETS.get(images, images),
+            words,
             name,
             sets[images][metric],
             before.get(experiment, {}).get(target, {}).get(images, {}).get(metric),
@@ -49,14 +50,10 @@ def compare(now: Mapping[str, Any], before: Mapping[str, Any], experiments: Iter
         )
         for experiment in experiments
         for target, sets in now[experiment].items()
-        for images in sorted(sets, key=_rank)
+        for images, words in IMAGE_SETS.items()
+        if images in sets
         for metric, (name, better_is_more) in METRICS.items()
     ]
-
-
-def _rank(images: str) -> int:
-    known = list(IMAGE_SETS)
-    return known.index(images) if images in known else len(known)
 
 
 def as_rows(scores: list[Score], base: str) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from flows.checkout import git
 from tasks.cli import InputError
-from tasks.params import parse_assignment, parse_mapping, with_changes
+from tasks.params import parse_assignment, parse_preset, with_changes
 
 PRESETS = PurePosixPath("presets")
 PROJECT = Path(__file__).parent.parent
@@ -28,7 +28,7 @@ def _offer_experiments(schema: dict[str, Any]) -> None:
 
     The revision of a run may hold others, so the model itself admits every word.
     """
-    params = parse_mapping((PROJECT / "params.yaml").read_text(encoding="utf-8"), "params.yaml")
+    params = parse_preset((PROJECT / "params.yaml").read_text(encoding="utf-8"), "params.yaml")
     schema["items"] = {"type": "string", "enum": list(params["experiments"])}
     schema["uniqueItems"] = True
 
@@ -63,7 +63,9 @@ class RetrainRequest(BaseModel):
         json_schema_extra=_offer_experiments,
     )
     alpha: _Share = Field(None, ge=0, le=1, description="Weight of BCE in combined losses, from 0 to 1.")
-    epochs: _Count = Field(None, ge=1, le=100_000, description="Passes over the training images.")
+    epochs: _Count = Field(
+        None, ge=1, le=100_000, description="Passes over the training images, in every experiment."
+    )
     data_source: _Text = Field(
         None,
         title="Data source",
@@ -111,7 +113,7 @@ class RetrainRequest(BaseModel):
         changes: dict[str, dict[str, Any]] = {}
         if self.preset:
             path = f"{PRESETS}/{self.preset}.yaml"
-            changes[path] = parse_mapping(_read_committed(repository, commit, path), path)
+            changes[path] = parse_preset(_read_committed(repository, commit, path), path)
         changes |= self._changes()
         text = _read_committed(repository, commit, "params.yaml")
         return with_changes(text, changes, self.experiments)

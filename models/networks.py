@@ -1,6 +1,8 @@
 """Networks, by the words of params.yaml.
 
 U-Net: Ronneberger et al. 2015, doi 10.1007/978-3-319-24574-4_28.
+Attention U-Net: Oktay et al. 2018, arXiv 1804.03999.
+UNet++: Zhou et al. 2018, doi 10.1007/978-3-030-00889-5_1.
 """
 
 from collections.abc import Callable
@@ -9,9 +11,26 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from models.blocks import DoubleConv, ResidualBlock
+from models.blocks import AttentionGate, DoubleConv, PlainSkip, ResidualBlock, upsample
 
 Block = Callable[[int, int], nn.Module]
+Skip = Callable[[int], nn.Module]
+
+
+def level_channels(width: int, depth: int) -> list[int]:
+    """The channels of each of the depth + 1 levels: `width` at the first, doubled at each level down."""
+    return [width * 2**k for k in range(depth + 1)]
+
+
+def require_multiples(images: Tensor, stride: int) -> None:
+    """Refuse images (N, C, H, W) that pooling would round.
+
+    Raises:
+        ValueError: H or W is not a multiple of the stride.
+    """
+    height, width = images.shape[-2:]
+    if height % stride or width % stride:
+        raise ValueError(f"images of {height}x{width}: both sides must be multiples of {stride}")
 
 
 class Encoder(nn.Module):
@@ -34,43 +53,72 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Transposed convolutions up, the encoder's map of the same size concatenated, then a block."""
+    """Upsampling, the encoder's map of the same size concatenated, then a block; `skip` works on that map."""
 
-    def __init__(self, channels: list[int], block: Block) -> None:
+    def __init__(self, channels: list[int], block: Block, skip: Skip) -> None:
         super().__init__()
         wide, narrow = channels[:0:-1], channels[-2::-1]
-        self.ups = nn.ModuleList(
-            nn.ConvTranspose2d(i, o, kernel_size=2, stride=2) for i, o in zip(wide, narrow, strict=True)
-        )
+        self.ups = nn.ModuleList(upsample(i, o) for i, o in zip(wide, narrow, strict=True))
         self.levels = nn.ModuleList(block(2 * o, o) for o in narrow)
+        self.skips = nn.ModuleList(skip(o) for o in narrow)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        *skips, x = features
-        for up, level, skip in zip(self.ups, self.levels, reversed(skips), strict=True):
-            x = level(torch.cat([skip, up(x)], dim=1))
+        """Feature maps of all levels -> (N, channels[0], H, W)."""
+        *above, x = features
+        for up, level, skip, feature in zip(self.ups, self.levels, self.skips, reversed(above), strict=True):
+            x = up(x)
+            x = level(torch.cat([skip(feature, x), x], dim=1))
         return x
 
 
+class NestedDecoder(nn.Module):
+    """The nodes X(i, j) of UNet++, level i, column j >= 1; column 0 is the encoder's.
+
+    X(i, j) = block([X(i, 0), ..., X(i, j - 1), upsample(X(i + 1, j - 1))]), i + j <= depth.
+    """
+
+    def __init__(self, channels: list[int], block: Block) -> None:
+        super().__init__()
+        depth = len(channels) - 1
+        self.places = [(i, j) for j in range(1, depth + 1) for i in range(depth - j + 1)]
+        self.ups = nn.ModuleList(upsample(channels[i + 1], channels[i]) for i, _ in self.places)
+        self.nodes = nn.ModuleList(block((j + 1) * channels[i], channels[i]) for i, j in self.places)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Feature maps of all levels -> X(0, 1) ... X(0, depth), each (N, channels[0], H, W)."""
+        rows = [[feature] for feature in features]
+        for (i, j), up, node in zip(self.places, self.ups, self.nodes, strict=True):
+            rows[i].append(node(torch.cat([*rows[i], up(rows[i + 1][j - 1])], dim=1)))
+        return rows[0][1:]
+
+
 class UNet(nn.Module):
-    """U-Net whose encoder block is a choice.
+    """U-Net whose encoder block and skips are a choice.
 
     Args:
         in_channels: of the image, 1 for an X-ray.
         out_channels: one a target.
         width: channels of the first level, doubled at each of the `depth` levels down.
         encoder_block: what stands at each level of the encoder; the decoder has double convolutions.
+        skip: what the encoder's maps pass on their way to the decoder.
 
     H and W of the input must be multiples of `stride`, 2^depth.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, width: int, depth: int, encoder_block: Block = DoubleConv
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int,
+        depth: int,
+        encoder_block: Block = DoubleConv,
+        skip: Skip = PlainSkip,
     ) -> None:
         super().__init__()
         self.stride = 2**depth
-        channels = [width * 2**k for k in range(depth + 1)]
+        channels = level_channels(width, depth)
         self.encoder = Encoder(in_channels, channels, encoder_block)
-        self.decoder = Decoder(channels, DoubleConv)
+        self.decoder = Decoder(channels, DoubleConv, skip)
         self.head = nn.Conv2d(width, out_channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,14 +127,55 @@ class UNet(nn.Module):
         Raises:
             ValueError: H or W is not a multiple of the stride.
         """
-        height, width = x.shape[-2:]
-        if height % self.stride or width % self.stride:
-            raise ValueError(f"images of {height}x{width}: both sides must be multiples of {self.stride}")
+        require_multiples(x, self.stride)
         logits: Tensor = self.head(self.decoder(self.encoder(x)))
         return logits
 
 
-NETWORKS: dict[str, Callable[..., UNet]] = {
+class UNetPlusPlus(nn.Module):
+    """UNet++: nodes between encoder and decoder at every level, each joined to all before it.
+
+    Args:
+        in_channels: of the image, 1 for an X-ray.
+        out_channels: one a target.
+        width: channels of the first level, doubled at each of the `depth` levels down.
+        deep_supervision: a head on each of X(0, 1) ... X(0, depth), not on the last alone.
+
+    H and W of the input must be multiples of `stride`, 2^depth.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, width: int, depth: int, deep_supervision: bool = False
+    ) -> None:
+        super().__init__()
+        self.stride = 2**depth
+        self.deep_supervision = deep_supervision
+        channels = level_channels(width, depth)
+        self.encoder = Encoder(in_channels, channels, DoubleConv)
+        self.decoder = NestedDecoder(channels, DoubleConv)
+        self.heads = nn.ModuleList(
+            nn.Conv2d(width, out_channels, kernel_size=1) for _ in range(depth if deep_supervision else 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """(N, C_in, H, W) images in [0, 1] -> (N, C_out, H, W) logits, of X(0, depth).
+
+        With deep supervision, while training: a tuple of such logits, of X(0, 1) ... X(0, depth).
+
+        Raises:
+            ValueError: H or W is not a multiple of the stride.
+        """
+        require_multiples(x, self.stride)
+        outputs = self.decoder(self.encoder(x))
+        if self.deep_supervision and self.training:
+            return tuple(head(output) for head, output in zip(self.heads, outputs, strict=True))
+        logits: Tensor = self.heads[-1](outputs[-1])
+        return logits
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,
     "residual_unet": partial(UNet, encoder_block=ResidualBlock),
+    "attention_unet": partial(UNet, skip=AttentionGate),
+    "unet_plus_plus": UNetPlusPlus,
 }

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tasks.cli import InputError, stage_main
 from tasks.files import replacing, write_table
+from tasks.progress import progress
 from tasks.raw import HALF_KINDS, Kind, RawDataset
-from tasks.scoring import Prediction, read_mask, score, summarise
+from tasks.scoring import Calibration, score, summarise
 
 #: Each makes probabilities (H, W) of 0 and 1 from the true masks of an image.
 PREDICTORS: dict[str, Callable[[dict[Kind, Tensor]], Tensor]] = {
@@ -33,23 +34,32 @@ def baselines(packed: Path, raw: Path, out: Path, half: str) -> None:
     images = images[(images["half"] == half) & (images["split"] == "Test")]
     if not (images["class"] == "COVID-19").any():
         raise InputError(f"{packed}: the {half} half has no COVID-19 Test image to score on")
-    rows = pd.DataFrame(_score_all(dataset, images, half))
-    scores = {name: summarise(of_one) for name, of_one in rows.groupby("predictor", sort=False)}
+    calibrations = {name: Calibration() for name in PREDICTORS}
+    rows = pd.DataFrame(_score_all(dataset, images, half, calibrations))
+    scores = {
+        name: summarise(of_one, calibrations[str(name)])
+        for name, of_one in rows.groupby("predictor", sort=False)
+    }
     with replacing(out) as partial:
         partial.mkdir()
         write_table(rows, partial / "images.csv")
         (partial / "metrics.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
 
-def _score_all(dataset: RawDataset, images: pd.DataFrame, half: str) -> Iterator[dict[str, object]]:
+def _score_all(
+    dataset: RawDataset, images: pd.DataFrame, half: str, calibrations: Mapping[str, Calibration]
+) -> Iterator[dict[str, object]]:
     targets: list[Kind] = [kind for kind in HALF_KINDS[half] if kind != "image"]
-    for image_id, image_class in zip(images["id"], images["class"], strict=True):
-        masks: dict[Kind, Tensor] = {target: read_mask(dataset, image_id, target) for target in targets}
+    shown = progress(zip(images["id"], images["class"], strict=True), len(images), "baselines Test images")
+    for image_id, image_class in shown:
+        masks = {target: torch.from_numpy(dataset.read(image_id, target) > 0) for target in targets}
         for name, predictor in PREDICTORS.items():
+            probability = predictor(masks)
             for target in targets:
                 if (name, target) != ("whole_lung", "lung"):  # the truth itself
-                    prediction = Prediction(target, image_id, image_class, predictor(masks), masks[target])
-                    yield {"predictor": name} | score(prediction, threshold=0.5)
+                    calibrations[name].add(target, image_class, probability, masks[target])
+                    scores = score(probability > 0, probability, masks[target])
+                    yield {"predictor": name, "target": target, "id": image_id, "class": image_class} | scores
 
 
 def main() -> None:

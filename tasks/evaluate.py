@@ -1,4 +1,4 @@
-"""Stage `evaluate`: score a trained network on the Test split, at the masks' original size.
+"""Stage `evaluate`: score the trained networks of an experiment on the Test split, at the masks' own size.
 
 Probabilities are resized back to each mask's own size before they are compared, so that networks
 trained at different image sizes stand in one table.
@@ -7,97 +7,161 @@ trained at different image sizes stand in one table.
 import argparse
 import json
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
+from models.metrics import confusion
 from tasks.cli import stage_main
-from tasks.compute import Compute, set_up
+from tasks.compute import set_up
 from tasks.files import replacing, write_table
-from tasks.network import load_network
-from tasks.packed import PackedSplit, scaled
-from tasks.params import Plan, load_params
-from tasks.progress import progress
+from tasks.network import load_network, trained_seeds
+from tasks.packed import PackedSplit
+from tasks.params import Plan, Prediction
+from tasks.predict import Case, Mask, Thresholds, choose_thresholds, predict_cases, read_mask, steps, to_masks
 from tasks.raw import RawDataset, encode_mask, write_member
-from tasks.scoring import Prediction, read_mask, score, summarise
+from tasks.scoring import Calibration, Metrics, mean_metrics, overlaps, score, score_within, summarise
 
-EVALUATION_BATCH = 32
+Row = dict[str, Any]
+
+STEP_COLUMNS = ["seed", "step", "target", "id", "class", "iou", "dice"]
 
 
-def evaluate(plan: Plan, trained: Path, packed: Path, raw: Path, out: Path, threshold: float) -> None:
-    """Score the network in `trained` on every Test image of its half.
+def evaluate(plan: Plan, prediction: Prediction, trained: Path, images: Path, raw: Path, out: Path) -> None:
+    """Score each network in `trained` on every Test image of its half.
 
-    Writes under `out`: `images.csv`, a row per target and image; `metrics.json`, target -> image set ->
-    metric; `predictions.zip`, the predicted masks as 1 bit PNGs named TARGET/ID.png.
+    `images` is the folder that the training read. Writes under `out`:
+
+        images.csv        a row a seed, target and image
+        metrics.json      target -> image set -> metric, means over seeds
+        steps.csv         a row a seed, step of post-processing, target and image, where any step is on
+        calibration.csv   a row a seed, target, image set and bin of probabilities
+        settings.json     seeds, the thresholds of each, and what else made masks of probabilities
+        predictions.zip   the first seed's masks as 1 bit PNGs named TARGET/ID.png
     """
-    compute = set_up(plan.seed, plan.precision, plan.threads)
-    split = PackedSplit(packed, plan.half, "Test")
-    predictions = predict(load_network(trained, compute), plan, split, RawDataset(raw), compute)
+    dataset = RawDataset(raw)
+    rows: list[Row] = []
+    stepped: list[Row] = []
+    calibrations: list[pd.DataFrame] = []
+    of_seeds: list[Metrics] = []
+    thresholds: dict[str, Thresholds] = {}
     with replacing(out) as partial:
         partial.mkdir()
-        with zipfile.ZipFile(partial / "predictions.zip", "w") as masks:
-            images = pd.DataFrame(_score_and_store(predictions, threshold, masks))
-        metrics = summarise(images)
-        write_table(images, partial / "images.csv")
-        (partial / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        with zipfile.ZipFile(partial / "predictions.zip", "w") as archive:
+            for seed in trained_seeds(trained):
+                one = _Evaluation(plan, prediction, seed, trained, images, dataset)
+                one.run(None if of_seeds else archive)
+                rows += one.rows
+                stepped += one.stepped
+                calibrations.append(one.calibration.table().assign(seed=seed))
+                of_seeds.append(summarise(pd.DataFrame(one.rows), one.calibration))
+                thresholds[str(seed)] = one.thresholds
+        metrics = mean_metrics(of_seeds)
+        settings = {"seeds": trained_seeds(trained), "thresholds": thresholds}
+        settings["prediction"] = json.loads(prediction.to_json())
+        write_table(pd.DataFrame(rows), partial / "images.csv")
+        write_table(pd.DataFrame(stepped, columns=STEP_COLUMNS), partial / "steps.csv")
+        write_table(pd.concat(calibrations), partial / "calibration.csv")
+        for name, content in (("settings", settings), ("metrics", metrics)):
+            (partial / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for target, sets in metrics.items():
         for image_set, scores in sets.items():
             shown = f"IoU {scores['iou']:.4f}, Dice {scores['dice']:.4f}"
             print(f"{plan.name}: {target}, Test images {image_set}: {shown}", flush=True)
 
 
-@torch.no_grad()
-def predict(
-    network: nn.Module, plan: Plan, split: PackedSplit, raw: RawDataset, compute: Compute
-) -> Iterator[Prediction]:
-    """The network's probabilities for each image of the split and each target, image by image."""
-    starts = range(0, len(split), EVALUATION_BATCH)
-    for start in progress(starts, len(starts), f"{plan.name} Test batches"):
-        rows = slice(start, start + EVALUATION_BATCH)
-        with compute.autocast():
-            logits = network(compute.place(scaled(split.images(rows))))
-        probabilities = torch.sigmoid(logits.float()).cpu()
-        for image, (_, row) in zip(probabilities, split.table[rows].iterrows(), strict=True):
-            for channel, target in zip(image, plan.targets, strict=True):
-                truth = read_mask(raw, row["id"], target)
-                yield Prediction(target, row["id"], row["class"], resized(channel, truth.shape), truth)
+class _Evaluation:
+    """The scores of one trained network."""
+
+    def __init__(
+        self, plan: Plan, prediction: Prediction, seed: int, trained: Path, images: Path, raw: RawDataset
+    ) -> None:
+        self._plan, self._prediction, self._seed = plan, prediction, seed
+        self._images, self._raw = images, raw
+        self._compute = set_up(seed, plan.precision, plan.threads)
+        self._network = load_network(trained, seed, self._compute)
+        val = PackedSplit(images, plan.half, "Val", plan.targets, plan.train_classes)
+        self.thresholds = choose_thresholds(self._network, plan, prediction, val, raw, self._compute)
+        self._steps = steps(prediction, self.thresholds)
+        self.calibration = Calibration()
+        self.rows: list[Row] = []
+        self.stepped: list[Row] = []
+
+    def run(self, archive: zipfile.ZipFile | None) -> None:
+        """Score each Test image; keep the masks in the archive, if any."""
+        split = PackedSplit(self._images, self._plan.half, "Test")
+        what, flip = f"{self._plan.name} Test batches", self._prediction.flip_average
+        for case in predict_cases(self._network, self._plan, split, self._raw, self._compute, flip, what):
+            masks = to_masks(case, self.thresholds, self._prediction)
+            self.rows += self._score(case, masks)
+            self.stepped += self._step_by_step(case)
+            for target, truth in case.truths.items():
+                self.calibration.add(target, case.image_class, case.probabilities[target], truth)
+                if archive:
+                    write_member(archive, f"{target}/{case.image_id}.png", encode_mask(masks[target]))
+
+    def _score(self, case: Case, masks: dict[Any, Mask]) -> Iterator[Row]:
+        for target, truth in case.truths.items():
+            predicted, probability = torch.from_numpy(masks[target]), case.probabilities[target]
+            row = {"seed": self._seed, "target": target, "id": case.image_id, "class": case.image_class}
+            shares = self._shares(case, masks) if target == "infection" else {}
+            yield row | score(predicted, probability, truth) | shares
+            if case.region is not None:
+                inside = row | {"target": f"{target}_in_lungs"}
+                yield inside | score_within(case.region, predicted, probability, truth)
+                self.calibration.add(
+                    f"{target}_in_lungs", case.image_class, probability[case.region], truth[case.region]
+                )
+
+    def _shares(self, case: Case, masks: dict[Any, Mask]) -> Row:
+        """The infected share of the lung, true and predicted, where the experiment knows predicted lungs."""
+        lungs = case.region.numpy() if case.region is not None else masks.get("lung")
+        if lungs is None:
+            return {}
+        true_lungs = case.truths.get("lung")
+        if true_lungs is None:
+            true_lungs = read_mask(self._raw, case.image_id, "lung")
+        return {
+            "true_share": _share(case.truths["infection"].numpy(), true_lungs.numpy()),
+            "predicted_share": _share(masks["infection"], lungs),
+        }
+
+    def _step_by_step(self, case: Case) -> Iterator[Row]:
+        for step, (thresholds, prediction) in self._steps.items():
+            masks = to_masks(case, thresholds, prediction)
+            for target, truth in case.truths.items():
+                counts = confusion(torch.from_numpy(masks[target]), truth)
+                yield {
+                    "seed": self._seed,
+                    "step": step,
+                    "target": target,
+                    "id": case.image_id,
+                    "class": case.image_class,
+                    **overlaps(counts),
+                }
 
 
-def resized(probability: Tensor, shape: torch.Size) -> Tensor:
-    """Probabilities (h, w) bilinearly resized to `shape`; as they are where they have it already."""
-    if probability.shape == shape:
-        return probability
-    resized = functional.interpolate(
-        probability[None, None], size=shape, mode="bilinear", align_corners=False
-    )
-    return resized[0, 0]
-
-
-def _score_and_store(
-    predictions: Iterable[Prediction], threshold: float, masks: zipfile.ZipFile
-) -> Iterator[dict[str, object]]:
-    for prediction in predictions:
-        mask = (prediction.probability >= threshold).numpy()
-        write_member(masks, f"{prediction.target}/{prediction.image_id}.png", encode_mask(mask))
-        yield score(prediction, threshold)
+def _share(infection: Mask, lungs: Mask) -> float:
+    """The share of the lungs that is infected, 0 where there are no lungs."""
+    area = int(lungs.sum())
+    return int((infection & lungs).sum()) / area if area else 0.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("params", type=Path)
     parser.add_argument("plan", type=Path, help="artifacts/plans/NAME.json")
+    parser.add_argument("prediction", type=Path, help="artifacts/plans/NAME.prediction.json")
     parser.add_argument("trained", type=Path, help="artifacts/train/NAME")
-    parser.add_argument("packed", type=Path, help="data/packed")
+    parser.add_argument("images", type=Path, help="data/packed or data/lungs/NAME, as the training read it")
     parser.add_argument("raw", type=Path, help="data/raw")
     parser.add_argument("out", type=Path, help="the folder to make")
     args = parser.parse_args()
     plan = Plan.from_json(args.plan.read_text(encoding="utf-8"))
-    threshold = load_params(args.params).evaluate.threshold
-    evaluate(plan, args.trained, args.packed, args.raw, args.out, threshold)
+    prediction = Prediction.from_json(args.prediction.read_text(encoding="utf-8"))
+    evaluate(plan, prediction, args.trained, args.images, args.raw, args.out)
 
 
 if __name__ == "__main__":

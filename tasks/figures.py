@@ -8,7 +8,7 @@ light screen, a dark one and paper, and their labels stay text.
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,6 +132,7 @@ class Chart:
     y_ticks: tuple[Tick, ...]
     lines: tuple[Line, ...] = ()
     bars: tuple[Bar, ...] = ()
+    dots: str = ""  # a path of points
     mark: Mark | None = None
 
 
@@ -139,32 +140,56 @@ WIDTH, HEIGHT = 250.0, 180.0
 LEFT, RIGHT, TOP, BOTTOM = 32.0, 243.0, 24.0, 145.0
 
 
-def curves(
-    title: str,
-    epochs: Sequence[int],
-    series: Mapping[str, Sequence[float]],
-    *,
-    last_epoch: int,
-    y_high: float,
-    best_epoch: int,
-) -> Chart:
+@dataclass(frozen=True)
+class Curve:
+    role: str  # what the style sheet knows it by
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def curves(title: str, found: Sequence[Curve], *, last_epoch: int, y_high: float, best_epoch: int) -> Chart:
     """Lines over epochs 1..`last_epoch` and 0..`y_high`; a gap where a value is not finite."""
     x_high = max(last_epoch, 2)  # a single epoch has no width to draw
     y_ticks = ticks(y_high)
     lines = tuple(
-        Line(role, segment)
-        for role, values in series.items()
-        for segment in _segments(epochs, values, x_high, y_ticks[-1])
+        Line(curve.role, segment)
+        for curve in found
+        for segment in _segments([(epoch - 1) / (x_high - 1) for epoch in curve.x], curve.y, y_ticks[-1])
     )
     best = _x((best_epoch - 1) / (x_high - 1))
     return Chart(
         title=title,
-        alt=_curve_words(title, series, best_epoch),
+        alt=_curve_words(title, found, best_epoch),
         x_label="epoch",
         x_ticks=tuple(Tick(_x((e - 1) / (x_high - 1)), str(e)) for e in _epoch_ticks(x_high)),
         y_ticks=_y_ticks(y_ticks),
         lines=lines,
         mark=Mark(best, f"best epoch {best_epoch}", "end" if best > (LEFT + RIGHT) / 2 else "start"),
+    )
+
+
+def agreement(
+    title: str,
+    alt: str,
+    x_label: str,
+    *,
+    lines: Sequence[Curve] = (),
+    dots: Sequence[tuple[float, float]] = (),
+) -> Chart:
+    """Lines and dots over 0..1 and 0..1, with the diagonal on which the two axes agree."""
+    diagonal = Curve("diagonal", (0, 1), (0, 1))
+    return Chart(
+        title=title,
+        alt=alt,
+        x_label=x_label,
+        x_ticks=tuple(Tick(_x(value), f"{value:g}") for value in ticks(1.0)),
+        y_ticks=_y_ticks(ticks(1.0)),
+        lines=tuple(
+            Line(curve.role, segment)
+            for curve in (diagonal, *lines)
+            for segment in _segments(curve.x, curve.y, 1.0)
+        ),
+        dots="".join(f"M{_x(x):g} {_y(y):g}h0" for x, y in dots),
     )
 
 
@@ -214,20 +239,18 @@ def _y_ticks(values: Sequence[float]) -> tuple[Tick, ...]:
     return tuple(Tick(_y(value / values[-1]), f"{value:g}") for value in values)
 
 
-def _segments(epochs: Sequence[int], values: Sequence[float], x_high: int, y_high: float) -> list[str]:
+def _segments(x: Sequence[float], values: Sequence[float], y_high: float) -> list[str]:
     segments: list[list[str]] = [[]]
-    for epoch, value in zip(epochs, values, strict=True):
+    for share, value in zip(x, values, strict=True):
         if math.isfinite(value):
-            segments[-1].append(f"{_x((epoch - 1) / (x_high - 1)):g},{_y(value / y_high):g}")
+            segments[-1].append(f"{_x(share):g},{_y(value / y_high):g}")
         elif segments[-1]:
             segments.append([])
     return [" ".join(points * 2 if len(points) == 1 else points) for points in segments if points]
 
 
-def _curve_words(title: str, series: Mapping[str, Sequence[float]], best_epoch: int) -> str:
-    ends = "; ".join(
-        f"{role} from {values[0]:.3f} to {values[-1]:.3f}" for role, values in series.items() if len(values)
-    )
+def _curve_words(title: str, found: Sequence[Curve], best_epoch: int) -> str:
+    ends = "; ".join(f"{c.role} from {c.y[0]:.3f} to {c.y[-1]:.3f}" for c in found if len(c.y))
     return f"{title}: {ends}; best epoch {best_epoch}"
 
 

@@ -1,14 +1,17 @@
 """What the figures show, in sentences that are computed from them."""
 
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from tasks.consistency import PRINTED_PAIRS, check_pair, possible_pairs
+from tasks.differences import against_best, differences
 from tasks.results import Inputs, Scores
-from tasks.wording import formatted, listed, predictor_words, signed
+from tasks.wording import IMAGE_SET_WORDS, formatted, listed, predictor_words, target_words
 
 HIGHER_IS_BETTER = {"iou": True, "dice": True, "mae": False}
+ON_IMAGE_SET = {"covid": "the COVID-19 Test images", "all": "all Test images"}
 METRIC_NAMES = {"iou": "IoU", "dice": "Dice", "mae": "MAE"}
-NUMERALS = {2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six"}
+NUMERALS = dict(enumerate(("Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten"), start=2))
 
 # Report 1's Table 2: infection, one figure a loss; its test images and its empty-mask rule are not stated.
 PRINTED_SCORES = {
@@ -22,7 +25,7 @@ MAE_BOUND = 255.0  # the largest error of one pixel on the widest scale an 8 bit
 
 def title(inputs: Inputs) -> str:
     kind = "synthetic chest X-rays" if inputs.phantoms else "chest X-rays"
-    return f"{listed(inputs.targets).capitalize()} segmentation in {kind}"
+    return f"{listed(inputs.masks).capitalize()} segmentation in {kind}"
 
 
 def opening(inputs: Inputs) -> str:
@@ -32,32 +35,65 @@ def opening(inputs: Inputs) -> str:
     own = best.results[target]["covid"]
     count = len(inputs.experiments)
     what = "One network" if count == 1 else f"{NUMERALS.get(count, count)} networks"
-    images = sorted({int(e.model["train_images"]) for e in inputs.experiments})
+    images = sorted({int(e.network["train_images"]) for e in inputs.experiments})
     trained = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
     kind = "synthetic phantoms" if inputs.phantoms else "chest X-rays of COVID-QU-Ex"
     return (
-        f"{what} trained on {trained} {kind} to mark {listed(inputs.targets)}; "
+        f"{what} trained on {trained} {kind} to mark {listed(inputs.masks, 'or')}; "
         f"on {own['images']:,.0f} COVID-19 Test images the best one, {best.name}, "
-        f"reaches IoU {formatted(own['iou'])} and Dice {formatted(own['dice'])}."
+        f"reaches IoU {formatted(own['iou'])} and Dice {formatted(own['dice'])} for {target_words(target)}."
     )
 
 
-def findings(inputs: Inputs, target: str) -> list[str]:
-    """Sentences on the COVID-19 Test images, where they name no others, each computed from the scores."""
-    trivial = inputs.trivial_scores(target, "covid")
-    sentences = []
-    if target == "infection" and "all_foreground" in trivial:
-        sentences += _on_printed_iou(trivial["all_foreground"], inputs.phantoms)
-    sentences += _against_trivial(inputs, target, "covid")
-    sentences += [f"On all Test images, {said}" for said in _against_trivial(inputs, target, "all")]
-    sentences += _on_the_lead(inputs, target)
-    if target == "infection":
-        sentences += _on_printed_mae()
-    return sentences
+@dataclass(frozen=True)
+class Sentences:
+    """What the figures show, for the page and its summary."""
+
+    on_the_lead: dict[str, list[str]]  # of each target
+    against_trivial: dict[str, list[str]]
+    on_printed: list[str]
+
+
+def sentences(inputs: Inputs) -> Sentences:
+    return Sentences(
+        {target: _on_the_lead(inputs, target, "covid") for target in inputs.targets},
+        {target: _on_each_set(inputs, target) for target in inputs.targets},
+        _on_printed(inputs),
+    )
+
+
+def _on_each_set(inputs: Inputs, target: str) -> list[str]:
+    return [said for image_set in ON_IMAGE_SET for said in _against_trivial(inputs, target, image_set)]
+
+
+def _on_printed(inputs: Inputs) -> list[str]:
+    """What computing shows of the figures that the two reports printed."""
+    if "infection" not in inputs.targets:
+        return _on_printed_pairs()
+    trivial = inputs.trivial_scores("infection", "covid")
+    said = _on_printed_iou(trivial["all_foreground"], inputs.phantoms) if "all_foreground" in trivial else []
+    return [*said, *_on_printed_mae(), *_on_printed_pairs()]
+
+
+def _on_printed_pairs() -> list[str]:
+    final = [pair for pair in PRINTED_PAIRS if pair.where in ("Report 2, lung", "Report 2, infection")]
+    said = [
+        f"{pair.where}: {fault}"
+        for pair in final
+        if (fault := check_pair(pair.iou, pair.dice, pair.decimals))
+    ]
+    scores = [score for pair in final for score in (pair.iou, pair.dice)]
+    if said and not possible_pairs(scores, final[0].decimals):
+        said.append(
+            f"One set of predictions can’t give such pairs; nor can any two of the {len(scores)} scores "
+            "belong together, so no mix-up of names explains them."
+        )
+    return said
 
 
 def _on_printed_iou(scores: Scores, phantoms: bool) -> list[str]:
-    said = f"Marking every pixel scores IoU {scores['iou']:.3f} on these {scores['images']:,.0f} images"
+    where = f"the {scores['images']:,.0f} COVID-19 Test images"
+    said = f"Marking every pixel scores IoU {scores['iou']:.3f} on {where}"
     if phantoms:
         return [
             f"{said}; report 1 printed {PRINTED_IOU} for both losses, on real X-rays: the two don't compare."
@@ -83,22 +119,30 @@ def _on_printed_mae() -> list[str]:
 
 
 def _against_trivial(inputs: Inputs, target: str, image_set: str) -> list[str]:
-    """Which experiments beat each trivial predictor on which measure; a tie beats nothing."""
-    trivial = inputs.trivial_scores(target, image_set)
+    """Which experiments beat each trivial predictor on which measure, for sure; a tie beats nothing."""
+    trivial = list(inputs.trivial_scores(target, image_set))
+    names = [e.name for e in inputs.with_target(target) if image_set in e.results[target]]
+    pairs = [(name, predictor) for name in names for predictor in trivial]
+    lost: dict[tuple[str, str], list[str]] = {pair: [] for pair in pairs}
+    for metric in HIGHER_IS_BETTER:
+        for difference in differences(inputs, target, image_set, metric, pairs):
+            if not _better(difference.interval.low, difference.interval.high, metric):
+                lost[difference.first, difference.second].append(METRIC_NAMES[metric])
     alike: dict[tuple[tuple[str, ...], ...], list[str]] = {}
-    for e in inputs.with_target(target):
-        own = e.results[target][image_set]
-        lost = tuple(
-            tuple(METRIC_NAMES[metric] for metric in HIGHER_IS_BETTER if not _beats(own, scores, metric))
-            for scores in trivial.values()
-        )
-        alike.setdefault(lost, []).append(e.name)
-    return [_verdict(names, dict(zip(trivial, lost, strict=True))) for lost, names in alike.items() if lost]
+    for name in names:
+        alike.setdefault(tuple(tuple(lost[name, predictor]) for predictor in trivial), []).append(name)
+    if len(alike) == 1 and len(names) > 2:
+        alike = {of: [f"the {len(names)} experiments"] for of in alike}
+    return [
+        f"On {ON_IMAGE_SET[image_set]}, {_verdict(who, dict(zip(trivial, of, strict=True)))}"
+        for of, who in alike.items()
+        if of
+    ]
 
 
 def _verdict(names: Sequence[str], lost: Mapping[str, Sequence[str]]) -> str:
     """Say of experiments that they beat each predictor on all measures but the lost ones."""
-    one = len(names) == 1
+    one = len(names) == 1 and not names[0].startswith("the ")
     unbeaten: dict[tuple[str, ...], list[str]] = {}
     for predictor, measures in lost.items():
         unbeaten.setdefault(tuple(measures), []).append(predictor_words(predictor))
@@ -111,26 +155,34 @@ def _verdict(names: Sequence[str], lost: Mapping[str, Sequence[str]]) -> str:
     return f"{listed(names)} {('; it ' if one else '; they ').join(parts)}."
 
 
-def _beats(own: Scores, other: Scores, metric: str) -> bool:
-    return own[metric] > other[metric] if HIGHER_IS_BETTER[metric] else own[metric] < other[metric]
+def _better(low: float, high: float, metric: str) -> bool:
+    """Whether a difference that lies between these is a gain."""
+    return low > 0 if HIGHER_IS_BETTER[metric] else high < 0
 
 
-def _on_the_lead(inputs: Inputs, target: str) -> list[str]:
-    """The best experiment's mean lead in IoU over the next one, paired by image, with its 95 % interval."""
-    ranking = inputs.ranking(target)
-    if len(ranking) < 2:
+def _on_the_lead(inputs: Inputs, target: str, image_set: str) -> list[str]:
+    """What the experiment of the highest IoU beats, and what it can't be told apart from."""
+    found = against_best(inputs, target, image_set)
+    if not found:
         return []
-    first, second = ranking[:2]
-    scores = [e.covid_images(target).set_index("id")["iou"] for e in (first, second)]
-    leads = (scores[0] - scores[1]).dropna()
-    if len(leads) < 30:  # too few for the normal approximation
-        return []
-    lead, half = float(leads.mean()), 1.96 * float(leads.std()) / math.sqrt(len(leads))
-    verdict = "" if lead > half else ": these images do not tell the two apart"
+    best, where = found[0].first, f"{found[0].images:,} {IMAGE_SET_WORDS[image_set]}"
+    level = [d.second for d in found if not d.interval.excludes_zero]
+    said = [f"can’t be told apart from {listed(level, 'or')}"] if level else []
+    if beaten := [d for d in found if d.interval.excludes_zero]:
+        whom = beaten[0].second if len(beaten) == 1 else f"{len(beaten)} others"
+        nearest = "" if len(beaten) == 1 else f"the nearest, {beaten[0].second}, "
+        said.append(f"beats {whom}, {nearest}by {beaten[0].words} ({beaten[0].span})")
     return [
-        f"{first.name} leads {second.name} by {lead:.3f} IoU an image (95 % interval over the images "
-        f"{signed(lead - half)} to {signed(lead + half)}, one training each){verdict}."
+        f"On IoU {best} {' and '.join(said)}; paired by image, 95 % intervals over {where}, "
+        f"{_trainings(inputs, target)}."
     ]
+
+
+def _trainings(inputs: Inputs, target: str) -> str:
+    counts = sorted({len(e.seeds) for e in inputs.with_target(target)})
+    if counts == [1]:
+        return "one training each"
+    return f"{' to '.join(str(count) for count in sorted({counts[0], counts[-1]}))} trainings each"
 
 
 def best_trivial(trivial: Mapping[str, Scores], metric: str) -> tuple[str, float]:

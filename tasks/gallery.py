@@ -1,4 +1,4 @@
-"""The report's training curves, its X-rays with their masks, and how scores spread over images."""
+"""The report's X-rays with their masks, and how scores spread over images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,36 +7,9 @@ import numpy as np
 import pandas as pd
 
 from tasks import figures
-from tasks.raw import RawDataset
+from tasks.raw import CLASSES, RawDataset
 from tasks.results import Experiment, Inputs
 from tasks.wording import formatted
-
-
-def loss_charts(inputs: Inputs) -> list[tuple[Experiment, figures.Chart, figures.Chart]]:
-    """Per experiment its losses and its validation Dice; epochs shared by all, losses by equal formulas."""
-    last = max(int(e.history["epoch"].max()) for e in inputs.experiments)
-    highest: dict[str, float] = {}
-    for e in inputs.experiments:
-        losses = e.history[["train_loss", "val_loss"]].to_numpy(dtype=float)
-        finite = losses[np.isfinite(losses)]
-        key = _formula(e)
-        highest[key] = max(highest.get(key, 0.0), float(finite.max()) if finite.size else 0.0)
-    return [(e, *_charts_of(e, last, highest[_formula(e)])) for e in inputs.experiments]
-
-
-def _charts_of(e: Experiment, last: int, highest: float) -> tuple[figures.Chart, figures.Chart]:
-    epochs = e.history["epoch"].astype(int).tolist()
-    best = int(e.model["best_epoch"])
-    losses = {"train": e.history["train_loss"].tolist(), "validation": e.history["val_loss"].tolist()}
-    dice = {"validation": e.history["val_dice"].tolist()}
-    return (
-        figures.curves("Loss", epochs, losses, last_epoch=last, y_high=highest, best_epoch=best),
-        figures.curves("Validation Dice", epochs, dice, last_epoch=last, y_high=1.0, best_epoch=best),
-    )
-
-
-def _formula(e: Experiment) -> str:
-    return f"{e.plan['loss']} {e.plan.get('alpha')}"
 
 
 class Gallery:
@@ -54,8 +27,9 @@ class Gallery:
         return self._picture(image_id, overlay, f"{image_id} with its true {target} mask", f"Truth: {target}")
 
     def prediction(self, e: Experiment, image_id: str, target: str, caption: str) -> figures.Picture:
-        overlay = figures.prediction_overlay(self._truth(image_id, target), e.prediction(target, image_id))
-        row = e.images[(e.images["target"] == target) & (e.images["id"] == image_id)].iloc[0]
+        overlay = figures.prediction_overlay(self._truth(image_id, target), e.prediction_of(target, image_id))
+        rows = e.first_seed(target)
+        row = rows[rows["id"] == image_id].iloc[0]
         scores = f"IoU {formatted(row['iou'])} · Dice {formatted(row['dice'])}"
         return self._picture(
             image_id, overlay, f"{image_id}, {target} by {e.name}: {scores}", caption, scores
@@ -83,16 +57,38 @@ class Case:
 
 
 def figure_cases(inputs: Inputs, gallery: Gallery) -> list[Case]:
-    """The asked test images as each experiment predicts them, a case for every target."""
+    """The asked test images as each experiment predicts their first target."""
+    target = inputs.targets[0]
     cases = []
     for number, (position, image_id) in enumerate(inputs.figure_ids.items(), start=1):
-        for target in inputs.targets:
-            shown = [e for e in inputs.with_target(target) if image_id in set(e.images["id"])]
-            pictures = [gallery.xray(image_id), gallery.truth(image_id, target)]
-            pictures += [gallery.prediction(e, image_id, target, e.name) for e in shown]
-            which = f", {target}" if len(inputs.targets) > 1 else ""
-            cases.append(Case(f"Figure {number}: test image {position}{which}", image_id, tuple(pictures)))
+        shown = [e for e in inputs.with_target(target) if image_id in set(e.images["id"])]
+        pictures = [gallery.xray(image_id), gallery.truth(image_id, target)]
+        pictures += [gallery.prediction(e, image_id, target, e.name) for e in shown]
+        cases.append(Case(f"Figure {number}: test image {position}", image_id, tuple(pictures)))
     return cases
+
+
+def class_cases(inputs: Inputs, gallery: Gallery) -> list[Case]:
+    """The first Test image of each class by file name, as `shown_of_both` predict lung and infection."""
+    table = inputs.table[(inputs.table["half"] == inputs.half) & (inputs.table["split"] == "Test")]
+    shown = shown_of_both(inputs)
+    cases = []
+    for image_class in CLASSES if shown else ():
+        for image_id in sorted(table.loc[table["class"] == image_class, "id"])[:1]:
+            pictures = [gallery.xray(image_id), *(gallery.truth(image_id, target) for target in BOTH)]
+            pictures += [gallery.prediction(e, image_id, t, f"{e.name}: {t}") for e in shown for t in BOTH]
+            cases.append(Case(image_class, image_id, tuple(pictures)))
+    return cases
+
+
+BOTH = ("lung", "infection")
+REPORT_2 = "report2"  # the experiment at report 2's own settings
+
+
+def shown_of_both(inputs: Inputs) -> list[Experiment]:
+    """Of the experiments that predict lung and infection the one of report 2 and the best by infection."""
+    both = [e for e in inputs.ranking("infection") if e.predicts_both]
+    return [e for e in both if e.name == REPORT_2 or e is both[0] or len(both) < 3]
 
 
 @dataclass(frozen=True)
@@ -106,14 +102,15 @@ class Spread:
     cases: tuple[Case, ...]
 
 
+LEADERS = 3
+
+
 def spreads(inputs: Inputs, target: str, gallery: Gallery) -> list[Spread]:
-    scores = {e.name: e.covid_images(target).dropna(subset=["iou"]) for e in inputs.with_target(target)}
+    """Of the experiments of the highest IoU."""
+    leaders = inputs.ranking(target)[:LEADERS]
+    scores = {e.name: e.first_seed(target, "covid").dropna(subset=["iou"]) for e in leaders}
     tallest = max(max(figures.bin_counts(rows["iou"].to_numpy(dtype=float))) for rows in scores.values())
-    return [
-        _spread(e, target, scores[e.name], tallest, gallery)
-        for e in inputs.with_target(target)
-        if len(scores[e.name])
-    ]
+    return [_spread(e, target, scores[e.name], tallest, gallery) for e in leaders if len(scores[e.name])]
 
 
 def _spread(e: Experiment, target: str, rows: pd.DataFrame, tallest: int, gallery: Gallery) -> Spread:

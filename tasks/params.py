@@ -11,11 +11,19 @@ writes a preset and single changes into params.yaml, keeping its comments.
 import argparse
 import difflib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -25,12 +33,18 @@ from tasks.cli import InputError, stage_main
 from tasks.files import replacing
 from tasks.raw import Half, ImageClass
 
-Network = Literal["unet", "residual_unet"]
-Loss = Literal["bce", "bce_iou"]
+Network = Literal["unet", "residual_unet", "attention_unet", "unet_plus_plus"]
+Loss = Literal["bce", "bce_iou", "dice", "dice_bce", "focal", "focal_tversky"]
 Target = Literal["infection", "lung"]
 
 #: The losses that read the shared weight `alpha`; a change of alpha retrains these alone.
-LOSSES_WITH_ALPHA: frozenset[Loss] = frozenset({"bce_iou"})
+LOSSES_WITH_ALPHA: frozenset[Loss] = frozenset({"bce_iou", "dice_bce"})
+
+#: The keys at the top of params.yaml that an experiment may set for itself.
+SHARED_BY_ALL = frozenset({"alpha", "epochs"})
+
+#: What an experiment's `images` begins with where it sees only the lungs that another one predicts.
+LUNGS = "lungs/"
 
 #: The trivial predictors that stand beside the experiments in metrics.json.
 BASELINES = frozenset({"all_background", "all_foreground", "whole_lung"})
@@ -49,6 +63,12 @@ def _distinct(words: tuple[str, ...]) -> tuple[str, ...]:
     return words
 
 
+def _threshold(value: Any) -> Any:
+    if value == "val" or (type(value) is float and 0 < value < 1):
+        return value
+    raise ValueError(f"{value!r} is neither val nor a number between 0 and 1")
+
+
 class Data(_Section):
     source: Annotated[str, Field(min_length=1)]
     fingerprint: Annotated[str, Field(pattern=r"^f[0-9a-f]{31}$")] | None = None
@@ -64,32 +84,96 @@ class Preprocess(_Section):
     max_rejected: Share
 
 
+class Augment(_Section):
+    """How far the random changes to training images go, as `models.augmentation.Strength` says; 0 is off."""
+
+    flip: Share
+    rotation: Annotated[float, Field(ge=0, le=180)]
+    scale: Share
+    translation: Share
+    elastic: Annotated[float, Field(ge=0, le=0.2)]
+    brightness: Share
+    contrast: Annotated[float, Field(ge=0, le=10)]
+    gamma: Annotated[float, Field(ge=0, le=10)]
+    noise: Share
+
+
+class FocalLoss(_Section):
+    gamma: Annotated[float, Field(ge=0)]
+    balance: Share
+
+
+class FocalTverskyLoss(_Section):
+    gamma: Annotated[float, Field(ge=1)]
+    balance: Share
+
+
+class Losses(_Section):
+    """The constants in the formulas of single losses."""
+
+    focal: FocalLoss
+    focal_tversky: FocalTverskyLoss
+
+
+class Prediction(_Section):
+    """How probabilities become masks; one experiment's file for the stage evaluate."""
+
+    threshold: Annotated[float | Literal["val"], PlainValidator(_threshold)]
+    flip_average: bool
+    within_lungs: bool
+    min_area: Annotated[float, Field(ge=0, lt=1)]
+    fill_holes: bool
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Prediction":
+        return cls.model_validate_json(text)
+
+
 class Training(_Section):
     """What the experiments share, and each may set for itself."""
 
-    batch_size: Positive
-    width: Positive
-    depth: Annotated[int, Field(ge=1, le=6)]
-    optimiser: Literal["adam", "adamw"]
-    learning_rate: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    schedule: Literal["constant", "cosine", "one_cycle"]
-    flip: bool
-    seed: Annotated[int, Field(ge=0, lt=2**63)]
-    precision: Literal["auto", "fp32", "bf16"]
-    threads: Annotated[int, Field(ge=0)]
-
-
-class Experiment(Training):
-    """An entry under `experiments`, the shared values merged in."""
-
-    network: Network
-    loss: Loss
     targets: Annotated[tuple[Target, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
     train_classes: Annotated[
         tuple[ImageClass, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)
     ]
+    batch_size: Positive
+    width: Positive
+    depth: Annotated[int, Field(ge=1, le=6)]
+    patch: Annotated[int, Field(ge=1, le=8)]
+    deep_supervision: bool
+    optimiser: Literal["adam", "adamw"]
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    schedule: Literal["constant", "cosine", "one_cycle"]
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    augment: Augment
+    seed: Annotated[int, Field(ge=0, lt=2**62)]
+    seeds: Annotated[int, Field(ge=1, le=100)]
+    precision: Literal["auto", "fp32", "bf16"]
+    threads: Annotated[int, Field(ge=0)]
+
+
+class Fit(Training):
+    """All that one training reads of params.yaml, but for what is the dataset's."""
+
+    network: Network
+    loss: Loss
+    images: Annotated[str, Field(pattern=rf"^(packed|{LUNGS}[A-Za-z0-9_-]+)$")]
     epochs: Positive
+
+    @property
+    def lungs_from(self) -> str | None:
+        """The experiment whose predicted lungs are all that this one sees, if any."""
+        return self.images.removeprefix(LUNGS) if self.images.startswith(LUNGS) else None
+
+
+class Experiment(Fit):
+    """An entry under `experiments`, the shared values merged in."""
+
+    prediction: Prediction
     alpha: Share | None = None
 
     @model_validator(mode="after")
@@ -101,27 +185,34 @@ class Experiment(Training):
             )
         return self
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.deep_supervision and self.network != "unet_plus_plus":
+            raise ValueError(f"network {self.network} has no deep_supervision; unet_plus_plus has")
+        if self.prediction.within_lungs and set(self.targets) != {"infection", "lung"}:
+            raise ValueError("prediction.within_lungs needs targets: [infection, lung]")
+        if self.lungs_from and self.targets != ("infection",):
+            raise ValueError(f"images: {self.images} holds infection alone; set targets: [infection]")
+        return self
 
-class Plan(Experiment):
+
+class Plan(Fit):
     """One experiment with everything that determines its training, and nothing else.
 
-    `alpha` is None where the loss does not read it, so that its plan does not change with alpha.
+    `loss_options` holds what its loss reads alone, so that no other plan changes with alpha.
     """
 
     name: str
     half: Half
     image_size: int
+    loss_options: dict[str, float]
 
     def to_json(self) -> str:
-        return self.model_dump_json(indent=2, exclude_none=True) + "\n"
+        return self.model_dump_json(indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
         return cls.model_validate_json(text)
-
-
-class Evaluate(_Section):
-    threshold: Annotated[float, Field(gt=0, lt=1)]
 
 
 class Report(_Section):
@@ -138,19 +229,33 @@ class Params(_Section):
     image_size: Annotated[int, Field(ge=16)]
     preprocess: Preprocess
     training: Training
+    losses: Losses
+    prediction: Prediction
     experiments: Annotated[
         dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], Experiment], Field(min_length=1)
     ]
-    evaluate: Evaluate
+    lungs_from: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_distinct)]
     report: Report
 
     @property
     def plans(self) -> dict[str, Plan]:
         """What each experiment's training depends on, by its name, in the order of params.yaml."""
         return {
-            name: Plan(name=name, half=self.half, image_size=self.image_size, **experiment.model_dump())
+            name: Plan(
+                name=name,
+                half=self.half,
+                image_size=self.image_size,
+                loss_options=self._loss_options(experiment),
+                **experiment.model_dump(include=set(Fit.model_fields)),
+            )
             for name, experiment in self.experiments.items()
         }
+
+    def _loss_options(self, experiment: Experiment) -> dict[str, float]:
+        if experiment.alpha is not None:
+            return {"alpha": experiment.alpha}
+        constants = getattr(self.losses, experiment.loss, None)
+        return constants.model_dump() if constants else {}
 
     @model_validator(mode="before")
     @classmethod
@@ -166,24 +271,41 @@ class Params(_Section):
     def _merged(raw: dict[str, Any], entry: Any) -> Any:
         if not isinstance(entry, dict):
             return entry
-        shared = {**raw["training"], "epochs": raw.get("epochs")}
+        shared = {**raw["training"], "epochs": raw.get("epochs"), "prediction": raw.get("prediction")}
         if entry.get("loss") in LOSSES_WITH_ALPHA:
             shared["alpha"] = raw.get("alpha")
-        return {**shared, **entry}
+        merged = {**shared, **entry}
+        for section in ("augment", "prediction"):
+            if isinstance(shared.get(section), dict) and isinstance(entry.get(section), dict):
+                merged[section] = {**shared[section], **entry[section]}
+        return merged
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         for name, experiment in self.experiments.items():
-            place, stride = f"experiments.{name}", 2**experiment.depth
+            place, stride = f"experiments.{name}", experiment.patch * 2**experiment.depth
             if name in BASELINES:
                 raise ValueError(f"{place}: a trivial predictor has this name; choose another")
             if self.image_size % stride or self.image_size == stride:
                 raise ValueError(
-                    f"{place}: image_size {self.image_size} is not 2, 3, ... times 2^depth = {stride}"
+                    f"{place}: image_size {self.image_size} is not 2, 3, ... times patch * 2^depth = {stride}"
                 )
             if "infection" in experiment.targets and self.half == "lung":
                 raise ValueError(f"{place}: the lung half holds no infection masks; set targets: [lung]")
+            if experiment.lungs_from and experiment.lungs_from not in self.lungs_from:
+                raise ValueError(
+                    f"{place}: images: {experiment.images} needs {experiment.lungs_from} in lungs_from"
+                )
+        for name in self.lungs_from:
+            self._check_lungs_from(name)
         return self
+
+    def _check_lungs_from(self, name: str) -> None:
+        if name not in self.experiments:
+            raise ValueError(f"lungs_from: {name!r} is not one of {', '.join(self.experiments)}")
+        experiment = self.experiments[name]
+        if "lung" not in experiment.targets or experiment.lungs_from:
+            raise ValueError(f"lungs_from: {name} does not predict lungs from whole images")
 
 
 def load_params(path: Path) -> Params:
@@ -267,22 +389,24 @@ def _near_key(place: tuple[str, ...]) -> str | None:
 
 
 def _keys_at(place: tuple[str, ...]) -> list[str]:
-    if place[:1] == ("experiments",):
-        return sorted(Experiment.model_fields)
     section: Any = Params
+    if place[:1] == ("experiments",):
+        section, place = Experiment, place[2:]
     for part in place:
         section = section.model_fields[part].annotation
-    return list(section.model_fields)
+    return sorted(section.model_fields) if section is Experiment else list(section.model_fields)
 
 
 def with_changes(text: str, changes: Mapping[str, Mapping[str, Any]], experiments: Sequence[str] = ()) -> str:
     """The text of params.yaml with nested changes merged in, comments kept, and checked.
 
-    Mappings are merged, everything else is replaced.
+    Mappings are merged, everything else is replaced. A changed `alpha` or `epochs` holds for all experiments:
+    those that an experiment had for itself go, unless the same change sets them.
 
     Args:
         changes: each under the name of where it came from, which is named where the result won't do.
-        experiments: those to keep, of the changed text; none named keeps them all.
+        experiments: those to keep, of the changed text, with those that they build on; none named keeps
+            them all.
 
     Raises:
         InputError: the text is no params.yaml, the changed one does not fit the schema, or it has no
@@ -294,7 +418,8 @@ def with_changes(text: str, changes: Mapping[str, Mapping[str, Any]], experiment
     yaml.width, yaml.preserve_quotes = 4096, True
     document = yaml.load(text)
     for change in changes.values():
-        _merge(document, change)
+        _drop_own(document, SHARED_BY_ALL & change.keys())
+        _merge(document, change.among(document) if isinstance(change, Preset) else change)
     if experiments:
         _keep_experiments(document, experiments)
     buffer = io.StringIO()
@@ -312,12 +437,29 @@ _Representer.add_representer(
 )
 
 
+def _drop_own(document: Any, keys: Set[str]) -> None:
+    entries = document.get("experiments")
+    for entry in entries.values() if isinstance(entries, Mapping) else ():
+        for key in keys if isinstance(entry, Mapping) else ():
+            entry.pop(key, None)
+
+
 def _keep_experiments(document: Any, names: Sequence[str]) -> None:
     there = document.get("experiments") or {}
     if unknown := [name for name in names if name not in there]:
         raise InputError(f"experiments: {unknown[0]!r} is not one of {', '.join(there)}")
-    for name in [name for name in there if name not in names]:
+    kept = {*names, *filter(None, (_lungs_from(there[name]) for name in names))}
+    for name in [name for name in there if name not in kept]:
         del there[name]
+    lungs_from = document.get("lungs_from")
+    for name in set(lungs_from) - kept if isinstance(lungs_from, list) else ():
+        lungs_from.remove(name)
+
+
+def _lungs_from(entry: Any) -> str | None:
+    """The other experiment that one of params.yaml builds on."""
+    images = str(entry.get("images", "")) if isinstance(entry, Mapping) else ""
+    return images.removeprefix(LUNGS) if images.startswith(LUNGS) else None
 
 
 def read_changes(preset: Path | None, assignments: list[str]) -> dict[str, dict[str, Any]]:
@@ -334,9 +476,22 @@ def _merge(document: Any, changes: Mapping[str, Any]) -> None:
             document[key] = value
 
 
-def read_preset(path: Path) -> dict[str, Any]:
+class Preset(dict[str, Any]):
+    """The changes of a preset. What it changes in experiments concerns those alone that there are."""
+
+    def among(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        there = document.get("experiments") or {}
+        own = self.get("experiments") or {}
+        return {**self, "experiments": {name: own[name] for name in own if name in there}}
+
+
+def read_preset(path: Path) -> Preset:
     """The changes that a preset makes to params.yaml."""
-    return parse_mapping(_read_text(path, "presets/ holds those that come with the project"), str(path))
+    return parse_preset(_read_text(path, "presets/ holds those that come with the project"), str(path))
+
+
+def parse_preset(text: str, where: str) -> Preset:
+    return Preset(parse_mapping(text, where))
 
 
 def parse_assignment(assignment: str) -> dict[str, Any]:

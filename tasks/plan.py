@@ -1,7 +1,7 @@
-"""Stage `plan`: one file an experiment, with all that determines its training and nothing else.
+"""Stage `plan`: two files an experiment, with all that determines its training, and its evaluation.
 
 A training depends on its plan, not on params.yaml: so a new alpha retrains the experiments that use
-alpha, and every change of params.yaml passes the schema before anything runs.
+alpha, a new threshold retrains none, and every change of params.yaml passes the schema before anything runs.
 """
 
 import argparse
@@ -13,11 +13,13 @@ from tasks.params import Params, load_params
 
 
 def plan(params: Params, out: Path) -> None:
-    """Write `NAME.json` for each experiment under `out`."""
+    """Write `NAME.json` and `NAME.prediction.json` for each experiment under `out`."""
     with replacing(out) as partial:
         partial.mkdir()
         for name, experiment in params.plans.items():
             (partial / f"{name}.json").write_text(experiment.to_json(), encoding="utf-8")
+            prediction = params.experiments[name].prediction
+            (partial / f"{name}.prediction.json").write_text(prediction.to_json(), encoding="utf-8")
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ from PIL import Image, UnidentifiedImageError
 from tasks.cli import InputError, stage_main
 from tasks.cores import available_cores
 from tasks.files import replacing, write_table
+from tasks.packed import ArrayWriter
 from tasks.params import load_params
 from tasks.progress import progress
 from tasks.raw import HALF_KINDS, KIND_FOLDERS, Kind, RawDataset, sha256
@@ -50,34 +51,6 @@ class Rejected(NamedTuple):
 
 class UnusableError(Exception):
     """Why an image can't be used."""
-
-
-class ArrayWriter:
-    """Appends equal arrays to an .npy file; plain writes, so that a full disk is an error, not a crash."""
-
-    def __init__(self, path: Path, item_shape: tuple[int, ...]) -> None:
-        self._file: BinaryIO = path.open("wb")
-        self._item_shape = item_shape
-        self.count = 0
-        self._write_header()
-
-    def append(self, item: np.ndarray) -> None:
-        self._file.write(item.astype(np.uint8, copy=False).tobytes())
-        self.count += 1
-
-    def _write_header(self) -> None:
-        # numpy pads this header so that a longer first axis still fits in its place.
-        header = {"descr": "|u1", "fortran_order": False, "shape": (self.count, *self._item_shape)}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._file:
-            self._file.flush()
-            self._file.seek(0)
-            self._write_header()
 
 
 def preprocess(raw: Path, out: Path, image_size: int, max_rejected: float) -> None:

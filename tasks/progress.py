@@ -14,6 +14,7 @@ Item = TypeVar("Item")
 LINE_EVERY = 20.0
 
 _EPOCH = re.compile(r"\bepoch (\d+)(?P<done>/| of )(\d+):")
+_SEED = re.compile(r"\bseed (\d+) of (\d+) epoch")
 _STEP = re.compile(r": (\d+) of (\d+), ")
 
 
@@ -35,11 +36,13 @@ def fraction_done(line: str) -> float | None:
     """How much of a stage's work is done, 0 to 1, as one of its plain lines tells; None where it doesn't.
 
     A line is `WHAT: 12 of 40, ...`, where WHAT may end in `epoch 3 of 8`, or `WHAT epoch 3/8: ...` at the
-    end of an epoch.
+    end of an epoch; before the epoch may stand `seed 1 of 3`.
     """
     step = _STEP.search(line)
     within = int(step[1]) / int(step[2]) if step else None
     if epoch := _EPOCH.search(line):
         finished = int(epoch[1]) if epoch["done"] == "/" else int(epoch[1]) - 1 + (within or 0)
-        return finished / int(epoch[3])
+        fraction = finished / int(epoch[3])
+        seed = _SEED.search(line)
+        return (int(seed[1]) - 1 + fraction) / int(seed[2]) if seed else fraction
     return within

@@ -9,33 +9,37 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup
 
 from tasks import figures
 from tasks.cli import InputError, stage_main
+from tasks.curves import loss_charts, reliability_charts, share_chart
+from tasks.differences import against_best, matrix, steps, whiskers
 from tasks.files import replacing
-from tasks.findings import findings, opening, title
-from tasks.gallery import Gallery, figure_cases, loss_charts, spreads
+from tasks.findings import Sentences, opening, sentences, title
+from tasks.gallery import LEADERS, Gallery, class_cases, figure_cases, spreads
 from tasks.params import Params, load_params
 from tasks.raw import SPLITS, RawDataset
+from tasks.reported import REPORT_2_HEADINGS, REPORT_2_PRINTED, own_pairs, printed_pairs, report_2_rows
 from tasks.results import Experiment, Inputs
-from tasks.tables import (
-    COLUMNS,
-    NUMERIC_COLUMNS,
-    data_rows,
+from tasks.scores import (
+    MAIN_COLUMNS,
+    NSD_TOLERANCE,
+    POOLED_COLUMNS,
     iou_bars,
-    leaks,
-    published_rows,
-    score_rows,
+    score_table,
     score_tiles,
-    settings,
 )
-from tasks.wording import IMAGE_SET_WORDS
+from tasks.summary import summarise
+from tasks.tables import NUMERIC_COLUMNS, data_rows, leaks, published_rows, settings
+from tasks.wording import IMAGE_SET_NAMES, IMAGE_SET_WORDS, formatted, target_words
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 FIGURES = Path(__file__).with_name("figures.svg.j2")
@@ -56,8 +60,9 @@ def report(
     """Write the page, its summary and the metrics of all experiments.
 
     Reads of each experiment, in the order of params.yaml, `plans/NAME.json`,
-    `trained/NAME/{history.csv,model.json}` and `evaluated/NAME/{metrics.json,images.csv,predictions.zip}`;
-    beside them `baselines/metrics.json`, `packed/{images.csv,rejected.csv}` and `raw`.
+    `trained/NAME/{history.csv,networks/SEED.json}` and
+    `evaluated/NAME/{metrics.json,images.csv,steps.csv,calibration.csv,settings.json,predictions.zip}`;
+    beside them `baselines/{metrics.json,images.csv}`, `packed/{images.csv,rejected.csv}` and `raw`.
     Writes `out/index.html`, `out/summary.md`, `out/figures.svg` and `metrics`; where an input is missing,
     none of them.
 
@@ -66,10 +71,9 @@ def report(
             like a trivial predictor.
     """
     inputs = _read(params, plans, trained, evaluated, baselines, packed, raw)
-    sentences = {target: findings(inputs, target) for target in inputs.targets}
-    page, pictures = _page(inputs, sentences), _figures(inputs)
-    summary = _summary(inputs, sentences)
     figures_of_merit = metrics_json(inputs)
+    said = sentences(inputs)
+    page, pictures, summary = _page(inputs, said), _figures(inputs), summarise(inputs, said)
     with (
         replacing(metrics) as metrics_part,
         replacing(out / "summary.md") as summary_part,
@@ -95,6 +99,7 @@ def _read(
     return Inputs(
         experiments=experiments,
         trivial=_json(baselines / "metrics.json"),
+        trivial_images=_images(baselines / "images.csv"),
         table=table,
         rejected=rejected,
         fingerprint=hashlib.sha256((packed / "images.csv").read_bytes()).hexdigest(),
@@ -109,15 +114,32 @@ def _experiment(name: str, plans: Path, trained: Path, evaluated: Path) -> Exper
     plan = plans / f"{name}.json"
     if not plan.is_file():
         raise InputError(f"{plans}: no plan of {name}, which params.yaml names; the stage plan writes it")
+    evaluation = evaluated / name
+    chosen = _json(evaluation / "settings.json")
+    networks = trained / name / "networks"
     return Experiment(
         name=name,
         plan=_json(plan),
-        model=_json(trained / name / "model.json"),
+        prediction=chosen["prediction"],
+        networks={seed: _json(networks / f"{seed}.json") for seed in chosen["seeds"]},
         history=pd.read_csv(trained / name / "history.csv"),
-        results=_json(evaluated / name / "metrics.json"),
-        images=pd.read_csv(evaluated / name / "images.csv", keep_default_na=False, na_values=["nan", ""]),
-        predictions=evaluated / name / "predictions.zip",
+        results=_json(evaluation / "metrics.json"),
+        images=_images(evaluation / "images.csv"),
+        steps=_scores(evaluation / "steps.csv"),
+        calibration=_scores(evaluation / "calibration.csv"),
+        thresholds=chosen["thresholds"],
+        predictions=evaluation / "predictions.zip",
     )
+
+
+def _scores(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, keep_default_na=False, na_values=["nan", ""])
+
+
+def _images(path: Path) -> pd.DataFrame:
+    """The rows of single images, with `marked`: 1 where anything is predicted."""
+    table = _scores(path)
+    return table.assign(marked=(table["tp"] + table["fp"] > 0).astype(float))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -144,26 +166,34 @@ def figure_ids(table: pd.DataFrame, half: str, positions: Sequence[int]) -> dict
 # The page and the summary
 
 
-def _render(template: Path, **values: Any) -> str:
+@cache
+def _template(path: Path) -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(template.read_text(encoding="utf-8")).render(**values)
+    environment.filters |= {"breakable": _breakable, "number": formatted}
+    return environment.from_string(path.read_text(encoding="utf-8"))
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may break after its underscores."""
+    return Markup("_<wbr>").join(name.split("_"))
 
 
 def _figures(inputs: Inputs) -> str:
     """The figures as an SVG of their own, for where the page can't be shown."""
     gallery = Gallery(inputs.raw)
     cases = figure_cases(inputs, gallery)
-    return _render(FIGURES, cases=cases, xrays=list(gallery.xrays.values()))
+    return _template(FIGURES).render(cases=cases, xrays=list(gallery.xrays.values()))
 
 
-def _page(inputs: Inputs, sentences: Mapping[str, list[str]]) -> str:
+def _page(inputs: Inputs, said: Sentences) -> str:
     gallery = Gallery(inputs.raw)
     differing, common = settings(inputs.experiments)
     main = inputs.targets[0]
-    page = _render(
-        TEMPLATE,
+    compared = [t for t in inputs.targets if len(inputs.with_target(t)) > 1]
+    scored = [(target, image_set) for target in inputs.targets for image_set in inputs.image_sets(target)]
+    page = _template(TEMPLATE).render(
         inputs=inputs,
         title=title(inputs),
         lead=opening(inputs),
@@ -171,6 +201,9 @@ def _page(inputs: Inputs, sentences: Mapping[str, list[str]]) -> str:
         best=inputs.ranking(main)[0],
         tiles=score_tiles(inputs, main),
         bars={target: iou_bars(inputs, target) for target in inputs.targets},
+        target_words=target_words,
+        set_words=IMAGE_SET_WORDS,
+        set_names=IMAGE_SET_NAMES,
         differing=differing,
         common=common,
         numeric=NUMERIC_COLUMNS,
@@ -179,17 +212,29 @@ def _page(inputs: Inputs, sentences: Mapping[str, list[str]]) -> str:
         leaks=leaks(inputs.table),
         rejected=list(zip(inputs.rejected["id"], inputs.rejected["reason"], strict=True)),
         charts=loss_charts(inputs),
-        columns=[heading for heading, _ in COLUMNS.values()],
-        score_rows={
-            (target, image_set): score_rows(inputs, target, image_set)
-            for target in inputs.targets
-            for image_set in IMAGE_SET_WORDS
-        },
+        main_tables={place: score_table(inputs, *place, MAIN_COLUMNS) for place in scored},
+        pooled_tables={place: score_table(inputs, *place, POOLED_COLUMNS) for place in scored},
+        nsd_tolerance=NSD_TOLERANCE,
         published={target: published_rows(inputs, target) for target in inputs.targets},
-        findings=sentences,
+        said=said,
+        reliability={target: reliability_charts(inputs, target) for target in inputs.targets},
+        share=share_chart(inputs),
+        compared=compared,
+        leads={(t, s): against_best(inputs, t, s) for t, s in scored if t in compared},
+        matrices={(t, s): matrix(inputs, t, s) for t, s in scored if t in compared},
+        whiskers=whiskers,
+        one_training=min(len(e.seeds) for e in inputs.experiments) == 1,
+        printed_pairs=printed_pairs(inputs),
+        own_pairs=own_pairs(inputs),
+        report_2_headings=REPORT_2_HEADINGS,
+        report_2_printed=REPORT_2_PRINTED,
+        report_2_rows=report_2_rows(inputs),
+        class_cases=class_cases(inputs, gallery),
+        steps={target: steps(inputs, target) for target in inputs.targets},
         figure_cases=figure_cases(inputs, gallery),
-        spreads={target: spreads(inputs, target, gallery) for target in inputs.targets},
-        xrays=list(gallery.xrays.values()),  # filled by the two lines above
+        leaders=LEADERS,
+        spreads={target: spreads(inputs, target, gallery) for target in inputs.masks},
+        xrays=list(gallery.xrays.values()),  # filled by the lines above
         box=figures,
     )
     return _unbroken(page)
@@ -199,28 +244,6 @@ def _unbroken(page: str) -> str:
     """The page with no line broken within "COVID-19"; ids and what stands in code keep their plain hyphen."""
     words = re.compile(r"(<code>.*?</code>)|(?<!/)COVID-19(?!/)", re.DOTALL)
     return words.sub(lambda found: found[1] or "COVID\N{NON-BREAKING HYPHEN}19", page)
-
-
-def _summary(inputs: Inputs, sentences: Mapping[str, list[str]]) -> str:
-    """The page's key table and sentences in Markdown."""
-    lines = [f"# {title(inputs)}", "", opening(inputs), ""]
-    if inputs.phantoms:
-        lines += ["**Synthetic phantoms: figures say nothing about patients.**", ""]
-    for target in inputs.targets:
-        lines += [*_summary_table(inputs, target), ""]
-        lines += [*(f"- {sentence}" for sentence in sentences[target]), ""]
-    lines += ["IoU and Dice are means per image; an empty truth scores 1 if predicted empty, else 0."]
-    return "\n".join(lines) + "\n"
-
-
-def _summary_table(inputs: Inputs, target: str) -> list[str]:
-    headings = [heading for heading, _ in COLUMNS.values()]
-    lines = [f"| {target} | images | {' | '.join(headings)} |", "| --- | --- |" + " ---: |" * len(headings)]
-    for image_set, words in IMAGE_SET_WORDS.items():
-        for row in score_rows(inputs, target, image_set):
-            where = "as printed" if row.kind == "printed" else words
-            lines.append(f"| {row.name} | {where} | {' | '.join(row.cells)} |")
-    return lines
 
 
 # Metrics

@@ -3,7 +3,7 @@
 import io
 import math
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,14 @@ from PIL import Image
 
 from tasks import figures
 from tasks.cli import InputError
-from tasks.raw import RawDataset
+from tasks.raw import CLASSES, HALF_KINDS, RawDataset
 
 Scores = dict[str, float]  # metric -> value
 Results = dict[str, dict[str, Scores]]  # target -> image set -> metric -> value
 PHANTOM_SCHEME = "phantom://"
+
+#: The named sets of Test images, by the classes they hold.
+IMAGE_SETS = {"covid": ("COVID-19",), "controls": ("Non-COVID", "Normal"), "all": CLASSES}
 
 
 @dataclass(frozen=True)
@@ -26,18 +29,44 @@ class Experiment:
 
     name: str
     plan: dict[str, Any]
-    model: dict[str, Any]
-    history: pd.DataFrame  # a row an epoch
-    results: Results
-    images: pd.DataFrame  # a row a Test image and target
-    predictions: Path
+    prediction: dict[str, Any]  # how masks are made of probabilities
+    networks: dict[int, dict[str, Any]]  # seed -> what is known of its training
+    history: pd.DataFrame  # a row an epoch and seed
+    results: Results  # means over the seeds
+    images: pd.DataFrame  # a row a Test image, target and seed
+    steps: pd.DataFrame  # the same of each step of post-processing
+    calibration: pd.DataFrame  # a row a bin of probability, target, image set and seed
+    thresholds: dict[str, dict[str, float]]  # seed -> target -> threshold
+    predictions: Path  # the first seed's
 
-    def covid_images(self, target: str) -> pd.DataFrame:
-        """The COVID-19 Test images from the lowest IoU to the highest, ties by id."""
-        rows = self.images[(self.images["target"] == target) & (self.images["class"] == "COVID-19")]
-        return rows.sort_values(["iou", "id"])
+    @property
+    def seeds(self) -> list[int]:
+        return list(self.networks)
 
-    def prediction(self, target: str, image_id: str) -> figures.Mask:
+    @property
+    def network(self) -> dict[str, Any]:
+        """What is known of the first seed's training."""
+        return self.networks[self.seeds[0]]
+
+    @property
+    def predicts_both(self) -> bool:
+        return {"lung", "infection"} <= set(self.plan["targets"])
+
+    def rows(self, target: str, image_set: str = "all") -> pd.DataFrame:
+        """The rows of a target and an image set, a row an image and seed."""
+        of_target = self.images["target"] == target
+        return self.images[of_target & self.images["class"].isin(IMAGE_SETS[image_set])]
+
+    def first_seed(self, target: str, image_set: str = "all") -> pd.DataFrame:
+        """The first seed's rows, from the lowest IoU to the highest, ties by id."""
+        rows = self.rows(target, image_set)
+        return rows[rows["seed"] == self.seeds[0]].sort_values(["iou", "id"])
+
+    def seed_means(self, target: str, image_set: str, metric: str) -> list[float]:
+        """The mean score of each seed."""
+        return [float(mean) for mean in self.rows(target, image_set).groupby("seed")[metric].mean()]
+
+    def prediction_of(self, target: str, image_id: str) -> figures.Mask:
         """The predicted mask (H, W)."""
         with zipfile.ZipFile(self.predictions) as archive:
             try:
@@ -52,6 +81,7 @@ class Experiment:
 class Inputs:
     experiments: tuple[Experiment, ...]
     trivial: dict[str, Results]  # predictor -> its results
+    trivial_images: pd.DataFrame  # a row a Test image, target and predictor
     table: pd.DataFrame  # a row a packed image
     rejected: pd.DataFrame
     fingerprint: str
@@ -59,16 +89,29 @@ class Inputs:
     figure_ids: dict[int, str]  # position among the COVID-19 Test images -> image id
     figures_rejected: int  # COVID-19 Test images set aside by preprocessing, which no position counts
     source: str
+    _per_image: dict[tuple[str, str, str], pd.DataFrame] = field(default_factory=dict)  # as asked for so far
 
     @property
     def phantoms(self) -> bool:
         return self.source.startswith(PHANTOM_SCHEME)
 
     @property
+    def half(self) -> str:
+        return str(self.experiments[0].plan["half"])
+
+    @property
     def targets(self) -> list[str]:
         """Every target of any experiment, infection first."""
         found = {target for experiment in self.experiments for target in experiment.results}
-        return sorted(found, key=lambda target: (target != "infection", target))
+        return sorted(found, key=lambda target: (not target.startswith("infection"), target))
+
+    @property
+    def masks(self) -> list[str]:
+        """The targets of which the dataset holds masks."""
+        return [target for target in self.targets if target in HALF_KINDS[self.half]]
+
+    def image_sets(self, target: str) -> list[str]:
+        return [s for s in IMAGE_SETS if any(s in e.results[target] for e in self.with_target(target))]
 
     def with_target(self, target: str) -> list[Experiment]:
         return [experiment for experiment in self.experiments if target in experiment.results]
@@ -78,9 +121,28 @@ class Inputs:
         found = {name: results.get(target, {}).get(image_set) for name, results in self.trivial.items()}
         return {name: scores for name, scores in found.items() if scores}
 
-    def ranking(self, target: str) -> list[Experiment]:
-        """The experiments by falling IoU on the COVID-19 Test images; equals keep their order."""
-        return sorted(self.with_target(target), key=lambda e: -comparable(e.results[target]["covid"]["iou"]))
+    def ranking(self, target: str, image_set: str = "covid") -> list[Experiment]:
+        """The experiments by falling IoU; equals keep their order."""
+        return sorted(
+            self.with_target(target),
+            key=lambda e: -comparable(e.results[target].get(image_set, {}).get("iou")),
+        )
+
+    def per_image(self, target: str, image_set: str, metric: str) -> pd.DataFrame:
+        """A row an image, a column an experiment and a trivial predictor: the mean over its seeds."""
+        key = (target, image_set, metric)
+        if key not in self._per_image:
+            self._per_image[key] = self._collect(*key)
+        return self._per_image[key]
+
+    def _collect(self, target: str, image_set: str, metric: str) -> pd.DataFrame:
+        columns = {
+            e.name: e.rows(target, image_set).groupby("id")[metric].mean() for e in self.with_target(target)
+        }
+        trivial = self.trivial_images
+        trivial = trivial[(trivial["target"] == target) & trivial["class"].isin(IMAGE_SETS[image_set])]
+        columns |= {str(name): rows.set_index("id")[metric] for name, rows in trivial.groupby("predictor")}
+        return pd.DataFrame(columns).dropna().sort_index()
 
 
 def comparable(value: float | None) -> float:

@@ -1,107 +1,16 @@
-"""The report's tables, tiles and bars: cells of text, as the template draws them."""
+"""The report's tables of what was trained on what, and of published figures: cells of text."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 import pandas as pd
 
-from tasks.findings import HIGHER_IS_BETTER, METRIC_NAMES, PRINTED_IOU, PRINTED_SCORES, best_trivial
+from tasks.differences import postprocessing
 from tasks.raw import CLASSES, SPLITS
-from tasks.results import Experiment, Inputs, Scores, comparable
-from tasks.wording import IMAGE_SET_WORDS, formatted, listed, predictor_words
-
-COLUMNS = {  # of the tables of scores: heading, decimals
-    "iou": ("IoU", 3),
-    "dice": ("Dice", 3),
-    "iou_pooled": ("IoU pooled", 3),
-    "dice_pooled": ("Dice pooled", 3),
-    "mae": ("MAE", 4),
-    "mae_255": ("MAE 0–255", 2),
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    name: str
-    kind: str  # ours, trivial or printed
-    cells: tuple[str, ...]
-    best: tuple[bool, ...] = ()
-
-
-def score_rows(inputs: Inputs, target: str, image_set: str) -> list[Row]:
-    """The experiments, the trivial predictors and, on the COVID-19 images, what report 1 printed."""
-    ours = {e.name: e.results[target].get(image_set, {}) for e in inputs.with_target(target)}
-    trivial = {predictor_words(n): scores for n, scores in inputs.trivial_scores(target, image_set).items()}
-    rows = [Row(n, "ours", _cells(s), _best_cells(s, ours.values())) for n, s in ours.items()]
-    rows += [Row(name, "trivial", _cells(scores)) for name, scores in trivial.items()]
-    if target == "infection" and image_set == "covid":
-        for name, printed in PRINTED_SCORES.items():
-            cells = tuple(formatted(printed.get(metric), 3) for metric in COLUMNS)  # as many as printed
-            rows.append(Row(name, "printed", cells))
-    return rows
-
-
-def _cells(scores: Mapping[str, float | None]) -> tuple[str, ...]:
-    return tuple(formatted(scores.get(metric), decimals) for metric, (_, decimals) in COLUMNS.items())
-
-
-def _best_cells(scores: Scores, rivals: Iterable[Scores]) -> tuple[bool, ...]:
-    """Which cells hold the best value of their column, as printed; none where there is no rival."""
-    rows = [_cells(rival) for rival in rivals]
-    marks = []
-    for index, (metric, own) in enumerate(zip(COLUMNS, _cells(scores), strict=True)):
-        column = [float(row[index].replace(",", "")) for row in rows if row[index] != "–"]
-        pick = min if metric.startswith("mae") else max
-        marks.append(len(rows) > 1 and own != "–" and float(own.replace(",", "")) == pick(column))
-    return tuple(marks)
-
-
-@dataclass(frozen=True)
-class Tile:
-    label: str
-    value: str
-    trivial: str
-    share: float  # percent, for the bar
-    trivial_share: float
-
-
-def score_tiles(inputs: Inputs, target: str) -> list[Tile]:
-    own = inputs.ranking(target)[0].results[target]["covid"]
-    trivial = inputs.trivial_scores(target, "covid")
-    tiles = []
-    for metric, higher in HIGHER_IS_BETTER.items():
-        name, value = best_trivial(trivial, metric) if trivial else ("none", math.nan)
-        label = METRIC_NAMES[metric] + ("" if higher else " (lower is better)")
-        words = f"{name} {formatted(value)}"
-        tiles.append(Tile(label, formatted(own[metric]), words, _percent(own[metric]), _percent(value)))
-    return tiles
-
-
-@dataclass(frozen=True)
-class IouBar:
-    name: str
-    kind: str
-    share: float  # percent of IoU 1
-    label: str
-
-
-def iou_bars(inputs: Inputs, target: str) -> list[IouBar]:
-    """Everything that has an IoU on the COVID-19 Test images, the best first."""
-    entries = [(e.name, "ours", e.results[target]["covid"]["iou"]) for e in inputs.with_target(target)]
-    entries += [
-        (predictor_words(name), "trivial", scores["iou"])
-        for name, scores in inputs.trivial_scores(target, "covid").items()
-    ]
-    if target == "infection" and not inputs.phantoms:
-        entries.append(("report 1, both losses", "printed", PRINTED_IOU))
-    entries.sort(key=lambda entry: -comparable(entry[2]))
-    return [IouBar(name, kind, _percent(iou), formatted(iou)) for name, kind, iou in entries]
-
-
-def _percent(share: float) -> float:
-    return round(min(max(comparable(share), 0.0), 1.0) * 100, 1)
+from tasks.results import Experiment, Inputs
+from tasks.wording import formatted, listed, target_words
 
 
 @dataclass(frozen=True)
@@ -112,70 +21,87 @@ class Published:
     measured_on: str
     iou: float
     dice: float | None
+    decimals: int  # as printed
 
 
 TAHIR, TAHIR_DOI = "Tahir et al. 2021", "10.1016/j.compbiomed.2021.105002"
 MEDSEGBENCH = "MedSegBench, best of five encoders"
 UBENCH, UBENCH_SET = "U-Bench, 100 networks, 256×256, 300 epochs", "466 COVID-19 Val images, 90th percentile"
 PUBLISHED = (
-    Published(MEDSEGBENCH, None, "infection", "583 COVID-19 Test images, mean per image", 0.647, 0.756),
-    Published(UBENCH, None, "infection", UBENCH_SET, 0.697, None),
-    Published(TAHIR, TAHIR_DOI, "infection", "infection, control images counted", 0.8305, 0.8821),
-    Published(TAHIR, TAHIR_DOI, "lung", "lung", 0.9611, 0.9799),
+    Published(MEDSEGBENCH, None, "infection", "583 COVID-19 Test images, mean per image", 0.647, 0.756, 3),
+    Published(UBENCH, None, "infection", UBENCH_SET, 0.697, None, 3),
+    Published(TAHIR, TAHIR_DOI, "infection", "infection, control images counted", 0.8305, 0.8821, 4),
+    Published(TAHIR, TAHIR_DOI, "lung", "lung", 0.9611, 0.9799, 4),
 )
 
 
 def published_rows(inputs: Inputs, target: str) -> list[tuple[Published | None, tuple[str, ...]]]:
-    """The field's figures and, under them, our best experiment's; none for phantoms."""
+    """The field's figures and, under them, those of our best of each image set; none for phantoms."""
     if inputs.phantoms:
         return []
     rows: list[tuple[Published | None, tuple[str, ...]]] = [
-        (p, (p.source, p.measured_on, formatted(p.iou), formatted(p.dice)))
+        (p, (p.source, p.measured_on, formatted(p.iou, p.decimals), formatted(p.dice, p.decimals)))
         for p in PUBLISHED
         if p.target == target
     ]
-    best = inputs.ranking(target)[0]
+    if not rows:
+        return []
     words = {"covid": "COVID-19 Test images", "all": "Test images, control images counted"}
-    for image_set in IMAGE_SET_WORDS:
-        scores = best.results[target].get(image_set)
-        if scores:
-            where = f"{scores['images']:,.0f} {words[image_set]}, mean per image"
-            rows.append(
-                (None, (f"{best.name} (here)", where, formatted(scores["iou"]), formatted(scores["dice"])))
-            )
+    for image_set, where in words.items():
+        best = inputs.ranking(target, image_set)[0]
+        if scores := best.results[target].get(image_set):
+            measured_on = f"{scores['images']:,.0f} {where}, mean per image"
+            cells = (f"{best.name} (here)", measured_on, formatted(scores["iou"]), formatted(scores["dice"]))
+            rows.append((None, cells))
     return rows
 
 
-NETWORKS = {"unet": "U-Net", "residual_unet": "U-Net, residual encoder"}
-LOSSES = {"bce": "BCE", "bce_iou": "α · BCE + (1 − α) · (1 − soft IoU)"}
+NETWORKS = {
+    "unet": "U-Net",
+    "residual_unet": "U-Net, residual encoder",
+    "attention_unet": "Attention U-Net",
+    "unet_plus_plus": "U-Net++",
+}
+LOSSES = {
+    "bce": "BCE",
+    "bce_iou": "α · BCE + (1 − α) · (1 − soft IoU)",
+    "dice": "1 − soft Dice",
+    "dice_bce": "α · BCE + (1 − α) · (1 − soft Dice)",
+    "focal": "focal",
+    "focal_tversky": "focal Tversky",
+}
+LOSS_OPTIONS = {"alpha": "α", "gamma": "γ"}
 Setting = Callable[[Experiment], str]
 SETTINGS: dict[str, Setting] = {
-    "Network": lambda e: NETWORKS.get(e.plan["network"], e.plan["network"]),
-    "Parameters": lambda e: f"{e.model['parameters']:,}",
-    "Loss": lambda e: LOSSES.get(e.plan["loss"], e.plan["loss"]),
-    "α": lambda e: _plain(e.plan.get("alpha")),
+    "Network": lambda e: NETWORKS.get(e.plan["network"], e.plan["network"]) + _supervision(e.plan),
+    "Parameters": lambda e: f"{e.network['parameters']:,}",
+    "Loss": lambda e: _loss(e.plan),
     "Epochs": lambda e: _plain(e.plan["epochs"]),
-    "Best epoch": lambda e: _plain(e.model["best_epoch"]),
-    "Val Dice": lambda e: formatted(e.model["val_dice"]),
-    "Targets": lambda e: listed(e.plan["targets"]),
-    "Trained on": lambda e: f"{e.model['train_images']:,} Train images, {listed(e.plan['train_classes'])}",
-    "Validated on": lambda e: f"{e.model['val_images']:,} Val images",
+    "Best epoch": lambda e: ", ".join(_plain(network["best_epoch"]) for network in e.networks.values()),
+    "Val Dice": lambda e: formatted(mean(network["val_dice"] for network in e.networks.values())),
+    "Targets": lambda e: listed([target_words(target) for target in e.plan["targets"]]),
+    "Sees": lambda e: _images(e.plan["images"]),
+    "Trained on": lambda e: f"{e.network['train_images']:,} Train images, {listed(e.plan['train_classes'])}",
+    "Validated on": lambda e: f"{e.network['val_images']:,} Val images",
+    "Augmentation": lambda e: _augmentation(e.plan.get("augment")),
+    "Averaged weights": lambda e: f"EMA {e.plan['ema']:g}" if e.plan.get("ema") else "–",
+    "Prediction": lambda e: _prediction(e.prediction),
     "Image size": lambda e: f"{e.plan['image_size']} × {e.plan['image_size']}",
     "Width": lambda e: f"{e.plan['width']} channels, {e.plan['depth']} levels down",
     "Batch size": lambda e: _plain(e.plan["batch_size"]),
     "Optimiser": lambda e: f"{e.plan['optimiser']}, learning rate {e.plan['learning_rate']:g}",
     "Schedule": lambda e: e.plan["schedule"].replace("_", " "),
-    "Left-right flips": lambda e: _plain(e.plan["flip"]),
-    "Seed": lambda e: _plain(e.plan["seed"]),
-    "Precision": lambda e: e.model["precision"],
-    "PyTorch": lambda e: e.model["torch"],
+    "Seeds": lambda e: ", ".join(map(str, e.seeds)),
+    "Precision": lambda e: e.network["precision"],
+    "PyTorch": lambda e: e.network["torch"],
 }
 SHOWN_KEYS = {  # of a plan, by the settings above or on purpose nowhere
-    *("name", "network", "loss", "alpha", "epochs", "targets", "train_classes", "half", "image_size"),
-    *("width", "depth", "batch_size", "optimiser", "learning_rate", "schedule", "flip", "seed", "precision"),
+    *("name", "network", "deep_supervision", "loss", "loss_options", "epochs", "targets", "images"),
+    *("train_classes", "half", "augment", "ema", "image_size", "width", "depth", "batch_size", "optimiser"),
+    *("learning_rate", "schedule", "seed", "seeds", "precision"),
     "threads",  # of the CPU: where it ran, not what was trained
 }
-NUMERIC_COLUMNS = ("Parameters", "α", "Epochs", "Best epoch", "Val Dice", "Batch size", "Seed")
+NUMERIC_COLUMNS = ("Parameters", "Epochs", "Best epoch", "Val Dice", "Batch size", "Seeds")
 ALWAYS_COLUMNS = ("Network", "Parameters", "Loss", "Epochs", "Best epoch", "Val Dice")
 
 
@@ -194,6 +120,36 @@ def settings(experiments: Sequence[Experiment]) -> tuple[dict[str, list[str]], d
     return differing, common
 
 
+def _supervision(plan: dict[str, Any]) -> str:
+    return ", deep supervision" if plan.get("deep_supervision") else ""
+
+
+def _images(source: str) -> str:
+    kind, _, name = source.partition("/")
+    return f"the lungs that {name} predicts, alone" if kind == "lungs" else "the whole X-ray"
+
+
+def _loss(plan: dict[str, Any]) -> str:
+    options = plan.get("loss_options") or {}
+    words = [f"{LOSS_OPTIONS.get(key, key)} {_plain(value)}" for key, value in options.items()]
+    return ", ".join([LOSSES.get(plan["loss"], plan["loss"]), *words])
+
+
+def _augmentation(strengths: dict[str, Any] | None) -> str:
+    """What is switched on, with its strength."""
+    words = [
+        key.replace("_", " ") if value is True else f"{key.replace('_', ' ')} {_plain(value)}"
+        for key, value in (strengths or {}).items()
+        if value
+    ]
+    return ", ".join(words) or "none"
+
+
+def _prediction(prediction: dict[str, Any]) -> str:
+    averaged = ["mean over the image and its mirror image"] if prediction.get("flip_average") else []
+    return "; ".join([*averaged, *postprocessing(prediction)]) or "threshold 0.5, nothing else"
+
+
 def _plain(value: Any) -> str:
     match value:
         case None:
@@ -202,6 +158,8 @@ def _plain(value: Any) -> str:
             return "yes" if value else "no"
         case list():
             return ", ".join(map(_plain, value))
+        case dict():
+            return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
         case float():
             return f"{value:g}"
     return str(value)

@@ -10,13 +10,19 @@ import pytest
 import torch
 
 from flows.checkout import environment
+from tasks.download import download
 from tasks.params import Params, parse_assignment, parse_params, with_changes
 from tasks.phantom import PhantomSource
+from tasks.preprocess import preprocess
+from tasks.sources import open_source
 from tests.helpers import ROOT, Repository
 
 # Tensors in tests are small, and threads that wait for each other on busy cores cost far more than they save.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the stages that tests start
+
+#: The experiments of most tests: one loss with alpha, one without.
+EXPERIMENTS = ("report1_bce", "report1_bce_iou")
 
 #: Seconds, not minutes, for the whole pipeline.
 TINY = (
@@ -34,12 +40,22 @@ TINY = (
 @pytest.fixture(scope="session")
 def tiny_params_text() -> str:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    return with_changes(text, {assignment: parse_assignment(assignment) for assignment in TINY})
+    return with_changes(text, {assignment: parse_assignment(assignment) for assignment in TINY}, EXPERIMENTS)
 
 
 @pytest.fixture(scope="session")
 def tiny_params(tiny_params_text: str) -> Params:
     return parse_params(tiny_params_text)
+
+
+@pytest.fixture(scope="session")
+def tiny_packed(tiny_params: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny phantoms, packed; the raw dataset is beside them."""
+    folder = tmp_path_factory.mktemp("data")
+    source = tiny_params.data.source
+    download(open_source(source, Path()), folder / "raw", source)
+    preprocess(folder / "raw", folder / "packed", tiny_params.image_size, 0.0)
+    return folder / "packed"
 
 
 @pytest.fixture

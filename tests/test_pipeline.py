@@ -73,7 +73,7 @@ class TestInOrder:
             "whole_lung",
         } <= metrics.keys()
         for sets in (metrics["report1_bce"]["infection"], metrics["whole_lung"]["infection"]):
-            assert sets.keys() == {"covid", "all"}
+            assert sets.keys() == {"covid", "controls", "all"}
             assert {"iou", "dice", "mae", "mae_255"} <= sets["covid"].keys()
         assert metrics["all_background"]["infection"]["covid"]["iou"] == 0
         assert metrics["whole_lung"]["infection"]["covid"]["iou"] > 0.2
@@ -127,12 +127,36 @@ class TestInOrder:
 
     def test_a_new_experiment_is_one_entry(self, repository: Repository) -> None:
         repository.set(
-            "experiments.plain={network: unet, loss: bce, targets: [lung], train_classes: [Normal]}"
+            "experiments.plain="
+            "{network: unet, loss: bce, images: packed, targets: [lung], train_classes: [Normal]}"
         )
         ran = stages_run(repository.run("dvc", "repro"))
         assert ran == {"plan", "train@plain", "evaluate@plain", "report"}
         assert "plain" in repository.read("reports/index.html")
         assert json.loads(repository.read("metrics.json"))["plain"].keys() == {"lung"}
+
+    def test_a_second_network_depends_on_the_one_that_finds_the_lungs(self, repository: Repository) -> None:
+        repository.set(
+            "lungs_from=[plain]",
+            "experiments.second={network: unet, loss: focal, images: lungs/plain, targets: [infection]}",
+        )
+        ran = stages_run(repository.run("dvc", "repro"))
+        assert ran == {"plan", "lungs@plain", "train@second", "evaluate@second", "report"}
+        metrics = json.loads(repository.read("metrics.json"))["second"]
+        assert metrics.keys() == {"infection", "infection_in_lungs"}
+
+    def test_masks_made_otherwise_retrain_only_who_sees_them(self, repository: Repository) -> None:
+        repository.set("experiments.plain.prediction={threshold: val, fill_holes: true}")
+        ran = stages_run(repository.run("dvc", "repro"))
+        assert {"plan", "evaluate@plain", "lungs@plain"} <= ran
+        assert "train@plain" not in ran
+
+    def test_seeds_is_one_word(self, repository: Repository) -> None:
+        repository.set("experiments.second.seeds=2")
+        ran = stages_run(repository.run("dvc", "repro"))
+        assert ran == {"plan", "train@second", "evaluate@second", "report"}
+        names = sorted(p.name for p in (repository.folder / "artifacts/train/second/networks").iterdir())
+        assert names == ["0.json", "0.safetensors", "1.json", "1.safetensors"]
 
     def test_a_wrong_word_stops_before_anything_runs(self, repository: Repository) -> None:
         params = repository.folder / "params.yaml"

@@ -1,47 +1,97 @@
+import math
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import f1_score, jaccard_score
-from torchmetrics.classification import BinaryF1Score, BinaryJaccardIndex
+from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
+from torch import Tensor
+from torchmetrics.classification import (
+    BinaryCalibrationError,
+    BinaryF1Score,
+    BinaryJaccardIndex,
+    BinaryPrecision,
+    BinaryRecall,
+    BinarySpecificity,
+)
 
-from models.metrics import confusion, dice, iou, mean_absolute_error
+from models.metrics import (
+    calibration_bins,
+    confusion,
+    dice,
+    expected_calibration_error,
+    iou,
+    mean_absolute_error,
+    precision,
+    sensitivity,
+    specificity,
+)
+from models.surfaces import hausdorff95, surface_dice, surface_distances
 
 EMPTY = torch.zeros(4, 4, dtype=torch.bool)
 FULL = torch.ones(4, 4, dtype=torch.bool)
 HALF = torch.cat([torch.ones(2, 4), torch.zeros(2, 4)]).bool()
 QUARTER = torch.cat([torch.ones(1, 4), torch.zeros(3, 4)]).bool()
+DIAGONAL = math.sqrt(32)
+
+
+class Scores(NamedTuple):
+    iou: float
+    dice: float
+    precision: float
+    sensitivity: float
+    specificity: float
+    mae: float
+    hd95: float
+    nsd: float  # at a tolerance of one pixel
+    ece: float
+
+
+def scores(predicted: Tensor, truth: Tensor) -> Scores:
+    """Every metric of one image."""
+    counts = confusion(predicted, truth)
+    distances = surface_distances(predicted.numpy(), truth.numpy())
+    return Scores(
+        iou(counts).item(),
+        dice(counts).item(),
+        precision(counts).item(),
+        sensitivity(counts).item(),
+        specificity(counts).item(),
+        mean_absolute_error(predicted, truth).item(),
+        hausdorff95(distances),
+        surface_dice(distances, tolerance=1),
+        expected_calibration_error(calibration_bins(predicted, truth)),
+    )
+
+
+# fmt: off
+TABLE = [
+    #                                                 IoU Dice prec sens spec  MAE      HD95  NSD  ECE
+    ("empty: all background, exact", EMPTY, EMPTY,   (1,   1,   1,   1,   1,   0,        0,   1,   0)),
+    ("empty: all foreground",        FULL,  EMPTY,   (0,   0,   0,   0,   0,   1, DIAGONAL,   0,   1)),
+    ("empty: false positives",       QUARTER, EMPTY, (0,   0,   0,   0, .75, .25, DIAGONAL,   0, .25)),
+    ("half: all background",         EMPTY, HALF,    (0,   0,   0,   0,   1,  .5, DIAGONAL,   0,  .5)),
+    ("half: all foreground",         FULL,  HALF,    (.5, 2/3, .5,   1,   0,  .5,        2,  .8,  .5)),
+    ("half: exact",                  HALF,  HALF,    (1,   1,   1,   1,   1,   0,        0,   1,   0)),
+    ("half: half found",             QUARTER, HALF,  (.5, 2/3,  1,  .5,   1, .25,        1,   1, .25)),
+    ("half: all wrong",              ~HALF, HALF,    (0,   0,   0,   0,   0,   1,        2,  .5,   1)),
+    ("full: all background",         EMPTY, FULL,    (0,   0,   0,   0,   1,   1, DIAGONAL,   0,   1)),
+    ("full: half found",             HALF,  FULL,    (.5, 2/3,  1,  .5,   1,  .5,        2,  .8,  .5)),
+    ("full: all foreground, exact",  FULL,  FULL,    (1,   1,   1,   1,   1,   0,        0,   1,   0)),
+]
+# fmt: on
 
 
 @pytest.mark.parametrize(
-    ("predicted", "truth", "expected_iou", "expected_dice", "expected_mae"),
-    [
-        pytest.param(EMPTY, EMPTY, 1.0, 1.0, 0.0, id="both empty"),
-        pytest.param(FULL, EMPTY, 0.0, 0.0, 1.0, id="empty truth, all foreground"),
-        pytest.param(QUARTER, EMPTY, 0.0, 0.0, 0.25, id="empty truth, false positives"),
-        pytest.param(EMPTY, HALF, 0.0, 0.0, 0.5, id="missed"),
-        pytest.param(FULL, HALF, 0.5, 2 / 3, 0.5, id="all foreground"),
-        pytest.param(HALF, HALF, 1.0, 1.0, 0.0, id="exact"),
-        pytest.param(QUARTER, HALF, 0.5, 2 / 3, 0.25, id="half found"),
-        pytest.param(~HALF, HALF, 0.0, 0.0, 1.0, id="all wrong"),
-        pytest.param(FULL, FULL, 1.0, 1.0, 0.0, id="full and exact"),
-    ],
+    ("predicted", "truth", "expected"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
 )
-def test_by_hand(
-    predicted: torch.Tensor,
-    truth: torch.Tensor,
-    expected_iou: float,
-    expected_dice: float,
-    expected_mae: float,
-) -> None:
-    counts = confusion(predicted, truth)
-    assert sum(int(count) for count in counts) == 16
-    assert iou(counts).item() == pytest.approx(expected_iou)
-    assert dice(counts).item() == pytest.approx(expected_dice)
-    assert mean_absolute_error(predicted.float(), truth).item() == pytest.approx(expected_mae)
+def test_every_metric_by_hand(predicted: Tensor, truth: Tensor, expected: tuple[float, ...]) -> None:
+    assert sum(int(count) for count in confusion(predicted, truth)) == 16
+    assert scores(predicted, truth)._asdict() == pytest.approx(Scores(*expected)._asdict())
 
 
 @pytest.fixture
-def masks() -> tuple[torch.Tensor, torch.Tensor]:
+def masks() -> tuple[Tensor, Tensor]:
     """Five pairs (5, 24, 24) of random masks of unlike sizes, none empty."""
     random = torch.Generator().manual_seed(3)
     share = torch.tensor([0.02, 0.1, 0.3, 0.6, 0.95]).view(5, 1, 1)
@@ -49,7 +99,7 @@ def masks() -> tuple[torch.Tensor, torch.Tensor]:
     return predicted, truth
 
 
-def test_per_image_against_scikit_learn_and_torchmetrics(masks: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_per_image_against_scikit_learn_and_torchmetrics(masks: tuple[Tensor, Tensor]) -> None:
     counts = confusion(*masks)
     for n, (predicted, truth) in enumerate(zip(*masks, strict=True)):
         flat = truth.flatten().numpy(), predicted.flatten().numpy()
@@ -57,13 +107,22 @@ def test_per_image_against_scikit_learn_and_torchmetrics(masks: tuple[torch.Tens
         assert dice(counts)[n].item() == pytest.approx(f1_score(*flat))
         assert iou(counts)[n].item() == pytest.approx(BinaryJaccardIndex()(predicted, truth).item())
         assert dice(counts)[n].item() == pytest.approx(BinaryF1Score()(predicted, truth).item())
+        assert precision(counts)[n].item() == pytest.approx(precision_score(*flat))
+        assert precision(counts)[n].item() == pytest.approx(BinaryPrecision()(predicted, truth).item())
+        assert sensitivity(counts)[n].item() == pytest.approx(recall_score(*flat))
+        assert sensitivity(counts)[n].item() == pytest.approx(BinaryRecall()(predicted, truth).item())
+        assert specificity(counts)[n].item() == pytest.approx(recall_score(*flat, pos_label=False))
+        assert specificity(counts)[n].item() == pytest.approx(BinarySpecificity()(predicted, truth).item())
 
 
-def test_pooled_against_scikit_learn(masks: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_pooled_against_scikit_learn(masks: tuple[Tensor, Tensor]) -> None:
     pooled = confusion(*masks).pooled()
     flat = masks[1].flatten().numpy(), masks[0].flatten().numpy()
     assert iou(pooled).item() == pytest.approx(jaccard_score(*flat))
     assert dice(pooled).item() == pytest.approx(f1_score(*flat))
+    assert precision(pooled).item() == pytest.approx(precision_score(*flat))
+    assert sensitivity(pooled).item() == pytest.approx(recall_score(*flat))
+    assert specificity(pooled).item() == pytest.approx(recall_score(*flat, pos_label=False))
 
 
 def test_mean_absolute_error_of_probabilities_against_numpy() -> None:
@@ -73,6 +132,37 @@ def test_mean_absolute_error_of_probabilities_against_numpy() -> None:
     np.testing.assert_allclose(actual, expected)
 
 
-def test_iou_and_dice_of_the_same_counts_keep_their_bounds(masks: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_iou_and_dice_of_the_same_counts_keep_their_bounds(masks: tuple[Tensor, Tensor]) -> None:
     counts = confusion(*masks)
     torch.testing.assert_close(dice(counts), 2 * iou(counts) / (1 + iou(counts)))
+
+
+def test_calibration_bins_by_hand() -> None:
+    probability = torch.tensor([[0.0, 0.25], [0.5, 1.0]])
+    truth = torch.tensor([[False, True], [False, True]])
+    bins = calibration_bins(probability, truth, bins=2)
+    assert bins.tolist() == [[2, 0.25, 1], [2, 1.5, 1]]
+    assert expected_calibration_error(bins) == pytest.approx((0.75 + 0.5) / 4)
+
+
+@pytest.fixture
+def probabilities() -> tuple[Tensor, Tensor]:
+    """Over-confident probabilities (3, 64, 64), none on a bin's bound, and their truth."""
+    random = torch.Generator().manual_seed(5)
+    probability = torch.rand(3, 64, 64, generator=random, dtype=torch.float64)
+    return probability, torch.rand(3, 64, 64, generator=random) < 0.2 + 0.5 * probability
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_calibration_against_torchmetrics(probabilities: tuple[Tensor, Tensor], bins: int) -> None:
+    probability, truth = probabilities
+    expected = BinaryCalibrationError(n_bins=bins, norm="l1")(probability.flatten(), truth.flatten().int())
+    actual = expected_calibration_error(calibration_bins(probability, truth, bins))
+    assert actual == pytest.approx(expected.item(), abs=1e-6)
+    assert bins == 1 or actual > 0.05
+
+
+def test_calibration_bins_add_up_over_images(probabilities: tuple[Tensor, Tensor]) -> None:
+    each = [calibration_bins(*image) for image in zip(*probabilities, strict=True)]
+    torch.testing.assert_close(sum(each), calibration_bins(*probabilities))
+    assert calibration_bins(*probabilities)[:, 0].sum() == 3 * 64 * 64

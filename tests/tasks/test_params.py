@@ -1,10 +1,10 @@
-import inspect
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
-from models.losses import LOSSES
+from models.augmentation import Strength
+from models.losses import LOSS_OPTIONS, LOSSES
 from models.networks import NETWORKS
 from tasks import params
 from tasks.baselines import PREDICTORS
@@ -14,7 +14,7 @@ from tasks.params import load_params, parse_assignment, parse_params, read_prese
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 
-ENTRY = "{network: unet, loss: bce, targets: [lung], train_classes: [Normal]}"
+ENTRY = "{network: unet, loss: bce, images: packed, targets: [lung], train_classes: [Normal]}"
 
 
 def changed(*assignments: str) -> params.Params:
@@ -39,9 +39,22 @@ def test_what_was_wrong_before_a_change_is_not_the_change_s_fault(tmp_path: Path
 def test_words_are_those_of_the_registries() -> None:
     assert get_args(params.Network) == tuple(NETWORKS)
     assert get_args(params.Loss) == tuple(LOSSES)
-    with_alpha = {name for name, loss in LOSSES.items() if "alpha" in inspect.signature(loss).parameters}
-    assert with_alpha == params.LOSSES_WITH_ALPHA
     assert set(PREDICTORS) == params.BASELINES
+
+
+def test_the_options_of_losses_are_those_that_they_read() -> None:
+    assert {name for name, options in LOSS_OPTIONS.items() if "alpha" in options} == params.LOSSES_WITH_ALPHA
+    constants = {
+        name: tuple(getattr(load_params(ROOT / "params.yaml").losses, name).model_dump())
+        for name in params.Losses.model_fields
+    }
+    assert constants == {n: o for n, o in LOSS_OPTIONS.items() if o and n not in params.LOSSES_WITH_ALPHA}
+    plans = changed(*(f"experiments.{n}={{network: unet, loss: {n}, images: packed}}" for n in LOSSES)).plans
+    assert {name: tuple(plans[name].loss_options) for name in LOSSES} == LOSS_OPTIONS
+
+
+def test_every_change_to_images_can_be_set() -> None:
+    assert tuple(params.Augment.model_fields) == Strength._fields
 
 
 def test_report_1_stands_in_params_with_its_settings() -> None:
@@ -55,11 +68,64 @@ def test_report_1_stands_in_params_with_its_settings() -> None:
             256,
             100,
         )
+        assert (plan.train_classes, plan.augment.model_dump()) == (("COVID-19",), Strength()._asdict())
 
 
-@pytest.mark.parametrize("preset", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_preset_fits(preset: Path) -> None:
-    parse_params(with_changes(TEXT, {str(preset): read_preset(preset)}))
+def test_report_2_stands_in_params_with_its_settings_and_its_next_steps_differ_by_one() -> None:
+    plans = load_params(ROOT / "params.yaml").plans
+    report2 = plans["report2"]
+    assert (report2.network, report2.loss, report2.epochs) == ("unet", "bce", 30)
+    assert (report2.targets, report2.train_classes) == (
+        ("infection", "lung"),
+        ("COVID-19", "Non-COVID", "Normal"),
+    )
+    steps = {name: differing(report2, plan) for name, plan in plans.items() if name.startswith("report2_")}
+    assert steps == {
+        "report2_dice_bce": {"loss"},
+        "report2_focal": {"loss"},
+        "report2_focal_tversky": {"loss"},
+        "report2_augmented": {"augment"},
+        "report2_attention": {"network"},
+        "report2_plus_plus": {"network", "deep_supervision"},
+    }
+
+
+def differing(one: params.Plan, other: params.Plan) -> set[str]:
+    names = set(params.Plan.model_fields) - {"name", "loss_options"}
+    return {name for name in names if getattr(one, name) != getattr(other, name)}
+
+
+def test_the_second_step_s_network_sees_the_lungs_of_the_first() -> None:
+    plans = load_params(ROOT / "params.yaml").plans
+    assert plans["two_step_lungs"].targets == ("lung",)
+    assert plans["two_step_infection"].lungs_from == "two_step_lungs"
+    assert plans["two_step_lungs"].lungs_from is None
+
+
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_fits_and_keeps_every_comment(preset: Path) -> None:
+    text = with_changes(TEXT, {str(preset): read_preset(preset)})
+    parse_params(text)
+    assert comments(text) == comments(TEXT)
+
+
+def test_a_preset_changes_those_experiments_alone_that_there_are() -> None:
+    laptop = {"laptop": read_preset(ROOT / "presets" / "laptop.yaml")}
+    kept = parse_params(with_changes(with_changes(TEXT, {}, ["report2"]), laptop))
+    assert list(kept.experiments) == ["report2"]
+    every = parse_params(with_changes(TEXT, laptop)).experiments
+    assert every["best"].epochs > every["report2"].epochs
+
+
+def comments(text: str) -> list[str]:
+    return [
+        comment.strip()
+        for _, hash_sign, comment in (s.partition("#") for s in text.splitlines())
+        if hash_sign
+    ]
 
 
 def test_an_experiment_overrides_what_is_shared() -> None:
@@ -70,11 +136,75 @@ def test_an_experiment_overrides_what_is_shared() -> None:
     assert (plans["report1_bce"].width, plans["report1_bce_iou"].width) == (8, 64)
 
 
+def test_a_section_is_merged_key_by_key() -> None:
+    experiments = changed(
+        "training.augment.noise=0.1",
+        "prediction.min_area=0.001",
+        "experiments.report2_attention.augment={flip: 0.5, noise: 0.2}",
+        "experiments.report2_attention.prediction={threshold: val}",
+    ).experiments
+    other, own = experiments["report2"], experiments["report2_attention"]
+    assert own.augment == other.augment.model_copy(update={"flip": 0.5, "noise": 0.2})
+    assert own.prediction == other.prediction.model_copy(update={"threshold": "val"})
+    assert (other.augment.noise, other.prediction.min_area, other.prediction.threshold) == (0.1, 0.001, 0.5)
+
+
 def test_alpha_stands_in_the_plans_of_losses_that_read_it_alone() -> None:
     before, after = changed("alpha=0.5").plans, changed("alpha=0.3").plans
-    assert before["report1_bce"] == after["report1_bce"]
-    assert before["report1_bce"].alpha is None
-    assert (before["report1_bce_iou"].alpha, after["report1_bce_iou"].alpha) == (0.5, 0.3)
+    for name, plan in before.items():
+        if plan.loss in params.LOSSES_WITH_ALPHA:
+            assert (plan.loss_options, after[name].loss_options) == ({"alpha": 0.5}, {"alpha": 0.3})
+        else:
+            assert plan == after[name]
+
+
+def test_a_loss_s_constants_stand_in_its_plans_alone() -> None:
+    before, after = changed().plans, changed("losses.focal.gamma=3.0").plans
+    assert {name for name in before if before[name] != after[name]} == {"report2_focal"}
+    assert after["report2_focal"].loss_options == {"gamma": 3.0, "balance": 0.25}
+
+
+def test_how_masks_are_made_stands_in_no_plan() -> None:
+    assert changed("prediction.threshold=val", "prediction.flip_average=true").plans == changed().plans
+
+
+@pytest.mark.parametrize(("key", "value"), [("epochs", 7), ("alpha", 0.3)])
+def test_a_changed_epochs_or_alpha_holds_for_all_experiments(key: str, value: float) -> None:
+    own = f"experiments.report2_dice_bce.{key}=1"
+
+    def values(*assignments: str) -> set[Any]:
+        experiments = changed(*assignments).experiments.values()
+        return {getattr(experiment, key) for experiment in experiments} - {None}
+
+    assert values(f"{key}={value}", own) == {value, 1}
+    assert values(own, f"{key}={value}") == {value}
+
+
+def test_a_change_of_all_experiments_may_set_one_beside() -> None:
+    both = {"epochs": 7, "experiments": {"best": {"epochs": 9}}}
+    plans = parse_params(with_changes(TEXT, {"preset": both})).plans
+    assert {name for name, plan in plans.items() if plan.epochs != 7} == {"best"}
+    assert plans["best"].epochs == 9
+
+
+def test_experiments_are_kept_with_those_that_they_build_on() -> None:
+    kept = parse_params(with_changes(TEXT, {}, ["report2", "two_step_infection"]))
+    assert list(kept.experiments) == ["report2", "two_step_lungs", "two_step_infection"]
+    assert kept.lungs_from == ("two_step_lungs",)
+    assert kept.experiments["two_step_infection"].lungs_from == "two_step_lungs"
+
+    text = with_changes(TEXT, {}, ["best"])
+    assert list(parse_params(text).experiments) == ["best"]
+    assert parse_params(text).lungs_from == ()
+    with pytest.raises(InputError, match=r"^experiments: 'bset' is not one of report1_bce, "):
+        with_changes(TEXT, {}, ["bset"])
+
+
+def test_lines_outside_of_the_experiments_stay_when_some_are_kept() -> None:
+    with_lungs = with_changes(TEXT, {}, ["two_step_infection"])
+    end = TEXT[TEXT.index("\nlungs_from:") :]
+    assert with_lungs.endswith(end)
+    assert with_changes(TEXT, {}, ["best"]).endswith(end.replace("[two_step_lungs]", "[]              "))
 
 
 def test_a_plan_survives_its_json() -> None:
@@ -120,12 +250,72 @@ def test_a_pin_is_refused_for_phantoms_and_the_demo_takes_it_away() -> None:
         ("epochs=true", ": epochs: True won't do: input should be a valid integer"),
         (
             "experiments.report1_bce.loss=bec",
-            "experiments.report1_bce.loss: 'bec' is not one of 'bce' or 'bce_iou'",
+            "experiments.report1_bce.loss: 'bec' is not one of 'bce', 'bce_iou', 'dice', ",
         ),
-        ("experiments.report1_bce.network=vnet", "'vnet' is not one of 'unet' or 'residual_unet'"),
+        ("experiments.report1_bce.network=vnet", "'vnet' is not one of 'unet', 'residual_unet', "),
         ("experiments.report1_bce=bce", "experiments.report1_bce: 'bce' won't do: expected keys and values"),
         ("data=zip", ": data: 'zip' won't do: expected keys and values"),
-        ("image_size=24", ": experiments.report1_bce: image_size 24 is not 2, 3, ... times 2^depth = 16"),
+        (
+            "experiments.report2.patch=3",
+            ": experiments.report2: image_size 256 is not 2, 3, ... times patch * 2^depth = 48",
+        ),
+        ("training.patch=16", ": training.patch: 16 won't do: input should be less than or equal to 8"),
+        (
+            "prediction.threshold=1.5",
+            ": prediction.threshold: 1.5 is neither val nor a number between 0 and 1",
+        ),
+        ("prediction.threshold=test", ": prediction.threshold: 'test' is neither val nor"),
+        (
+            "experiments.best.prediction={threshold: 0.0}",
+            ": experiments.best.prediction.threshold: 0.0 is neither val nor",
+        ),
+        (
+            "experiments.best.augment={rotaton: 3}",
+            ": experiments.best.augment.rotaton: unknown key (did you mean rotation?); the keys here are ",
+        ),
+        ("training.augment.flip=2", ": training.augment.flip: 2 won't do"),
+        (
+            "experiments.best.augment=none",
+            ": experiments.best.augment: 'none' won't do: expected keys and values",
+        ),
+        ("losses.focal.gama=1", ": losses.focal.gama: unknown key (did you mean gamma?)"),
+        ("losses.focal_tversky.gamma=0.5", ": losses.focal_tversky.gamma: 0.5 won't do"),
+        ("training.seeds=0", ": training.seeds: 0 won't do"),
+        ("training.ema=1.0", ": training.ema: 1.0 won't do"),
+        (
+            "experiments.report2.deep_supervision=true",
+            ": experiments.report2: network unet has no deep_supervision; unet_plus_plus has",
+        ),
+        (
+            "experiments.report1_bce.prediction={within_lungs: true}",
+            ": experiments.report1_bce: prediction.within_lungs needs targets: [infection, lung]",
+        ),
+        ("experiments.best.images=raw", ": experiments.best.images: 'raw' won't do"),
+        (
+            "experiments.report1_bce.images=lungs/report2",
+            ": experiments.report1_bce: images: lungs/report2 needs report2 in lungs_from",
+        ),
+        (
+            "experiments.report2.images=lungs/two_step_lungs",
+            "images: lungs/two_step_lungs holds infection alone; set targets: [infection]",
+        ),
+        (
+            "lungs_from=[]",
+            ": experiments.two_step_infection: images: lungs/two_step_lungs needs two_step_lungs",
+        ),
+        ("lungs_from=[two_step_lungs, nought]", ": lungs_from: 'nought' is not one of report1_bce, "),
+        (
+            "lungs_from=[two_step_lungs, report1_bce]",
+            ": lungs_from: report1_bce does not predict lungs from whole images",
+        ),
+        (
+            "lungs_from=[two_step_lungs, two_step_infection]",
+            ": lungs_from: two_step_infection does not predict lungs from whole images",
+        ),
+        (
+            "image_size=24",
+            ": experiments.report1_bce: image_size 24 is not 2, 3, ... times patch * 2^depth = 16",
+        ),
         ("experiments.report1_bce.image_size=128", ": experiments.report1_bce.image_size: unknown key"),
         ("experiments.report1_bce.half=lung", ": experiments.report1_bce.half: unknown key"),
         ("experiments.report1_bce.name=x", ": experiments.report1_bce.name: unknown key"),
@@ -164,7 +354,9 @@ def test_what_is_no_params_file_is_refused_in_one_line(text: str, line: str) -> 
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("key", ["alpha", "half", "experiments", "training", "report"])
+@pytest.mark.parametrize(
+    "key", ["alpha", "half", "experiments", "training", "losses", "prediction", "lungs_from", "report"]
+)
 def test_a_misspelt_key_is_one_fault_not_two(key: str) -> None:
     misspelt = f"{key[0]}{key[2]}{key[1]}{key[3:]}"
     with pytest.raises(InputError) as error:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from tasks.cli import InputError
 from tasks.download import download
-from tasks.preprocess import ArrayWriter, preprocess
+from tasks.packed import ArrayWriter
+from tasks.preprocess import preprocess
 from tasks.raw import KIND_FOLDERS, Kind, RawDataset
 from tasks.sources import open_source
 from tests.helpers import png

@@ -1,6 +1,9 @@
+import html
 import io
+import itertools
 import json
 import re
+import shutil
 import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,8 +27,9 @@ from tasks.report import (
 from tasks.tables import leaks
 
 SIZE = 64
-NAMES = [f"covid_{number}" for number in range(1, 7)] + ["Normal (1)", "Normal (2)"]
-CLASS_OF = {name: "COVID-19" if name.startswith("covid") else "Normal" for name in NAMES}
+CLASS_OF = {f"covid_{number}": "COVID-19" for number in range(1, 7)}
+CLASS_OF |= {"Normal (1)": "Normal", "non_COVID (1)": "Non-COVID"}
+NAMES = list(CLASS_OF)
 IDS = {name: f"infection/Test/{CLASS_OF[name]}/{name}" for name in NAMES}
 
 
@@ -47,26 +51,46 @@ def png(array: np.ndarray) -> bytes:
 
 def scores(truth: np.ndarray, guess: np.ndarray) -> dict[str, float]:
     tp, fp, fn = (int(part.sum()) for part in (truth & guess, guess & ~truth, truth & ~guess))
-    union = tp + fp + fn
+    union, tn = tp + fp + fn, truth.size - tp - fp - fn
     return {
         "tp": tp,
         "fp": fp,
         "fn": fn,
-        "tn": truth.size - union,
+        "tn": tn,
         "iou": tp / union if union else 1.0,
         "dice": 2 * tp / (2 * tp + fp + fn) if union else 1.0,
+        "precision": tp / (tp + fp) if tp else float(not union),
+        "sensitivity": tp / (tp + fn) if tp else float(not union),
+        "specificity": tn / (tn + fp) if tn + fp else 1.0,
         "mae": (fp + fn) / truth.size,
+        "hd95": 0.0 if not union else 3.5,
+        "nsd": 1.0 if not union else 0.75,
     }
+
+
+SETS = {"covid": ["COVID-19"], "controls": ["Non-COVID", "Normal"], "all": list(set(CLASS_OF.values()))}
+SHARES = ("true_share", "predicted_share")
+MEANS = ("iou", "dice", "precision", "sensitivity", "specificity", "mae", "hd95", "nsd")
 
 
 def results(table: pd.DataFrame) -> dict[str, dict[str, float]]:
     def of(rows: pd.DataFrame) -> dict[str, float]:
         pooled = rows["tp"].sum() / max(1, rows[["tp", "fp", "fn"]].to_numpy().sum())
-        means = {metric: float(rows[metric].mean()) for metric in ("iou", "dice", "mae")}
-        pools = {"iou_pooled": float(pooled), "dice_pooled": float(2 * pooled / (1 + pooled))}
-        return {"images": len(rows), **means, **pools, "mae_255": 255 * means["mae"]}
+        means = {metric: float(rows[metric].mean()) for metric in MEANS}
+        filled = rows[rows["tp"] + rows["fn"] > 0]
+        more = {f"{metric}_nonempty": float(filled[metric].mean()) for metric in ("iou", "dice")}
+        more |= {"iou_pooled": float(pooled), "dice_pooled": float(2 * pooled / (1 + pooled))}
+        more |= {"mae_255": 255 * means["mae"], "ece": 0.0123, "missed": 0.0}
+        if len(filled) < len(rows):
+            more["false_positive_rate"] = 0.25
+        if "true_share" in rows and rows["true_share"].notna().any():
+            more |= {"share_error": 0.04, "share_correlation": 0.9}
+        return {"images": rows["id"].nunique(), **means, **more}
 
-    return {"covid": of(table[table["class"] == "COVID-19"]), "all": of(table)}
+    return {name: of(table[table["class"].isin(classes)]) for name, classes in SETS.items()}
+
+
+PLAIN = {"threshold": 0.5, "flip_average": False, "within_lungs": False, "min_area": 0.0, "fill_holes": False}
 
 
 class Work:
@@ -89,7 +113,7 @@ class Work:
         self._packed()
         self._baselines()
         self.add("bce", shift=6)
-        self.add("bce_iou", shift=2, alpha=0.25)
+        self.add("bce_iou", shift=2, loss_options={"alpha": 0.25})
 
     def params(self, source: str = "data/covidqu.zip", shown: tuple[int, ...] = (1, 2, 4)) -> Params:
         return cast(
@@ -108,51 +132,89 @@ class Work:
     def page(self) -> str:
         return (self.out / "index.html").read_text(encoding="utf-8")
 
-    def add(self, name: str, *, shift: int, targets: tuple[str, ...] = ("infection",), **more: Any) -> None:
-        """An experiment whose predictions are the truth moved down by `shift` pixels."""
+    def add(
+        self,
+        name: str,
+        *,
+        shift: int,
+        targets: tuple[str, ...] = ("infection",),
+        seeds: int = 1,
+        prediction: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> None:
+        """An experiment whose predictions are the truth moved down by `shift` pixels, one more a seed."""
         plan = {
-            "name": name, "network": "residual_unet", "loss": name, "epochs": 3, "width": 8,
+            "name": name, "network": "residual_unet", "loss": name, "epochs": 3, "width": 8, "patch": 1,
             "depth": 4, "image_size": 64, "batch_size": 4, "optimiser": "adam", "learning_rate": 0.01,
-            "schedule": "constant", "seed": 0, "precision": "auto", "half": "infection", "flip": True,
-            "targets": list(targets), "train_classes": ["COVID-19"], **more,
+            "schedule": "constant", "seed": 0, "seeds": seeds, "precision": "auto", "half": "infection",
+            "augment": {"flip": 0.5, "rotation": 0.0}, "images": "packed", "ema": 0.0, "loss_options": {},
+            "targets": [t for t in targets if t in ("infection", "lung")], "train_classes": ["COVID-19"],
+            "deep_supervision": False, **more,
         }  # fmt: skip
         self.experiments.append(name)
         (self.paths["plans"] / f"{name}.json").write_text(json.dumps(plan))
         self._train(name, plan)
-        self._evaluate(name, shift, targets)
+        self._evaluate(name, shift, targets, seeds, PLAIN | (prediction or {}))
 
     def _train(self, name: str, plan: dict[str, Any]) -> None:
         folder = self.paths["trained"] / name
-        folder.mkdir(parents=True)
-        history = pd.DataFrame(
+        (folder / "networks").mkdir(parents=True)
+        epochs = pd.DataFrame(
             {"epoch": [1, 2, 3], "train_loss": [0.9, 0.5, 0.3], "val_loss": [0.8, 0.6, 0.4]}
         )
-        history = history.assign(
+        epochs = epochs.assign(
             val_dice=[0.1, 0.7, 0.6], val_iou=0.5, learning_rate=0.01, images_per_second=9.0
         )
+        history = pd.concat([epochs.assign(seed=seed) for seed in range(plan["seeds"])])
         history.to_csv(folder / "history.csv", index=False)
-        model = {
-            "plan": plan, "precision": "fp32", "parameters": 123456, "train_images": 20, "val_images": 6,
-            "best_epoch": 2, "val_dice": 0.7, "torch": "2.13.0",
-        }  # fmt: skip
-        (folder / "model.json").write_text(json.dumps(model))
+        for seed in range(plan["seeds"]):
+            network = {
+                "plan": plan, "precision": "fp32", "parameters": 123456, "train_images": 20, "val_images": 6,
+                "best_epoch": 2, "val_dice": 0.7, "torch": "2.13.0", "seed": seed,
+            }  # fmt: skip
+            (folder / "networks" / f"{seed}.json").write_text(json.dumps(network))
 
-    def _evaluate(self, name: str, shift: int, targets: tuple[str, ...]) -> None:
+    def _evaluate(
+        self, name: str, shift: int, targets: tuple[str, ...], seeds: int, prediction: dict[str, Any]
+    ) -> None:
         folder = self.paths["evaluated"] / name
         folder.mkdir(parents=True)
         rows = []
         with zipfile.ZipFile(folder / "predictions.zip", "w") as archive:
-            for target in targets:
-                for image in NAMES:
-                    truth = TRUTH[image] if target == "infection" else LUNG
-                    guess = np.roll(truth, shift, axis=0)
+            for seed, target, image in itertools.product(range(seeds), targets, NAMES):
+                truth = LUNG if target == "lung" else TRUTH[image]
+                guess = np.roll(truth, shift + seed, axis=0)
+                if not seed:
                     archive.writestr(f"{target}/{IDS[image]}.png", png(guess))
-                    row = {"target": target, "id": IDS[image], "class": CLASS_OF[image]}
-                    rows.append({**row, **scores(truth, guess)})
+                row = {"seed": seed, "target": target, "id": IDS[image], "class": CLASS_OF[image]}
+                known = target == "infection" and "lung" in targets
+                shares = dict(zip(SHARES, (0.4, 0.5), strict=True)) if known else {}
+                rows.append({**row, **scores(truth, guess), **shares})
         table = pd.DataFrame(rows)
         table.to_csv(folder / "images.csv", index=False)
         found = {target: results(table[table["target"] == target]) for target in targets}
         (folder / "metrics.json").write_text(json.dumps(found))
+        self._details(folder, table, seeds, prediction)
+
+    def _details(self, folder: Path, table: pd.DataFrame, seeds: int, prediction: dict[str, Any]) -> None:
+        """What is known of the steps and of calibration: the chosen steps gain 0.01 an image."""
+        names = ["plain", "threshold", "chosen"] if prediction["threshold"] == "val" else []
+        gain = {"plain": 0.0, "threshold": -0.02, "chosen": 0.01}
+        columns = table[["seed", "target", "id", "class", "iou", "dice"]]
+        steps = [
+            columns.assign(step=step, iou=columns["iou"] + gain[step], dice=columns["dice"]) for step in names
+        ]
+        pd.concat([columns.assign(step="")[:0], *steps]).to_csv(folder / "steps.csv", index=False)
+        bins = pd.DataFrame({"bin": [0, 14], "pixels": 100, "mean_probability": [0.01, 0.97]})
+        places = itertools.product(range(seeds), table["target"].unique(), SETS)
+        calibration = [
+            bins.assign(seed=seed, target=target, image_set=image_set, true_share=[0.02, 0.9])
+            for seed, target, image_set in places
+        ]
+        pd.concat(calibration).to_csv(folder / "calibration.csv", index=False)
+        thresholds = {str(seed): dict.fromkeys(table["target"].unique(), 0.43) for seed in range(seeds)}
+        chosen = {"seeds": list(range(seeds)), "thresholds": thresholds, "prediction": prediction}
+        (folder / "settings.json").write_text(json.dumps(chosen))
 
     def _raw(self) -> None:
         rows = [[IDS[name], "infection", "Test", CLASS_OF[name], "a", "b", "c"] for name in NAMES]
@@ -177,16 +239,29 @@ class Work:
 
     def _baselines(self) -> None:
         guesses = {"all_background": square(0, 0), "all_foreground": ~square(0, 0), "whole_lung": LUNG}
-        entries: dict[str, dict[str, Any]] = {}
-        for predictor, guess in guesses.items():
-            rows = [{"class": CLASS_OF[name], **scores(TRUTH[name], guess)} for name in NAMES]
-            entries[predictor] = {"infection": results(pd.DataFrame(rows))}
+        rows = [
+            {"predictor": predictor, "target": "infection", "id": IDS[name], "class": CLASS_OF[name]}
+            | scores(TRUTH[name], guess)
+            for predictor, guess in guesses.items()
+            for name in NAMES
+        ]
+        table = pd.DataFrame(rows)
+        table.to_csv(self.paths["baselines"] / "images.csv", index=False)
+        entries = {name: {"infection": results(of_one)} for name, of_one in table.groupby("predictor")}
         (self.paths["baselines"] / "metrics.json").write_text(json.dumps(entries))
 
 
 @pytest.fixture
 def work(tmp_path: Path) -> Work:
     return Work(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    """A report that is only read."""
+    work = Work(tmp_path_factory.mktemp("written"))
+    work.run()
+    return work
 
 
 class Loads(HTMLParser):
@@ -199,7 +274,7 @@ class Loads(HTMLParser):
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in {"meta", "link", "br", "img"}:
+        if tag not in {"meta", "link", "br", "img", "wbr"}:
             self.open.append(tag)
         self.urls += [value or "" for key, value in attrs if key in {"src", "href", "srcset"} and tag != "a"]
 
@@ -211,8 +286,8 @@ class Loads(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_page_shows_every_part(work: Work) -> None:
-    page = work.run()
+def test_page_shows_every_part(written: Work) -> None:
+    page = written.page()
     for label in ("Figure 1: test image 1", "Figure 2: test image 2", "Figure 3: test image 4"):
         assert label in page
     assert "α · BCE + (1 − α) · (1 − soft IoU)" in page
@@ -224,13 +299,12 @@ def test_page_shows_every_part(work: Work) -> None:
     assert "images_per_second" not in page
 
 
-def test_the_figures_stand_alone_as_one_svg(work: Work) -> None:
-    work.run()
-    svg = ElementTree.parse(work.out / "figures.svg").getroot()
+def test_the_figures_stand_alone_as_one_svg(written: Work) -> None:
+    svg = ElementTree.parse(written.out / "figures.svg").getroot()
     space = {"": "http://www.w3.org/2000/svg"}
     texts = [text.text or "" for text in svg.iterfind("text", space)]
-    assert sum(text.startswith("Figure ") for text in texts) == len(work.params().report.figures)
-    assert {"X-ray", "Truth: infection", *work.experiments} <= set(texts)
+    assert sum(text.startswith("Figure ") for text in texts) == len(written.params().report.figures)
+    assert {"X-ray", "Truth: infection", *written.experiments} <= set(texts)
     drawn = {use.get("href") for use in svg.iterfind("svg/use", space)}
     assert drawn == {f"#{image.get('id')}" for image in svg.iterfind("defs/image", space)}
     links = [image.get("href", "") for image in svg.iter("{http://www.w3.org/2000/svg}image")]
@@ -238,21 +312,23 @@ def test_the_figures_stand_alone_as_one_svg(work: Work) -> None:
 
 
 @pytest.mark.parametrize("order", [["bce", "bce_iou", "a"], ["bce_iou", "a", "bce"]])
-def test_experiments_stand_in_the_order_of_params_yaml(work: Work, order: list[str]) -> None:
+def test_experiments_stand_in_the_order_of_params_yaml_and_scores_by_iou(
+    work: Work, order: list[str]
+) -> None:
     work.add("a", shift=1)
     work.experiments = order
     page = work.run()
     assert re.findall(r"<h3>(a|bce|bce_iou)</h3>\s*<div class=\"charts\">", page) == order
     summary = (work.out / "summary.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| (a|bce|bce_iou) \| COVID-19 Test images", summary, re.MULTILINE) == order
+    assert re.findall(r"^\| (a|bce|bce_iou) \|", summary, re.MULTILINE) == ["a", "bce_iou", "bce"]
 
 
-def test_no_line_breaks_within_covid_19(work: Work) -> None:
-    page = work.run()
+def test_no_line_breaks_within_covid_19(written: Work) -> None:
+    page = written.page()
     assert "6 COVID‑19 Test images" in page and "COVID-19 " not in page
     assert "<code>infection/Test/COVID-19/covid_1</code>" in page, "an id stays as it is"
     assert 'aria-label="X-ray infection/Test/COVID-19/covid_1"' in page
-    for path in (work.out / "summary.md", work.metrics):
+    for path in (written.out / "summary.md", written.metrics):
         assert "‑" not in path.read_text(encoding="utf-8")
 
 
@@ -274,8 +350,8 @@ def test_page_tells_which_images_the_figure_positions_count(work: Work, count: i
     assert said in page if said else "of that class and split" not in page
 
 
-def test_page_is_well_formed_and_loads_nothing(work: Work) -> None:
-    page = work.run()
+def test_page_is_well_formed_and_loads_nothing(written: Work) -> None:
+    page = written.page()
     loads = Loads(page)
     assert loads.open == []
     assert {url.partition(",")[0] for url in loads.urls if not url.startswith("#")} == {
@@ -289,9 +365,8 @@ def test_page_is_well_formed_and_loads_nothing(work: Work) -> None:
     )
 
 
-def test_metrics_are_nested_by_experiment_target_and_image_set(work: Work) -> None:
-    work.run()
-    metrics = json.loads(work.metrics.read_text())
+def test_metrics_are_nested_by_experiment_target_and_image_set(written: Work) -> None:
+    metrics = json.loads(written.metrics.read_text())
     assert list(metrics) == ["all_background", "all_foreground", "bce", "bce_iou", "whole_lung"]
     # the 24 x 24 square moved by two rows: 22 of 24 rows overlap, 26 rows are in either
     assert metrics["bce_iou"]["infection"]["covid"]["iou"] == round(22 / 26, 6)
@@ -316,12 +391,13 @@ def test_same_inputs_give_the_same_bytes(work: Work) -> None:
     assert written() == written()
 
 
-def test_summary_holds_the_sentences_of_the_page(work: Work) -> None:
-    page = work.run()
-    summary = (work.out / "summary.md").read_text(encoding="utf-8")
+def test_summary_holds_the_sentences_of_the_page(written: Work) -> None:
+    page = written.page()
+    summary = (written.out / "summary.md").read_text(encoding="utf-8")
     sentence = "bce and bce_iou beat all background, all foreground and the whole lung on IoU, Dice and MAE."
-    assert f"- {sentence}" in summary and sentence in page
-    assert "| bce_iou | COVID-19 Test images | 0.846 |" in summary
+    assert f"- On the COVID-19 Test images, {sentence}" in summary and sentence in page
+    assert "| bce_iou | 0.846 (0.846–0.846) | 0.917 (0.917–0.917) | 5.98 (5.98–5.98) | 0.885 (" in summary
+    assert "| Report 1, BCE (as printed) | 0.138 | – | 16.321 | – | – |" in summary
 
 
 def test_phantoms_are_said_to_be_phantoms(work: Work) -> None:
@@ -331,10 +407,9 @@ def test_phantoms_are_said_to_be_phantoms(work: Work) -> None:
     assert "COVID-QU-Ex" not in page
 
 
-def test_another_target_gets_its_own_tables_and_figures(work: Work) -> None:
+def test_another_target_gets_its_own_tables(work: Work) -> None:
     work.add("both", shift=1, targets=("infection", "lung"))
     page = work.run()
-    assert "Figure 1: test image 1, lung" in page
     assert "Infection and lung segmentation" in page
     assert page.count('id="caption-lung-covid"') == 1
     assert json.loads(work.metrics.read_text())["both"]["lung"]["covid"]["iou"] == round(47 / 49, 6)
@@ -406,6 +481,129 @@ def test_figure_positions_follow_file_names_of_the_right_images() -> None:
     rows += [("lung", "Test", "COVID-19", "c")]
     table = pd.DataFrame(rows, columns=["half", "split", "class", "id"])
     assert figure_ids(table, "infection", (1, 3)) == {1: "covid_10", 3: "covid_9"}
+
+
+BOTH = ("lung", "infection")
+
+
+def text_of(page: str) -> str:
+    """What a reader sees, tags out and blanks folded."""
+    words = re.sub(r"<[^>]*>", " ", page.replace("<wbr>", ""))
+    return " ".join(html.unescape(words).replace("‑", "-").split())
+
+
+def section(page: str, name: str) -> str:
+    """The text of the section of that id."""
+    return text_of(page.partition(f'<h2 id="{name}">')[2].partition("<h2 ")[0])
+
+
+def test_only_what_an_interval_tells_apart_is_said_to_beat(work: Work) -> None:
+    work.add("same", shift=2)
+    said = section(work.run(), "comparison")
+    assert "bce +0.246 +0.246 to +0.246 bce_iou beats bce" in said
+    assert "same +0.000 +0.000 to +0.000 can’t be told apart" in said
+    assert "not the luck of training" in said
+    lead = section(work.page(), "scores")
+    assert "On IoU bce_iou can’t be told apart from same and beats bce, by +0.246" in lead
+
+
+def test_seeds_are_averaged_with_their_spread(work: Work) -> None:
+    work.add("twice", shift=0, seeds=2)
+    page = work.run()
+    # moved by 0 and by 1 of 24 rows: IoU 1 and 23 / 25
+    assert "0.960 0.960–0.960 SD 0.057 2 seeds" in section(page, "scores")
+    assert "twice beats 2 others" in section(page, "scores")
+
+
+def test_the_other_rule_for_empty_masks_stands_where_it_differs(written: Work) -> None:
+    said = section(written.page(), "scores")
+    assert said.count("IoU, truth not empty") == 1
+    assert "bce_iou 0.885 0.846–0.923 0.938 0.917–0.958 0.846 0.846–0.846 0.917 0.917–0.917" in said
+
+
+def test_printed_pairs_are_tested_and_ours_hold(written: Work) -> None:
+    said = section(written.page(), "consistency")
+    assert "Report 2, lung 0.9344 0.5767 Dice 0.5767 is below the IoU" in said
+    assert "nor can any two of the 4 scores belong together" in said
+    assert "Tahir et al. 2021, lung 0.9611 0.9799 possible" in said
+    # 2 experiments and 3 predictors on 3 image sets, in 3 kinds of average, of which controls have 2
+    assert "Of the 40 pairs of IoU and Dice on this page none breaks the bounds." in said
+
+
+def test_an_impossible_pair_of_ours_is_told(work: Work) -> None:
+    path = work.paths["evaluated"] / "bce" / "metrics.json"
+    found = json.loads(path.read_text())
+    found["infection"]["all"]["dice"] = 0.999
+    path.write_text(json.dumps(found))
+    said = section(work.run(), "consistency")
+    assert "1 breaks the bounds: bce, infection, all, mean per image: Dice 0.999000 is above" in said
+
+
+def test_report_2_is_shown_for_what_predicts_lung_and_infection(work: Work) -> None:
+    for name, shift in (("report2", 4), ("other", 3), ("another", 2), ("leading", 1)):
+        work.add(name, shift=shift, targets=BOTH)
+    page = work.run()
+    said = section(page, "report-2")
+    # last epoch: of the first seed's history
+    assert "leading 0.9792 0.9592 0.9688 0.9400 0.3000 0.4000 0.6000 0.5000" in said
+    assert "Report 2, as printed 0.5767 0.9344 0.8692 0.3421 0.2947 – 0.6785 0.6473" in said
+    for image in ("COVID-19/covid_1", "Non-COVID/non_COVID (1)", "Normal/Normal (1)"):
+        assert f"infection/Test/{image} X-ray Truth: lung Truth: infection leading: lung" in said
+    assert "report2: lung" in said and "other: lung" not in said
+    assert 'href="#report-2"' in page
+
+
+def test_without_lung_and_infection_together_there_is_no_report_2(written: Work) -> None:
+    assert "report-2" not in written.page()
+
+
+def test_post_processing_is_compared_with_plain_masks(work: Work) -> None:
+    work.add("chosen", shift=1, seeds=2, prediction={"threshold": "val", "min_area": 0.0005})
+    page = work.run()
+    said = section(page, "postprocessing")
+    assert "nothing is switched on in bce, bce_iou" in said
+    assert "threshold 0.43, chosen on Val −0.020 −0.020 to −0.020 +0.000 +0.000 to +0.000" in said
+    assert "all that is switched on +0.010" in said
+    assert "threshold chosen on Val; components below 0.05 % of the image removed" in section(page, "trained")
+
+
+def test_calibration_and_infected_share(work: Work) -> None:
+    work.add("both", shift=1, targets=BOTH)
+    page = work.run()
+    assert page.count('aria-label="Reliability of both, infection: ECE 0.0123"') == 1
+    assert "as both predicts them (upwards) over the true ones: on average 0.040 apart" in text_of(page)
+    assert 'class="dots" d="M' in page
+
+
+def test_an_experiment_within_predicted_lungs(work: Work) -> None:
+    work.add("inside", shift=1, targets=("infection", "infection_in_lungs"), images="lungs/lungs")
+    page = work.run()
+    assert "Infection within the predicted lungs on the COVID-19 Test images" in section(page, "scores")
+    assert "the lungs that lungs predicts, alone" in section(page, "trained")
+    assert "Infection segmentation in chest X-rays" in page, "its truth is no mask of its own"
+
+
+def test_the_lung_half(work: Work) -> None:
+    for name in work.experiments:
+        shutil.rmtree(work.paths["evaluated"] / name)
+        shutil.rmtree(work.paths["trained"] / name)
+    work.experiments = []
+    work.add("lung", shift=1, targets=("lung",))
+    (work.paths["baselines"] / "metrics.json").write_text("{}")
+    columns = pd.read_csv(work.paths["baselines"] / "images.csv")[:0]
+    columns.to_csv(work.paths["baselines"] / "images.csv", index=False)
+    page = work.run()
+    assert "Lung segmentation in chest X-rays" in page
+    assert "Figure 1: test image 1" in page and "report 1, both losses" not in page
+
+
+def test_one_image_has_no_interval(work: Work) -> None:
+    for path in (*work.paths["evaluated"].glob("*/images.csv"), work.paths["baselines"] / "images.csv"):
+        rows = pd.read_csv(path)
+        rows[rows["id"].isin([IDS["covid_1"], IDS["Normal (1)"]])].to_csv(path, index=False)
+    page = work.run(work.params(shown=()))
+    assert "can’t be told apart" in section(page, "comparison")
+    assert "nan" not in page.replace("nance", "")
 
 
 def test_twins_across_splits_are_found() -> None:

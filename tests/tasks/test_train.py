@@ -1,30 +1,29 @@
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
+from torch import nn
 
 from models.losses import make_loss
+from models.networks import NETWORKS
 from tasks.cli import InputError
-from tasks.compute import set_up
-from tasks.download import download
-from tasks.network import load_network
+from tasks.compute import Compute, set_up
+from tasks.network import build_network, load_network, trained_seeds, write_description
 from tasks.packed import PackedSplit
 from tasks.params import Params, Plan
-from tasks.preprocess import preprocess
-from tasks.sources import open_source
-from tasks.train import Fitter, build_network, make_optimiser, make_schedule, train, validate
+from tasks.progress import fraction_done
+from tasks.train import Average, Fitter, make_optimiser, make_schedule, train, validate
 
 
-@pytest.fixture(scope="session")
-def packed(tiny_params: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    source = tiny_params.data.source
-    download(open_source(source, Path()), folder / "raw", source)
-    preprocess(folder / "raw", folder / "packed", tiny_params.image_size, 0.0)
-    return folder / "packed"
+@pytest.fixture
+def packed(tiny_packed: Path) -> Path:
+    return tiny_packed
 
 
 @pytest.fixture
@@ -32,15 +31,33 @@ def plan(tiny_params: Params) -> Plan:
     return tiny_params.plans["report1_bce_iou"]
 
 
+def altered(plan: Plan, augment: dict[str, float] | None = None, **values: Any) -> Plan:
+    return plan.model_copy(update={"augment": plan.augment.model_copy(update=augment or {}), **values})
+
+
+def make_fitter(plan: Plan, packed: Path, seed: int = 0) -> Fitter:
+    compute = set_up(seed, "fp32", 1)
+    split = PackedSplit(packed, plan.half, "Train", plan.targets, plan.train_classes)
+    return Fitter(plan, seed, build_network(plan, compute), compute, split)
+
+
+def score(network: nn.Module, plan: Plan, packed: Path) -> dict[str, float]:
+    split = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes)
+    loss = make_loss(plan.loss, **plan.loss_options)
+    return validate(network, split, plan.targets, loss, set_up(99, "fp32", 1))
+
+
+def weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
 def test_writes_weights_history_and_a_description(plan: Plan, packed: Path, tmp_path: Path) -> None:
     train(plan, packed, tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "history.csv",
-        "model.json",
-        "model.safetensors",
-    ]
+    files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    assert files == {"history.csv", "networks/0.json", "networks/0.safetensors"}
     history = pd.read_csv(tmp_path / "out" / "history.csv")
     assert list(history.columns) == [
+        "seed",
         "epoch",
         "train_loss",
         "val_loss",
@@ -51,48 +68,213 @@ def test_writes_weights_history_and_a_description(plan: Plan, packed: Path, tmp_
     ]
     assert list(history["epoch"]) == [1, 2]
     assert history.notna().all(axis=None)
+    description = json.loads((tmp_path / "out" / "networks" / "0.json").read_text())
+    assert Plan.from_json(json.dumps(description.pop("plan"))) == plan
+    assert description == {
+        "seed": 0,
+        "precision": set_up(0, plan.precision, 1).precision,
+        "parameters": sum(p.numel() for p in build_network(plan, set_up(0, "fp32", 1)).parameters()),
+        "train_images": len(PackedSplit(packed, plan.half, "Train", (), plan.train_classes)),
+        "val_images": len(PackedSplit(packed, plan.half, "Val", (), plan.train_classes)),
+        "best_epoch": history["val_dice"].idxmax() + 1,
+        "val_dice": pytest.approx(history["val_dice"].max(), abs=1e-6),
+        "torch": torch.__version__,
+    }
 
 
-def test_the_network_read_back_scores_as_its_best_epoch_did(plan: Plan, packed: Path, tmp_path: Path) -> None:
+def test_several_targets_have_their_own_scores_and_the_mean(plan: Plan, packed: Path, tmp_path: Path) -> None:
+    classes = ("COVID-19", "Non-COVID", "Normal")
+    plan = altered(plan, targets=("infection", "lung"), train_classes=classes, epochs=1)
     train(plan, packed, tmp_path / "out")
-    compute = set_up(99, plan.precision, plan.threads)
-    split = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes)
-    network = load_network(tmp_path / "out", compute)
-    validated = validate(network, split, make_loss(plan.loss, plan.alpha), compute)
     history = pd.read_csv(tmp_path / "out" / "history.csv")
-    assert validated.val_dice == pytest.approx(history["val_dice"].max(), abs=1e-7)
+    assert list(history.columns)[3:-2] == [
+        "val_loss",
+        "val_dice",
+        "val_iou",
+        "val_dice_infection",
+        "val_dice_lung",
+        "val_iou_infection",
+        "val_iou_lung",
+    ]
+    for metric in ("val_dice", "val_iou"):
+        mean = history[[f"{metric}_infection", f"{metric}_lung"]].mean(axis=1)
+        np.testing.assert_allclose(history[metric], mean, rtol=1e-6)
+
+    # A network that finds all of the lungs and nothing else, on images of which a third is infected.
+    class Lungs(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            lungs = split.masks()[:, 1]
+            return torch.stack([torch.full_like(lungs, -9.0, dtype=x.dtype), 18.0 * lungs - 9], dim=1)
+
+    split = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes)
+    assert len(split) <= 32  # one batch
+    scores = validate(Lungs(), split, plan.targets, make_loss("bce"), set_up(0, "fp32", 1))
+    controls = (split.table["class"] != "COVID-19").mean()
+    assert 0 < controls < 1
+    assert scores["val_dice_lung"] == scores["val_iou_lung"] == 1
+    assert scores["val_dice_infection"] == pytest.approx(controls)
+    assert scores["val_dice"] == pytest.approx((1 + controls) / 2)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_the_network_read_back_scores_as_its_best_epoch_did(
+    plan: Plan, packed: Path, tmp_path: Path, ema: float
+) -> None:
+    plan = altered(plan, targets=("lung",), ema=ema, precision="fp32", batch_size=2, epochs=4)
+    train(plan, packed, tmp_path / "out")
+    scores = score(load_network(tmp_path / "out", 0, set_up(99, "fp32", 1)), plan, packed)
+    history = pd.read_csv(tmp_path / "out" / "history.csv")
+    best = history.loc[history["val_dice"].idxmax()]
+    assert history["val_dice"].nunique() == 4
+    for name, value in scores.items():
+        assert value == pytest.approx(best[name], abs=1e-7)
+
+
+EVERY_CHANGE = {
+    "flip": 0.5,
+    "rotation": 15.0,
+    "scale": 0.15,
+    "translation": 0.06,
+    "elastic": 0.02,
+    "brightness": 0.1,
+    "contrast": 0.25,
+    "gamma": 0.4,
+    "noise": 0.05,
+}
 
 
 def test_same_plan_same_bytes_another_seed_others(plan: Plan, packed: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train(plan.model_copy(update={"seed": seed, "flip": True}), packed, tmp_path / name)
-    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+        train(altered(plan, EVERY_CHANGE, seed=seed, ema=0.9), packed, tmp_path / name)
+    files = ((tmp_path / n / "networks" / f"{s}.safetensors") for n, s in (("a", 0), ("b", 0), ("c", 1)))
+    a, b, c = (file.read_bytes() for file in files)
     assert a == b
     assert a != c
 
 
+def test_the_first_of_several_seeds_trains_as_one_alone(
+    plan: Plan, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = altered(plan, {"flip": 0.5}, seed=9)
+    train(altered(plan, seeds=1), packed, tmp_path / "one")
+    capsys.readouterr()
+    train(altered(plan, seeds=2), packed, tmp_path / "two")
+    told = [fraction_done(line) for line in capsys.readouterr().out.splitlines()]
+    assert told == [None, 0.25, 0.5, None, 0.75, 1.0]
+
+    assert trained_seeds(tmp_path / "one") == [9]
+    assert trained_seeds(tmp_path / "two") == [9, 10]  # as numbers, not as words
+    first, second, alone = (
+        (tmp_path / folder / "networks" / name).read_bytes()
+        for folder, name in (("two", "9.safetensors"), ("two", "10.safetensors"), ("one", "9.safetensors"))
+    )
+    assert first == alone
+    assert first != second
+    one, two = (
+        pd.read_csv(tmp_path / name / "history.csv").drop(columns="images_per_second")
+        for name in ("one", "two")
+    )
+    assert list(two["seed"]) == [9, 9, 10, 10]
+    pd.testing.assert_frame_equal(two[two["seed"] == 9], one, check_dtype=False)
+
+
+def test_averaged_weights_by_hand(plan: Plan, packed: Path) -> None:
+    fitter = make_fitter(altered(plan, ema=0.5, batch_size=2), packed)
+    expected, steps = weights(fitter.network), 0
+    decays = [2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 7 / 16, 8 / 17, 0.5, 0.5, 0.5]
+
+    def follow(*_: object) -> None:
+        nonlocal steps
+        decay, steps = decays[steps] if steps < len(decays) else 0.5, steps + 1
+        for name, value in weights(fitter._fitted).items():
+            if value.is_floating_point():
+                expected[name] = decay * expected[name] + (1 - decay) * value
+            else:
+                expected[name] = value
+
+    fitter._optimiser.register_step_post_hook(follow)
+    fitter.run_epoch("test")
+    assert steps >= 3
+    for name, value in weights(fitter.network).items():
+        torch.testing.assert_close(value, expected[name], msg=name)
+    assert fitter.network is not fitter._fitted
+
+
+def test_an_average_of_one_value_is_that_value() -> None:
+    network = nn.Linear(2, 1)
+    average = Average(network, 0.99)
+    for _ in range(3):
+        average.update(network)
+    assert torch.equal(average.network.weight, network.weight)
+    assert not average.network.weight.requires_grad
+
+
+def test_averaged_weights_are_those_that_are_saved(plan: Plan, packed: Path, tmp_path: Path) -> None:
+    plan = altered(plan, ema=0.9, epochs=1, precision="fp32")
+    train(plan, packed, tmp_path / "out")
+    saved = safetensors.torch.load_file(tmp_path / "out" / "networks" / "0.safetensors")
+    fitter = make_fitter(plan, packed)
+    fitter.run_epoch("test")
+    averaged, fitted = weights(fitter.network), weights(fitter._fitted)
+    assert all(torch.equal(saved[name], value) for name, value in averaged.items())
+    assert not all(torch.equal(saved[name], value) for name, value in fitted.items())
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_deep_supervision_trains(plan: Plan, packed: Path, patch: int) -> None:
+    supervised = {"network": "unet_plus_plus", "deep_supervision": True, "width": 4}
+    fitter = make_fitter(altered(plan, **supervised, patch=patch, batch_size=4, epochs=6), packed)
+    before = weights(fitter.network)
+    losses = [fitter.run_epoch("test").loss for _ in range(6)]
+    assert losses[-1] < losses[0]
+    heads = [name for name in before if ".heads." in f".{name}" and name.endswith("weight")]
+    assert len(heads) == plan.depth
+    assert not any(torch.equal(before[name], weights(fitter.network)[name]) for name in heads)
+    assert 0 <= score(fitter.network, plan, packed)["val_dice"] <= 1
+
+
+def test_the_loss_of_several_outputs_is_their_mean(plan: Plan, packed: Path) -> None:
+    fitter = make_fitter(plan, packed)
+    outputs = tuple(torch.randn(2, 1, 8, 8) for _ in range(3))
+    y = (torch.rand(2, 1, 8, 8) < 0.5).to(torch.uint8)
+    by_hand = sum(fitter.loss(output, y).item() for output in outputs) / 3
+    assert fitter._loss_of(outputs, y).item() == pytest.approx(by_hand)
+    assert torch.equal(fitter._loss_of(outputs[0], y), fitter.loss(outputs[0], y))
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_comes_back_from_its_files(plan: Plan, tmp_path: Path, name: str, patch: int) -> None:
+    plan = altered(plan, network=name, patch=patch, deep_supervision=name == "unet_plus_plus")
+    compute: Compute = set_up(0, "fp32", 1)
+    network, images = build_network(plan, compute), torch.rand(2, 1, 32, 32)
+    network(images)  # moves the statistics of the normalisations too
+    (tmp_path / "networks").mkdir()
+    tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
+    (tmp_path / "networks" / "3.safetensors").write_bytes(safetensors.torch.save(tensors))
+    write_description(tmp_path / "networks" / "3.json", plan, seed=3)
+    set_up(1, "fp32", 1)
+    assert torch.equal(load_network(tmp_path, 3, compute)(images), network.eval()(images))
+
+
 def test_trains_in_bf16_too(plan: Plan, packed: Path, tmp_path: Path) -> None:
-    train(plan.model_copy(update={"precision": "bf16"}), packed, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "model.json").read_text())["precision"] == "bf16"
+    train(altered(plan, EVERY_CHANGE, precision="bf16"), packed, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "networks" / "0.json").read_text())["precision"] == "bf16"
     assert np.isfinite(pd.read_csv(tmp_path / "out" / "history.csv")).all(axis=None)
 
 
 def test_learns_a_phantom_by_heart(plan: Plan, packed: Path) -> None:
-    plan = plan.model_copy(update={"epochs": 30, "width": 8, "batch_size": 8})
-    compute = set_up(0, "fp32", 1)
-    split = PackedSplit(packed, plan.half, "Train", plan.targets, plan.train_classes)
-    network = build_network(plan, compute)
-    fitter = Fitter(plan, network, compute, split)
+    plan = altered(plan, epochs=30, width=8, batch_size=8)
+    fitter = make_fitter(plan, packed)
     losses = [fitter.run_epoch("test").loss for _ in range(plan.epochs)]
     assert losses[-1] < 0.5 * losses[0]
-    assert validate(network, split, fitter.loss, compute).val_dice > 0.6
+    assert score(fitter.network, plan, packed)["val_dice"] > 0.6
 
 
 def test_flipping_moves_the_mask_with_its_image(plan: Plan, packed: Path) -> None:
-    plan = plan.model_copy(update={"flip": True})
-    compute = set_up(0, "fp32", 1)
-    split = PackedSplit(packed, plan.half, "Train", ("lung",), plan.train_classes)
-    fitter = Fitter(plan, build_network(plan, compute), compute, split)
+    plan = altered(plan, {"flip": 0.5}, targets=("lung",))
+    fitter = make_fitter(plan, packed)
+    split = PackedSplit(packed, plan.half, "Train", plan.targets, plan.train_classes)
     indices = torch.arange(len(split))
     x, y = fitter._load(indices)
     straight, masks = split.images() / 255, split.masks()
@@ -108,9 +290,8 @@ def test_flipping_moves_the_mask_with_its_image(plan: Plan, packed: Path) -> Non
 def test_each_epoch_visits_every_image_once(
     plan: Plan, packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compute = set_up(0, "fp32", 1)
     split = PackedSplit(packed, plan.half, "Train", plan.targets, plan.train_classes)
-    fitter = Fitter(plan.model_copy(update={"batch_size": 4}), build_network(plan, compute), compute, split)
+    fitter = make_fitter(altered(plan, batch_size=4), packed)
     seen: list[int] = []
     load = fitter._load
     monkeypatch.setattr(fitter, "_load", lambda batch: (seen.extend(batch.tolist()), load(batch))[1])
@@ -126,7 +307,7 @@ def test_each_epoch_visits_every_image_once(
     ("schedule", "highest", "last"), [("constant", 0.1, 0.1), ("cosine", 0.1, 0.0), ("one_cycle", 0.1, 0.0)]
 )
 def test_schedules_peak_at_the_learning_rate(plan: Plan, schedule: str, highest: float, last: float) -> None:
-    plan = plan.model_copy(update={"schedule": schedule, "learning_rate": 0.1})
+    plan = altered(plan, schedule=schedule, learning_rate=0.1)
     optimiser = make_optimiser(plan, torch.nn.Linear(1, 1))
     scheduler = make_schedule(plan, optimiser, 50)
     rates = []
@@ -139,7 +320,7 @@ def test_schedules_peak_at_the_learning_rate(plan: Plan, schedule: str, highest:
 
 
 def test_a_loss_that_is_no_number_stops_with_the_epoch(plan: Plan, packed: Path, tmp_path: Path) -> None:
-    plan = plan.model_copy(update={"learning_rate": 1e30, "batch_size": 4})
+    plan = altered(plan, learning_rate=1e30, batch_size=4)
     with pytest.raises(InputError, match=r"the loss became nan in epoch [12]; lower learning_rate"):
         train(plan, packed, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -147,7 +328,7 @@ def test_a_loss_that_is_no_number_stops_with_the_epoch(plan: Plan, packed: Path,
 
 def test_a_split_without_an_image_is_named(plan: Plan, packed: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the lung half has no Train image of COVID-19"):
-        train(plan.model_copy(update={"half": "lung", "targets": ("lung",)}), packed, tmp_path / "out")
+        train(altered(plan, half="lung", targets=("lung",)), packed, tmp_path / "out")
 
 
 def test_packed_split_aligns_images_and_masks(packed: Path) -> None:
@@ -158,3 +339,14 @@ def test_packed_split_aligns_images_and_masks(packed: Path) -> None:
     whole = np.load(packed / "infection" / "Test" / "infection.npy")
     np.testing.assert_array_equal(masks[:, 1], whole[split.table["row"][2:5]])
     assert split.images(slice(0, 1)).shape == (1, 1, 32, 32)
+    assert split.regions() is None
+
+
+def test_packed_split_aligns_the_regions_too(packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed, tmp_path / "lungs")
+    folder = tmp_path / "lungs" / "infection" / "Test"
+    np.save(folder / "region.npy", np.load(folder / "lung.npy"))
+    split = PackedSplit(tmp_path / "lungs", "infection", "Test", ("lung",), ("Normal",))
+    regions = split.regions(slice(1, 3))
+    assert regions is not None
+    assert torch.equal(regions, split.masks(slice(1, 3))[:, 0])

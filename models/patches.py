@@ -1,0 +1,39 @@
+"""Networks on patches of pixels instead of single ones: less work on the largest maps, where most is."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Patchwise(nn.Module):
+    """Folds each patch of pixels into channels, and the network's output back into pixels.
+
+    The folding is exact, nothing is averaged away (sub-pixel convolution, Shi et al. 2016,
+    doi 10.1109/CVPR.2016.207).
+
+    Args:
+        make: gives the network for a number of channels in and out; it works at 1 / patch of the size.
+        patch: pixels a side; 1 changes nothing.
+    """
+
+    def __init__(
+        self, make: Callable[..., nn.Module], in_channels: int, out_channels: int, patch: int
+    ) -> None:
+        super().__init__()
+        self.patch = patch
+        self.network = make(in_channels=in_channels * patch**2, out_channels=out_channels * patch**2)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """(N, C_in, H, W) -> logits (N, C_out, H, W), or as many of them as the network gives.
+
+        Raises:
+            ValueError: H or W is not a multiple of the patch.
+        """
+        height, width = x.shape[-2:]
+        if height % self.patch or width % self.patch:
+            raise ValueError(f"images of {height}x{width}: both sides must be multiples of {self.patch}")
+        logits = self.network(functional.pixel_unshuffle(x, self.patch))
+        if isinstance(logits, tuple):
+            return tuple(functional.pixel_shuffle(one, self.patch) for one in logits)
+        return functional.pixel_shuffle(logits, self.patch)

@@ -1,0 +1,176 @@
+"""From a trained network to probabilities at the masks' own size, and from those to masks."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.metrics import Confusion, dice
+from models.postprocessing import fill_holes, remove_small
+from tasks.compute import Compute
+from tasks.packed import PackedSplit, scaled
+from tasks.params import Plan, Prediction, Target
+from tasks.progress import progress
+from tasks.raw import RawDataset
+
+Mask = NDArray[np.bool_]
+
+#: Images that a network predicts at a time.
+BATCH = 32
+
+#: The thresholds that `val` chooses from.
+THRESHOLDS = torch.arange(1, 20) / 20
+
+
+class Case(NamedTuple):
+    """One image as a network sees it; everything (H, W) at the size of its true masks."""
+
+    image_id: str
+    image_class: str
+    probabilities: dict[Target, Tensor]
+    truths: dict[Target, Tensor]
+    region: Tensor | None
+    """Boolean: the pixels that the network was shown; None where it was shown all."""
+
+
+def read_mask(raw: RawDataset, image_id: str, kind: Target) -> Tensor:
+    """Boolean (H, W) at the mask's own size."""
+    return torch.from_numpy(raw.read(image_id, kind) > 0)
+
+
+def predict_cases(
+    network: nn.Module,
+    plan: Plan,
+    split: PackedSplit,
+    raw: RawDataset,
+    compute: Compute,
+    flip_average: bool,
+    what: str,
+) -> Iterator[Case]:
+    """Each image of the split with the network's probabilities; 0 outside what the network was shown."""
+    batches = predict_batches(network, split, compute, flip_average, what)
+    regions = split.regions()
+    for index, (probabilities, (_, row)) in enumerate(zip(batches, split.table.iterrows(), strict=True)):
+        truths = {target: read_mask(raw, row["id"], target) for target in plan.targets}
+        shape = truths[plan.targets[0]].shape
+        region = None if regions is None else resized(regions[index].float(), shape) >= 0.5
+        own = {target: resized(p, shape) for target, p in zip(plan.targets, probabilities, strict=True)}
+        if region is not None:
+            own = {target: p * region for target, p in own.items()}
+        yield Case(row["id"], row["class"], own, truths, region)
+
+
+@torch.no_grad()
+def predict_batches(
+    network: nn.Module, split: PackedSplit, compute: Compute, flip_average: bool, what: str
+) -> Iterator[Tensor]:
+    """The network's probabilities (C, S, S) for each image of the split, one after the other.
+
+    `flip_average` takes the mean of those of the image and of its mirror image.
+    """
+    starts = range(0, len(split), BATCH)
+    for start in progress(starts, len(starts), what):
+        x = compute.place(scaled(split.images(slice(start, start + BATCH))))
+        with compute.autocast():
+            probabilities = torch.sigmoid(network(x).float())
+            if flip_average:
+                mirrored = torch.sigmoid(network(x.flip(-1)).float()).flip(-1)
+                probabilities = (probabilities + mirrored) / 2
+        yield from probabilities.cpu()
+
+
+def resized(probability: Tensor, shape: torch.Size) -> Tensor:
+    """Probabilities (h, w) bilinearly resized to `shape`; as they are where they have it already."""
+    if probability.shape == shape:
+        return probability
+    resized = functional.interpolate(
+        probability[None, None], size=shape, mode="bilinear", align_corners=False
+    )
+    return resized[0, 0]
+
+
+# --- thresholds ---------------------------------------------------------------------------------------------
+
+Thresholds = dict[Target, float]
+
+
+def choose_thresholds(
+    network: nn.Module,
+    plan: Plan,
+    prediction: Prediction,
+    images: PackedSplit,
+    raw: RawDataset,
+    compute: Compute,
+) -> Thresholds:
+    """The threshold of each target: as params say, or with the best mean Dice an image over `images`.
+
+    `images` are those of the Val split that the training saw too; an image without truth counts 1 where
+    nothing is predicted, else 0. Of equally good ones it is the one nearest to 0.5.
+    """
+    if prediction.threshold != "val":
+        return dict.fromkeys(plan.targets, prediction.threshold)
+    what = f"{plan.name} Val batches"
+    sums = {target: torch.zeros(len(THRESHOLDS), dtype=torch.float64) for target in plan.targets}
+    for case in predict_cases(network, plan, images, raw, compute, prediction.flip_average, what):
+        for target in plan.targets:
+            sums[target] += _dice_at_each(case.probabilities[target], case.truths[target])
+    return {target: _best_threshold(of_target) for target, of_target in sums.items()}
+
+
+def _dice_at_each(probability: Tensor, truth: Tensor) -> Tensor:
+    """Dice at each of `THRESHOLDS`, from one pass over the pixels."""
+    passed = torch.bucketize(probability, THRESHOLDS, right=True)  # how many thresholds a pixel reaches
+    levels = len(THRESHOLDS) + 1
+    reach = [
+        torch.bincount(of.flatten(), minlength=levels).flip(0).cumsum(0).flip(0)[1:]
+        for of in (passed[truth], passed)
+    ]
+    tp, predicted = reach
+    area = truth.sum()
+    return dice(Confusion(tp, predicted - tp, area - tp, truth.numel() - predicted - area + tp))
+
+
+def _best_threshold(scores: Tensor) -> float:
+    best = THRESHOLDS[scores == scores.max()]
+    return round(float(best[(best - 0.5).abs().argmin()]), 2)
+
+
+# --- masks --------------------------------------------------------------------------------------------------
+
+PLAIN = Prediction(threshold=0.5, flip_average=False, within_lungs=False, min_area=0.0, fill_holes=False)
+
+
+def to_masks(case: Case, thresholds: Mapping[Target, float], prediction: Prediction) -> dict[Target, Mask]:
+    """The predicted mask of each target: threshold, then within the lungs, small parts off, holes filled."""
+    masks: dict[Target, Mask] = {}
+    # The lung first, for the infection may be kept within it.
+    for target in sorted(case.probabilities, key=lambda target: target != "lung"):
+        mask = (case.probabilities[target] >= thresholds[target]).numpy()
+        if prediction.within_lungs and target == "infection":
+            mask = mask & masks["lung"]
+        if prediction.min_area:
+            mask = remove_small(mask, prediction.min_area * mask.size)
+        masks[target] = fill_holes(mask) if prediction.fill_holes else mask
+    return masks
+
+
+def steps(prediction: Prediction, thresholds: Thresholds) -> dict[str, tuple[Thresholds, Prediction]]:
+    """What each step that is on does alone, beside none and all of them; nothing where none is on."""
+    half = dict.fromkeys(thresholds, 0.5)
+    alone = {
+        "threshold": (thresholds, PLAIN) if thresholds != half else None,
+        "lungs": _alone(half, prediction, "within_lungs"),
+        "small": _alone(half, prediction, "min_area"),
+        "holes": _alone(half, prediction, "fill_holes"),
+    }
+    on = {name: step for name, step in alone.items() if step}
+    return {"plain": (half, PLAIN), **on, "chosen": (thresholds, prediction)} if on else {}
+
+
+def _alone(half: Thresholds, prediction: Prediction, field: str) -> tuple[Thresholds, Prediction] | None:
+    value = getattr(prediction, field)
+    return (half, PLAIN.model_copy(update={field: value})) if value else None

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from models.postprocessing import fill_holes, remove_small
+
+
+def mask(*rows: str) -> NDArray[np.bool_]:
+    return np.array([[pixel == "#" for pixel in row] for row in rows])
+
+
+#: A component of five pixels that hang together by a corner, one of two, one of one.
+THREE = mask(
+    "##....#",
+    "#......",
+    ".##...#",
+    "......#",
+)
+
+
+@pytest.mark.parametrize(
+    ("min_pixels", "left"),
+    [
+        (0, THREE),
+        (1, THREE),
+        (2, mask("##.....", "#......", ".##...#", "......#")),
+        (2.5, mask("##.....", "#......", ".##....", ".......")),
+        (5, mask("##.....", "#......", ".##....", ".......")),
+        (6, np.zeros((4, 7), bool)),
+    ],
+)
+def test_small_components_go(min_pixels: float, left: NDArray[np.bool_]) -> None:
+    np.testing.assert_array_equal(remove_small(THREE, min_pixels), left)
+
+
+def flooded(
+    mask: NDArray[np.bool_], start: tuple[int, int], steps: list[tuple[int, int]]
+) -> set[tuple[int, int]]:
+    """The pixels of the mask that can be reached from `start`, by hand."""
+    found, waiting = set(), [start]
+    while waiting:
+        y, x = waiting.pop()
+        if (y, x) in found or not (0 <= y < mask.shape[0] and 0 <= x < mask.shape[1] and mask[y, x]):
+            continue
+        found.add((y, x))
+        waiting += [(y + down, x + right) for down, right in steps]
+    return found
+
+
+FOUR = [(0, 1), (0, -1), (1, 0), (-1, 0)]
+EIGHT = [*FOUR, (1, 1), (1, -1), (-1, 1), (-1, -1)]
+
+
+@pytest.mark.parametrize("min_pixels", [1, 4, 30, 10_000])
+def test_small_components_against_a_flood_by_hand(min_pixels: int) -> None:
+    noise = np.random.default_rng(1).random((30, 25)) < 0.3
+    expected = [
+        [noise[y, x] and len(flooded(noise, (y, x), EIGHT)) >= min_pixels for x in range(25)]
+        for y in range(30)
+    ]
+    np.testing.assert_array_equal(remove_small(noise, min_pixels), expected)
+
+
+def test_holes_against_a_flood_by_hand() -> None:
+    noise = np.random.default_rng(2).random((30, 25)) < 0.55
+    outside = np.pad(~noise, 1, constant_values=True)
+    reached = flooded(outside, (0, 0), FOUR)
+    expected = [[(y + 1, x + 1) not in reached for x in range(25)] for y in range(30)]
+    np.testing.assert_array_equal(fill_holes(noise), expected)
+    assert fill_holes(noise).sum() > noise.sum()
+
+
+def test_holes_are_filled_and_bays_are_not() -> None:
+    ring = mask(
+        ".####..",
+        "#...#..",
+        "#.#..#.",  # closed by corners alone
+        ".####..",
+        "..#..#.",
+        "..#..#.",
+    )
+    filled = mask(
+        ".####..",
+        "#####..",
+        "######.",
+        ".####..",
+        "..#..#.",
+        "..#..#.",
+    )
+    np.testing.assert_array_equal(fill_holes(ring), filled)
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_plain_masks_stay_and_inputs_are_left_alone(value: bool) -> None:
+    plain = np.full((8, 5), value)
+    for processed in (remove_small(plain, 3), fill_holes(plain)):
+        assert processed.dtype == bool
+        np.testing.assert_array_equal(processed, np.full((8, 5), value))
+        processed[:] = ~processed
+    np.testing.assert_array_equal(plain, np.full((8, 5), value))

@@ -1,0 +1,125 @@
+import math
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from models.surfaces import hausdorff95, surface_dice, surface_distances
+
+Mask = NDArray[np.bool_]
+
+#: MONAI 1.6.1 calls itself by an argument that it deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")
+
+
+def blobs(random: np.random.Generator, size: tuple[int, int], scale: float, share: float) -> Mask:
+    """A mask of smooth regions that covers that share of the image."""
+    field = gaussian_filter(random.standard_normal(size), scale)
+    return field > np.quantile(field, 1 - share)
+
+
+def pairs() -> list[tuple[Mask, Mask]]:
+    """Smooth and ragged masks, sparse and dense, touching the edge or not; none empty."""
+    random = np.random.default_rng(7)
+    shapes = [(3.0, 0.2), (1.5, 0.4), (0.5, 0.05), (0.3, 0.6), (2.0, 0.9)]
+    return [
+        (blobs(random, (31, 24), scale, share), blobs(random, (31, 24), other_scale, other_share))
+        for scale, share in shapes
+        for other_scale, other_share in shapes
+    ]
+
+
+def brute_force_boundary(mask: Mask) -> list[tuple[int, int]]:
+    height, width = mask.shape
+
+    def foreground(y: int, x: int) -> bool:
+        return 0 <= y < height and 0 <= x < width and bool(mask[y, x])
+
+    return [
+        (y, x)
+        for y in range(height)
+        for x in range(width)
+        if mask[y, x] and not all(foreground(*p) for p in [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)])
+    ]
+
+
+def brute_force(predicted: Mask, truth: Mask) -> tuple[list[float], list[float]]:
+    ours, theirs = brute_force_boundary(predicted), brute_force_boundary(truth)
+    return [min(math.dist(p, q) for q in theirs) for p in ours], [
+        min(math.dist(p, q) for q in ours) for p in theirs
+    ]
+
+
+def monai(mask: Mask) -> torch.Tensor:
+    return torch.from_numpy(mask)[None, None].float()
+
+
+def test_distances_against_brute_force() -> None:
+    for predicted, truth in pairs()[::4]:
+        for actual, expected in zip(
+            surface_distances(predicted, truth), brute_force(predicted, truth), strict=True
+        ):
+            np.testing.assert_allclose(actual, expected)
+
+
+def test_scores_against_monai() -> None:
+    for predicted, truth in pairs():
+        distances = surface_distances(predicted, truth)
+        both = monai(predicted), monai(truth)
+        hd95 = compute_hausdorff_distance(*both, include_background=True, percentile=95)
+        assert hausdorff95(distances) == pytest.approx(hd95.item(), rel=1e-5)  # MONAI's is float32
+        for tolerance in (0, 1, 2, 3.5):
+            nsd = compute_surface_dice(*both, [tolerance], include_background=True, use_subvoxels=False)
+            assert surface_dice(distances, tolerance) == pytest.approx(nsd.item(), rel=1e-6)
+
+
+def test_monai_forgives_what_this_counts() -> None:
+    empty, lesion = np.zeros((6, 8), bool), np.zeros((6, 8), bool)
+    lesion[2:4, 3:6] = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        missed = compute_hausdorff_distance(
+            monai(empty), monai(lesion), include_background=True, percentile=95
+        )
+    assert missed.isnan()
+    for predicted, truth in ((empty, lesion), (lesion, empty)):
+        distances = surface_distances(predicted, truth)
+        assert hausdorff95(distances) == 10.0  # the diagonal of 6 x 8
+        assert surface_dice(distances, tolerance=5) == 0.0
+
+
+def test_both_empty_is_right() -> None:
+    distances = surface_distances(np.zeros((6, 8), bool), np.zeros((6, 8), bool))
+    assert hausdorff95(distances) == 0.0
+    assert surface_dice(distances, tolerance=0) == 1.0
+
+
+def test_a_shift_by_hand() -> None:
+    truth, predicted = np.zeros((20, 20), bool), np.zeros((20, 20), bool)
+    truth[5, 2:10], predicted[8, 2:10] = True, True  # a line, three rows further down
+    distances = surface_distances(predicted, truth)
+    assert hausdorff95(distances) == 3.0
+    assert surface_dice(distances, tolerance=3) == 1.0
+    assert surface_dice(distances, tolerance=2.9) == 0.0
+
+
+def test_no_distance_exceeds_the_diagonal_that_a_miss_costs() -> None:
+    corner, opposite = np.zeros((9, 9), bool), np.zeros((9, 9), bool)
+    corner[0, 0], opposite[-1, -1] = True, True
+    assert hausdorff95(surface_distances(corner, opposite)) < math.hypot(9, 9)
+
+
+def test_a_pair_of_256_by_256_takes_milliseconds() -> None:
+    random = np.random.default_rng(0)
+    predicted, truth = (blobs(random, (256, 256), 15, 0.15) for _ in range(2))
+    seconds = []
+    for _ in range(5):
+        start = time.process_time()
+        surface_distances(predicted, truth)
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 0.05  # measured: 0.003

@@ -1,0 +1,73 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tasks.cli import InputError
+from tasks.evaluate import evaluate
+from tasks.lungs import restrict
+from tasks.packed import PackedSplit
+from tasks.params import Params, Plan
+from tasks.predict import PLAIN
+from tasks.raw import SPLITS
+from tasks.train import train
+
+
+@pytest.fixture(scope="module")
+def lung_plan(tiny_params: Params) -> Plan:
+    return tiny_params.plans["report1_bce"].model_copy(
+        update={"name": "lungs", "targets": ("lung",), "epochs": 15, "batch_size": 4}
+    )
+
+
+@pytest.fixture(scope="module")
+def restricted(lung_plan: Plan, tiny_packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lungs")
+    train(lung_plan, tiny_packed, folder / "lungs")
+    restrict(lung_plan, PLAIN, folder / "lungs", tiny_packed, tiny_packed.parent / "raw", folder / "out")
+    return folder / "out"
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_outside_the_predicted_lungs_all_is_blank(restricted: Path, tiny_packed: Path, split: str) -> None:
+    seen, whole = (
+        PackedSplit(root, "infection", split, ("infection",)) for root in (restricted, tiny_packed)
+    )
+    region = seen.regions()
+    assert region is not None and 0 < region.float().mean() < 1
+    assert set(np.unique(region)) == {0, 1}
+    np.testing.assert_array_equal(seen.images()[:, 0], whole.images()[:, 0] * region)
+    np.testing.assert_array_equal(seen.masks()[:, 0], whole.masks()[:, 0] * region)
+    assert whole.regions() is None
+
+
+def test_no_true_lung_mask_is_there_to_look_at(restricted: Path) -> None:
+    assert not list(restricted.rglob("lung.npy"))
+
+
+def test_the_second_network_is_scored_in_the_image_and_in_the_lungs(
+    restricted: Path, tiny_params: Params, tiny_packed: Path, tmp_path: Path
+) -> None:
+    plan = tiny_params.plans["report1_bce"].model_copy(update={"images": "lungs/lungs", "batch_size": 4})
+    train(plan, restricted, tmp_path / "trained")
+    evaluate(
+        plan, PLAIN.model_copy(update={"threshold": 0.2}), tmp_path / "trained", restricted,
+        tiny_packed.parent / "raw", tmp_path / "out",
+    )  # fmt: skip
+    rows = pd.read_csv(tmp_path / "out" / "images.csv").set_index(["target", "id"])
+    whole, inside = rows.loc["infection"], rows.loc["infection_in_lungs"]
+    assert (inside["fp"] == whole["fp"]).all()  # nothing is predicted outside
+    assert (inside["tp"] == whole["tp"]).all()
+    assert (inside["fn"] <= whole["fn"]).all() and (inside["fn"] < whole["fn"]).any()
+    assert (inside["tn"] < whole["tn"]).all()
+    assert whole["predicted_share"].between(0, 1).all()
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["infection_in_lungs"]["covid"]["iou"] >= metrics["infection"]["covid"]["iou"]
+
+
+def test_the_lung_half_has_nothing_to_restrict(lung_plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
+    plan = lung_plan.model_copy(update={"half": "lung"})
+    with pytest.raises(InputError, match="the lung half holds no infection masks"):
+        restrict(plan, PLAIN, tmp_path, tiny_packed, tiny_packed.parent / "raw", tmp_path / "out")

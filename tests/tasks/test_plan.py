@@ -1,0 +1,25 @@
+import json
+from pathlib import Path
+
+from tasks.params import Params, Plan, Prediction
+from tasks.plan import plan
+
+
+def test_writes_two_files_an_experiment(tiny_params: Params, tmp_path: Path) -> None:
+    plan(tiny_params, tmp_path / "plans")
+    names = [f"{name}{end}" for name in tiny_params.experiments for end in (".json", ".prediction.json")]
+    assert sorted(path.name for path in (tmp_path / "plans").iterdir()) == sorted(names)
+    for name, experiment in tiny_params.experiments.items():
+        training = (tmp_path / "plans" / f"{name}.json").read_text()
+        assert Plan.from_json(training) == tiny_params.plans[name]
+        assert "prediction" not in json.loads(training)
+        prediction = (tmp_path / "plans" / f"{name}.prediction.json").read_text()
+        assert Prediction.from_json(prediction) == experiment.prediction
+
+
+def test_a_second_run_replaces_the_first_s_files(tiny_params: Params, tmp_path: Path) -> None:
+    plan(tiny_params, tmp_path / "plans")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "plans").iterdir()}
+    (tmp_path / "plans" / "gone.json").write_text("{}")
+    plan(tiny_params, tmp_path / "plans")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "plans").iterdir()} == before
