@@ -1,7 +1,7 @@
 """Random changes to whole batches, on the device that trains: the mask moves with its image exactly.
 
 Flip, affine and elastic displacement become one sampling grid, so an image is interpolated once however many
-of them are on.
+of them are on. benchmarks/augmentation.py sets it beside kornia, which interpolates once a change.
 """
 
 import math

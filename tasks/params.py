@@ -189,6 +189,8 @@ class Experiment(Fit):
     def _fits_together(self) -> Self:
         if self.deep_supervision and self.network != "unet_plus_plus":
             raise ValueError(f"network {self.network} has no deep_supervision; unet_plus_plus has")
+        if self.network == "attention_unet" and self.width < 2:
+            raise ValueError("network attention_unet needs a width of at least 2")
         if self.prediction.within_lungs and set(self.targets) != {"infection", "lung"}:
             raise ValueError("prediction.within_lungs needs targets: [infection, lung]")
         if self.lungs_from and self.targets != ("infection",):

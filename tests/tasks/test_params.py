@@ -283,6 +283,10 @@ def test_a_pin_is_refused_for_phantoms_and_the_demo_takes_it_away() -> None:
         ("training.seeds=0", ": training.seeds: 0 won't do"),
         ("training.ema=1.0", ": training.ema: 1.0 won't do"),
         (
+            "experiments.report2_attention.width=1",
+            ": experiments.report2_attention: network attention_unet needs a width of at least 2",
+        ),
+        (
             "experiments.report2.deep_supervision=true",
             ": experiments.report2: network unet has no deep_supervision; unet_plus_plus has",
         ),
