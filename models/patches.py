@@ -5,6 +5,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.networks import require_multiples
+
 
 class Patchwise(nn.Module):
     """Folds each patch of pixels into channels, and the network's output back into pixels.
@@ -30,9 +32,7 @@ class Patchwise(nn.Module):
         Raises:
             ValueError: H or W is not a multiple of the patch.
         """
-        height, width = x.shape[-2:]
-        if height % self.patch or width % self.patch:
-            raise ValueError(f"images of {height}x{width}: both sides must be multiples of {self.patch}")
+        require_multiples(x, self.patch)
         logits = self.network(functional.pixel_unshuffle(x, self.patch))
         if isinstance(logits, tuple):
             return tuple(functional.pixel_shuffle(one, self.patch) for one in logits)

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from tasks.intervals import Interval, mean_intervals
-from tasks.results import IMAGE_SETS, Experiment, Inputs
+from tasks.raw import IMAGE_SETS
+from tasks.results import Experiment, Inputs
 from tasks.wording import IMAGE_SET_NAMES, formatted, listed, signed, signed_span
 
 

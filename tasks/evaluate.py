@@ -42,7 +42,7 @@ def evaluate(plan: Plan, prediction: Prediction, trained: Path, images: Path, ra
         settings.json     seeds, the thresholds of each, and what else made masks of probabilities
         predictions.zip   the first seed's masks as 1 bit PNGs named TARGET/ID.png
     """
-    dataset = RawDataset(raw)
+    dataset, seeds = RawDataset(raw), trained_seeds(trained)
     rows: list[Row] = []
     stepped: list[Row] = []
     calibrations: list[pd.DataFrame] = []
@@ -51,7 +51,7 @@ def evaluate(plan: Plan, prediction: Prediction, trained: Path, images: Path, ra
     with replacing(out) as partial:
         partial.mkdir()
         with zipfile.ZipFile(partial / "predictions.zip", "w") as archive:
-            for seed in trained_seeds(trained):
+            for seed in seeds:
                 one = _Evaluation(plan, prediction, seed, trained, images, dataset)
                 one.run(None if of_seeds else archive)
                 rows += one.rows
@@ -60,7 +60,7 @@ def evaluate(plan: Plan, prediction: Prediction, trained: Path, images: Path, ra
                 of_seeds.append(summarise(pd.DataFrame(one.rows), one.calibration))
                 thresholds[str(seed)] = one.thresholds
         metrics = mean_metrics(of_seeds)
-        settings = {"seeds": trained_seeds(trained), "thresholds": thresholds}
+        settings = {"seeds": seeds, "thresholds": thresholds}
         settings["prediction"] = json.loads(prediction.to_json())
         write_table(pd.DataFrame(rows), partial / "images.csv")
         write_table(pd.DataFrame(stepped, columns=STEP_COLUMNS), partial / "steps.csv")
@@ -95,7 +95,7 @@ class _Evaluation:
         split = PackedSplit(self._images, self._plan.half, "Test")
         what, flip = f"{self._plan.name} Test batches", self._prediction.flip_average
         for case in predict_cases(self._network, self._plan, split, self._raw, self._compute, flip, what):
-            masks = to_masks(case, self.thresholds, self._prediction)
+            masks = to_masks(case.probabilities, self.thresholds, self._prediction)
             self.rows += self._score(case, masks)
             self.stepped += self._step_by_step(case)
             for target, truth in case.truths.items():
@@ -131,7 +131,7 @@ class _Evaluation:
 
     def _step_by_step(self, case: Case) -> Iterator[Row]:
         for step, (thresholds, prediction) in self._steps.items():
-            masks = to_masks(case, thresholds, prediction)
+            masks = to_masks(case.probabilities, thresholds, prediction)
             for target, truth in case.truths.items():
                 counts = confusion(torch.from_numpy(masks[target]), truth)
                 yield {

@@ -19,7 +19,7 @@ from tasks.files import replacing, write_table
 from tasks.network import load_network, trained_seeds
 from tasks.packed import ArrayWriter, PackedSplit
 from tasks.params import Plan, Prediction
-from tasks.predict import PLAIN, Case, Thresholds, choose_thresholds, predict_batches, to_masks
+from tasks.predict import Thresholds, choose_thresholds, predict_batches, to_masks
 from tasks.raw import SPLITS, RawDataset
 
 #: The arrays that are blanked outside the lungs.
@@ -72,19 +72,13 @@ def _restrict_split(
             for name in (*BLANKED, "region")
         }
         for index, probabilities in enumerate(batches):
-            own = dict(zip(plan.targets, probabilities, strict=True))
-            lungs = to_masks(
-                Case("", "", {"lung": own["lung"]}, {}, None), thresholds, _of_lungs(prediction)
-            )["lung"]
+            of_lung = probabilities[plan.targets.index("lung")]
+            lungs = to_masks({"lung": of_lung}, thresholds, prediction)["lung"]
             here = slice(index, index + 1)
             seen = {"image": images.images(here)[0, 0].numpy(), "infection": images.masks(here)[0, 0].numpy()}
             for name in BLANKED:
                 writers[name].append(np.where(lungs, seen[name], 0))
             writers["region"].append(lungs)
-
-
-def _of_lungs(prediction: Prediction) -> Prediction:
-    return prediction.model_copy(update={"within_lungs": PLAIN.within_lungs})
 
 
 def main() -> None:

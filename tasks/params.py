@@ -56,6 +56,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        return cls.model_validate_json(text)
+
 
 def _distinct(words: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(words)) < len(words):
@@ -123,13 +130,6 @@ class Prediction(_Section):
     within_lungs: bool
     min_area: Annotated[float, Field(ge=0, lt=1)]
     fill_holes: bool
-
-    def to_json(self) -> str:
-        return self.model_dump_json(indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "Prediction":
-        return cls.model_validate_json(text)
 
 
 class Training(_Section):
@@ -208,13 +208,6 @@ class Plan(Fit):
     half: Half
     image_size: int
     loss_options: dict[str, float]
-
-    def to_json(self) -> str:
-        return self.model_dump_json(indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "Plan":
-        return cls.model_validate_json(text)
 
 
 class Report(_Section):

@@ -144,12 +144,14 @@ def _best_threshold(scores: Tensor) -> float:
 PLAIN = Prediction(threshold=0.5, flip_average=False, within_lungs=False, min_area=0.0, fill_holes=False)
 
 
-def to_masks(case: Case, thresholds: Mapping[Target, float], prediction: Prediction) -> dict[Target, Mask]:
+def to_masks(
+    probabilities: Mapping[Target, Tensor], thresholds: Mapping[Target, float], prediction: Prediction
+) -> dict[Target, Mask]:
     """The predicted mask of each target: threshold, then within the lungs, small parts off, holes filled."""
     masks: dict[Target, Mask] = {}
     # The lung first, for the infection may be kept within it.
-    for target in sorted(case.probabilities, key=lambda target: target != "lung"):
-        mask = (case.probabilities[target] >= thresholds[target]).numpy()
+    for target in sorted(probabilities, key=lambda target: target != "lung"):
+        mask = (probabilities[target] >= thresholds[target]).numpy()
         if prediction.within_lungs and target == "infection":
             mask = mask & masks["lung"]
         if prediction.min_area:

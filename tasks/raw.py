@@ -26,6 +26,12 @@ ImageClass = Literal["COVID-19", "Non-COVID", "Normal"]
 Kind = Literal["image", "lung", "infection"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 CLASSES: tuple[ImageClass, ...] = get_args(ImageClass)
+#: The named sets of Test images that scores are averaged over, by the classes they hold.
+IMAGE_SETS: dict[str, tuple[ImageClass, ...]] = {
+    "covid": ("COVID-19",),
+    "controls": ("Non-COVID", "Normal"),
+    "all": CLASSES,
+}
 KIND_FOLDERS: dict[Kind, str] = {"image": "images", "lung": "lung masks", "infection": "infection masks"}
 HALF_KINDS: dict[str, tuple[Kind, ...]] = {
     "infection": ("image", "lung", "infection"),

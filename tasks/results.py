@@ -13,14 +13,11 @@ from PIL import Image
 
 from tasks import figures
 from tasks.cli import InputError
-from tasks.raw import CLASSES, HALF_KINDS, RawDataset
+from tasks.raw import HALF_KINDS, IMAGE_SETS, RawDataset
 
 Scores = dict[str, float]  # metric -> value
 Results = dict[str, dict[str, Scores]]  # target -> image set -> metric -> value
 PHANTOM_SCHEME = "phantom://"
-
-#: The named sets of Test images, by the classes they hold.
-IMAGE_SETS = {"covid": ("COVID-19",), "controls": ("Non-COVID", "Normal"), "all": CLASSES}
 
 
 @dataclass(frozen=True)

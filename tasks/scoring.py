@@ -22,13 +22,7 @@ from models.metrics import (
     specificity,
 )
 from models.surfaces import hausdorff95, surface_dice, surface_distances
-
-#: The named sets of Test images that scores are averaged over, by the classes they hold.
-IMAGE_SETS: dict[str, tuple[str, ...]] = {
-    "covid": ("COVID-19",),
-    "controls": ("Non-COVID", "Normal"),
-    "all": ("COVID-19", "Non-COVID", "Normal"),
-}
+from tasks.raw import IMAGE_SETS
 
 #: Pixels that a boundary may be off for the normalised surface distance.
 TOLERANCE = 2.0

@@ -124,14 +124,23 @@ HALVES = {"infection": 0.5, "lung": 0.5}
 
 
 def test_each_step_from_probabilities_to_masks() -> None:
-    plain = to_masks(case(), HALVES, PLAIN)["infection"]
+    plain = to_masks(case().probabilities, HALVES, PLAIN)["infection"]
     assert plain.sum() == 64 - 1 + 1
-    assert to_masks(case(), HALVES | {"infection": 0.7}, PLAIN)["infection"].sum() == 63
-    within = to_masks(case(), HALVES, PLAIN.model_copy(update={"within_lungs": True}))["infection"]
+    assert to_masks(case().probabilities, HALVES | {"infection": 0.7}, PLAIN)["infection"].sum() == 63
+    within = to_masks(case().probabilities, HALVES, PLAIN.model_copy(update={"within_lungs": True}))[
+        "infection"
+    ]
     assert within.sum() == 8 * 6 - 1 + 1 and not within[:, 10:].any()
-    small = to_masks(case(), HALVES, PLAIN.model_copy(update={"min_area": 2 / 400}))["infection"]
+    small = to_masks(case().probabilities, HALVES, PLAIN.model_copy(update={"min_area": 2 / 400}))[
+        "infection"
+    ]
     assert small.sum() == 63 and not small[16, 5]
-    assert to_masks(case(), HALVES, PLAIN.model_copy(update={"fill_holes": True}))["infection"].sum() == 65
+    assert (
+        to_masks(case().probabilities, HALVES, PLAIN.model_copy(update={"fill_holes": True}))[
+            "infection"
+        ].sum()
+        == 65
+    )
 
 
 def test_the_steps_are_those_that_are_on() -> None:
