@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
+from urllib.parse import urlsplit
 
 #: Exit status of a fault that may be gone at another try, as sysexits.h has it.
 TEMPORARY = 75
@@ -17,6 +18,15 @@ _TEMPORARY_ERRORS = frozenset(
 
 class InputError(ValueError):
     """A mistake in what the user gave: its text is the line that the user reads."""
+
+
+def without_secrets(source: str) -> str:
+    """A path or URL as it may be said and stored: no user, password or query, which may hold a signature."""
+    scheme, separator, _ = source.partition("://")
+    if not separator or scheme == "phantom":
+        return source
+    parts = urlsplit(source)
+    return f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{'?...' if parts.query else ''}"
 
 
 def stage_main(main: Callable[[], None]) -> None:
