@@ -10,28 +10,32 @@ import hashlib
 import http.client
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
 import botocore.session
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as NoConnectionError
 from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 from s3fs import S3FileSystem
 
 from tasks.cli import InputError
-from tasks.transfer import UnavailableError, retrying
+from tasks.sources import Stamp, refuse_large
+from tasks.transfer import Transfer, UnavailableError, retrying, staging_folder
 
 CREDENTIALS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 
-#: What may be otherwise at another try; TimeoutError and ConnectionError are OSErrors.
+#: What may be otherwise at another try.
 _BROKEN = (
     aiohttp.ClientError,
     asyncio.IncompleteReadError,
     http.client.IncompleteRead,
     ConnectionError,
     HTTPClientError,
+    NoConnectionError,
     ResponseParserError,
     TimeoutError,
 )
@@ -159,6 +163,45 @@ class BucketFile:
         yield self._bucket.read(self._name, self._object.etag, start, size)
 
 
-def version_of(objects: dict[str, Object]) -> str:
+class BucketFolder:
+    """The objects of a bucket below a prefix, by `BUCKET/KEY`."""
+
+    def __init__(self, source: str, base: Path) -> None:
+        self._bucket = Bucket(source)
+        self._objects = dict(sorted(self._bucket.find(source.removeprefix("s3://")).items()))
+        self._names = list(self._objects)
+        self._indices = {name: index for index, name in enumerate(self._names)}
+        self._transfer = Transfer(
+            source,
+            [found.size for found in self._objects.values()],
+            self._fetch,
+            staging_folder(base, source, _version_of(self._objects)),
+        )
+
+    def names(self) -> list[str]:
+        return self._names
+
+    def stamps(self, names: Iterable[str], /) -> dict[str, Stamp]:
+        return {name: Stamp(self._harmless(name), self._objects[name].digest) for name in names}
+
+    @contextlib.contextmanager
+    def reading(self, names: Sequence[str], /) -> Iterator[Iterator[bytes]]:
+        for name in names:
+            self._harmless(name)
+        self._transfer.bring(self._indices[name] for name in names)
+        with self._transfer.used():
+            yield (self._transfer.read_piece(self._indices[name]) for name in names)
+
+    def _harmless(self, name: str) -> int:
+        size = self._objects[name].size
+        refuse_large(self._bucket.where, name, size)
+        return size
+
+    def _fetch(self, index: int) -> Iterator[bytes]:
+        name = self._names[index]
+        yield self._bucket.read(name, self._objects[name].etag)
+
+
+def _version_of(objects: dict[str, Object]) -> str:
     """One word for all that a listing says."""
     return hashlib.sha256(json.dumps(sorted(objects.items())).encode()).hexdigest()

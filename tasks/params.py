@@ -30,7 +30,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
-from tasks.cli import InputError, stage_main
+from tasks.cli import InputError, stage_main, without_secrets
 from tasks.files import replacing
 from tasks.raw import Half, ImageClass
 
@@ -435,7 +435,9 @@ def with_changes(text: str, changes: Mapping[str, Mapping[str, Any]], experiment
         _keep_experiments(document, experiments)
     buffer = io.StringIO()
     yaml.dump(document, buffer)
-    parse_params(buffer.getvalue(), " with ".join(filter(None, ["params.yaml", ", ".join(changes)])))
+    parse_params(
+        buffer.getvalue(), " with ".join(filter(None, ["params.yaml", without_secrets(", ".join(changes))]))
+    )
     return buffer.getvalue()
 
 

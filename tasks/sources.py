@@ -16,11 +16,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
-from tasks.bucket import Bucket, BucketFile, version_of
 from tasks.cli import InputError, without_secrets
 from tasks.kaggle import open_kaggle
 from tasks.phantom import PhantomSource
-from tasks.transfer import Far, FarFile, Transfer, staging_folder
+from tasks.transfer import Far, FarFile, staging_folder
 from tasks.web import WebFile, refuse_unsafe
 
 HOW_TO_GET_IT = (
@@ -93,11 +92,8 @@ def open_source(source: str, relative_to: Path, sha256: str | None = None) -> So
             return FarZip(WebFile(lambda: source, where), source, relative_to, sha256)
         case "kaggle":
             return FarZip(open_kaggle(source), source, relative_to, sha256)
-        case "s3" if rest.endswith(".zip"):
-            return FarZip(BucketFile(source), source, relative_to, sha256)
         case "s3" if rest.strip("/"):
-            _refuse_pin(source, sha256)
-            return BucketFolder(source, relative_to)
+            return _open_bucket(source, relative_to, sha256)
     raise InputError(f"data.source: {where}: no such kind of source; {KINDS}")
 
 
@@ -110,6 +106,16 @@ def _open_path(source: str, path: Path, sha256: str | None) -> Source:
     raise InputError(f"data.source: {source}: nothing is there; {HOW_TO_GET_IT}")
 
 
+def _open_bucket(source: str, base: Path, sha256: str | None) -> Source:
+    # What it stands on takes a second to import, and few need it.
+    from tasks.bucket import BucketFile, BucketFolder
+
+    if source.endswith(".zip"):
+        return FarZip(BucketFile(source), source, base, sha256)
+    _refuse_pin(source, sha256)
+    return BucketFolder(source, base)
+
+
 def _refuse_pin(source: str, sha256: str | None) -> None:
     if sha256:
         raise InputError(
@@ -118,7 +124,12 @@ def _refuse_pin(source: str, sha256: str | None) -> None:
         )
 
 
-def _refuse_large(where: object, name: str, size: int) -> None:
+def refuse_large(where: object, name: str, size: int) -> None:
+    """No file of the dataset is so large; nothing of it is read.
+
+    Raises:
+        InputError: it is above LARGEST_FILE.
+    """
     if size > LARGEST_FILE:
         raise InputError(
             f"{where}: {name!r} has {size} bytes, more than the {LARGEST_FILE} that any X-ray needs; refused"
@@ -154,7 +165,7 @@ class FolderSource:
             raise InputError(f"{path}: a link that leads out of {self._root}; put the file itself there")
         if not path.is_file():  # a pipe, say, which would never end
             raise InputError(f"{path}: no regular file; refused")
-        _refuse_large(self._root, name, path.stat().st_size)
+        refuse_large(self._root, name, path.stat().st_size)
         return path
 
     @staticmethod
@@ -246,7 +257,7 @@ class ZipSource:
 
     def _harmless(self, name: str) -> zipfile.ZipInfo:
         info = self._archive.getinfo(name)
-        _refuse_large(self._where, name, info.file_size)
+        refuse_large(self._where, name, info.file_size)
         if info.file_size > max(SMALL_FILE, LARGEST_RATIO * info.compress_size):
             raise InputError(
                 f"{self._where}: {name!r} unpacks to {info.file_size} bytes from {info.compress_size}, "
@@ -288,42 +299,3 @@ class FarZip(ZipSource):
 
     def _pieces(self, name: str) -> range:
         return self._far.transfer.pieces(self._archive.getinfo(name).header_offset, self._ends[name])
-
-
-class BucketFolder:
-    """The objects of a bucket below a prefix, by `BUCKET/KEY`."""
-
-    def __init__(self, source: str, base: Path) -> None:
-        self._bucket = Bucket(source)
-        self._objects = dict(sorted(self._bucket.find(source.removeprefix("s3://")).items()))
-        self._names = list(self._objects)
-        self._indices = {name: index for index, name in enumerate(self._names)}
-        self._transfer = Transfer(
-            source,
-            [found.size for found in self._objects.values()],
-            self._fetch,
-            staging_folder(base, source, version_of(self._objects)),
-        )
-
-    def names(self) -> list[str]:
-        return self._names
-
-    def stamps(self, names: Iterable[str], /) -> dict[str, Stamp]:
-        return {name: Stamp(self._harmless(name), self._objects[name].digest) for name in names}
-
-    @contextlib.contextmanager
-    def reading(self, names: Sequence[str], /) -> Iterator[Iterator[bytes]]:
-        for name in names:
-            self._harmless(name)
-        self._transfer.bring(self._indices[name] for name in names)
-        with self._transfer.used():
-            yield (self._transfer.read_piece(self._indices[name]) for name in names)
-
-    def _harmless(self, name: str) -> int:
-        size = self._objects[name].size
-        _refuse_large(self._bucket.where, name, size)
-        return size
-
-    def _fetch(self, index: int) -> Iterator[bytes]:
-        name = self._names[index]
-        yield self._bucket.read(name, self._objects[name].etag)

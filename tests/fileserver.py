@@ -1,4 +1,4 @@
-"""A web server on loopback for tests: files with ETags and ranges, faults on request, and Kaggle's endpoint."""
+"""A web server on loopback for tests: files with ETags and ranges, faults on request, Kaggle's endpoint."""
 
 import hashlib
 import json
@@ -33,6 +33,8 @@ class FileServer(ThreadingHTTPServer):
         self.served = 0
         """Bytes of bodies."""
         self.requests = 0
+        self.authorised = 0
+        """Requests to Kaggle's endpoint with credentials."""
         self.lock = threading.Lock()
 
     @property
@@ -69,6 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """What Kaggle answers to a request for a download: where the file is."""
+        self.server.authorised += "Authorization" in self.headers
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         path = "/{ownerSlug}/{datasetSlug}/{datasetVersionNumber}".format(
             **{"datasetVersionNumber": 0} | asked
