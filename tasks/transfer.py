@@ -30,7 +30,7 @@ from tasks.progress import progress
 Result = TypeVar("Result")
 
 #: Bytes of a large file that are asked for at a time.
-PIECE = 8 << 20
+PIECE = 4 << 20
 SIDE_BY_SIDE = 8
 
 TRIES = 8
@@ -148,8 +148,11 @@ class Transfer:
             UnavailableError: a piece did not come at any try. Those that did will be there the next time.
             InputError: as `fetch` says.
         """
+        wanted = set(pieces)
+        if not wanted:
+            return
         try:
-            self._bring(set(pieces))
+            self._bring(wanted)
         except BaseException:
             self.close()
             raise
@@ -184,8 +187,6 @@ class Transfer:
 
     def _bring(self, pieces: set[int]) -> None:
         staging = self._staging = self._staging or _Staging(self._folder, self._where)
-        if self._lengths[-1] is None:
-            self._lengths[-1] = staging.whole.get(len(self._lengths) - 1)
         missing = sorted(pieces - staging.whole.keys())
         if missing and staging.whole:
             print(f"{self._where}: going on, {len(missing)} of {len(pieces)} pieces are missing", flush=True)
