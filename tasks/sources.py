@@ -284,6 +284,8 @@ class FarZip(ZipSource):
     @contextlib.contextmanager
     def reading(self, names: Sequence[str], /) -> Iterator[Iterator[bytes]]:
         transfer = self._far.transfer
+        for name in names:  # before they are fetched
+            self._harmless(name)
         if names and self._sha256:
             transfer.bring(transfer.pieces(0, transfer.size))
             self._far.seek(0)

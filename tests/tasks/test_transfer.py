@@ -15,6 +15,7 @@ import pytest
 
 from tasks.cli import TEMPORARY, InputError
 from tasks.download import download
+from tasks.look import look
 from tasks.params import parse_assignment, with_changes
 from tasks.sources import open_source
 from tasks.transfer import Transfer, UnavailableError, retrying
@@ -75,6 +76,19 @@ def test_a_listing_takes_the_directory_alone(server: FileServer, archive: Path, 
     local = open_source(str(archive), tmp_path)
     assert source.stamps(source.names()) == local.stamps(local.names())
     assert server.served < 3 * 4096 < len(archive.read_bytes()) // 2
+    assert staged(tmp_path) == []
+
+
+def test_a_look_downloads_nothing(server: FileServer, archive: Path, tmp_path: Path) -> None:
+    url = server.put("/a.zip", archive)
+    downloaded(str(archive), tmp_path)
+    news = look(url, tmp_path, tmp_path / "raw")
+    assert news == look(str(archive), tmp_path, tmp_path / "raw")
+    assert news.text == "unchanged: 27 files"
+    assert server.served < 3 * 4096
+    before = server.served
+    download(open_source(url, tmp_path), tmp_path / "again", url, previous=tmp_path / "raw")
+    assert server.served < before + 3 * 4096
     assert staged(tmp_path) == []
 
 
