@@ -1,7 +1,7 @@
 """The report's section on the dataset: what the audit found, with pictures of the pairs across splits."""
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -71,26 +71,26 @@ class Leak:
 
 def leaks(inputs: Inputs, gallery: Gallery) -> list[Leak]:
     """The most alike first; at most `SHOWN`."""
+    several_halves = inputs.audit.counts["half"].nunique() > 1
     pairs = inputs.audit.leaking[:SHOWN]
-    return [
-        _leak(str(pair.first), str(pair.second), float(pair.correlation), bool(pair.exact), gallery)  # type: ignore[arg-type]
-        for pair in pairs.itertuples()
-    ]
+    return [_leak(pair, gallery, several_halves) for _, pair in pairs.iterrows()]
 
 
-def _leak(first: str, second: str, correlation: float, exact: bool, gallery: Gallery) -> Leak:
+def _leak(pair: "pd.Series[Any]", gallery: Gallery, several_halves: bool) -> Leak:
+    first, second = str(pair["first"]), str(pair["second"])
     splits = [image_id.split("/")[1] for image_id in (first, second)]
     return Leak(
         splits=" and ".join(splits),
         touches_test="Test" in splits,
-        words="the same, pixel for pixel" if exact else f"correlation {correlation:.4f}",
-        pictures=(_picture(first, gallery), _picture(second, gallery)),
+        words="the same, pixel for pixel" if pair["exact"] else f"correlation {pair['correlation']:.4f}",
+        pictures=(_picture(first, gallery, several_halves), _picture(second, gallery, several_halves)),
     )
 
 
-def _picture(image_id: str, gallery: Gallery) -> Picture:
+def _picture(image_id: str, gallery: Gallery, several_halves: bool) -> Picture:
     half, split, image_class, name = image_id.split("/")
-    return replace(gallery.xray(image_id), caption=name, note=f"{split}, {image_class}, {half} half")
+    note = f"{split}, {image_class}" + (f", {half} half" if several_halves else "")
+    return replace(gallery.xray(image_id), caption=name, note=note)
 
 
 def findings(inputs: Inputs) -> list[str]:

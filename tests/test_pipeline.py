@@ -161,6 +161,13 @@ class TestInOrder:
         names = sorted(p.name for p in (repository.folder / "artifacts/train/second/networks").iterdir())
         assert names == ["0.json", "0.safetensors", "1.json", "1.safetensors"]
 
+    def test_leaving_duplicates_out_retrains_nothing_where_there_are_none(
+        self, repository: Repository
+    ) -> None:
+        repository.set("audit.duplicates=drop")
+        ran = stages_run(repository.run("dvc", "repro"))
+        assert ran == {"plan", "audit", "report"}
+
     def test_a_wrong_word_stops_before_anything_runs(self, repository: Repository) -> None:
         params = repository.folder / "params.yaml"
         good = params.read_text()

@@ -659,7 +659,7 @@ def test_pairs_across_splits_are_shown(work: Work) -> None:
     assert "2 pairs of images in different splits: 1 the same pixel for pixel, 1 of a correlation" in said
     assert "2 Test images are among them and may score better than a new one would." in said
     assert "2 images left out of training and validation: audit.duplicates is drop." in said
-    assert "touches Test the same, pixel for pixel covid_1 Test, COVID-19, infection half covid_2" in said
+    assert "Test and Test the same, pixel for pixel covid_1 Test, COVID-19 covid_2" in said
     assert "correlation 0.9877 covid_3" in said
     assert Loads(page).open == []
 
@@ -667,7 +667,7 @@ def test_pairs_across_splits_are_shown(work: Work) -> None:
 def test_the_most_alike_of_many_pairs_are_shown(work: Work) -> None:
     work.audit([(IDS["covid_1"], IDS["covid_2"], 1 - number / 2000) for number in range(23)])
     said = section(work.run(), "dataset")
-    assert said.count("touches Test") == 20
+    assert said.count("Test and Test") == 20
     assert "the 20 most alike, 3 more are in artifacts/audit/pairs.csv" in said
 
 
