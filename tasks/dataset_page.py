@@ -96,7 +96,8 @@ def _picture(image_id: str, gallery: Gallery, several_halves: bool) -> Picture:
 def findings(inputs: Inputs) -> list[str]:
     """What the audit says of the dataset, in sentences."""
     figures = inputs.audit.figures
-    return [_on_leaks(inputs), *_on_other_pairs(figures), _on_dropped(inputs)]
+    on_dropped = [] if inputs.audit.leaking.empty else [_on_dropped(inputs)]
+    return [_on_leaks(inputs), *_on_other_pairs(figures), *on_dropped]
 
 
 def _on_leaks(inputs: Inputs) -> str:
@@ -108,9 +109,8 @@ def _on_leaks(inputs: Inputs) -> str:
     on_test = "No Test image is among them."
     if touched:
         verb = "is" if touched == 1 else "are"
-        on_test = (
-            f"{_some(touched, 'Test image')} {verb} among them and may score better than a new one would."
-        )
+        flattered = "" if _drops(inputs) else " and may score better than a new one would"
+        on_test = f"{_some(touched, 'Test image')} {verb} among them{flattered}."
     return (
         f"{_some(exact + near, 'pair')} of images in different splits: {exact:,} the same pixel for pixel, "
         f"{near:,} of a correlation of {least:g} or more at 32x32 pixels. {on_test}"
@@ -129,10 +129,14 @@ def _on_other_pairs(figures: dict[str, int]) -> list[str]:
 
 
 def _on_dropped(inputs: Inputs) -> str:
-    dropped = len(inputs.audit.dropped)
-    if inputs.audit.params["duplicates"] == "report":
+    if not _drops(inputs):
         return "Nothing is left out of training for that: audit.duplicates is report, not drop."
-    return f"{_some(dropped, 'image')} left out of training and validation: audit.duplicates is drop."
+    dropped = _some(len(inputs.audit.dropped), "image")
+    return f"{dropped} left out of training and validation: audit.duplicates is drop."
+
+
+def _drops(inputs: Inputs) -> bool:
+    return bool(inputs.audit.params["duplicates"] == "drop")
 
 
 def _some(count: int, what: str) -> str:
