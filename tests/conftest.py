@@ -16,6 +16,9 @@ from tasks.phantom import PhantomSource
 from tasks.preprocess import preprocess
 from tasks.sources import open_source
 from tests.helpers import ROOT, Repository
+from tests.s3 import s3
+
+__all__ = ["s3"]  # a fixture too
 
 # Tensors in tests are small, and threads that wait for each other on busy cores cost far more than they save.
 torch.set_num_threads(1)

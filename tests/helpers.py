@@ -2,6 +2,7 @@
 
 import io
 import re
+import socket
 import subprocess
 import sys
 import zipfile
@@ -28,6 +29,14 @@ def zipped(folder: Path, archive: Path, prefix: str = "", compression: int = zip
         for path in sorted(folder.rglob("*"), reverse=True):
             target.write(path, prefix + path.relative_to(folder).as_posix())
     return archive
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
 
 
 class Repository:

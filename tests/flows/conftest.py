@@ -1,7 +1,6 @@
 """A real Prefect server with its worker and deployment, as `make serve` starts them, on a tiny repository."""
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,18 +18,10 @@ from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.states import AwaitingRetry, Cancelling
 
 from flows.checkout import environment
-from tests.helpers import Repository
+from tests.helpers import Repository, free_ports
 
 #: Seconds within which anything that a test waits for happens, on busy machines too.
 PATIENCE = 180.0
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def eventually(what: str, seen: Callable[[], Any], patience: float = PATIENCE) -> Any:

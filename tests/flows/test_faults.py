@@ -18,8 +18,8 @@ import pytest
 from flows.checkout import environment
 from flows.slots import Slot, Slots
 from flows.stages import Outcome, StageRunner
-from tests.flows.conftest import Served, answers, eventually, free_ports, serving
-from tests.helpers import Repository
+from tests.flows.conftest import Served, answers, eventually, serving
+from tests.helpers import Repository, free_ports
 
 #: One training, and no branch.
 SMALL = {"experiments": ["report1_bce"], "publish": "nowhere"}

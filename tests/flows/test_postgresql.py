@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.flows.conftest import eventually, free_ports, serving
-from tests.helpers import Repository
+from tests.flows.conftest import eventually, serving
+from tests.helpers import Repository, free_ports
 
 PASSWORD = "a-kept-secret"
 USER = "retrain"

@@ -19,8 +19,8 @@ from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import PrefectHTTPStatusError
 
-from tests.flows.conftest import Served, free_ports
-from tests.helpers import Repository
+from tests.flows.conftest import Served
+from tests.helpers import Repository, free_ports
 
 WEEKLY = ("weekly", "0 3 * * 1", False)
 LEAP_DAY = ("leap-day", "0 0 29 2 *", True)

@@ -1,0 +1,163 @@
+"""A real S3-compatible server on loopback for tests: one Ceph monitor, one OSD and the RADOS gateway.
+
+Debian: apt-get install --no-install-recommends radosgw ceph-mon ceph-osd ceph-common
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import requests
+from s3fs import S3FileSystem
+
+from tests.helpers import free_ports
+
+PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
+KEY, SECRET = "test", "testtest"
+#: Ceph takes a user of its own only where it was made for one; here it runs as whoever runs the tests.
+SETTINGS = """
+[global]
+fsid = {fsid}
+mon host = {monitor}
+public addr = 127.0.0.1
+cluster addr = 127.0.0.1
+auth cluster required = none
+auth service required = none
+auth client required = none
+osd pool default size = 1
+osd pool default min size = 1
+osd pool default pg num = 8
+osd pool default pg autoscale mode = off
+mon allow pool size one = true
+mon max pg per osd = 1000
+mon data avail crit = 1
+osd crush chooseleaf type = 0
+osd objectstore = bluestore
+bluestore block size = 10737418240
+osd memory target = 1073741824
+run dir = {folder}/run
+admin socket = {folder}/run/$name.$pid.asok
+log file = {folder}/log/$name.log
+pid file = {folder}/run/$name.pid
+mon data = {folder}/mon
+osd data = {folder}/osd
+rgw dns name = localhost
+keyring = {folder}/keyring
+"""
+
+
+class S3Server(NamedTuple):
+    endpoint: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a user would set to reach it."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def files(self) -> S3FileSystem:
+        """Its buckets and objects, listed anew each time."""
+        return S3FileSystem(
+            key=KEY,
+            secret=SECRET,
+            endpoint_url=self.endpoint,
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+
+    def make_bucket(self) -> str:
+        """A new bucket's name."""
+        name = f"bucket-{uuid.uuid4().hex[:12]}"
+        self.files().mkdir(name)
+        return name
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    missing = [program for program in PROGRAMS if not shutil.which(program)]
+    if missing:
+        pytest.skip(f"no S3 server: {', '.join(missing)} not installed (tests/s3.py says how)")
+    # Sockets have short paths, shorter than pytest's folders.
+    with tempfile.TemporaryDirectory(prefix="s3-", ignore_cleanup_errors=True) as folder:
+        try:
+            yield _start(Path(folder))
+        finally:
+            _stop(Path(folder))
+
+
+def _start(folder: Path) -> S3Server:
+    for name in ("mon", "osd", "run", "log"):
+        (folder / name).mkdir()
+    monitor_port, gateway = free_ports(2)
+    # At another port than its own, the monitor's protocol has to be said.
+    monitor = f"[v1:127.0.0.1:{monitor_port}]"
+    fsid = str(uuid.uuid4())
+    settings, log = folder / "ceph.conf", folder / "log" / "start.log"
+    settings.write_text(SETTINGS.format(fsid=fsid, monitor=monitor, folder=folder), encoding="utf-8")
+
+    def run(*command: str, tries: int = 1) -> None:
+        # A file, no pipe: the daemons keep it open.
+        with log.open("a", encoding="utf-8") as output:
+            done = subprocess.run(
+                command,
+                env=os.environ | {"CEPH_CONF": str(settings)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=120,
+                check=False,
+            )
+        if done.returncode and tries > 1:
+            run(*command, tries=tries - 1)
+        else:
+            assert done.returncode == 0, f"{' '.join(command)}: {log.read_text(encoding='utf-8')}"
+
+    run("monmaptool", "--create", "--addv", "a", monitor, "--fsid", fsid, f"{folder}/monmap")
+    run("ceph-mon", "--mkfs", "-i", "a", "--monmap", f"{folder}/monmap")
+    run("ceph-mon", "-i", "a")
+    osd = str(uuid.uuid4())
+    run("ceph", "osd", "new", osd)
+    run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
+    # Now and then its first words to the monitor are refused with "wrong fsid".
+    run("ceph-osd", "-i", "0", tries=5)
+    run("radosgw", "-n", "client.rgw", f"--rgw-frontends=beast endpoint=127.0.0.1:{gateway}")
+    user = (
+        "user",
+        "create",
+        "--uid=dev",
+        "--display-name=dev",
+        f"--access-key={KEY}",
+        f"--secret-key={SECRET}",
+    )
+    run("radosgw-admin", "-n", "client.rgw", *user)
+    server = S3Server(f"http://127.0.0.1:{gateway}")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with suppress(requests.ConnectionError):
+            requests.get(server.endpoint, timeout=5)
+            return server
+        time.sleep(0.2)
+    raise TimeoutError(f"{server.endpoint} did not answer within a minute")
+
+
+def _stop(folder: Path) -> None:
+    """End the server's processes, those of a start that failed too."""
+    pids = [int(file.read_text()) for file in (folder / "run").glob("*.pid")]
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)  # its data go too
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        time.sleep(0.05)
