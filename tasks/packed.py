@@ -1,7 +1,8 @@
-"""The arrays of `data/packed` and `data/lungs`: how they are read, and how they are written."""
+"""The arrays of `data/packed` and `data/lungs`, read for networks."""
 
+import argparse
+from collections.abc import Set
 from pathlib import Path
-from typing import BinaryIO, Self
 
 import numpy as np
 import pandas as pd
@@ -12,38 +13,11 @@ from tasks.cli import InputError
 from tasks.raw import Split
 
 
-class ArrayWriter:
-    """Appends equal arrays to an .npy file; plain writes, so that a full disk is an error, not a crash."""
-
-    def __init__(self, path: Path, item_shape: tuple[int, ...]) -> None:
-        self._file: BinaryIO = path.open("wb")
-        self._item_shape = item_shape
-        self.count = 0
-        self._write_header()
-
-    def append(self, item: np.ndarray) -> None:
-        self._file.write(item.astype(np.uint8, copy=False).tobytes())
-        self.count += 1
-
-    def _write_header(self) -> None:
-        # numpy pads this header so that a longer first axis still fits in its place.
-        header = {"descr": "|u1", "fortran_order": False, "shape": (self.count, *self._item_shape)}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._file:
-            self._file.flush()
-            self._file.seek(0)
-            self._write_header()
-
-
 class PackedSplit:
     """The images of one split and some classes, with their masks, as memory-mapped arrays.
 
-    `table` has one row an image, as in images.csv, with index 0..N-1.
+    Those whose ids are `left_out` are not among them. `table` has one row an image, as in images.csv, with
+    index 0..N-1.
 
     Raises:
         InputError: there is no such image.
@@ -56,11 +30,13 @@ class PackedSplit:
         split: Split,
         targets: tuple[str, ...] = (),
         classes: tuple[str, ...] | None = None,
+        left_out: Set[str] = frozenset(),
     ) -> None:
         table = pd.read_csv(packed / "images.csv")
         wanted = (table["half"] == half) & (table["split"] == split)
         if classes is not None:
             wanted &= table["class"].isin(classes)
+        wanted &= ~table["id"].isin(left_out)
         self.table = table[wanted].reset_index(drop=True)
         if self.table.empty:
             of = f" of {', '.join(classes)}" if classes else ""
@@ -86,6 +62,16 @@ class PackedSplit:
     def _read(self, kind: str, indices: slice) -> Tensor:
         array = np.load(self._folder / f"{kind}.npy", mmap_mode="r")
         return torch.from_numpy(array[self.table["row"].to_numpy()[indices]])
+
+
+def add_dropped_argument(parser: argparse.ArgumentParser) -> None:
+    """The option that names what training and validation leave out, as `dropped_ids` gives it."""
+    parser.add_argument("--dropped", type=Path, help="artifacts/audit/dropped.csv: images to leave out")
+
+
+def dropped_ids(table: Path | None) -> frozenset[str]:
+    """The ids in the audit's dropped.csv, none without one."""
+    return frozenset(pd.read_csv(table, dtype=str)["id"]) if table else frozenset()
 
 
 def scaled(images: Tensor) -> Tensor:

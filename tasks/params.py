@@ -53,6 +53,9 @@ LUNGS = "lungs/"
 #: The trivial predictors that stand beside the experiments in metrics.json.
 BASELINES = frozenset({"all_background", "all_foreground", "whole_lung"})
 
+#: What metrics.json calls the audit's figures.
+DATASET = "dataset"
+
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -87,7 +90,7 @@ class Data(_Section):
 
     @model_validator(mode="after")
     def _can_be_pinned(self) -> Self:
-        if self.source.startswith("phantom://"):
+        if self.phantoms:
             if self.fingerprint:
                 raise ValueError("phantom:// never changes and has no fingerprint; set data.fingerprint=null")
             if self.sha256:
@@ -100,9 +103,20 @@ class Data(_Section):
             raise ValueError("source: a user or password in a URL is for all to read; put it into ~/.netrc")
         return self
 
+    @property
+    def phantoms(self) -> bool:
+        return self.source.startswith("phantom://")
+
 
 class Preprocess(_Section):
     max_rejected: Share
+
+
+class Audit(_Section):
+    """From what correlation of their thumbnails on two images are duplicates, and what is done about them."""
+
+    correlation: Annotated[float, Field(gt=0, le=1)]
+    duplicates: Literal["report", "drop"]
 
 
 class Augment(_Section):
@@ -237,6 +251,7 @@ class Params(_Section):
     half: Half
     image_size: Annotated[int, Field(ge=16)]
     preprocess: Preprocess
+    audit: Audit
     training: Training
     losses: Losses
     prediction: Prediction
@@ -295,6 +310,8 @@ class Params(_Section):
             place, stride = f"experiments.{name}", experiment.patch * 2**experiment.depth
             if name in BASELINES:
                 raise ValueError(f"{place}: a trivial predictor has this name; choose another")
+            if name == DATASET:
+                raise ValueError(f"{place}: metrics.json has this name for the dataset; choose another")
             if self.image_size % stride or self.image_size == stride:
                 raise ValueError(
                     f"{place}: image_size {self.image_size} is not 2, 3, ... times patch * 2^depth = {stride}"
