@@ -108,7 +108,7 @@ def _start(folder: Path) -> S3Server:
     settings, log = folder / "ceph.conf", folder / "log" / "start.log"
     settings.write_text(SETTINGS.format(fsid=fsid, monitor=monitor, folder=folder), encoding="utf-8")
 
-    def run(*command: str) -> None:
+    def run(*command: str, tries: int = 1) -> None:
         # A file, no pipe: the daemons keep it open.
         with log.open("a", encoding="utf-8") as output:
             done = subprocess.run(
@@ -120,7 +120,10 @@ def _start(folder: Path) -> S3Server:
                 timeout=120,
                 check=False,
             )
-        assert done.returncode == 0, f"{' '.join(command)}: {log.read_text(encoding='utf-8')}"
+        if done.returncode and tries > 1:
+            run(*command, tries=tries - 1)
+        else:
+            assert done.returncode == 0, f"{' '.join(command)}: {log.read_text(encoding='utf-8')}"
 
     run("monmaptool", "--create", "--addv", "a", monitor, "--fsid", fsid, f"{folder}/monmap")
     run("ceph-mon", "--mkfs", "-i", "a", "--monmap", f"{folder}/monmap")
@@ -128,7 +131,8 @@ def _start(folder: Path) -> S3Server:
     osd = str(uuid.uuid4())
     run("ceph", "osd", "new", osd)
     run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
-    run("ceph-osd", "-i", "0")
+    # Now and then its first words to the monitor are refused with "wrong fsid".
+    run("ceph-osd", "-i", "0", tries=5)
     run("radosgw", "-n", "client.rgw", f"--rgw-frontends=beast endpoint=127.0.0.1:{gateway}")
     user = (
         "user",
