@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from tasks.arrays import ArrayWriter
 from tasks.cli import InputError, stage_main
 from tasks.compute import Compute, set_up
 from tasks.files import replacing, write_table
 from tasks.network import load_network, trained_seeds
-from tasks.packed import ArrayWriter, PackedSplit
+from tasks.packed import PackedSplit
 from tasks.params import Plan, Prediction
 from tasks.predict import Thresholds, choose_thresholds, predict_batches, to_masks
 from tasks.raw import SPLITS, RawDataset

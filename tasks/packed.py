@@ -1,7 +1,6 @@
-"""The arrays of `data/packed` and `data/lungs`: how they are read, and how they are written."""
+"""The arrays of `data/packed` and `data/lungs`, as tensors."""
 
 from pathlib import Path
-from typing import BinaryIO, Self
 
 import numpy as np
 import pandas as pd
@@ -10,34 +9,6 @@ from torch import Tensor
 
 from tasks.cli import InputError
 from tasks.raw import Split
-
-
-class ArrayWriter:
-    """Appends equal arrays to an .npy file; plain writes, so that a full disk is an error, not a crash."""
-
-    def __init__(self, path: Path, item_shape: tuple[int, ...]) -> None:
-        self._file: BinaryIO = path.open("wb")
-        self._item_shape = item_shape
-        self.count = 0
-        self._write_header()
-
-    def append(self, item: np.ndarray) -> None:
-        self._file.write(item.astype(np.uint8, copy=False).tobytes())
-        self.count += 1
-
-    def _write_header(self) -> None:
-        # numpy pads this header so that a longer first axis still fits in its place.
-        header = {"descr": "|u1", "fortran_order": False, "shape": (self.count, *self._item_shape)}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._file:
-            self._file.flush()
-            self._file.seek(0)
-            self._write_header()
 
 
 class PackedSplit:

@@ -25,10 +25,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
+from tasks.arrays import ArrayWriter
 from tasks.cli import InputError, stage_main
 from tasks.cores import available_cores
 from tasks.files import replacing, write_table
-from tasks.packed import ArrayWriter
 from tasks.params import load_params
 from tasks.progress import progress
 from tasks.raw import HALF_KINDS, KIND_FOLDERS, Kind, RawDataset, sha256
@@ -182,7 +182,7 @@ def _read_pixels(dataset: RawDataset, image_id: str, kind: Kind) -> np.ndarray:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             if image.mode not in GREY_MODES:
                 raise UnusableError(f"the {what} has pixels of kind {image.mode}, not 8 bit")
-            return np.asarray(image.convert("L"))
+            return np.asarray(image if image.mode == "L" else image.convert("L"))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "not a PNG" if isinstance(error, UnidentifiedImageError) else error
         raise UnusableError(f"the {what} can't be read: {reason}") from None
@@ -192,9 +192,9 @@ def _check_mask(kind: Kind, mask: np.ndarray, image: np.ndarray) -> None:
     if mask.shape != image.shape:
         sizes = " but the image ".join(f"{width}x{height}" for height, width in (mask.shape, image.shape))
         raise UnusableError(f"the {kind} mask is {sizes}")
-    others = np.setdiff1d(np.unique(mask), [0, 255])
+    others = mask[(mask != 0) & (mask != 255)]
     if others.size:
-        raise UnusableError(f"the {kind} mask is not binary: it holds {others[0]} beside 0 and 255")
+        raise UnusableError(f"the {kind} mask is not binary: it holds {others.min()} beside 0 and 255")
 
 
 def _resize(pixels: np.ndarray, size: int, resampling: Image.Resampling) -> np.ndarray:

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from tasks.arrays import ArrayWriter
 from tasks.cli import InputError
 from tasks.download import download
-from tasks.packed import ArrayWriter
 from tasks.preprocess import preprocess
 from tasks.raw import KIND_FOLDERS, Kind, RawDataset
 from tasks.sources import open_source
