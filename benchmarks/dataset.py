@@ -5,8 +5,8 @@
 Phantoms of 256x256 with both masks, as a zip beside a clone of this repository's last commit. Times in turn:
 the stages of dvc.yaml up to `preprocess` and `audit`, as their own commands; what DVC does after them;
 `dvc repro` with nothing to do; push, to a folder beside, to the S3 server of the tests (--s3) or to any other
-remote; a fresh pull, without cache and state; checkout from a full cache. Prints seconds, images a second, the
-peak memory of the processes together (PSS), and the time an image beside that of the size before.
+remote; a fresh pull, without cache and state; checkout from a full cache. Prints seconds, images a second,
+the peak memory of the processes together (PSS), and the time an image beside that of the size before.
 
 "decode and resize" is what this machine's cores do at most: as many processes as cores, which read the same
 PNG files from the same shards, decode and resize them, and nothing else. preprocess is compared with it.
