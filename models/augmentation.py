@@ -57,15 +57,15 @@ class Augmentation:
 
         Args:
             images: float (N, 1, H, W) in [0, 1]; so are the changed ones.
-            masks: uint8 (N, C, H, W), 0 and 1; sampled at the nearest pixel, so they stay 0 and 1. What comes
-                into view from outside is 0 in both.
+            masks: float (N, C, H, W) in [0, 1], the marked share of each pixel. What comes into view from
+                outside is 0 in both.
         """
         s = self._strength
         if any((s.rotation, s.scale, s.translation, s.elastic)):
             grid = self._grid(len(images), images.shape[-2], images.shape[-1])
-            images = functional.grid_sample(images, grid, mode="bilinear", align_corners=False)
-            moved = functional.grid_sample(masks.float(), grid, mode="nearest", align_corners=False)
-            masks = moved.to(masks.dtype)
+            both = torch.cat([images, masks], dim=1)
+            moved = functional.grid_sample(both, grid, mode="bilinear", align_corners=False)
+            images, masks = moved[:, :1], moved[:, 1:]
         elif s.flip:
             mirrored = self._mirrored(len(images))[:, None, None, None]
             images = torch.where(mirrored, images.flip(-1), images)

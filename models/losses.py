@@ -1,6 +1,7 @@
 """Losses, by the words of params.yaml: (logits, target, **options) -> scalar, both tensors (N, C, H, W).
 
-Targets hold 0 and 1. Logits are taken to float32 at least: sums over 65,536 pixels do not fit bf16.
+Targets are the marked share of each pixel, in [0, 1]. Logits are taken to float32 at least: sums over
+65,536 pixels do not fit bf16.
 BCE and focal loss are means over all pixels; the others are taken per image and channel, then averaged.
 
 Options: `alpha` in [0, 1] weighs BCE in a combined loss, 1 - alpha the other part;
@@ -74,15 +75,16 @@ def focal(logits: Tensor, target: Tensor, gamma: float, balance: float) -> Tenso
     """-w (1 - q)^gamma log(q), mean over all pixels; in nats, >= 0.
 
     Lin et al. 2017, doi 10.1109/ICCV.2017.324. q is the probability given to the truth; w is
-    `balance` on foreground, 1 - balance on background; gamma >= 0, and 0 leaves weighted BCE.
+    `balance` on foreground, 1 - balance on background; gamma >= 0, and 0 leaves weighted BCE. A pixel
+    that is marked in part counts as both, by its shares.
     Lin et al. divide by the count of foreground, of which an empty mask has none.
     """
     logits, truth = widened(logits, target)
-    towards_truth = logits * (2 * truth - 1)
     # Powers from log-sigmoid: 1 - q and its gradient neither round to 0 nor divide by it.
-    focus = torch.exp(gamma * functional.logsigmoid(-towards_truth))
-    weight = balance * truth + (1 - balance) * (1 - truth)
-    return (-weight * focus * functional.logsigmoid(towards_truth)).mean()
+    found, spared = functional.logsigmoid(logits), functional.logsigmoid(-logits)
+    foreground = balance * truth * torch.exp(gamma * spared) * found
+    background = (1 - balance) * (1 - truth) * torch.exp(gamma * found) * spared
+    return -(foreground + background).mean()
 
 
 def focal_tversky(logits: Tensor, target: Tensor, gamma: float, balance: float) -> Tensor:

@@ -52,7 +52,7 @@ class PackedSplit:
         return self._read("image", indices).unsqueeze(1)
 
     def masks(self, indices: slice = slice(None)) -> Tensor:
-        """uint8 (n, C, S, S), one channel a target, 0 and 1."""
+        """uint8 (n, C, S, S), one channel a target, 0..255 for the marked share of each pixel."""
         return torch.stack([self._read(target, indices) for target in self._targets], dim=1)
 
     def regions(self, indices: slice = slice(None)) -> Tensor | None:
@@ -74,6 +74,6 @@ def dropped_ids(table: Path | None) -> frozenset[str]:
     return frozenset(pd.read_csv(table, dtype=str)["id"]) if table else frozenset()
 
 
-def scaled(images: Tensor) -> Tensor:
-    """Grey values 0..255 as float32 in [0, 1], what networks see."""
-    return images.to(torch.float32) / 255
+def scaled(pixels: Tensor) -> Tensor:
+    """0..255, grey values or shares, as float32 in [0, 1], what networks see."""
+    return pixels.to(torch.float32) / 255

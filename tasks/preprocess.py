@@ -4,7 +4,8 @@
     data/packed/rejected.csv                   id and reason of each image set aside
     data/packed/thumbnails.npy                 uint8 (N, 32, 32), whatever S is, one a row of images.csv
     data/packed/infection/Train/image.npy      uint8 (N, S, S), grey values 0..255
-    data/packed/infection/Train/lung.npy       uint8 (N, S, S), 0 and 1; likewise infection.npy
+    data/packed/infection/Train/lung.npy       uint8 (N, S, S), the marked share of each pixel, 255 for all of
+                                               it; likewise infection.npy
 
 The arrays are for `numpy.load(..., mmap_mode="r")`; an image's place in them is its `row`.
 """
@@ -63,8 +64,9 @@ class UnusableError(Exception):
 def preprocess(raw: Path, out: Path, image_size: int, max_rejected: float) -> None:
     """Pack every usable image with its masks, `image_size` pixels a side.
 
-    Images are resized bilinearly, masks to the nearest pixel, thumbnails by the mean of each area. What can't
-    be used is set aside and listed with its reason. Memory does not grow with the dataset.
+    Images are resized bilinearly, masks and thumbnails by the mean of each area: a mask of 128x128 that holds
+    shares tells where its edges were at 256x256. What can't be used is set aside and listed with its reason.
+    Memory does not grow with the dataset.
 
     Raises:
         InputError: more than the share `max_rejected` of the images can't be used.
@@ -168,7 +170,7 @@ def pack_image(dataset: RawDataset, image_id: str, image_size: int) -> Packed | 
     size = (image_size, image_size)
     arrays: dict[Kind, np.ndarray] = {"image": _resized(image, size, Image.Resampling.BILINEAR)}
     for kind, mask in pictures.items():
-        arrays[kind] = (_resized(mask, size, Image.Resampling.NEAREST) > 0).view(np.uint8)
+        arrays[kind] = _resized(mask, size, Image.Resampling.BOX)
     pixels = np.asarray(image)
     facts = {
         "height": image.height,

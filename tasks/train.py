@@ -163,7 +163,7 @@ class Fitter:
     def _load(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Images (n, 1, S, S) in [0, 1] and masks (n, C, S, S) of the batch's indices, changed at random."""
         on_device = batch.to(self._compute.device)
-        x, y = self._augment(scaled(self._images[on_device]), self._masks[on_device])
+        x, y = self._augment(scaled(self._images[on_device]), scaled(self._masks[on_device]))
         return self._compute.place(x), self._compute.place(y)
 
 
@@ -201,10 +201,10 @@ def validate(
     sums = torch.zeros(1 + 2 * len(targets), dtype=torch.float64, device=compute.device)
     for start in range(0, len(split), VALIDATION_BATCH):
         rows = slice(start, start + VALIDATION_BATCH)
-        x, y = compute.place(scaled(split.images(rows))), compute.place(split.masks(rows))
+        x, y = compute.place(scaled(split.images(rows))), compute.place(scaled(split.masks(rows)))
         with compute.autocast():
             logits = network(x)
-        counts = confusion(logits > 0, y > 0)
+        counts = confusion(logits > 0, y >= 0.5)
         of_targets = torch.cat([dice(counts).mean(dim=0), iou(counts).mean(dim=0)])
         sums += torch.cat([loss(logits, y).double().reshape(1), of_targets]) * len(x)
     mean_loss, *scores = (sums / len(split)).tolist()

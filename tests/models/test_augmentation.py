@@ -18,7 +18,7 @@ def augmented(
 
 
 def as_masks(images: Tensor) -> Tensor:
-    return (images > 0.5).to(torch.uint8)
+    return (images > 0.5).float()
 
 
 def draw(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
@@ -34,7 +34,7 @@ def discs(count: int, side: int) -> Tensor:
     """Masks (count, 1, side, side) of a disc in the middle, half the side across."""
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     disc = (x - (side - 1) / 2) ** 2 + (y - (side - 1) / 2) ** 2 <= (side / 4) ** 2
-    return disc.to(torch.uint8).expand(count, 1, side, side)
+    return disc.float().expand(count, 1, side, side)
 
 
 def ramps(count: int, side: int) -> Tensor:
@@ -59,8 +59,8 @@ def test_images_stay_in_range_and_masks_stay_masks(
     before = images.clone(), masks.clone()
     x, y = Augmentation(strength, 0, CPU)(images, masks)
     assert x.shape == images.shape and x.dtype == torch.float32
-    assert y.shape == masks.shape and y.dtype == torch.uint8
-    assert x.min() >= 0 and x.max() <= 1 and set(y.unique().tolist()) == {0, 1}
+    assert y.shape == masks.shape and y.dtype == torch.float32
+    assert x.min() >= 0 and x.max() <= 1 and y.min() == 0 and y.max() <= 1 + 1e-6
     assert torch.equal(images, before[0]) and torch.equal(masks, before[1])  # the batch itself is left alone
     assert not torch.equal(x, images)
     geometric = any(
@@ -78,13 +78,13 @@ def test_rotation_is_of_pixels_and_not_of_the_grid(
     x, y = augmented(square, rotation=90.0)
     turned = torch.rot90(square, turns, dims=(2, 3))
     torch.testing.assert_close(x, turned, rtol=0, atol=1e-5)
-    assert torch.equal(y, as_masks(turned))
+    torch.testing.assert_close(y, as_masks(turned), rtol=0, atol=1e-5)
 
     wide = random_images(2, 8, 12)
     x, y = augmented(wide, rotation=90.0)
     turned = torch.rot90(wide[..., 2:10], turns, dims=(2, 3))
     torch.testing.assert_close(x[..., 2:10], turned, rtol=0, atol=1e-5)
-    assert torch.equal(y[..., 2:10], as_masks(turned))
+    torch.testing.assert_close(y[..., 2:10], as_masks(turned), rtol=0, atol=1e-5)
     assert not x[..., [0, 1, 10, 11]].any()  # from above and below the image
 
 
@@ -95,7 +95,7 @@ def test_translation_is_a_share_of_the_side(monkeypatch: pytest.MonkeyPatch) -> 
     expected = torch.zeros_like(images)
     expected[..., :-2, :-4] = images[..., 2:, 4:]
     torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
-    assert torch.equal(y, as_masks(expected))
+    torch.testing.assert_close(y, as_masks(expected), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("value", "side"), [(0.0, 4), (0.5, 8), (1.0, 16)])
@@ -108,7 +108,7 @@ def test_scale_multiplies_or_divides_the_size(
     _, y = augmented(square, scale=1.0)
     expected = torch.zeros_like(y)
     expected[..., 16 - side // 2 : 16 + side // 2, 16 - side // 2 : 16 + side // 2] = 1
-    assert torch.equal(y, expected)
+    assert torch.equal(y >= 0.5, expected == 1)
 
 
 def test_a_flip_is_a_mirror_image_alone_and_among_other_changes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_a_flip_is_a_mirror_image_alone_and_among_other_changes(monkeypatch: pyt
     draw(monkeypatch, 0.5)
     x, y = augmented(images, flip=1.0, rotation=30.0, scale=0.5, translation=0.5)
     torch.testing.assert_close(x, images.flip(-1), rtol=0, atol=1e-5)
-    assert torch.equal(y, as_masks(images).flip(-1))
+    torch.testing.assert_close(y, as_masks(images).flip(-1), rtol=0, atol=1e-5)
 
 
 def test_a_mirror_image_is_turned_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,18 +175,15 @@ def test_noise_is_gaussian_up_to_its_strength(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80)])
 def test_a_mask_moves_with_its_image_exactly(height: int, width: int) -> None:
     blobs = torch.nn.functional.avg_pool2d(random_images(32, height + 8, width + 8), 9, stride=1) > 0.5
-    masks = torch.cat([blobs, blobs], dim=1).to(torch.uint8)
+    masks = torch.cat([blobs, blobs], dim=1).float()
     x, y = Augmentation(GEOMETRIC, 0, CPU)(blobs.float(), masks)
-    # Of the up to four pixels that an image's is made of, the mask's is the one that weighs most.
-    assert x[y[:, :1] == 1].min() >= 0.25 - 1e-4
-    assert x[y[:, :1] == 0].max() <= 0.75 + 1e-4
-    assert torch.equal(y[:, 0], y[:, 1])
+    assert torch.equal(x, y[:, :1]) and torch.equal(x, y[:, 1:])
     assert 0.3 < y.float().mean() < 0.7
 
 
 def test_geometric_changes_keep_the_area_on_average() -> None:
     masks = discs(500, 64)
-    _, y = Augmentation(GEOMETRIC, 0, CPU)(masks.float(), masks)
+    _, y = Augmentation(GEOMETRIC, 0, CPU)(masks, masks)
     areas = y.sum(dim=(1, 2, 3)) / masks.sum(dim=(1, 2, 3))
     assert areas.mean().item() == pytest.approx(1, abs=0.03)
     assert areas.min() > 0.6 and areas.max() < 1.6

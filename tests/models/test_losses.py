@@ -98,6 +98,11 @@ def test_focal_by_hand() -> None:
     assert loss.item() == pytest.approx((foreground + background) / 2, rel=1e-6)
 
 
+def test_focal_of_a_pixel_marked_in_part_is_the_share_of_each() -> None:
+    losses = [focal(logits_of(0.8), mask(truth), gamma=2, balance=0.25).item() for truth in (0, 0.75, 1)]
+    assert losses[1] == pytest.approx(0.25 * losses[0] + 0.75 * losses[2])
+
+
 def test_focal_without_focus_is_half_of_bce() -> None:
     logits, truth = batch()
     loss = focal(logits, truth, gamma=0, balance=0.5)
