@@ -19,7 +19,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from tasks import dataset_page, figures
-from tasks.cli import InputError, stage_main
+from tasks.cli import InputError, stage_main, without_secrets
 from tasks.curves import loss_charts, reliability_charts, share_chart
 from tasks.differences import against_best, matrix, steps, whiskers
 from tasks.files import replacing
@@ -115,7 +115,7 @@ def _read(
         raw=RawDataset(raw),
         figure_ids=figure_ids(table, half, params.report.figures),
         figures_rejected=int(rejected["id"].str.startswith(f"{half}/Test/COVID-19/").sum()),
-        source=params.data.source,
+        source=without_secrets(params.data.source),
     )
 
 

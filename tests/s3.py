@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,6 +90,13 @@ def s3() -> Iterator[S3Server]:
     missing = [program for program in PROGRAMS if not shutil.which(program)]
     if missing:
         pytest.skip(f"no S3 server: {', '.join(missing)} not installed (tests/s3.py says how)")
+    with serving() as server:
+        yield server
+
+
+@contextmanager
+def serving() -> Iterator[S3Server]:
+    """A server with nothing in it, ended with all of its data."""
     # Sockets have short paths, shorter than pytest's folders.
     with tempfile.TemporaryDirectory(prefix="s3-", ignore_cleanup_errors=True) as folder:
         try:

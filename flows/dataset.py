@@ -1,0 +1,185 @@
+"""What differs between two revisions of the dataset, image by image; DVC itself sees shards.
+
+    python -m flows.dataset diff HEAD~1        # that revision beside the workspace's data/raw
+    python -m flows.dataset diff v1 main
+
+Reads the manifests alone, from the DVC cache or the remote.
+"""
+
+import argparse
+import io
+import itertools
+import signal
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from botocore.exceptions import BotoCoreError
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc_data.index import DataIndexDirError
+
+from flows.checkout import find_repository, resolve
+from tasks.cli import InputError, stage_main
+from tasks.raw import Kind
+
+RAW = "data/raw"
+MANIFEST = "manifest.csv"
+WORKSPACE = "the workspace"
+KIND_WORDS: dict[Kind, str] = {"image": "image", "lung": "lung mask", "infection": "infection mask"}
+
+
+#: The sha256 of an image and of its masks, empty where it has none.
+Hashes = dict[Kind, str]
+
+
+class Difference(NamedTuple):
+    """The images in which two manifests differ, by id; each is in one of the four."""
+
+    added: list[str]
+    removed: list[str]
+    moved: list[tuple[str, str, list[str]]]
+    """The same image under another id: before, after, and what of its masks is another."""
+    changed: list[tuple[str, list[str]]]
+    """What is another under the same id: the image, its lung mask, its infection mask."""
+
+
+def compare(before: pd.DataFrame, after: pd.DataFrame) -> Difference:
+    """What became of the images of one manifest in the other.
+
+    Where one image has several ids, those that are gone and those that are new are paired in their order.
+    """
+    old, new = _hashes(before), _hashes(after)
+    gone: defaultdict[str, deque[str]] = defaultdict(deque)
+    for image_id in sorted(old.keys() - new.keys()):
+        gone[old[image_id]["image"]].append(image_id)
+    added, moved = [], []
+    for image_id in sorted(new.keys() - old.keys()):
+        sha256 = new[image_id]["image"]
+        if sha256 and gone[sha256]:
+            origin = gone[sha256].popleft()
+            moved.append((origin, image_id, _what_differs(old[origin], new[image_id])))
+        else:
+            added.append(image_id)
+    return Difference(
+        added,
+        removed=sorted(itertools.chain(*gone.values())),
+        moved=moved,
+        changed=[
+            (image_id, _what_differs(old[image_id], new[image_id]))
+            for image_id in sorted(old.keys() & new.keys())
+            if old[image_id] != new[image_id]
+        ],
+    )
+
+
+def _hashes(manifest: pd.DataFrame) -> dict[str, Hashes]:
+    columns = [manifest[f"{kind}_sha256"] for kind in KIND_WORDS]
+    rows = zip(manifest["id"], *columns, strict=True)
+    return {image_id: dict(zip(KIND_WORDS, hashes, strict=True)) for image_id, *hashes in rows}
+
+
+def _what_differs(old: Hashes, new: Hashes) -> list[str]:
+    def become(kind: Kind) -> str:
+        return "" if old[kind] and new[kind] else " is new" if new[kind] else " is gone"
+
+    return [words + become(kind) for kind, words in KIND_WORDS.items() if old[kind] != new[kind]]
+
+
+def count(before: pd.DataFrame, after: pd.DataFrame, difference: Difference) -> pd.DataFrame:
+    """How many images each half, split and class had, gained, lost and has; the last row is all of them."""
+    ids: dict[str, Iterable[str]] = {
+        "before": before["id"],
+        "added": difference.added,
+        "removed": difference.removed,
+        "moved in": [target for _, target, _ in difference.moved],
+        "moved out": [origin for origin, _, _ in difference.moved],
+        "changed": [image_id for image_id, _ in difference.changed],
+        "after": after["id"],
+    }
+    groups = dict.fromkeys(map(_group, [*before["id"], *after["id"]]))
+    table = pd.DataFrame({name: Counter(map(_group, some)) for name, some in ids.items()}, index=list(groups))
+    table.loc["all"] = table.sum()
+    return table.fillna(0).astype(int)
+
+
+def _group(image_id: str) -> str:
+    """Half, split and class."""
+    return image_id.rpartition("/")[0]
+
+
+def lines(old: str, new: str, before: pd.DataFrame, after: pd.DataFrame) -> Iterator[str]:
+    """What is printed: counts first, then each image that differs."""
+    difference = compare(before, after)
+    if not any(difference):
+        yield f"{RAW}: the same {len(before)} images in {old} and {new}"
+        return
+    yield f"{RAW}: from {old} to {new}"
+    yield count(before, after, difference).to_string()
+    yield from (f"added    {image_id}" for image_id in difference.added)
+    yield from (f"removed  {image_id}" for image_id in difference.removed)
+    for origin, target, what in difference.moved:
+        yield f"moved    {origin} -> {target}" + (f": {', '.join(what)}" if what else "")
+    yield from (f"changed  {image_id}: {', '.join(what)}" for image_id, what in difference.changed)
+
+
+def read_manifest(repository: Path, revision: str | None) -> pd.DataFrame:
+    """The manifest of a revision, None being the workspace, without fetching anything else.
+
+    Raises:
+        InputError: no such revision, it has no data/raw, or neither cache nor remote gives its manifest.
+    """
+    if revision is not None:
+        return _parse(_fetch(repository, revision))
+    try:
+        return _parse((repository / RAW / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{RAW}/{MANIFEST}: not there; `dvc pull {RAW}` or `dvc repro` brings it") from None
+
+
+def _fetch(repository: Path, revision: str) -> bytes:
+    commit = resolve(repository, revision)
+    with Repo(str(repository)) as repo:
+        ours = dict(repo.config)
+        try:
+            with repo.switch(commit):
+                repo.config.merge(ours)  # the remote may be younger than the revision
+                if not any(out.def_path == RAW and out.hash_info for out in repo.index.outs):
+                    raise InputError(f"revision: {revision!r}: its dvc.lock has no {RAW}")
+                with repo.dvcfs.open(f"/{RAW}/{MANIFEST}", "rb") as file:
+                    content: bytes = file.read()
+                    return content
+        except (DvcException, DataIndexDirError, OSError, BotoCoreError) as error:
+            remote = ours["core"].get("remote")
+            why = (
+                f"the DVC remote {remote} does not give it: {error.__cause__ or error}"
+                if remote
+                else "no DVC remote is set"
+            )
+            raise InputError(
+                f"revision: {revision!r}: its {RAW}/{MANIFEST} is not in the DVC cache, and {why}"
+            ) from None
+
+
+def _parse(content: bytes) -> pd.DataFrame:
+    return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Look at the dataset's revisions.")
+    commands = parser.add_subparsers(required=True)
+    diff = commands.add_parser("diff", help="name the images that were added, removed, moved and changed")
+    diff.add_argument("old", metavar="REV", help="a branch, tag or commit")
+    diff.add_argument("new", metavar="REV2", nargs="?", help="another; by default the workspace's data/raw")
+    args = parser.parse_args()
+    repository = find_repository()
+    before, after = (read_manifest(repository, revision) for revision in (args.old, args.new))
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who reads the first lines alone, as head does
+    for line in lines(args.old, args.new or WORKSPACE, before, after):
+        print(line)
+
+
+if __name__ == "__main__":
+    stage_main(main)
