@@ -9,6 +9,7 @@ from tasks.figures import Picture
 from tasks.gallery import Gallery
 from tasks.raw import CLASSES
 from tasks.results import Inputs
+from tasks.wording import formatted
 
 #: Pairs of images that the page shows.
 SHOWN = 20
@@ -39,7 +40,7 @@ def count_rows(inputs: Inputs) -> list[CountRow]:
             of_class = counts[(counts["half"] == half) & (counts["class"] == image_class)]
             cells = [_cell(row) for _, row in of_class.iterrows()]
             if has_published(inputs):
-                cells.append(Cell(f"{of_class['published'].iloc[-1]:,.0f}"))
+                cells.append(Cell(formatted(of_class["published"].iloc[-1], 0)))
             label = image_class.capitalize() if image_class == ALL else image_class
             label = label if len(halves) == 1 else f"{label}, {half} half"
             rows.append(CountRow(label, tuple(cells), image_class == ALL))

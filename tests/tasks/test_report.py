@@ -673,6 +673,16 @@ def test_the_most_alike_of_many_pairs_are_shown(work: Work) -> None:
     assert "the 20 most alike, 3 more are in artifacts/audit/pairs.csv" in said
 
 
+def test_of_two_halves_each_is_named(work: Work) -> None:
+    work.audit([(IDS["covid_1"], IDS["covid_2"], 1.0)])
+    path = work.paths["audit"] / "counts.csv"
+    counts = pd.read_csv(path)
+    pd.concat([counts, counts.assign(half="lung", published=np.nan)]).to_csv(path, index=False)
+    said = section(work.run(), "dataset")
+    assert "COVID-19, infection half 2 of 3 found" in said and "All, lung half 2 of 3 found 3 3 3 –" in said
+    assert "covid_1 Test, COVID-19, infection half" in said
+
+
 def test_where_nothing_was_published_nothing_stands_beside(work: Work) -> None:
     work.audit(published=None)
     said = section(work.run(work.params(source="phantom://")), "dataset")
