@@ -70,7 +70,8 @@ class RetrainRequest(BaseModel):
         None,
         title="Data source",
         min_length=1,
-        description="The dataset: a folder or zip on the worker's machine, or phantom:// (synthetic).",
+        description="The dataset: kaggle://, s3://, https://, a folder or zip on the worker's machine, or "
+        "phantom:// (synthetic).",
     )
     changes: tuple[str, ...] = Field(
         (),

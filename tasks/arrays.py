@@ -1,4 +1,4 @@
-"""How the arrays of `data/packed` and `data/lungs` are written. No torch here: it takes seconds to load."""
+"""How the arrays of `data/packed` and `data/lungs` are written."""
 
 from pathlib import Path
 from typing import BinaryIO, Self

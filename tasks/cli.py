@@ -1,6 +1,7 @@
 """How every stage starts from a command line and how it ends when something is wrong."""
 
 import errno
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -15,8 +16,16 @@ _TEMPORARY_ERRORS = frozenset(
 )
 
 
+_URL = re.compile(r"\b(?P<scheme>(?!phantom)\w+://)(?:[^/?#\s]*@)?(?P<place>[^?#\s]*)(?P<query>[?#]\S*)?")
+
+
 class InputError(ValueError):
     """A mistake in what the user gave: its text is the line that the user reads."""
+
+
+def without_secrets(text: str) -> str:
+    """A text as it may be said and stored: its URLs without user, password and query, which may be signed."""
+    return _URL.sub(lambda url: f"{url['scheme']}{url['place']}{'?...' if url['query'] else ''}", text)
 
 
 def stage_main(main: Callable[[], None]) -> None:

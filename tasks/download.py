@@ -4,13 +4,25 @@ import argparse
 import itertools
 import os
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 
-from tasks.cli import InputError, stage_main
+from tasks.cli import InputError, stage_main, without_secrets
 from tasks.files import replacing, write_table
-from tasks.listing import Image, Listing, Place, Stored, find_images, fingerprint, list_files, open_earlier
+from tasks.listing import (
+    Image,
+    Images,
+    Listing,
+    Place,
+    Stored,
+    find_images,
+    fingerprint,
+    list_files,
+    open_earlier,
+)
 from tasks.params import load_params
 from tasks.progress import progress
 from tasks.raw import (
@@ -45,6 +57,7 @@ def download(
     Raises:
         InputError: no file has that layout, a file can't be read, the source has another fingerprint, or it
             changed while it was read.
+        UnavailableError: the source is far away and can't be reached.
     """
     images = find_images(source, where)
     total = sum(len(files) for files in images.values())
@@ -53,21 +66,56 @@ def download(
     listing = list_files(source, images) if pinned or previous else None
     if pinned:
         _refuse_another(pinned, listing, where)
-    reader = _Reader(source, listing or {}, open_earlier(previous))
-    with replacing(out) as partial:
+    try:
+        earlier = _Earlier(open_earlier(previous), listing)
+        fetched = _copy_all(source, images, listing, earlier, out, where)
+    except _EarlierDamagedError as error:
+        print(f"{error}; the earlier dataset is ignored", flush=True)
+        fetched = _copy_all(source, images, listing, _Earlier(None, None), out, where)
+    if previous:
+        print(f"{fetched} of {total} files fetched, {total - fetched} as before", flush=True)
+
+
+def _copy_all(
+    source: Source, images: Images, listing: Listing | None, earlier: "_Earlier", out: Path, where: str
+) -> int:
+    """Make `out`; how many files came from the source."""
+    files = {
+        image.place(kind): images[image][kind] for image in sorted(images) for kind in _kinds(images, image)
+    }
+    needed = [file for place, file in files.items() if place not in earlier.same]
+    with source.reading(needed) as contents, replacing(out) as partial:
         partial.mkdir()
         rows = []
-        steps = progress(sorted(images.items()), len(images), "download")
-        for (half, split), group in itertools.groupby(steps, key=lambda step: step[0][:2]):
+        steps = progress(sorted(images), len(images), "download")
+        for (half, split), group in itertools.groupby(steps, key=lambda image: image[:2]):
             with zipfile.ZipFile(partial / shard_name(half, SPLITS[split]), "w") as shard:
-                rows += [_copy(reader, image, files, shard) for image, files in group]
+                for image in group:
+                    own = {
+                        kind: earlier.read(place)
+                        if (place := image.place(kind)) in earlier.same
+                        else next(contents)
+                        for kind in _kinds(images, image)
+                    }
+                    rows.append(_store(image, own, shard))
         manifest = pd.DataFrame(rows, columns=MANIFEST_COLUMNS)
         write_table(manifest, partial / "manifest.csv")
-        if listing is not None and Stored(partial).listing != listing:
+        if listing is not None and not _is_as_listed(Stored(partial), listing):
             raise InputError(f"{where}: files changed while they were read; start again when nobody writes")
     print(manifest.groupby(["half", "split", "class"], sort=False).size().to_string(), flush=True)
-    if previous:
-        print(f"{reader.fetched} of {total} files fetched, {total - reader.fetched} as before", flush=True)
+    return len(needed)
+
+
+def _kinds(images: Images, image: Image) -> list[Kind]:
+    """The files that an image has, in the order in which they are stored."""
+    return [kind for kind in HALF_KINDS[image.half] if kind in images[image]]
+
+
+def _is_as_listed(stored: Stored, listing: Listing) -> bool:
+    """Whether every file has the CRC-32 that it was listed with. A bucket gives that or nothing."""
+    return stored.listing.keys() == listing.keys() and all(
+        stored.holds(place, stamp) for place, stamp in listing.items() if isinstance(stamp.digest, int)
+    )
 
 
 def how_to_accept(found: str) -> str:
@@ -85,36 +133,40 @@ def _refuse_another(pinned: str, listing: Listing | None, where: str) -> None:
         )
 
 
-class _Reader:
-    """Reads a file from the earlier dataset where that holds it as the source does, else from the source."""
-
-    def __init__(self, source: Source, listing: Listing, earlier: Stored | None) -> None:
-        self.fetched = 0
-        self._source = source
-        self._earlier = earlier
-        before = earlier.listing if earlier else {}
-        self._same = {place for place, stamp in listing.items() if before.get(place) == stamp}
-
-    def read(self, place: Place, file: str) -> bytes:
-        if self._earlier and place in self._same:
-            try:
-                return self._earlier.read(place)
-            except (InputError, OSError) as error:
-                print(f"{error}; the earlier dataset is ignored from here on", flush=True)
-                self._earlier = None
-        self.fetched += 1
-        return self._source.read(file)
+class _EarlierDamagedError(Exception):
+    """The earlier dataset can't be read."""
 
 
-def _copy(reader: _Reader, image: Image, files: dict[Kind, str], shard: zipfile.ZipFile) -> list[str]:
-    """Store the image's files in its shard; its row of the manifest."""
+class _Earlier:
+    """What an earlier dataset holds as the source does, by the places in `same`."""
+
+    def __init__(self, stored: Stored | None, listing: Listing | None) -> None:
+        self._stored = stored
+        self.same: set[Place] = set()
+        if stored and listing:
+            with self._whole():
+                self.same = {place for place, stamp in listing.items() if stored.holds(place, stamp)}
+
+    def read(self, place: Place) -> bytes:
+        assert self._stored
+        with self._whole():
+            return self._stored.read(place)
+
+    @staticmethod
+    @contextmanager
+    def _whole() -> Iterator[None]:
+        try:
+            yield
+        except (InputError, OSError) as error:
+            raise _EarlierDamagedError(str(error)) from None
+
+
+def _store(image: Image, files: dict[Kind, bytes], shard: zipfile.ZipFile) -> list[str]:
+    """Put the image's files into its shard; its row of the manifest."""
     hashes = dict.fromkeys(KIND_FOLDERS, "")
-    for kind in HALF_KINDS[image.half]:
-        if kind in files:
-            place = image.place(kind)
-            content = reader.read(place, files[kind])
-            hashes[kind] = sha256([content])
-            write_member(shard, place.member, content)
+    for kind, content in files.items():
+        hashes[kind] = sha256([content])
+        write_member(shard, image.place(kind).member, content)
     return [image.id, image.half, SPLITS[image.split], CLASSES[image.image_class], *hashes.values()]
 
 
@@ -128,8 +180,9 @@ def main() -> None:
     base = Path(os.environ.get("RETRAIN_SOURCE_ROOT", "."))
     # DVC removes data/raw before this runs, so an earlier one lies elsewhere. No result depends on it.
     previous = os.environ.get("RETRAIN_PREVIOUS_RAW")
-    source = open_source(data.source, relative_to=base)
-    download(source, args.raw, data.source, data.fingerprint, Path(previous) if previous else None)
+    source = open_source(data.source, base, data.sha256)
+    where = without_secrets(data.source)
+    download(source, args.raw, where, data.fingerprint, Path(previous) if previous else None)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ trained at different image sizes stand in one table.
 import argparse
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tasks.cli import stage_main
 from tasks.compute import set_up
 from tasks.files import replacing, write_table
 from tasks.network import load_network, trained_seeds
-from tasks.packed import PackedSplit
+from tasks.packed import PackedSplit, add_dropped_argument, dropped_ids
 from tasks.params import Plan, Prediction
 from tasks.predict import Case, Mask, Thresholds, choose_thresholds, predict_cases, read_mask, steps, to_masks
 from tasks.raw import RawDataset, encode_mask, write_member
@@ -30,10 +30,19 @@ Row = dict[str, Any]
 STEP_COLUMNS = ["seed", "step", "target", "id", "class", "iou", "dice"]
 
 
-def evaluate(plan: Plan, prediction: Prediction, trained: Path, images: Path, raw: Path, out: Path) -> None:
+def evaluate(
+    plan: Plan,
+    prediction: Prediction,
+    trained: Path,
+    images: Path,
+    raw: Path,
+    out: Path,
+    left_out: Set[str] = frozenset(),
+) -> None:
     """Score each network in `trained` on every Test image of its half.
 
-    `images` is the folder that the training read. Writes under `out`:
+    `images` is the folder that the training read. No threshold is chosen on the ids that are `left_out`.
+    Writes under `out`:
 
         images.csv        a row a seed, target and image
         metrics.json      target -> image set -> metric, means over seeds
@@ -52,7 +61,7 @@ def evaluate(plan: Plan, prediction: Prediction, trained: Path, images: Path, ra
         partial.mkdir()
         with zipfile.ZipFile(partial / "predictions.zip", "w") as archive:
             for seed in seeds:
-                one = _Evaluation(plan, prediction, seed, trained, images, dataset)
+                one = _Evaluation(plan, prediction, seed, trained, images, dataset, left_out)
                 one.run(None if of_seeds else archive)
                 rows += one.rows
                 stepped += one.stepped
@@ -77,13 +86,20 @@ class _Evaluation:
     """The scores of one trained network."""
 
     def __init__(
-        self, plan: Plan, prediction: Prediction, seed: int, trained: Path, images: Path, raw: RawDataset
+        self,
+        plan: Plan,
+        prediction: Prediction,
+        seed: int,
+        trained: Path,
+        images: Path,
+        raw: RawDataset,
+        left_out: Set[str],
     ) -> None:
         self._plan, self._prediction, self._seed = plan, prediction, seed
         self._images, self._raw = images, raw
         self._compute = set_up(seed, plan.precision, plan.threads)
         self._network = load_network(trained, seed, self._compute)
-        val = PackedSplit(images, plan.half, "Val", plan.targets, plan.train_classes)
+        val = PackedSplit(images, plan.half, "Val", plan.targets, plan.train_classes, left_out)
         self.thresholds = choose_thresholds(self._network, plan, prediction, val, raw, self._compute)
         self._steps = steps(prediction, self.thresholds)
         self.calibration = Calibration()
@@ -158,10 +174,12 @@ def main() -> None:
     parser.add_argument("images", type=Path, help="data/packed or data/lungs/NAME, as the training read it")
     parser.add_argument("raw", type=Path, help="data/raw")
     parser.add_argument("out", type=Path, help="the folder to make")
+    add_dropped_argument(parser)
     args = parser.parse_args()
     plan = Plan.from_json(args.plan.read_text(encoding="utf-8"))
     prediction = Prediction.from_json(args.prediction.read_text(encoding="utf-8"))
-    evaluate(plan, prediction, args.trained, args.images, args.raw, args.out)
+    left_out = dropped_ids(args.dropped)
+    evaluate(plan, prediction, args.trained, args.images, args.raw, args.out, left_out)
 
 
 if __name__ == "__main__":

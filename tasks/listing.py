@@ -1,9 +1,10 @@
-"""What a source holds, told without fetching it: the files of the dataset, each with its size and CRC-32.
+"""What a source holds, told without fetching it: the files of the dataset, each with its size and a digest.
 
 A file is named by its place in `data/raw`, so that a zip and its unpacked folder have the same listing,
 and so has the dataset that was made of them.
 """
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -92,7 +93,7 @@ def find_images(source: Source, where: str) -> Images:
 
 
 def list_files(source: Source, images: Images) -> Listing | None:
-    """The size and CRC-32 of every file of the images; None where the source never changes.
+    """The stamp of every file of the images; None where the source never changes.
 
     Raises:
         InputError: a file's name leads out of the source.
@@ -103,10 +104,10 @@ def list_files(source: Source, images: Images) -> Listing | None:
 
 
 def fingerprint(listing: Listing) -> str:
-    """One word for all places, sizes and CRC-32s, in any order; what `data.fingerprint` pins.
+    """One word for all places and stamps, in any order; what `data.fingerprint` pins.
 
     It tells that something changed. Like the CRC-32s that it stands on, it is no protection against
-    somebody who wants it to stay the same.
+    somebody who wants it to stay the same; `data.sha256` is.
     """
     rows = sorted((*place, *stamp) for place, stamp in listing.items())
     # The f keeps YAML from reading as a number what happens to be digits alone.
@@ -129,6 +130,19 @@ class Stored:
             for shard, source in self._shards.items()
             for member, stamp in source.stamps(source.names()).items()
         }
+
+    def holds(self, place: Place, stamp: Stamp) -> bool:
+        """Whether a file is there and as a source's stamp says; no, where that doesn't tell.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        own = self.listing.get(place)
+        if own is None or own.size != stamp.size:
+            return False
+        if isinstance(stamp.digest, int):
+            return own.digest == stamp.digest
+        return stamp.digest == f"md5:{hashlib.md5(self.read(place), usedforsecurity=False).hexdigest()}"
 
     def read(self, place: Place) -> bytes:
         """The content of one file.

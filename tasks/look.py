@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.cli import stage_main
+from tasks.cli import stage_main, without_secrets
 from tasks.download import how_to_accept
 from tasks.listing import find_images, fingerprint, list_files, open_earlier
 from tasks.params import load_params
@@ -48,7 +48,8 @@ class News(NamedTuple):
 def look(source: str, relative_to: Path, raw: Path | None) -> News:
     """List the source and compare it with an earlier `data/raw`, if that is there.
 
-    Of a zip this reads the directory alone, of a folder every file.
+    Of a zip this reads the directory alone, of a bucket its listing, of a folder every file. What a bucket
+    holds under an ETag that is no MD5 counts as changed.
 
     Args:
         source: `data.source` of params.yaml.
@@ -57,17 +58,21 @@ def look(source: str, relative_to: Path, raw: Path | None) -> News:
 
     Raises:
         InputError: there is no such source, or it holds no files of the dataset.
-        OSError: a file can't be read.
+        OSError: a file can't be read, or what is far away can't be reached.
     """
     files = open_source(source, relative_to)
-    images = find_images(files, source)
+    images = find_images(files, without_secrets(source))
     listing = list_files(files, images)
     earlier = open_earlier(raw)
     if listing is None:
         total = sum(len(kinds) for kinds in images.values())
         return News(None, total, new=0, changed=0, gone=0, known=earlier is not None)
     before = earlier.listing if earlier else {}
-    changed = sum(listing[place] != before[place] for place in listing.keys() & before.keys())
+    changed = (
+        sum(not earlier.holds(place, listing[place]) for place in listing if place in before)
+        if earlier
+        else 0
+    )
     return News(
         fingerprint(listing),
         len(listing),
@@ -85,7 +90,7 @@ def main() -> None:
     args = parser.parse_args()
     data = load_params(args.params).data
     news = look(data.source, Path(), args.raw)
-    print(f"{data.source}: {news.text}")
+    print(f"{without_secrets(data.source)}: {news.text}")
     if news.fingerprint:
         print(f"fingerprint {news.fingerprint}, {_pin(news.fingerprint, data.fingerprint)}")
 

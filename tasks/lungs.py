@@ -6,6 +6,7 @@ these it may find the lungs better than on new ones.
 """
 
 import argparse
+from collections.abc import Set
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tasks.cli import InputError, stage_main
 from tasks.compute import Compute, set_up
 from tasks.files import replacing, write_table
 from tasks.network import load_network, trained_seeds
-from tasks.packed import PackedSplit
+from tasks.packed import PackedSplit, add_dropped_argument, dropped_ids
 from tasks.params import Plan, Prediction
 from tasks.predict import Thresholds, choose_thresholds, predict_batches, to_masks
 from tasks.raw import SPLITS, RawDataset
@@ -27,11 +28,19 @@ from tasks.raw import SPLITS, RawDataset
 BLANKED = ("image", "infection")
 
 
-def restrict(plan: Plan, prediction: Prediction, trained: Path, packed: Path, raw: Path, out: Path) -> None:
+def restrict(
+    plan: Plan,
+    prediction: Prediction,
+    trained: Path,
+    packed: Path,
+    raw: Path,
+    out: Path,
+    left_out: Set[str] = frozenset(),
+) -> None:
     """Write the plan's half of `packed` once more under `out`, restricted to the lungs.
 
     The lungs are those of the experiment's first seed, made of its probabilities as `prediction` says, at the
-    network's size.
+    network's size. No threshold is chosen on the ids that are `left_out`.
 
     Raises:
         InputError: the half holds no infection masks.
@@ -43,7 +52,7 @@ def restrict(plan: Plan, prediction: Prediction, trained: Path, packed: Path, ra
     seed = trained_seeds(trained)[0]
     compute = set_up(seed, plan.precision, plan.threads)
     network = load_network(trained, seed, compute)
-    val = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes)
+    val = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes, left_out)
     thresholds = choose_thresholds(network, plan, prediction, val, RawDataset(raw), compute)
     table = pd.read_csv(packed / "images.csv")
     with replacing(out) as partial:
@@ -90,10 +99,12 @@ def main() -> None:
     parser.add_argument("packed", type=Path, help="data/packed")
     parser.add_argument("raw", type=Path, help="data/raw")
     parser.add_argument("out", type=Path, help="the folder to make")
+    add_dropped_argument(parser)
     args = parser.parse_args()
     plan = Plan.from_json(args.plan.read_text(encoding="utf-8"))
     prediction = Prediction.from_json(args.prediction.read_text(encoding="utf-8"))
-    restrict(plan, prediction, args.trained, args.packed, args.raw, args.out)
+    left_out = dropped_ids(args.dropped)
+    restrict(plan, prediction, args.trained, args.packed, args.raw, args.out, left_out)
 
 
 if __name__ == "__main__":

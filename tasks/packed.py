@@ -1,5 +1,7 @@
-"""The arrays of `data/packed` and `data/lungs`, as tensors."""
+"""The arrays of `data/packed` and `data/lungs`, read for networks."""
 
+import argparse
+from collections.abc import Set
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ from tasks.raw import Split
 class PackedSplit:
     """The images of one split and some classes, with their masks, as memory-mapped arrays.
 
-    `table` has one row an image, as in images.csv, with index 0..N-1.
+    Those whose ids are `left_out` are not among them. `table` has one row an image, as in images.csv, with
+    index 0..N-1.
 
     Raises:
         InputError: there is no such image.
@@ -27,11 +30,13 @@ class PackedSplit:
         split: Split,
         targets: tuple[str, ...] = (),
         classes: tuple[str, ...] | None = None,
+        left_out: Set[str] = frozenset(),
     ) -> None:
         table = pd.read_csv(packed / "images.csv")
         wanted = (table["half"] == half) & (table["split"] == split)
         if classes is not None:
             wanted &= table["class"].isin(classes)
+        wanted &= ~table["id"].isin(left_out)
         self.table = table[wanted].reset_index(drop=True)
         if self.table.empty:
             of = f" of {', '.join(classes)}" if classes else ""
@@ -57,6 +62,16 @@ class PackedSplit:
     def _read(self, kind: str, indices: slice) -> Tensor:
         array = np.load(self._folder / f"{kind}.npy", mmap_mode="r")
         return torch.from_numpy(array[self.table["row"].to_numpy()[indices]])
+
+
+def add_dropped_argument(parser: argparse.ArgumentParser) -> None:
+    """The option that names what training and validation leave out, as `dropped_ids` gives it."""
+    parser.add_argument("--dropped", type=Path, help="artifacts/audit/dropped.csv: images to leave out")
+
+
+def dropped_ids(table: Path | None) -> frozenset[str]:
+    """The ids in the audit's dropped.csv, none without one."""
+    return frozenset(pd.read_csv(table, dtype=str)["id"]) if table else frozenset()
 
 
 def scaled(images: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import io
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -29,7 +30,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
-from tasks.cli import InputError, stage_main
+from tasks.cli import InputError, stage_main, without_secrets
 from tasks.files import replacing
 from tasks.raw import Half, ImageClass
 
@@ -43,11 +44,17 @@ LOSSES_WITH_ALPHA: frozenset[Loss] = frozenset({"bce_iou", "dice_bce"})
 #: The keys at the top of params.yaml that an experiment may set for itself.
 SHARED_BY_ALL = frozenset({"alpha", "epochs"})
 
+#: What holds for one source of the data and no other.
+PINS = ("fingerprint", "sha256")
+
 #: What an experiment's `images` begins with where it sees only the lungs that another one predicts.
 LUNGS = "lungs/"
 
 #: The trivial predictors that stand beside the experiments in metrics.json.
 BASELINES = frozenset({"all_background", "all_foreground", "whole_lung"})
+
+#: What metrics.json calls the audit's figures.
+DATASET = "dataset"
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -79,16 +86,37 @@ def _threshold(value: Any) -> Any:
 class Data(_Section):
     source: Annotated[str, Field(min_length=1)]
     fingerprint: Annotated[str, Field(pattern=r"^f[0-9a-f]{31}$")] | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
 
     @model_validator(mode="after")
     def _can_be_pinned(self) -> Self:
-        if self.fingerprint and self.source.startswith("phantom://"):
-            raise ValueError("phantom:// never changes and has no fingerprint; set data.fingerprint=null")
+        if self.phantoms:
+            if self.fingerprint:
+                raise ValueError("phantom:// never changes and has no fingerprint; set data.fingerprint=null")
+            if self.sha256:
+                raise ValueError("phantom:// is no zip and has no sha256; set data.sha256=null")
         return self
+
+    @model_validator(mode="after")
+    def _has_no_password(self) -> Self:
+        if self.source.startswith(("http://", "https://")) and "@" in urlsplit(self.source).netloc:
+            raise ValueError("source: a user or password in a URL is for all to read; put it into ~/.netrc")
+        return self
+
+    @property
+    def phantoms(self) -> bool:
+        return self.source.startswith("phantom://")
 
 
 class Preprocess(_Section):
     max_rejected: Share
+
+
+class Audit(_Section):
+    """From what correlation of their thumbnails on two images are duplicates, and what is done about them."""
+
+    correlation: Annotated[float, Field(gt=0, le=1)]
+    duplicates: Literal["report", "drop"]
 
 
 class Augment(_Section):
@@ -223,6 +251,7 @@ class Params(_Section):
     half: Half
     image_size: Annotated[int, Field(ge=16)]
     preprocess: Preprocess
+    audit: Audit
     training: Training
     losses: Losses
     prediction: Prediction
@@ -281,6 +310,8 @@ class Params(_Section):
             place, stride = f"experiments.{name}", experiment.patch * 2**experiment.depth
             if name in BASELINES:
                 raise ValueError(f"{place}: a trivial predictor has this name; choose another")
+            if name == DATASET:
+                raise ValueError(f"{place}: metrics.json has this name for the dataset; choose another")
             if self.image_size % stride or self.image_size == stride:
                 raise ValueError(
                     f"{place}: image_size {self.image_size} is not 2, 3, ... times patch * 2^depth = {stride}"
@@ -396,7 +427,8 @@ def with_changes(text: str, changes: Mapping[str, Mapping[str, Any]], experiment
     """The text of params.yaml with nested changes merged in, comments kept, and checked.
 
     Mappings are merged, everything else is replaced. A changed `alpha` or `epochs` holds for all experiments:
-    those that an experiment had for itself go, unless the same change sets them.
+    those that an experiment had for itself go, unless the same change sets them. With another `data.source`,
+    what pinned the one before goes, unless one of the changes sets it.
 
     Args:
         changes: each under the name of where it came from, which is named where the result won't do.
@@ -414,12 +446,15 @@ def with_changes(text: str, changes: Mapping[str, Mapping[str, Any]], experiment
     document = yaml.load(text)
     for change in changes.values():
         _drop_own(document, SHARED_BY_ALL & change.keys())
+        _drop_pins(document, change, set_there={pin for c in changes.values() for pin in _section(c, "data")})
         _merge(document, change.among(document) if isinstance(change, Preset) else change)
     if experiments:
         _keep_experiments(document, experiments)
     buffer = io.StringIO()
     yaml.dump(document, buffer)
-    parse_params(buffer.getvalue(), " with ".join(filter(None, ["params.yaml", ", ".join(changes)])))
+    parse_params(
+        buffer.getvalue(), " with ".join(filter(None, ["params.yaml", without_secrets(", ".join(changes))]))
+    )
     return buffer.getvalue()
 
 
@@ -437,6 +472,19 @@ def _drop_own(document: Any, keys: Set[str]) -> None:
     for entry in entries.values() if isinstance(entries, Mapping) else ():
         for key in keys if isinstance(entry, Mapping) else ():
             entry.pop(key, None)
+
+
+def _drop_pins(document: Any, change: Mapping[str, Any], set_there: Set[str]) -> None:
+    data = _section(document, "data")
+    if _section(change, "data").get("source", data.get("source")) != data.get("source"):
+        for pin in PINS:
+            if pin in data and pin not in set_there:
+                data[pin] = None
+
+
+def _section(document: Any, name: str) -> Any:
+    section = document.get(name)
+    return section if isinstance(section, Mapping) else {}
 
 
 def _keep_experiments(document: Any, names: Sequence[str]) -> None:

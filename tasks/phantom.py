@@ -12,16 +12,24 @@ Pillow's 8 bit integer ones, noise is made of random bytes, and planes are combi
 IEEE 754 rounds alike everywhere; exp, sin or pow on arrays would differ in the last bit between processors.
 """
 
+import contextlib
 import io
+import itertools
 import math
+import multiprocessing
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
+
+from tasks.cli import InputError
+from tasks.cores import available_cores, in_order
 
 SPLITS = ("Train", "Val", "Test")
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
@@ -36,6 +44,9 @@ KAGGLE_COUNTS = ((1864, 932, 932), (466, 233, 233), (583, 292, 291))
 COUNT_RANGE = (9, 33920)
 OPTION_RANGES = {"seed": (0, 2**32 - 1), "size": (32, 1024)}
 OPTION_DEFAULTS = {"seed": 0, "size": 256}
+
+#: Files that a process draws at a time, three a case; fewer than so many are drawn in this process.
+CHUNK, FEW = 48, 960
 
 Counts = tuple[tuple[int, ...], ...]
 _Key = tuple[int, int, int]  # split, class, index of a case
@@ -85,6 +96,29 @@ class PhantomSource:
             last = (key, {kind: _png(pixels) for kind, pixels in zip(KINDS, phantom, strict=True)})
             self._last = last
         return last[1][kind]
+
+    @contextlib.contextmanager
+    def reading(self, names: Sequence[str], /) -> Iterator[Iterator[bytes]]:
+        """The files of these names, in their order. Many are drawn on all cores, in flat memory.
+
+        Raises:
+            InputError: a process was killed.
+        """
+        if len(names) < FEW:
+            yield map(self.read, names)
+            return
+        cores = available_cores()
+        chunks = (names[i : i + CHUNK] for i in range(0, len(names), CHUNK))
+        with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as pool:
+            try:
+                yield itertools.chain.from_iterable(in_order(pool, self._read_all, chunks, 2 * cores))
+            except BrokenProcessPool:
+                raise InputError("a worker process was killed; is there enough memory?") from None
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _read_all(self, names: Sequence[str]) -> list[bytes]:
+        return [self.read(name) for name in names]
 
     def _names(self) -> Iterator[str]:
         for s, split in enumerate(SPLITS):

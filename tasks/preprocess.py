@@ -2,6 +2,7 @@
 
     data/packed/images.csv                     one row a usable image
     data/packed/rejected.csv                   id and reason of each image set aside
+    data/packed/thumbnails.npy                 uint8 (N, 32, 32), whatever S is, one a row of images.csv
     data/packed/infection/Train/image.npy      uint8 (N, S, S), grey values 0..255
     data/packed/infection/Train/lung.npy       uint8 (N, S, S), 0 and 1; likewise infection.npy
 
@@ -23,7 +24,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
 from tasks.arrays import ArrayWriter
 from tasks.cli import InputError, stage_main
@@ -35,13 +36,19 @@ from tasks.raw import HALF_KINDS, KIND_FOLDERS, Kind, RawDataset, sha256
 
 #: Images that a worker process takes at a time; bounds memory whatever the dataset's size.
 CHUNK = 32
+#: What images.csv takes from the manifest.
+COLUMNS = ["id", "half", "split", "class"]
 GREY_MODES = {"L", "LA", "1", "P", "RGB", "RGBA"}
+#: More than any X-ray has; a file of a few kB may claim to unfold to gigabytes.
+MAX_PIXELS = 64_000_000
+THUMBNAIL = (32, 32)
 
 
 class Packed(NamedTuple):
-    """A usable image: its arrays, uint8 (S, S) each, and what the table says of it."""
+    """A usable image: its arrays, uint8 (S, S) each, its thumbnail, and what the table says of it."""
 
     arrays: dict[Kind, np.ndarray]
+    thumbnail: np.ndarray
     facts: dict[str, object]
 
 
@@ -56,8 +63,8 @@ class UnusableError(Exception):
 def preprocess(raw: Path, out: Path, image_size: int, max_rejected: float) -> None:
     """Pack every usable image with its masks, `image_size` pixels a side.
 
-    Images are resized bilinearly, masks to the nearest pixel. What can't be used is set aside and
-    listed with its reason. Memory does not grow with the dataset.
+    Images are resized bilinearly, masks to the nearest pixel, thumbnails by the mean of each area. What can't
+    be used is set aside and listed with its reason. Memory does not grow with the dataset.
 
     Raises:
         InputError: more than the share `max_rejected` of the images can't be used.
@@ -65,7 +72,10 @@ def preprocess(raw: Path, out: Path, image_size: int, max_rejected: float) -> No
     manifest = RawDataset(raw).manifest
     table: list[dict[str, object]] = []
     rejected: list[tuple[str, str]] = []
-    with replacing(out) as partial, _Packer(raw, image_size) as packer:
+    with replacing(out) as partial, ExitStack() as whole:
+        partial.mkdir()
+        thumbnails = whole.enter_context(ArrayWriter(partial / "thumbnails.npy", THUMBNAIL))
+        packer = whole.enter_context(_Packer(raw, image_size))
         for (half, split), images in manifest.groupby(["half", "split"], sort=False):
             folder = partial / str(half) / str(split)
             folder.mkdir(parents=True)
@@ -75,8 +85,8 @@ def preprocess(raw: Path, out: Path, image_size: int, max_rejected: float) -> No
                     for kind in HALF_KINDS[str(half)]
                 }
                 rows: list[dict[str, object]] = [
-                    {column: image[column] for column in ("id", "half", "split", "class")}
-                    for _, image in images.iterrows()
+                    dict(zip(COLUMNS, values, strict=True))
+                    for values in images[COLUMNS].itertuples(index=False)
                 ]
                 results = packer.pack(list(images["id"]))
                 shown = progress(results, len(rows), f"preprocess {half} {split}")
@@ -85,7 +95,8 @@ def preprocess(raw: Path, out: Path, image_size: int, max_rejected: float) -> No
                         rejected.append((str(row["id"]), result.reason))
                         print(f"set aside: {row['id']}: {result.reason}", flush=True)
                         continue
-                    table.append({**row, "row": writers["image"].count, **result.facts})
+                    table.append(row | {"row": writers["image"].count} | result.facts)
+                    thumbnails.append(result.thumbnail)
                     for kind, writer in writers.items():
                         writer.append(result.arrays[kind])
         _refuse_too_many(rejected, len(manifest), max_rejected)
@@ -149,29 +160,33 @@ def _opened(raw: Path) -> RawDataset:
 def pack_image(dataset: RawDataset, image_id: str, image_size: int) -> Packed | Rejected:
     """Read, check and resize one image and its masks."""
     try:
-        pixels = {
-            kind: _read_pixels(dataset, image_id, kind) for kind in HALF_KINDS[image_id.partition("/")[0]]
-        }
-        image = pixels["image"]
-        masks = {kind: mask for kind, mask in pixels.items() if kind != "image"}
-        for kind, mask in masks.items():
-            _check_mask(kind, mask, image)
+        pictures = {kind: _read(dataset, image_id, kind) for kind in HALF_KINDS[image_id.partition("/")[0]]}
+        image = pictures.pop("image")
+        masks = {kind: _checked(kind, mask, image) for kind, mask in pictures.items()}
     except UnusableError as error:
         return Rejected(str(error))
-    arrays: dict[Kind, np.ndarray] = {"image": _resize(image, image_size, Image.Resampling.BILINEAR)}
-    for kind, mask in masks.items():
-        arrays[kind] = _resize(mask, image_size, Image.Resampling.NEAREST) // 255
+    size = (image_size, image_size)
+    arrays: dict[Kind, np.ndarray] = {"image": _resized(image, size, Image.Resampling.BILINEAR)}
+    for kind, mask in pictures.items():
+        arrays[kind] = (_resized(mask, size, Image.Resampling.NEAREST) > 0).view(np.uint8)
+    pixels = np.asarray(image)
     facts = {
-        "height": image.shape[0],
-        "width": image.shape[1],
-        "sha256": sha256([str(image.shape).encode(), image.tobytes()]),
-        "lung_area": (pixels["lung"] > 0).mean(),
-        "infection_area": (pixels["infection"] > 0).mean() if "infection" in pixels else None,
+        "height": image.height,
+        "width": image.width,
+        "sha256": sha256([str(pixels.shape).encode(), pixels.tobytes()]),
+        "lung_area": _share(masks["lung"], pixels.size),
+        "infection_area": None,
+        "infection_outside_lung": None,
     }
-    return Packed(arrays, facts)
+    if "infection" in masks:
+        infection = masks["infection"]
+        facts["infection_area"] = _share(infection, pixels.size)
+        facts["infection_outside_lung"] = _share(infection & ~masks["lung"], int(np.count_nonzero(infection)))
+    return Packed(arrays, _resized(image, THUMBNAIL, Image.Resampling.BOX), facts)
 
 
-def _read_pixels(dataset: RawDataset, image_id: str, kind: Kind) -> np.ndarray:
+def _read(dataset: RawDataset, image_id: str, kind: Kind) -> Image.Image:
+    """The picture in 8 bit grey."""
     content = dataset.read_bytes(image_id, kind)
     what = "image" if kind == "image" else f"{kind} mask"
     if content is None:
@@ -179,28 +194,40 @@ def _read_pixels(dataset: RawDataset, image_id: str, kind: Kind) -> np.ndarray:
     if not content:
         raise UnusableError(f"the {what} is a file of zero bytes")
     try:
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            if image.mode not in GREY_MODES:
-                raise UnusableError(f"the {what} has pixels of kind {image.mode}, not 8 bit")
-            return np.asarray(image if image.mode == "L" else image.convert("L"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "not a PNG" if isinstance(error, UnidentifiedImageError) else error
-        raise UnusableError(f"the {what} can't be read: {reason}") from None
+        # Not Image.open, which has a limit of its own.
+        with PngImagePlugin.PngImageFile(io.BytesIO(content)) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                size = f"{picture.width}x{picture.height}"
+                raise UnusableError(f"the {what} is {size}, more than {MAX_PIXELS / 1e6:g} megapixels")
+            if picture.mode not in GREY_MODES:
+                raise UnusableError(f"the {what} has pixels of kind {picture.mode}, not 8 bit")
+            return picture.convert("L")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UnusableError(f"the {what} can't be read: {error}") from None
 
 
-def _check_mask(kind: Kind, mask: np.ndarray, image: np.ndarray) -> None:
-    if mask.shape != image.shape:
-        sizes = " but the image ".join(f"{width}x{height}" for height, width in (mask.shape, image.shape))
-        raise UnusableError(f"the {kind} mask is {sizes}")
-    others = mask[(mask != 0) & (mask != 255)]
-    if others.size:
-        raise UnusableError(f"the {kind} mask is not binary: it holds {others.min()} beside 0 and 255")
+def _checked(kind: Kind, mask: Image.Image, image: Image.Image) -> np.ndarray:
+    """The mask as booleans (H, W)."""
+    if mask.size != image.size:
+        raise UnusableError(
+            f"the {kind} mask is {mask.width}x{mask.height} but the image {image.width}x{image.height}"
+        )
+    levels = np.asarray(mask)
+    marked: np.ndarray = levels == 255
+    if not (marked | (levels == 0)).all():
+        other = levels[~marked & (levels != 0)].min()
+        raise UnusableError(f"the {kind} mask is not binary: it holds {other} beside 0 and 255")
+    return marked
 
 
-def _resize(pixels: np.ndarray, size: int, resampling: Image.Resampling) -> np.ndarray:
-    if pixels.shape == (size, size):
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize((size, size), resampling))
+def _share(marked: np.ndarray, of: int) -> float:
+    """The marked pixels over so many, 0 where there are none."""
+    return int(np.count_nonzero(marked)) / of if of else 0.0
+
+
+def _resized(picture: Image.Image, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
+    pixels: np.ndarray = np.asarray(picture if picture.size == size else picture.resize(size, resampling))
+    return pixels
 
 
 def main() -> None:

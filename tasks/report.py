@@ -18,17 +18,17 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from tasks import figures
-from tasks.cli import InputError, stage_main
+from tasks import dataset_page, figures
+from tasks.cli import InputError, stage_main, without_secrets
 from tasks.curves import loss_charts, reliability_charts, share_chart
 from tasks.differences import against_best, matrix, steps, whiskers
 from tasks.files import replacing
 from tasks.findings import Sentences, opening, sentences, title
 from tasks.gallery import LEADERS, Gallery, class_cases, figure_cases, spreads
-from tasks.params import Params, load_params
+from tasks.params import DATASET, Params, load_params
 from tasks.raw import SPLITS, RawDataset
 from tasks.reported import REPORT_2_HEADINGS, REPORT_2_PRINTED, own_pairs, printed_pairs, report_2_rows
-from tasks.results import Experiment, Inputs
+from tasks.results import Audited, Experiment, Inputs
 from tasks.scores import (
     MAIN_COLUMNS,
     NSD_TOLERANCE,
@@ -38,7 +38,7 @@ from tasks.scores import (
     score_tiles,
 )
 from tasks.summary import summarise
-from tasks.tables import NUMERIC_COLUMNS, data_rows, leaks, published_rows, settings
+from tasks.tables import NUMERIC_COLUMNS, published_rows, settings
 from tasks.wording import IMAGE_SET_NAMES, IMAGE_SET_WORDS, formatted, target_words
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -52,6 +52,7 @@ def report(
     trained: Path,
     evaluated: Path,
     baselines: Path,
+    audit: Path,
     packed: Path,
     raw: Path,
     out: Path,
@@ -62,15 +63,15 @@ def report(
     Reads of each experiment, in the order of params.yaml, `plans/NAME.json`,
     `trained/NAME/{history.csv,networks/SEED.json}` and
     `evaluated/NAME/{metrics.json,images.csv,steps.csv,calibration.csv,settings.json,predictions.zip}`;
-    beside them `baselines/{metrics.json,images.csv}`, `packed/{images.csv,rejected.csv}` and `raw`.
-    Writes `out/index.html`, `out/summary.md`, `out/figures.svg` and `metrics`; where an input is missing,
-    none of them.
+    beside them `baselines/{metrics.json,images.csv}`, `packed/{images.csv,rejected.csv}`, `raw`, and what the
+    stage audit wrote. Writes `out/index.html`, `out/summary.md`, `out/figures.svg` and `metrics`; where an
+    input is missing, none of them.
 
     Raises:
         InputError: a plan, figure or prediction that is asked for does not exist, or an experiment is named
             like a trivial predictor.
     """
-    inputs = _read(params, plans, trained, evaluated, baselines, packed, raw)
+    inputs = _read(params, plans, trained, evaluated, baselines, audit, packed, raw)
     figures_of_merit = metrics_json(inputs)
     said = sentences(inputs)
     page, pictures, summary = _page(inputs, said), _figures(inputs), summarise(inputs, said)
@@ -90,7 +91,14 @@ def report(
 
 
 def _read(
-    params: Params, plans: Path, trained: Path, evaluated: Path, baselines: Path, packed: Path, raw: Path
+    params: Params,
+    plans: Path,
+    trained: Path,
+    evaluated: Path,
+    baselines: Path,
+    audit: Path,
+    packed: Path,
+    raw: Path,
 ) -> Inputs:
     table = pd.read_csv(packed / "images.csv", keep_default_na=False)
     rejected = pd.read_csv(packed / "rejected.csv", dtype=str, keep_default_na=False)
@@ -102,11 +110,12 @@ def _read(
         trivial_images=_images(baselines / "images.csv"),
         table=table,
         rejected=rejected,
+        audit=_audited(audit),
         fingerprint=hashlib.sha256((packed / "images.csv").read_bytes()).hexdigest(),
         raw=RawDataset(raw),
         figure_ids=figure_ids(table, half, params.report.figures),
         figures_rejected=int(rejected["id"].str.startswith(f"{half}/Test/COVID-19/").sum()),
-        source=params.data.source,
+        source=without_secrets(params.data.source),
     )
 
 
@@ -130,6 +139,14 @@ def _experiment(name: str, plans: Path, trained: Path, evaluated: Path) -> Exper
         thresholds=chosen["thresholds"],
         predictions=evaluation / "predictions.zip",
     )
+
+
+def _audited(folder: Path) -> Audited:
+    counts, problems, pairs, dropped = (
+        pd.read_csv(folder / f"{name}.csv") for name in ("counts", "problems", "pairs", "dropped")
+    )
+    pairs = pairs.astype({"exact": bool, "across": bool})  # of an empty table pandas can't tell
+    return Audited(counts, problems, pairs, dropped, **_json(folder / "audit.json"))
 
 
 def _scores(path: Path) -> pd.DataFrame:
@@ -207,10 +224,12 @@ def _page(inputs: Inputs, said: Sentences) -> str:
         differing=differing,
         common=common,
         numeric=NUMERIC_COLUMNS,
-        data_rows=data_rows(inputs.table),
         splits=SPLITS,
-        leaks=leaks(inputs.table),
-        rejected=list(zip(inputs.rejected["id"], inputs.rejected["reason"], strict=True)),
+        count_rows=dataset_page.count_rows(inputs),
+        has_published=dataset_page.has_published(inputs),
+        on_dataset=dataset_page.findings(inputs),
+        leaks=dataset_page.leaks(inputs, gallery),
+        problems=list(zip(inputs.audit.problems["id"], inputs.audit.problems["problem"], strict=True)),
         charts=loss_charts(inputs),
         main_tables={place: score_table(inputs, *place, MAIN_COLUMNS) for place in scored},
         pooled_tables={place: score_table(inputs, *place, POOLED_COLUMNS) for place in scored},
@@ -250,12 +269,16 @@ def _unbroken(page: str) -> str:
 
 
 def metrics_json(inputs: Inputs) -> str:
-    """Experiment or trivial predictor -> target -> image set -> metric; six decimals, null for NaN."""
+    """Experiment or trivial predictor -> target -> image set -> metric; six decimals, null for NaN.
+
+    Beside them the audit's figures of the dataset.
+    """
     entries = {experiment.name: experiment.results for experiment in inputs.experiments}
     clash = sorted(entries.keys() & inputs.trivial.keys())
     if clash:
         raise InputError(f"experiments.{clash[0]}: this name is taken by a trivial predictor")
-    return json.dumps(_rounded(entries | inputs.trivial), indent=2, sort_keys=True, allow_nan=False) + "\n"
+    content = entries | inputs.trivial | {DATASET: inputs.audit.figures}
+    return json.dumps(_rounded(content), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def _rounded(value: Any) -> Any:
@@ -273,6 +296,7 @@ def main() -> None:
     parser.add_argument("--trained", type=Path, default=Path("artifacts/train"))
     parser.add_argument("--evaluated", type=Path, default=Path("artifacts/evaluation"))
     parser.add_argument("--baselines", type=Path, default=Path("artifacts/baselines"))
+    parser.add_argument("--audit", type=Path, default=Path("artifacts/audit"))
     parser.add_argument("--packed", type=Path, default=Path("data/packed"))
     parser.add_argument("--raw", type=Path, default=Path("data/raw"))
     parser.add_argument("--out", type=Path, default=Path("reports"))

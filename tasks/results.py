@@ -75,12 +75,30 @@ class Experiment:
 
 
 @dataclass(frozen=True)
+class Audited:
+    """What the audit found in the dataset."""
+
+    counts: pd.DataFrame  # a row a half, split and class, sums included
+    problems: pd.DataFrame
+    pairs: pd.DataFrame
+    dropped: pd.DataFrame
+    params: dict[str, Any]
+    figures: dict[str, int]
+
+    @property
+    def leaking(self) -> pd.DataFrame:
+        """The pairs across splits, the most alike first."""
+        return self.pairs[self.pairs["across"]]
+
+
+@dataclass(frozen=True)
 class Inputs:
     experiments: tuple[Experiment, ...]
     trivial: dict[str, Results]  # predictor -> its results
     trivial_images: pd.DataFrame  # a row a Test image, target and predictor
     table: pd.DataFrame  # a row a packed image
     rejected: pd.DataFrame
+    audit: Audited
     fingerprint: str
     raw: RawDataset
     figure_ids: dict[int, str]  # position among the COVID-19 Test images -> image id

@@ -1,36 +1,54 @@
-"""Where the dataset comes from: every source lists its files and reads one at a time.
+"""Where the dataset comes from: every source lists its files and reads those that are asked for.
 
 Names are relative, with forward slashes, and not trusted. A new kind of source is one more class and
-one more line in `open_source`.
+one more line in `open_source`. What is far away is brought by `tasks.transfer`.
 """
 
+import contextlib
+import hashlib
+import io
+import itertools
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
-from tasks.cli import InputError
+from tasks.cli import InputError, without_secrets
+from tasks.kaggle import open_kaggle
 from tasks.phantom import PhantomSource
+from tasks.transfer import Far, FarFile, staging_folder
+from tasks.web import WebFile, refuse_unsafe
 
 HOW_TO_GET_IT = (
     "put Kaggle's COVID-QU-Ex (kaggle.com/datasets/anasmohammedtahir/covidqu) there as a zip or a folder, "
     "or set data.source in params.yaml to where it is, or to phantom:// for synthetic images"
 )
+KINDS = "a path, kaggle://, s3://, https:// or phantom:// would do"
 
-#: Bytes that a folder's file is read in at a time.
+#: Bytes that a file is read in at a time.
 BLOCK = 1 << 20
+
+#: No X-ray is larger, and a zip that promises more is a bomb.
+LARGEST_FILE = 64 << 20
+#: A member above this size may be so many times its packed size; deflate reaches 1,000.
+SMALL_FILE, LARGEST_RATIO = 1 << 20, 100
+#: Bytes of a member's own header, before its name.
+HEADER = 30
 
 
 class Stamp(NamedTuple):
     """By what a file is known to be unchanged without being fetched.
 
-    A CRC-32 finds accidents and updates. It is no protection: who wants to can make another file with it.
+    The digest is the CRC-32, or the word that a bucket has: `md5:...`, or `etag:...`, which only says that
+    something changed. They find accidents and updates, and are no protection: who wants to can make another
+    file with the same.
     """
 
     size: int
-    crc32: int
+    digest: int | str
 
 
 class Source(Protocol):
@@ -40,29 +58,82 @@ class Source(Protocol):
     def stamps(self, names: Iterable[str], /) -> dict[str, Stamp] | None:
         """These files' stamps; None where files never change."""
 
-    def read(self, name: str) -> bytes:
-        """The content of one file."""
+    def reading(self, names: Sequence[str], /) -> AbstractContextManager[Iterator[bytes]]:
+        """The contents of these files, in their order.
+
+        What is far away comes on entry. An orderly exit says that it has been put to use: it is then removed.
+        """
 
 
-def open_source(source: str, relative_to: Path) -> Source:
+def open_source(source: str, relative_to: Path, sha256: str | None = None) -> Source:
     """The source that `data.source` names; a relative path counts from `relative_to`.
+
+    Args:
+        source: a path or URL.
+        relative_to: also holds, below `.dvc/tmp`, what comes from afar until it is put to use.
+        sha256: of a zip as a whole; it is checked before a file of it is read.
 
     Raises:
         InputError: there is nothing there, or it is neither a folder nor a whole and harmless zip.
+        UnavailableError: it is far away and can't be reached.
     """
-    if source.startswith("phantom://"):
-        try:
-            return PhantomSource(source)
-        except ValueError as error:
-            raise InputError(f"data.source: {error}") from None
-    if "://" in source:
-        raise InputError(f"data.source: {source}: no such kind of source; a path or phantom:// would do")
-    path = relative_to / Path(source).expanduser()
+    scheme, far, rest = source.partition("://")
+    if not far:
+        return _open_path(source, relative_to / Path(source).expanduser(), sha256)
+    where = without_secrets(source)
+    match scheme:
+        case "phantom":
+            try:
+                return PhantomSource(source)
+            except ValueError as error:
+                raise InputError(f"data.source: {error}") from None
+        case "http" | "https":
+            refuse_unsafe(source)
+            return FarZip(WebFile(lambda: source, where), source, relative_to, sha256)
+        case "kaggle":
+            return FarZip(open_kaggle(source), source, relative_to, sha256)
+        case "s3" if rest.strip("/"):
+            return _open_bucket(source, relative_to, sha256)
+    raise InputError(f"data.source: {where}: no such kind of source; {KINDS}")
+
+
+def _open_path(source: str, path: Path, sha256: str | None) -> Source:
     if path.is_dir():
+        _refuse_pin(source, sha256)
         return FolderSource(path)
     if path.is_file():
-        return ZipSource(path)
+        return ZipSource(path, sha256=sha256)
     raise InputError(f"data.source: {source}: nothing is there; {HOW_TO_GET_IT}")
+
+
+def _open_bucket(source: str, base: Path, sha256: str | None) -> Source:
+    # What it stands on takes a second to import, and few need it.
+    from tasks.bucket import BucketFile, BucketFolder
+
+    if source.endswith(".zip"):
+        return FarZip(BucketFile(source), source, base, sha256)
+    _refuse_pin(source, sha256)
+    return BucketFolder(source, base)
+
+
+def _refuse_pin(source: str, sha256: str | None) -> None:
+    if sha256:
+        raise InputError(
+            f"data.source: {source}: a folder, but data.sha256 pins a zip; "
+            "python -m tasks.params --set data.sha256=null, or pin it by data.fingerprint"
+        )
+
+
+def refuse_large(where: object, name: str, size: int) -> None:
+    """No file of the dataset is so large; nothing of it is read.
+
+    Raises:
+        InputError: it is above LARGEST_FILE.
+    """
+    if size > LARGEST_FILE:
+        raise InputError(
+            f"{where}: {name!r} has {size} bytes, more than the {LARGEST_FILE} that any X-ray needs; refused"
+        )
 
 
 class FolderSource:
@@ -73,7 +144,9 @@ class FolderSource:
 
     def names(self) -> list[str]:
         return [
-            path.relative_to(self._root.parent).as_posix() for path in self._root.rglob("*") if path.is_file()
+            path.relative_to(self._root.parent).as_posix()
+            for path in self._root.rglob("*")
+            if not path.is_dir()
         ]
 
     def stamps(self, names: Iterable[str], /) -> dict[str, Stamp]:
@@ -82,10 +155,17 @@ class FolderSource:
     def read(self, name: str) -> bytes:
         return self._path(name).read_bytes()
 
+    @contextlib.contextmanager
+    def reading(self, names: Sequence[str], /) -> Iterator[Iterator[bytes]]:
+        yield map(self.read, names)
+
     def _path(self, name: str) -> Path:
         path = self._root.parent / name
         if not path.resolve().is_relative_to(self._root):
             raise InputError(f"{path}: a link that leads out of {self._root}; put the file itself there")
+        if not path.is_file():  # a pipe, say, which would never end
+            raise InputError(f"{path}: no regular file; refused")
+        refuse_large(self._root, name, path.stat().st_size)
         return path
 
     @staticmethod
@@ -100,40 +180,124 @@ class FolderSource:
 class ZipSource:
     """The members of a zip archive, none of which may lead out of it.
 
+    Args:
+        file: the archive.
+        where: its name in messages; the path, if it has one.
+        sha256: of the archive as a whole; checked before a member is read.
+
     Raises:
         InputError: the archive is cut short or damaged, or a member's name or kind is not safe.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, file: Path | FarFile, where: str | None = None, sha256: str | None = None) -> None:
+        self._where = where or str(file)
+        self._file, self._sha256 = file, sha256
         try:
-            self._archive = zipfile.ZipFile(path)
+            self._archive = zipfile.ZipFile(file)
         except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not a whole zip archive, it may be cut short ({error})") from None
+            raise InputError(
+                f"{self._where}: not a whole zip archive, it may be cut short ({error})"
+            ) from None
         seen = set()
         for info in self._archive.infolist():
             self._refuse_unsafe(info)
             if info.filename in seen:
-                raise InputError(f"{path}: member {info.filename!r} is there twice")
+                raise InputError(f"{self._where}: member {info.filename!r} is there twice")
             seen.add(info.filename)
+        self._ends = dict(self._extents())
 
     def names(self) -> list[str]:
         return [info.filename for info in self._archive.infolist() if not info.is_dir()]
 
     def stamps(self, names: Iterable[str], /) -> dict[str, Stamp]:
-        infos = {name: self._archive.getinfo(name) for name in names}
+        infos = {name: self._harmless(name) for name in names}
         return {name: Stamp(info.file_size, info.CRC) for name, info in infos.items()}
 
     def read(self, name: str) -> bytes:
+        self._harmless(name)
         try:
             return self._archive.read(name)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-            raise InputError(f"{self._path}: member {name!r} can't be read: {error}") from None
+            raise InputError(f"{self._where}: member {name!r} can't be read: {error}") from None
+
+    @contextlib.contextmanager
+    def reading(self, names: Sequence[str], /) -> Iterator[Iterator[bytes]]:
+        if names and self._sha256:
+            assert isinstance(self._file, Path)
+            with self._file.open("rb") as file:
+                self._check_whole(file)
+        yield map(self.read, names)
+
+    def _check_whole(self, file: io.BufferedReader | FarFile) -> None:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != self._sha256:
+            raise InputError(
+                f"{self._where}: not the file that data.sha256 pins: came {found}, pinned {self._sha256}; "
+                f"to accept what came: python -m tasks.params --set data.sha256={found}"
+            )
 
     def _refuse_unsafe(self, info: zipfile.ZipInfo) -> None:
         name = PurePosixPath(info.orig_filename)
         drive = ":" in next(iter(name.parts), "")
         if name.is_absolute() or ".." in name.parts or "\\" in info.orig_filename or drive:
-            raise InputError(f"{self._path}: member {info.orig_filename!r} leads out of the archive; refused")
+            raise InputError(
+                f"{self._where}: member {info.orig_filename!r} leads out of the archive; refused"
+            )
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise InputError(f"{self._path}: member {info.orig_filename!r} is a link; refused")
+            raise InputError(f"{self._where}: member {info.orig_filename!r} is a link; refused")
+
+    def _extents(self) -> Iterator[tuple[str, int]]:
+        """Each member and where the next begins; one may not lie within another, as in a bomb."""
+        infos = sorted(self._archive.infolist(), key=lambda info: info.header_offset)
+        begins = [info.header_offset for info in infos] + [self._archive.start_dir]
+        for info, end in zip(infos, begins[1:], strict=True):
+            if info.header_offset + HEADER + len(info.orig_filename) + info.compress_size > end:
+                raise InputError(f"{self._where}: member {info.filename!r} overlaps another; refused")
+            yield info.filename, end
+
+    def _harmless(self, name: str) -> zipfile.ZipInfo:
+        info = self._archive.getinfo(name)
+        refuse_large(self._where, name, info.file_size)
+        if info.file_size > max(SMALL_FILE, LARGEST_RATIO * info.compress_size):
+            raise InputError(
+                f"{self._where}: {name!r} unpacks to {info.file_size} bytes from {info.compress_size}, "
+                f"over {LARGEST_RATIO} times as many; refused"
+            )
+        return info
+
+
+class FarZip(ZipSource):
+    """A zip that is far away. To list it fetches its directory, to read the pieces that hold the members.
+
+    Raises:
+        UnavailableError: it can't be reached.
+    """
+
+    def __init__(self, far: Far, source: str, base: Path, sha256: str | None = None) -> None:
+        self._far = FarFile(far, staging_folder(base, source, far.version))
+        try:
+            super().__init__(self._far, far.where, sha256)
+        except InputError:
+            self._far.transfer.discard()
+            raise
+
+    @contextlib.contextmanager
+    def reading(self, names: Sequence[str], /) -> Iterator[Iterator[bytes]]:
+        transfer = self._far.transfer
+        for name in names:  # before they are fetched
+            self._harmless(name)
+        if names and self._sha256:
+            transfer.bring(transfer.pieces(0, transfer.size))
+            self._far.seek(0)
+            try:
+                self._check_whole(self._far)
+            except InputError:
+                transfer.close()  # and keep it, until it is accepted or a next version comes
+                raise
+        else:
+            transfer.bring(itertools.chain.from_iterable(map(self._pieces, names)))
+        with transfer.used():
+            yield map(self.read, names)
+
+    def _pieces(self, name: str) -> range:
+        return self._far.transfer.pieces(self._archive.getinfo(name).header_offset, self._ends[name])

@@ -5,10 +5,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-import pandas as pd
-
 from tasks.differences import postprocessing
-from tasks.raw import CLASSES, SPLITS
 from tasks.results import Experiment, Inputs
 from tasks.wording import formatted, listed, target_words
 
@@ -163,27 +160,3 @@ def _plain(value: Any) -> str:
         case float():
             return f"{value:g}"
     return str(value)
-
-
-def data_rows(table: pd.DataFrame) -> list[tuple[str, list[str]]]:
-    """Images per half and class (a row each) and split (a column each), with sums."""
-    counts = table.groupby(["half", "class", "split"]).size()
-    halves = sorted(set(table["half"]))
-    rows = []
-    for half in halves:
-        for image_class in CLASSES:
-            cells = [int(counts.get((half, image_class, split), 0)) for split in SPLITS]
-            label = image_class if len(halves) == 1 else f"{image_class}, {half} half"
-            rows.append((label, _with_sum(cells)))
-    totals = [int((table["split"] == split).sum()) for split in SPLITS]
-    return [*rows, ("All", _with_sum(totals))]
-
-
-def _with_sum(cells: list[int]) -> list[str]:
-    return [f"{count:,}" for count in [*cells, sum(cells)]]
-
-
-def leaks(table: pd.DataFrame) -> list[str]:
-    """The Test images whose content also stands in another split."""
-    elsewhere = set(table.loc[table["split"] != "Test", "sha256"])
-    return sorted(table.loc[(table["split"] == "Test") & table["sha256"].isin(elsewhere), "id"])

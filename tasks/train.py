@@ -4,7 +4,7 @@ import argparse
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from tasks.cli import InputError, stage_main
 from tasks.compute import Compute, set_up
 from tasks.files import replacing, write_table
 from tasks.network import build_network, write_description
-from tasks.packed import PackedSplit, scaled
+from tasks.packed import PackedSplit, add_dropped_argument, dropped_ids, scaled
 from tasks.params import Plan
 from tasks.progress import progress
 
@@ -30,18 +30,18 @@ from tasks.progress import progress
 VALIDATION_BATCH = 32
 
 
-def train(plan: Plan, packed: Path, out: Path) -> None:
+def train(plan: Plan, packed: Path, out: Path, left_out: Set[str] = frozenset()) -> None:
     """Fit the plan's network once a seed, and keep of each the epoch with the best validation Dice.
 
-    Reads the Train and Val splits under `packed`. Writes under `out`, for each seed,
-    `networks/SEED.safetensors` and `networks/SEED.json`, enough to rebuild the network; `history.csv`, one
-    row a seed and epoch.
+    Reads the Train and Val splits under `packed`, but for the ids that are `left_out`. Writes under `out`,
+    for each seed, `networks/SEED.safetensors` and `networks/SEED.json`, enough to rebuild the network;
+    `history.csv`, one row a seed and epoch.
 
     Raises:
         InputError: a split holds no image of the plan's classes, or the loss stopped being a number.
     """
-    train_split = PackedSplit(packed, plan.half, "Train", plan.targets, plan.train_classes)
-    val_split = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes)
+    train_split = PackedSplit(packed, plan.half, "Train", plan.targets, plan.train_classes, left_out)
+    val_split = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes, left_out)
     with replacing(out) as partial:
         (partial / "networks").mkdir(parents=True)
         histories = [
@@ -244,8 +244,10 @@ def main() -> None:
     parser.add_argument("plan", type=Path, help="artifacts/plans/NAME.json")
     parser.add_argument("packed", type=Path, help="data/packed")
     parser.add_argument("out", type=Path, help="the folder to make")
+    add_dropped_argument(parser)
     args = parser.parse_args()
-    train(Plan.from_json(args.plan.read_text(encoding="utf-8")), args.packed, args.out)
+    plan = Plan.from_json(args.plan.read_text(encoding="utf-8"))
+    train(plan, args.packed, args.out, dropped_ids(args.dropped))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ STAGES = {
     "plan",
     "download",
     "preprocess",
+    "audit",
     "baselines",
     "train@report1_bce",
     "train@report1_bce_iou",
@@ -76,6 +77,7 @@ class TestInOrder:
             assert sets.keys() == {"covid", "controls", "all"}
             assert {"iou", "dice", "mae", "mae_255"} <= sets["covid"].keys()
         assert metrics["all_background"]["infection"]["covid"]["iou"] == 0
+        assert metrics["dataset"]["images"] == 45
         assert metrics["whole_lung"]["infection"]["covid"]["iou"] > 0.2
 
     def test_a_second_reproduction_runs_nothing(self, repository: Repository) -> None:
@@ -88,6 +90,7 @@ class TestInOrder:
         shown = repository.run("dvc", "metrics", "show")
         assert "metrics.json" in shown
         assert "report1_bce_iou.infection.covid.iou" in shown
+        assert "dataset.exact_pairs_across_splits" in shown
         plots = json.loads(repository.run("dvc", "plots", "show", "--json"))
         assert any("history.csv" in name for name in plots["data"])
 
@@ -157,6 +160,13 @@ class TestInOrder:
         assert ran == {"plan", "train@second", "evaluate@second", "report"}
         names = sorted(p.name for p in (repository.folder / "artifacts/train/second/networks").iterdir())
         assert names == ["0.json", "0.safetensors", "1.json", "1.safetensors"]
+
+    def test_leaving_duplicates_out_retrains_nothing_where_there_are_none(
+        self, repository: Repository
+    ) -> None:
+        repository.set("audit.duplicates=drop")
+        ran = stages_run(repository.run("dvc", "repro"))
+        assert ran == {"plan", "audit", "report"}
 
     def test_a_wrong_word_stops_before_anything_runs(self, repository: Repository) -> None:
         params = repository.folder / "params.yaml"

@@ -1,14 +1,17 @@
 """On the real infection half of COVID-QU-Ex, where its zip is at hand."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from tasks.audit import audit
 from tasks.baselines import baselines
 from tasks.download import download
 from tasks.packed import PackedSplit
+from tasks.params import Audit
 from tasks.preprocess import preprocess
 from tasks.sources import open_source
 from tests.helpers import REAL_ZIP
@@ -47,9 +50,25 @@ def test_infection_is_where_the_class_says(data: Path) -> None:
         assert not (infection & ~lung).any()
 
 
-def test_the_twin_across_splits_has_one_hash(data: Path) -> None:
-    table = pd.read_csv(data / "packed" / "images.csv").set_index("id")["sha256"]
-    assert table["infection/Train/COVID-19/covid_686"] == table["infection/Test/COVID-19/covid_3155"]
+def test_the_audit_finds_the_twin_and_what_is_nearly_one(data: Path) -> None:
+    audit(data / "raw", data / "packed", data / "audit", Audit(correlation=0.98, duplicates="drop"), False)
+    pairs = pd.read_csv(data / "audit" / "pairs.csv")
+    assert pairs[pairs["exact"]][["first", "second"]].to_numpy().tolist() == [
+        ["infection/Train/COVID-19/covid_686", "infection/Test/COVID-19/covid_3155"]
+    ]
+    figures = json.loads((data / "audit" / "audit.json").read_text())["figures"]
+    assert figures == {
+        "images": 5826,
+        "unusable": 0,
+        "missing_from_published": 0,
+        "infection_outside_lung": 0,
+        "exact_pairs_across_splits": 1,
+        "near_pairs_across_splits": 16,
+        "test_images_touched": 8,
+        "pairs_within_splits": 36,
+        "pairs_across_halves": 0,
+        "dropped": 16,
+    }
 
 
 def test_trivial_predictors_score_what_is_known(data: Path) -> None:

@@ -26,7 +26,7 @@ SMALL = {"experiments": ["report1_bce"], "publish": "nowhere"}
 TRAIN = "train@report1_bce"
 
 #: What the first run leaves in the DVC cache for all others.
-BEFORE_TRAINING = ("download", "preprocess", "baselines")
+BEFORE_TRAINING = ("download", "preprocess", "audit", "baselines")
 
 
 def left_nothing(served: Served) -> bool:
@@ -213,6 +213,7 @@ def test_two_stages_of_one_checkout_run_side_by_side(
 
     assert run("plan", "download") == [Outcome.RAN, Outcome.RAN]
     assert run("preprocess") == [Outcome.RAN]
+    assert run("audit") == [Outcome.RAN]
     trainings = ("train@report1_bce", "train@report1_bce_iou")
     assert run(*trainings) == [Outcome.RAN, Outcome.RAN]
     assert run(*trainings) == [Outcome.CACHED, Outcome.CACHED]

@@ -67,6 +67,17 @@ def test_the_second_network_is_scored_in_the_image_and_in_the_lungs(
     assert metrics["infection_in_lungs"]["covid"]["iou"] >= metrics["infection"]["covid"]["iou"]
 
 
+def test_no_threshold_is_chosen_on_what_is_left_out(
+    restricted: Path, lung_plan: Plan, tiny_packed: Path, tmp_path: Path
+) -> None:
+    val = set(PackedSplit(tiny_packed, "infection", "Val").table["id"])
+    raw, trained = tiny_packed.parent / "raw", restricted.parent / "lungs"
+    chosen = PLAIN.model_copy(update={"threshold": "val"})
+    for stage in (restrict, evaluate):
+        with pytest.raises(InputError, match="the infection half has no Val image"):
+            stage(lung_plan, chosen, trained, tiny_packed, raw, tmp_path / "out", val)
+
+
 def test_the_lung_half_has_nothing_to_restrict(lung_plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
     plan = lung_plan.model_copy(update={"half": "lung"})
     with pytest.raises(InputError, match="the lung half holds no infection masks"):

@@ -232,6 +232,37 @@ def test_a_pin_is_refused_for_phantoms_and_the_demo_takes_it_away() -> None:
     assert parse_params(demo).data.fingerprint is None
 
 
+SHA256 = f"data.sha256={64 * 'a'}"
+
+
+def test_another_source_takes_the_pins_of_the_one_before_away() -> None:
+    pinned = with_changes(TEXT, {"pin": {"data": {"fingerprint": f"f{31 * '0'}"}}})
+    assert parse_params(pinned).data.sha256
+    data = parse_params(with_changes(pinned, {"test": {"data": {"source": "x.zip"}}})).data
+    assert data == params.Data(source="x.zip")
+    same = with_changes(pinned, {"test": {"data": {"source": parse_params(pinned).data.source}}})
+    assert parse_params(same) == parse_params(pinned)
+
+
+def test_a_pin_that_is_set_beside_a_source_stays_in_any_order() -> None:
+    for order in (("data.source=x.zip", SHA256), (SHA256, "data.source=x.zip")):
+        assert changed(*order).data == params.Data(source="x.zip", sha256=64 * "a")
+
+
+def test_a_sha256_is_refused_for_phantoms() -> None:
+    with pytest.raises(InputError, match=r": data: phantom:// is no zip .*; set data\.sha256=null$"):
+        changed(SHA256, "data.source=phantom://9")
+
+
+@pytest.mark.parametrize("source", ["https://user:password@host/a.zip", "http://user@127.0.0.1/a.zip"])
+def test_a_password_in_a_url_is_refused_and_not_said(source: str) -> None:
+    with pytest.raises(
+        InputError, match=r": data: source: a user or password .*; put it into ~/\.netrc$"
+    ) as caught:
+        changed(f"data.source={source}")
+    assert "password@" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("assignment", "line"),
     [
@@ -327,12 +358,16 @@ def test_a_pin_is_refused_for_phantoms_and_the_demo_takes_it_away() -> None:
         ("experiments.report1_bce_iou.alpha=null", "loss bce_iou reads alpha, which is missing"),
         ("experiments.report1_bce.targets=[lung, lung]", ".targets: a word stands there twice"),
         (f"experiments.whole_lung={ENTRY}", ": experiments.whole_lung: a trivial predictor has this name"),
+        (f"experiments.dataset={ENTRY}", ": experiments.dataset: metrics.json has this name for the dataset"),
+        ("audit.correlation=0", ": audit.correlation: 0 won't do"),
+        ("audit.duplicates=remove", ": audit.duplicates: 'remove' is not one of 'report' or 'drop'"),
         (f"experiments.a b={ENTRY}", ": experiments.a b"),
         ("half=chest", ": half: 'chest' is not one of 'infection' or 'lung'"),
         ("training=", ": training: None won't do: expected keys and values"),
         ("training.seed=100000000000000000000", ": training.seed: 100000000000000000000 won't do"),
         ("report.figures=[0]", ": report.figures.0: 0 won't do"),
         ("data.fingerprint=12345", ": data.fingerprint: 12345 won't do: input should be a valid string"),
+        ("data.sha256=abc", ": data.sha256: 'abc' won't do: string should match pattern"),
         ("data.fingerprint=f00", ": data.fingerprint: 'f00' won't do: string should match pattern"),
     ],
 )

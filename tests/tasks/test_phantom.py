@@ -41,6 +41,15 @@ def test_names_are_kaggles() -> None:
     assert folders == {f"{ROOT}/{s}/{c}/{k}" for s, c, k in product(SPLITS, CLASSES, KINDS)}
 
 
+@pytest.mark.parametrize("few", [1, 1000])
+def test_many_are_drawn_in_order(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.phantom.FEW", few)
+    source = PhantomSource("phantom://36?size=32")
+    names = source.names()[::-1]
+    with source.reading(names) as contents:
+        assert list(contents) == [source.read(name) for name in names]
+
+
 def test_default_counts() -> None:
     cells = Counter(tuple(name.split("/")[2:5]) for name in PhantomSource("phantom://").names())
     images = [[cells[split, group, "images"] for group in CLASSES] for split in SPLITS]

@@ -1,7 +1,9 @@
 import errno
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +38,9 @@ def test_packs_each_image_with_its_masks(kaggle_folder: Path, tmp_path: Path) ->
     table = packed(kaggle_folder, tmp_path)
     raw = RawDataset(tmp_path / "raw")
     assert list(table["id"]) == list(raw.manifest["id"])
-    for _, row in table.iterrows():
+    thumbnails = np.load(tmp_path / "packed" / "thumbnails.npy")
+    assert len(thumbnails) == len(table)
+    for place, (_, row) in enumerate(table.iterrows()):
         folder = tmp_path / "packed" / row["half"] / row["split"]
         original = {kind: raw.read(row["id"], kind) for kind in KIND_FOLDERS}
         for kind, pixels in original.items():
@@ -46,11 +50,15 @@ def test_packs_each_image_with_its_masks(kaggle_folder: Path, tmp_path: Path) ->
             how = Image.Resampling.BILINEAR if kind == "image" else Image.Resampling.NEAREST
             expected = np.asarray(Image.fromarray(pixels).resize((32, 32), how))
             np.testing.assert_array_equal(array[row["row"]], expected if kind == "image" else expected > 0)
+        # The mean of each two by two pixels; Pillow rounds after each of the two axes.
+        means = original["image"].reshape(32, 2, 32, 2).mean(axis=(1, 3))
+        np.testing.assert_allclose(thumbnails[place], means, rtol=0, atol=1)
         assert (row["height"], row["width"]) == (64, 64)
         assert row["lung_area"] == pytest.approx((original["lung"] > 0).mean(), abs=1e-6)
         assert row["infection_area"] == pytest.approx((original["infection"] > 0).mean(), abs=1e-6)
     assert (table["infection_area"] > 0).equals(table["class"] == "COVID-19")
     assert table["sha256"].is_unique
+    assert (table["infection_outside_lung"] == 0).all()
     assert pd.read_csv(tmp_path / "packed" / "rejected.csv").empty
 
 
@@ -86,6 +94,14 @@ def test_no_usable_image_at_all_fails_whatever_is_allowed(kaggle_folder: Path, t
         packed(kaggle_folder, tmp_path, max_rejected=1.0)
 
 
+def claiming(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header claims that size."""
+    content = bytearray(png(np.zeros((1, 1), np.uint8)))
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
+
+
 GREY_MASK = png(np.full((64, 64), 7, np.uint8))
 SMALL_MASK = png(np.zeros((32, 64), np.uint8))
 BAD = {
@@ -93,6 +109,8 @@ BAD = {
     "no PNG": ("image", b"GIF89a" + bytes(50), "the image can't be read: not a PNG"),
     "cut short": ("image", None, "the image can't be read"),
     "16 bit": ("image", png(np.zeros((64, 64), np.uint16)), "the image has pixels of kind I;16, not 8 bit"),
+    "bomb": ("image", claiming(10_000, 8000), "the image is 10000x8000, more than 64 megapixels"),
+    "bigger bomb": ("lung", claiming(2**31 - 1, 9), "the lung mask is 2147483647x9, more than 64 megapixels"),
     "grey mask": ("lung", GREY_MASK, "the lung mask is not binary: it holds 7 beside 0 and 255"),
     "small mask": ("infection", SMALL_MASK, "the infection mask is 64x32 but the image 64x64"),
 }
@@ -111,6 +129,22 @@ def test_an_unusable_image_is_set_aside_with_its_reason(
     assert reason in rejected["reason"][0]
     assert np.load(tmp_path / "packed/infection/Train/image.npy").shape == (2, 32, 32)
     assert list(table["row"][table["split"] == "Train"]) == [0, 1]
+
+
+def test_infection_outside_the_lung_is_measured(kaggle_folder: Path, tmp_path: Path) -> None:
+    lung, infection = np.zeros((2, 64, 64), np.uint8)
+    lung[:32], infection[24:40] = 255, 255
+    for kind, mask in (("lung", lung), ("infection", infection)):
+        file_of(kaggle_folder, kind).write_bytes(png(mask))
+    table = packed(kaggle_folder, tmp_path)
+    assert table["infection_outside_lung"].tolist() == [0.5] + 8 * [0]
+    assert table["infection_area"][0] == 0.25
+
+
+def test_workers_need_no_torch() -> None:
+    # It takes seconds and hundreds of megabytes a process.
+    code = "import sys, tasks.preprocess; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_a_missing_mask_is_named(kaggle_folder: Path, tmp_path: Path) -> None:

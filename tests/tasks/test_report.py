@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import zipfile
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,13 +19,12 @@ from PIL import Image
 
 from tasks.cli import InputError
 from tasks.params import Params
-from tasks.raw import KIND_FOLDERS, MANIFEST_COLUMNS, member_name, shard_name, write_member
+from tasks.raw import CLASSES, KIND_FOLDERS, MANIFEST_COLUMNS, SPLITS, member_name, shard_name, write_member
 from tasks.report import (
     TEMPLATE,
     figure_ids,
     report,
 )
-from tasks.tables import leaks
 
 SIZE = 64
 CLASS_OF = {f"covid_{number}": "COVID-19" for number in range(1, 7)}
@@ -102,15 +102,17 @@ class Work:
             "trained": root / "train",
             "evaluated": root / "evaluation",
             "baselines": root / "baselines",
+            "audit": root / "audit",
             "packed": root / "packed",
             "raw": root / "raw",
         }
         self.out, self.metrics = root / "reports", root / "metrics.json"
         self.experiments: list[str] = []  # in the order of params.yaml
-        for name in ("plans", "packed", "raw", "baselines"):
+        for name in ("plans", "packed", "raw", "baselines", "audit"):
             self.paths[name].mkdir()
         self._raw()
         self._packed()
+        self.audit()
         self._baselines()
         self.add("bce", shift=6)
         self.add("bce_iou", shift=2, loss_options={"alpha": 0.25})
@@ -236,6 +238,37 @@ class Work:
         table.to_csv(self.paths["packed"] / "images.csv", index=False)
         rejected = pd.DataFrame({"id": ["infection/Train/Normal/<b>"], "reason": ["mask & image differ"]})
         rejected.to_csv(self.paths["packed"] / "rejected.csv", index=False)
+
+    def audit(
+        self,
+        pairs: Sequence[tuple[str, str, float]] = (),
+        duplicates: str = "report",
+        published: int | None = 9,
+    ) -> None:
+        """What the audit finds: an image set aside, and these pairs, of correlation 1 the same."""
+        folder = self.paths["audit"]
+        rows = [
+            ("infection", split, image_class, 3, 3 - (split == "Train"), published)
+            for split in (*SPLITS, "all")
+            for image_class in (*CLASSES, "all")
+        ]
+        columns = ["half", "split", "class", "images", "usable", "published"]
+        pd.DataFrame(rows, columns=columns).to_csv(folder / "counts.csv", index=False)
+        problem = {"id": ["infection/Train/Normal/<b>"], "problem": ["set aside: mask & image differ"]}
+        pd.DataFrame(problem).to_csv(folder / "problems.csv", index=False)
+        table = pd.DataFrame(pairs, columns=["first", "second", "correlation"])
+        table.assign(exact=table["correlation"] == 1, across=True).to_csv(folder / "pairs.csv", index=False)
+        dropped = table[["first"]].set_axis(["id"], axis=1)[: len(pairs) if duplicates == "drop" else 0]
+        dropped.assign(reason="the same").to_csv(folder / "dropped.csv", index=False)
+        figures = {
+            "images": 9, "unusable": 1, "infection_outside_lung": 0, "dropped": len(dropped),
+            "exact_pairs_across_splits": int((table["correlation"] == 1).sum()),
+            "near_pairs_across_splits": int((table["correlation"] < 1).sum()),
+            "test_images_touched": table["second"].nunique(),
+            "pairs_within_splits": 2, "pairs_across_halves": 1,
+        }  # fmt: skip
+        found = {"params": {"correlation": 0.98, "duplicates": duplicates}, "figures": figures}
+        (folder / "audit.json").write_text(json.dumps(found))
 
     def _baselines(self) -> None:
         guesses = {"all_background": square(0, 0), "all_foreground": ~square(0, 0), "whole_lung": LUNG}
@@ -367,7 +400,8 @@ def test_page_is_well_formed_and_loads_nothing(written: Work) -> None:
 
 def test_metrics_are_nested_by_experiment_target_and_image_set(written: Work) -> None:
     metrics = json.loads(written.metrics.read_text())
-    assert list(metrics) == ["all_background", "all_foreground", "bce", "bce_iou", "whole_lung"]
+    assert list(metrics) == ["all_background", "all_foreground", "bce", "bce_iou", "dataset", "whole_lung"]
+    assert metrics["dataset"]["unusable"] == 1
     # the 24 x 24 square moved by two rows: 22 of 24 rows overlap, 26 rows are in either
     assert metrics["bce_iou"]["infection"]["covid"]["iou"] == round(22 / 26, 6)
     assert metrics["bce_iou"]["infection"]["all"]["images"] == 8
@@ -606,11 +640,43 @@ def test_one_image_has_no_interval(work: Work) -> None:
     assert "nan" not in page.replace("nance", "")
 
 
-def test_twins_across_splits_are_found() -> None:
-    table = pd.DataFrame(
-        {"id": ["a", "b", "c"], "split": ["Train", "Test", "Test"], "sha256": ["x", "x", "y"]}
-    )
-    assert leaks(table) == ["b"]
+def test_the_dataset_is_told_of(written: Work) -> None:
+    said = section(written.page(), "dataset")
+    assert "No image has a twin in another split, nor one that correlates by 0.98 or more with it." in said
+    assert "2 such pairs within a split" in said and "1 such pair across the two halves" in said
+    assert "left out" not in said
+    assert "Class Train Val Test Sum Published" in said
+    assert "COVID-19 2 of 3 found 9 published 3 9 published 3 9 published 3 9 published 9" in said
+    assert "infection/Train/Normal/<b> set aside: mask & image differ" in said
+
+
+def test_pairs_across_splits_are_shown(work: Work) -> None:
+    # Any images do, so Test ones play all parts.
+    pairs = [(IDS["covid_1"], IDS["covid_2"], 1.0), (IDS["covid_3"], IDS["covid_4"], 0.98765)]
+    work.audit(pairs, duplicates="drop")
+    page = work.run()
+    said = section(page, "dataset")
+    assert "2 pairs of images in different splits: 1 the same pixel for pixel, 1 of a correlation" in said
+    assert "2 Test images are among them. " in said
+    assert "2 images left out of training and validation: audit.duplicates is drop." in said
+    assert "Test and Test the same, pixel for pixel covid_1 Test, COVID-19 covid_2" in said
+    assert "correlation 0.9877 covid_3" in said
+    assert Loads(page).open == []
+
+
+def test_the_most_alike_of_many_pairs_are_shown(work: Work) -> None:
+    work.audit([(IDS["covid_1"], IDS["covid_2"], 1 - number / 2000) for number in range(23)])
+    said = section(work.run(), "dataset")
+    assert "1 Test image is among them and may score better than a new one would." in said
+    assert "Nothing is left out of training for that: audit.duplicates is report, not drop." in said
+    assert said.count("Test and Test") == 20
+    assert "the 20 most alike, 3 more are in artifacts/audit/pairs.csv" in said
+
+
+def test_where_nothing_was_published_nothing_stands_beside(work: Work) -> None:
+    work.audit(published=None)
+    said = section(work.run(work.params(source="phantom://")), "dataset")
+    assert "Class Train Val Test Sum COVID-19 2 of 3 found 3 3 3 Non-COVID" in said
 
 
 def test_template_stands_beside_the_code() -> None:

@@ -1,3 +1,4 @@
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -107,6 +108,76 @@ def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
         archive.writestr(info, "/etc/passwd")
     with pytest.raises(InputError, match="is a link; refused"):
         open_source(str(tmp_path / "a.zip"), Path())
+
+
+def test_a_member_that_unpacks_to_far_more_is_refused_by_name(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(NAME, bytes(2 << 20))
+    with pytest.raises(
+        InputError, match=r"covid_1\.png' unpacks to 2097152 bytes .* over 100 times .*; refused"
+    ):
+        downloaded(tmp_path / "a.zip", tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+
+
+def test_a_header_that_lies_about_the_size_gives_no_more_than_it_says(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(NAME, bytes(32 << 20))
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    for place in (22, content.index(b"PK\1\2") + 24):
+        assert content[place : place + 4] == (32 << 20).to_bytes(4, "little")
+        content[place : place + 4] = (1 << 20).to_bytes(4, "little")
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(InputError, match=r"covid_1\.png' can't be read: Bad CRC-32"):
+        downloaded(tmp_path / "a.zip", tmp_path / "raw")
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_a_file_too_large_for_any_image_is_refused_by_name(
+    kaggle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    source = kaggle_folder if form == "folder" else zipped(kaggle_folder, tmp_path / "a.zip")
+    monkeypatch.setattr("tasks.sources.LARGEST_FILE", (kaggle_folder / NAME).stat().st_size - 1)
+    with pytest.raises(
+        InputError, match=r"png' has \d+ bytes, more than the \d+ that any X-ray needs; refused"
+    ):
+        downloaded(source, tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+
+
+def test_members_that_overlap_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(NAME, bytes(1000))
+        archive.writestr(NAME.replace("covid_1", "covid_2"), bytes(1000))
+        archive.filelist[1].header_offset = 0  # both names for the same bytes
+    with pytest.raises(InputError, match=r"covid_\d\.png' overlaps another; refused"):
+        open_source(str(tmp_path / "a.zip"), Path())
+
+
+def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(NAME, b"one")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr(NAME, b"two")
+    with pytest.raises(InputError, match=r"covid_1\.png' is there twice"):
+        open_source(str(tmp_path / "a.zip"), Path())
+
+
+def test_a_pipe_in_a_folder_is_refused_and_not_waited_for(kaggle_folder: Path, tmp_path: Path) -> None:
+    os.mkfifo((kaggle_folder / NAME).with_name("covid_2.png"))
+    with pytest.raises(InputError, match=r"covid_2\.png: no regular file; refused"):
+        downloaded(kaggle_folder, tmp_path / "raw")
+
+
+def test_a_link_to_nothing_is_refused(kaggle_folder: Path, tmp_path: Path) -> None:
+    (kaggle_folder / NAME).with_name("covid_2.png").symlink_to(kaggle_folder / "nothing")
+    with pytest.raises(InputError, match=r"covid_2\.png: no regular file; refused"):
+        downloaded(kaggle_folder, tmp_path / "raw")
+
+
+def test_a_pinned_zip_may_not_be_a_folder(kaggle_folder: Path) -> None:
+    with pytest.raises(InputError, match=r"archive: a folder, but data\.sha256 pins a zip; python -m tasks"):
+        open_source(str(kaggle_folder), Path(), 64 * "0")
 
 
 def test_a_link_out_of_a_folder_is_refused(kaggle_folder: Path, tmp_path: Path) -> None:

@@ -82,6 +82,20 @@ def test_writes_weights_history_and_a_description(plan: Plan, packed: Path, tmp_
     }
 
 
+def test_what_is_left_out_is_not_trained_on(plan: Plan, packed: Path, tmp_path: Path) -> None:
+    whole = {
+        split: PackedSplit(packed, plan.half, split, (), plan.train_classes) for split in ("Train", "Val")
+    }
+    left_out = {str(whole[split].table["id"][place]) for split in whole for place in (0, 2)}
+    train(plan, packed, tmp_path / "out", left_out)
+    description = json.loads((tmp_path / "out" / "networks" / "0.json").read_text())
+    assert description["train_images"] == len(whole["Train"]) - 2
+    assert description["val_images"] == len(whole["Val"]) - 2
+    split = PackedSplit(packed, plan.half, "Train", plan.targets, plan.train_classes, left_out)
+    kept = [place for place in range(len(whole["Train"])) if place not in (0, 2)]
+    np.testing.assert_array_equal(split.images(), whole["Train"].images()[kept])
+
+
 def test_several_targets_have_their_own_scores_and_the_mean(plan: Plan, packed: Path, tmp_path: Path) -> None:
     classes = ("COVID-19", "Non-COVID", "Normal")
     plan = altered(plan, targets=("infection", "lung"), train_classes=classes, epochs=1)
