@@ -219,7 +219,7 @@ def validate(
 def make_optimiser(plan: Plan, network: nn.Module) -> torch.optim.Optimizer:
     make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[plan.optimiser]
     optimiser: torch.optim.Optimizer = make(
-        network.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay
+        network.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True
     )
     return optimiser
 
