@@ -194,7 +194,7 @@ def decode(job: tuple[Path, list[str], int]) -> None:
     for image_id in ids:
         for kind in HALF_KINDS[image_id.partition("/")[0]]:
             with Image.open(io.BytesIO(dataset.read_bytes(image_id, kind))) as image:
-                how = Image.Resampling.BILINEAR if kind == "image" else Image.Resampling.NEAREST
+                how = Image.Resampling.BILINEAR if kind == "image" else Image.Resampling.BOX
                 image.resize((size, size), how)
 
 
