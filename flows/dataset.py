@@ -23,13 +23,10 @@ from dvc_data.index import DataIndexDirError
 
 from flows.checkout import find_repository, resolve
 from tasks.cli import InputError, stage_main
-from tasks.raw import Kind
+from tasks.raw import KIND_WORDS, MANIFEST, Kind, read_manifest
 
 RAW = "data/raw"
-MANIFEST = "manifest.csv"
 WORKSPACE = "the workspace"
-KIND_WORDS: dict[Kind, str] = {"image": "image", "lung": "lung mask", "infection": "infection mask"}
-
 
 #: The sha256 of an image and of its masks, empty where it has none.
 Hashes = dict[Kind, str]
@@ -125,16 +122,16 @@ def lines(old: str, new: str, before: pd.DataFrame, after: pd.DataFrame) -> Iter
     yield from (f"changed  {image_id}: {', '.join(what)}" for image_id, what in difference.changed)
 
 
-def read_manifest(repository: Path, revision: str | None) -> pd.DataFrame:
+def manifest_of(repository: Path, revision: str | None) -> pd.DataFrame:
     """The manifest of a revision, None being the workspace, without fetching anything else.
 
     Raises:
         InputError: no such revision, it has no data/raw, or neither cache nor remote gives its manifest.
     """
     if revision is not None:
-        return _parse(_fetch(repository, revision))
+        return read_manifest(io.BytesIO(_fetch(repository, revision)))
     try:
-        return _parse((repository / RAW / MANIFEST).read_bytes())
+        return read_manifest(repository / RAW / MANIFEST)
     except FileNotFoundError:
         raise InputError(f"{RAW}/{MANIFEST}: not there; `dvc pull {RAW}` or `dvc repro` brings it") from None
 
@@ -163,10 +160,6 @@ def _fetch(repository: Path, revision: str) -> bytes:
             ) from None
 
 
-def _parse(content: bytes) -> pd.DataFrame:
-    return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Look at the dataset's revisions.")
     commands = parser.add_subparsers(required=True)
@@ -175,7 +168,7 @@ def main() -> None:
     diff.add_argument("new", metavar="REV2", nargs="?", help="another; by default the workspace's data/raw")
     args = parser.parse_args()
     repository = find_repository()
-    before, after = (read_manifest(repository, revision) for revision in (args.old, args.new))
+    before, after = (manifest_of(repository, revision) for revision in (args.old, args.new))
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who reads the first lines alone, as head does
     for line in lines(args.old, args.new or WORKSPACE, before, after):
         print(line)

@@ -23,7 +23,7 @@ from tasks.cli import InputError, stage_main
 from tasks.files import replacing, write_table
 from tasks.params import Audit, load_params
 from tasks.progress import progress
-from tasks.raw import CLASSES, SPLITS
+from tasks.raw import CLASSES, MANIFEST, SPLITS, read_manifest
 
 #: Images that are compared with as many others at a time; bounds memory whatever the dataset's size.
 BLOCK = 2048
@@ -64,7 +64,7 @@ def audit(raw: Path, packed: Path, out: Path, params: Audit, phantoms: bool) -> 
     Raises:
         InputError: there are more than `MAX_PAIRS` pairs.
     """
-    manifest = pd.read_csv(raw / "manifest.csv", dtype=str, keep_default_na=False)
+    manifest = read_manifest(raw / MANIFEST)
     images = pd.read_csv(packed / "images.csv")
     rejected = pd.read_csv(packed / "rejected.csv", dtype=str, keep_default_na=False)
     thumbnails = np.load(packed / "thumbnails.npy", mmap_mode="r")

@@ -1,11 +1,15 @@
 """How many CPU cores there are to use, and how work is spread over them."""
 
 import itertools
+import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
-from typing import TypeVar
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Self, TypeVar
+
+from tasks.cli import InputError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -27,3 +31,29 @@ def in_order(
     while asked:
         yield asked.popleft().result()
         asked.extend(pool.submit(work, job) for job in itertools.islice(waiting, 1))
+
+
+class Processes:
+    """As many processes as there are cores, which start at the first job."""
+
+    def __init__(self) -> None:
+        self._cores = available_cores()
+        # Each starts afresh: what torch or pandas hold open is not shared.
+        self._pool = ProcessPoolExecutor(self._cores, mp_context=multiprocessing.get_context("spawn"))
+
+    def map(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+        """The results in the order of the jobs; a few jobs ahead keep all busy and the memory flat.
+
+        Raises:
+            InputError: a process was killed.
+        """
+        try:
+            yield from in_order(self._pool, work, jobs, ahead=2 * self._cores)
+        except BrokenProcessPool:
+            raise InputError("a worker process was killed; is there enough memory?") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)

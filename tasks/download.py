@@ -29,6 +29,7 @@ from tasks.raw import (
     CLASSES,
     HALF_KINDS,
     KIND_FOLDERS,
+    MANIFEST,
     MANIFEST_COLUMNS,
     SPLITS,
     Kind,
@@ -99,7 +100,7 @@ def _copy_all(
                     }
                     rows.append(_store(image, own, shard))
         manifest = pd.DataFrame(rows, columns=MANIFEST_COLUMNS)
-        write_table(manifest, partial / "manifest.csv")
+        write_table(manifest, partial / MANIFEST)
         if listing is not None and not _is_as_listed(Stored(partial), listing):
             raise InputError(f"{where}: files changed while they were read; start again when nobody writes")
     print(manifest.groupby(["half", "split", "class"], sort=False).size().to_string(), flush=True)

@@ -16,11 +16,8 @@ import contextlib
 import io
 import itertools
 import math
-import multiprocessing
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,8 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from tasks.cli import InputError
-from tasks.cores import available_cores, in_order
+from tasks.cores import Processes
 
 SPLITS = ("Train", "Val", "Test")
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
@@ -107,15 +103,9 @@ class PhantomSource:
         if len(names) < FEW:
             yield map(self.read, names)
             return
-        cores = available_cores()
         chunks = (names[i : i + CHUNK] for i in range(0, len(names), CHUNK))
-        with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as pool:
-            try:
-                yield itertools.chain.from_iterable(in_order(pool, self._read_all, chunks, 2 * cores))
-            except BrokenProcessPool:
-                raise InputError("a worker process was killed; is there enough memory?") from None
-            finally:
-                pool.shutdown(cancel_futures=True)
+        with Processes() as processes:
+            yield itertools.chain.from_iterable(processes.map(self._read_all, chunks))
 
     def _read_all(self, names: Sequence[str]) -> list[bytes]:
         return [self.read(name) for name in names]

@@ -14,14 +14,10 @@ import argparse
 import functools
 import io
 import itertools
-import multiprocessing
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,11 +25,11 @@ from PIL import Image, PngImagePlugin
 
 from tasks.arrays import ArrayWriter
 from tasks.cli import InputError, stage_main
-from tasks.cores import available_cores
+from tasks.cores import Processes
 from tasks.files import replacing, write_table
 from tasks.params import load_params
 from tasks.progress import progress
-from tasks.raw import HALF_KINDS, KIND_FOLDERS, Kind, RawDataset, sha256
+from tasks.raw import HALF_KINDS, KIND_FOLDERS, KIND_WORDS, Kind, RawDataset, sha256
 
 #: Images that a worker process takes at a time; bounds memory whatever the dataset's size.
 CHUNK = 32
@@ -77,7 +73,7 @@ def preprocess(raw: Path, out: Path, image_size: int, max_rejected: float) -> No
     with replacing(out) as partial, ExitStack() as whole:
         partial.mkdir()
         thumbnails = whole.enter_context(ArrayWriter(partial / "thumbnails.npy", THUMBNAIL))
-        packer = whole.enter_context(_Packer(raw, image_size))
+        processes = whole.enter_context(Processes())
         for (half, split), images in manifest.groupby(["half", "split"], sort=False):
             folder = partial / str(half) / str(split)
             folder.mkdir(parents=True)
@@ -90,7 +86,9 @@ def preprocess(raw: Path, out: Path, image_size: int, max_rejected: float) -> No
                     dict(zip(COLUMNS, values, strict=True))
                     for values in images[COLUMNS].itertuples(index=False)
                 ]
-                results = packer.pack(list(images["id"]))
+                ids = list(images["id"])
+                jobs = ((raw, ids[i : i + CHUNK], image_size) for i in range(0, len(ids), CHUNK))
+                results = itertools.chain.from_iterable(processes.map(_pack_chunk, jobs))
                 shown = progress(results, len(rows), f"preprocess {half} {split}")
                 for row, result in zip(rows, shown, strict=True):
                     if isinstance(result, Rejected):
@@ -114,38 +112,6 @@ def _refuse_too_many(rejected: Sequence[tuple[str, str]], total: int, max_reject
             f"{len(rejected)} of {total} images can't be used, more than preprocess.max_rejected = "
             f"{max_rejected:g} allows; the first: {first_id}: {first_reason}"
         )
-
-
-class _Packer:
-    """Packs images in as many processes as there are cores."""
-
-    def __init__(self, raw: Path, image_size: int) -> None:
-        self._raw, self._image_size = raw, image_size
-        self._cores = available_cores()
-        # Processes start at the first image, each afresh: what torch or pandas hold open is not shared.
-        self._pool = ProcessPoolExecutor(self._cores, mp_context=multiprocessing.get_context("spawn"))
-
-    def pack(self, ids: list[str]) -> Iterator[Packed | Rejected]:
-        """One result an id, in order.
-
-        Raises:
-            InputError: a process was killed.
-        """
-        jobs = iter([(self._raw, ids[i : i + CHUNK], self._image_size) for i in range(0, len(ids), CHUNK)])
-        # Asking for a few chunks ahead keeps the processes busy and the memory flat.
-        ahead = deque(self._pool.submit(_pack_chunk, job) for job in itertools.islice(jobs, 2 * self._cores))
-        try:
-            while ahead:
-                yield from ahead.popleft().result()
-                ahead.extend(self._pool.submit(_pack_chunk, job) for job in itertools.islice(jobs, 1))
-        except BrokenProcessPool:
-            raise InputError("a worker process was killed; is there enough memory?") from None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
 
 
 def _pack_chunk(job: tuple[Path, list[str], int]) -> list[Packed | Rejected]:
@@ -190,7 +156,7 @@ def pack_image(dataset: RawDataset, image_id: str, image_size: int) -> Packed | 
 def _read(dataset: RawDataset, image_id: str, kind: Kind) -> Image.Image:
     """The picture in 8 bit grey."""
     content = dataset.read_bytes(image_id, kind)
-    what = "image" if kind == "image" else f"{kind} mask"
+    what = KIND_WORDS[kind]
     if content is None:
         raise UnusableError(f"the {what} is missing in {KIND_FOLDERS[kind]!r}")
     if not content:

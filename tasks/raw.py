@@ -12,7 +12,7 @@ import io
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import BinaryIO, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -33,10 +33,12 @@ IMAGE_SETS: dict[str, tuple[ImageClass, ...]] = {
     "all": CLASSES,
 }
 KIND_FOLDERS: dict[Kind, str] = {"image": "images", "lung": "lung masks", "infection": "infection masks"}
+KIND_WORDS: dict[Kind, str] = {"image": "image", "lung": "lung mask", "infection": "infection mask"}
 HALF_KINDS: dict[str, tuple[Kind, ...]] = {
     "infection": ("image", "lung", "infection"),
     "lung": ("image", "lung"),
 }
+MANIFEST = "manifest.csv"
 MANIFEST_COLUMNS = ["id", "half", "split", "class", "image_sha256", "lung_sha256", "infection_sha256"]
 
 
@@ -56,12 +58,17 @@ def write_member(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     archive.writestr(info, content)
 
 
+def read_manifest(file: Path | BinaryIO) -> pd.DataFrame:
+    """All columns as text, empty where a file is missing."""
+    return pd.read_csv(file, dtype=str, keep_default_na=False)
+
+
 class RawDataset:
     """Read access to `data/raw`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self.manifest = pd.read_csv(root / "manifest.csv", dtype=str, keep_default_na=False)
+        self.manifest = read_manifest(root / MANIFEST)
         self._shards: dict[str, zipfile.ZipFile] = {}
         self._files: dict[Kind, set[str]] = {
             kind: set(self.manifest["id"][self.manifest[f"{kind}_sha256"] != ""]) for kind in KIND_FOLDERS

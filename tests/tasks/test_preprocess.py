@@ -83,7 +83,7 @@ def test_many_processes_give_what_one_does(
 ) -> None:
     packed(kaggle_folder, tmp_path / "whole")
     monkeypatch.setattr("tasks.preprocess.CHUNK", 1)
-    monkeypatch.setattr("tasks.preprocess.available_cores", lambda: 3)
+    monkeypatch.setattr("tasks.cores.available_cores", lambda: 3)
     packed(kaggle_folder, tmp_path / "split")
     whole, split = (sorted((tmp_path / n / "packed").rglob("*.*")) for n in ("whole", "split"))
     assert [path.name for path in whole] == [path.name for path in split]
