@@ -9,7 +9,7 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -31,10 +31,17 @@ class Slot(NamedTuple):
 
 
 class Slots:
-    """The slots of this machine: each a number of units (GPUs or cores) that one stage takes together."""
+    """The slots of this machine: each some units (GPUs or cores) that one stage takes together."""
 
-    def __init__(self, units: list[str], per_stage: int, variables: Callable[[list[str]], dict[str, str]]):
-        self._units, self._per_stage, self._variables = units, per_stage, variables
+    def __init__(
+        self,
+        units: list[str],
+        per_stage: int,
+        variables: Callable[[list[str]], dict[str, str]],
+        more: Mapping[str, int] | None = None,
+    ) -> None:
+        """`more` holds the stages that take another number of units."""
+        self._units, self._per_stage, self._variables, self._more = units, per_stage, variables, more or {}
         self._folder = Path(tempfile.gettempdir()) / f"covid-qu-ex-slots-{os.getuid()}"
 
     def __len__(self) -> int:
@@ -42,14 +49,15 @@ class Slots:
         return max(1, len(self._units) // self._per_stage)
 
     @contextmanager
-    def take(self, tell: Callable[[str], None]) -> Iterator[Slot]:
-        """Hold a slot, waiting for one where other flows have them all."""
+    def take(self, tell: Callable[[str], None], stage: str = "") -> Iterator[Slot]:
+        """Hold a slot for a stage, waiting for one where other flows have them all."""
+        count = min(self._more.get(stage, self._per_stage), len(self._units))
         self._folder.mkdir(mode=0o700, exist_ok=True)
         waited = False
         while True:
             with ExitStack() as stack:
-                held = self._try(stack)
-                if len(held) == self._per_stage:
+                held = self._try(stack, count)
+                if len(held) == count:
                     locks = tuple(file.fileno() for _, file in held)
                     yield Slot(self._variables([unit for unit, _ in held]), locks)
                     return
@@ -58,13 +66,13 @@ class Slots:
                 waited = True
             time.sleep(POLL)
 
-    def _try(self, stack: ExitStack) -> list[tuple[str, IO[bytes]]]:
-        """Lock as many units as a stage needs, if so many are free."""
+    def _try(self, stack: ExitStack, count: int) -> list[tuple[str, IO[bytes]]]:
+        """Lock so many units, if they are free."""
         held: list[tuple[str, IO[bytes]]] = []
         with (self._folder / "choosing").open("wb") as turn:
             fcntl.flock(turn, fcntl.LOCK_EX)  # one at a time, or two could each hold half
             for unit in self._units:
-                if len(held) == self._per_stage:
+                if len(held) == count:
                     break
                 file = stack.enter_context((self._folder / unit.replace("/", "_")).open("wb"))
                 with suppress(BlockingIOError):
@@ -76,24 +84,25 @@ class Slots:
 def compute_slots(params: Params) -> Slots:
     """The slots of this machine for the trainings of `params`.
 
-    With GPUs, of which CUDA_VISIBLE_DEVICES may leave some out, a slot is one GPU and its share of the
-    cores' threads. On the CPU there are as many slots as fit by the threads that a training takes, which
-    params.yaml sets, since they change its last digits.
+    With GPUs, of which CUDA_VISIBLE_DEVICES may leave some out, a slot is one GPU, or one for each process
+    of a training, with its share of the cores' threads. On the CPU there are as many slots as fit by the
+    threads that a training takes, which params.yaml sets, since they change its last digits.
     """
     cores = available_cores()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = _gpu_ids() if visible is None else [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]
     if gpus:
-        threads = str(max(1, cores // len(gpus)))
         prefix = "gpu-"
-        return Slots(
-            [prefix + gpu for gpu in gpus],
-            per_stage=1,
-            variables=lambda units: {
-                "CUDA_VISIBLE_DEVICES": units[0].removeprefix(prefix),
+
+        def variables(units: list[str]) -> dict[str, str]:
+            threads = str(max(1, len(units) * cores // len(gpus)))
+            return {
+                "CUDA_VISIBLE_DEVICES": ",".join(unit.removeprefix(prefix) for unit in units),
                 "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
-            },
-        )
+            }
+
+        processes = {f"train@{name}": plan.processes for name, plan in params.experiments.items()}
+        return Slots([prefix + gpu for gpu in gpus], per_stage=1, variables=variables, more=processes)
     threads_each = max(plan.threads or cores for plan in params.experiments.values())
     return Slots(
         [f"core-{number}" for number in range(cores)],

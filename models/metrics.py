@@ -58,6 +58,11 @@ def specificity(counts: Confusion) -> Tensor:
     return _ratio(counts.tn, counts.tn + counts.fp)
 
 
+def marked(counts: Confusion) -> Tensor:
+    """Share of the pixels that are predicted, (TP + FP) / all, in [0, 1]."""
+    return _ratio(counts.tp + counts.fp, counts.tp + counts.fp + counts.fn + counts.tn)
+
+
 def mean_absolute_error(probability: Tensor, truth: Tensor) -> Tensor:
     """Mean over the pixels of |probability - truth|, in [0, 1]; (..., H, W) -> (...).
 

@@ -38,6 +38,7 @@ def stage_main(main: Callable[[], None]) -> None:
     try:
         main()
     except InputError as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends by itself, once this is said
         sys.exit(f"error: {error}")
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from tasks.consistency import PRINTED_PAIRS, check_pair, possible_pairs
 from tasks.differences import against_best, differences
-from tasks.results import Inputs, Scores
+from tasks.results import Experiment, Inputs, Scores
+from tasks.symptoms import Symptom, symptoms
 from tasks.wording import IMAGE_SET_WORDS, formatted, listed, predictor_words, target_words
 
 HIGHER_IS_BETTER = {"iou": True, "dice": True, "mae": False}
@@ -52,6 +53,12 @@ class Sentences:
     on_the_lead: dict[str, list[str]]  # of each target
     against_trivial: dict[str, list[str]]
     on_printed: list[str]
+    on_training: dict[str, list[Symptom]]  # of each experiment whose training went wrong
+
+    @property
+    def on_spoilt(self) -> list[tuple[str, Symptom]]:
+        """The experiments, with what says so, whose figures are no network's that learnt anything."""
+        return [(name, s) for name, found in self.on_training.items() for s in found if s.spoils]
 
 
 def sentences(inputs: Inputs) -> Sentences:
@@ -59,7 +66,17 @@ def sentences(inputs: Inputs) -> Sentences:
         {target: _on_the_lead(inputs, target, "covid") for target in inputs.targets},
         {target: _on_each_set(inputs, target) for target in inputs.targets},
         _on_printed(inputs),
+        {e.name: found for e in inputs.experiments if (found := _on_training(e))},
     )
+
+
+def _on_training(e: Experiment) -> list[Symptom]:
+    """What went wrong in the trainings of an experiment; of several, each says which."""
+    return [
+        symptom._replace(text=f"Seed {seed}: {symptom.text}") if len(e.seeds) > 1 else symptom
+        for seed in e.seeds
+        for symptom in symptoms(e.history[e.history["seed"] == seed])
+    ]
 
 
 def _on_each_set(inputs: Inputs, target: str) -> list[str]:

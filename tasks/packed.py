@@ -1,16 +1,24 @@
 """The arrays of `data/packed` and `data/lungs`, read for networks."""
 
 import argparse
+import hashlib
 from collections.abc import Set
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.cli import InputError
 from tasks.raw import Split
+
+#: Places in a split.
+Indices = slice | NDArray[np.int64]
+
+#: Images that are hashed at a time.
+AT_A_TIME = 256
 
 
 class PackedSplit:
@@ -41,27 +49,40 @@ class PackedSplit:
         if self.table.empty:
             of = f" of {', '.join(classes)}" if classes else ""
             raise InputError(f"{packed}: the {half} half has no {split} image{of}")
+        self._rows = self.table["row"].to_numpy()
         self._folder = packed / half / split
         self._targets = targets
+        self._arrays: dict[str, NDArray[np.uint8]] = {}
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def images(self, indices: slice = slice(None)) -> Tensor:
+    def images(self, indices: Indices = slice(None)) -> Tensor:
         """uint8 (n, 1, S, S), grey values 0..255."""
         return self._read("image", indices).unsqueeze(1)
 
-    def masks(self, indices: slice = slice(None)) -> Tensor:
+    def masks(self, indices: Indices = slice(None)) -> Tensor:
         """uint8 (n, C, S, S), one channel a target, 0..255 for the marked share of each pixel."""
         return torch.stack([self._read(target, indices) for target in self._targets], dim=1)
 
-    def regions(self, indices: slice = slice(None)) -> Tensor | None:
+    def regions(self, indices: Indices = slice(None)) -> Tensor | None:
         """uint8 (n, S, S), 1 where a pixel may be seen; None where all may."""
         return self._read("region", indices) if (self._folder / "region.npy").exists() else None
 
-    def _read(self, kind: str, indices: slice) -> Tensor:
-        array = np.load(self._folder / f"{kind}.npy", mmap_mode="r")
-        return torch.from_numpy(array[self.table["row"].to_numpy()[indices]])
+    def digest(self) -> str:
+        """Changes with the images, their masks, and their order."""
+        hashed = hashlib.sha256("\n".join(self.table["id"]).encode())
+        for start in range(0, len(self), AT_A_TIME):
+            rows = slice(start, start + AT_A_TIME)
+            for pixels in (self.images(rows), self.masks(rows)):
+                hashed.update(pixels.numpy().data)
+        return hashed.hexdigest()
+
+    def _read(self, kind: str, indices: Indices) -> Tensor:
+        """Copied out of the memory map, whose pages the system can do without."""
+        if kind not in self._arrays:
+            self._arrays[kind] = np.load(self._folder / f"{kind}.npy", mmap_mode="r")
+        return torch.from_numpy(self._arrays[kind][self._rows[indices]])
 
 
 def add_dropped_argument(parser: argparse.ArgumentParser) -> None:

@@ -180,8 +180,12 @@ class Training(_Section):
     augment: Augment
     seed: Annotated[int, Field(ge=0, lt=2**62)]
     seeds: Annotated[int, Field(ge=1, le=100)]
+    patience: Annotated[int, Field(ge=0)]
     precision: Literal["auto", "fp32", "bf16"]
+    compile: Literal["auto", "none", "fused", "graphs"]
     threads: Annotated[int, Field(ge=0)]
+    processes: Positive
+    accumulate: Positive
 
 
 class Fit(Training):
@@ -217,6 +221,11 @@ class Experiment(Fit):
     def _fits_together(self) -> Self:
         if self.deep_supervision and self.network != "unet_plus_plus":
             raise ValueError(f"network {self.network} has no deep_supervision; unet_plus_plus has")
+        if self.processes * self.accumulate > self.batch_size:
+            shares = f"{self.processes} processes and accumulate: {self.accumulate}"
+            raise ValueError(f"batch_size: {self.batch_size} images are too few for {shares}")
+        if self.compile == "graphs" and self.accumulate > 1:
+            raise ValueError("compile: graphs computes a batch whole; set accumulate: 1, or compile: fused")
         if self.network == "attention_unet" and self.width < 2:
             raise ValueError("network attention_unet needs a width of at least 2")
         if self.prediction.within_lungs and set(self.targets) != {"infection", "lung"}:

@@ -14,6 +14,8 @@ from PIL import Image
 from tasks import figures
 from tasks.cli import InputError
 from tasks.raw import HALF_KINDS, IMAGE_SETS, RawDataset
+from tasks.symptoms import marking
+from tasks.wording import listed
 
 Scores = dict[str, float]  # metric -> value
 Results = dict[str, dict[str, Scores]]  # target -> image set -> metric -> value
@@ -62,6 +64,14 @@ class Experiment:
     def seed_means(self, target: str, image_set: str, metric: str) -> list[float]:
         """The mean score of each seed."""
         return [float(mean) for mean in self.rows(target, image_set).groupby("seed")[metric].mean()]
+
+    def marking(self, target: str) -> str:
+        """Whether a seed marks no or nearly every pixel of the Test images, in words; else ""."""
+        counts = self.rows(target).groupby("seed")[["tp", "fp", "fn", "tn"]].sum()
+        shares = (counts["tp"] + counts["fp"]) / counts.sum(axis=1)
+        found = [words for share in shares if (words := marking(share))]
+        which = "" if len(shares) == 1 else f" in {len(found)} of {len(shares)} seeds"
+        return f"marks {listed(sorted(set(found)), 'or')} pixel{which}" if found else ""
 
     def prediction_of(self, target: str, image_id: str) -> figures.Mask:
         """The predicted mask (H, W)."""

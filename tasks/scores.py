@@ -69,6 +69,7 @@ class Row:
     name: str
     kind: str  # ours, trivial or printed
     cells: tuple[Cell, ...]
+    fault: str = ""  # what makes the scores those of no network that learnt anything
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Table:
 def score_table(inputs: Inputs, target: str, image_set: str, columns: Mapping[str, Column]) -> Table:
     """The experiments by falling IoU, the trivial predictors and what report 1 printed.
 
-    Columns without a value are left out.
+    Columns without a value are left out. What marks all alike is best in nothing.
     """
     ours = inputs.ranking(target, image_set)
     scores = {e.name: e.results[target].get(image_set, {}) for e in ours}
@@ -89,15 +90,13 @@ def score_table(inputs: Inputs, target: str, image_set: str, columns: Mapping[st
     computed = [*scores.values(), *trivial.values()]
     columns = {metric: column for metric, column in columns.items() if _tells(metric, computed)}
     intervals = score_intervals(inputs, target, image_set)
-    rivals = list(scores.values())
-    rows = [
-        Row(
-            e.name,
-            "ours",
-            _cells(scores[e.name], columns, _notes(e, target, image_set, columns, intervals), rivals),
-        )
-        for e in ours
-    ]
+    faults = {e.name: e.marking(target) for e in ours}
+    rivals = [scores[name] for name, fault in faults.items() if not fault]
+    rows = []
+    for e in ours:
+        notes, fault = _notes(e, target, image_set, columns, intervals), faults[e.name]
+        cells = _cells(scores[e.name], columns, notes, () if fault else rivals)
+        rows.append(Row(e.name, "ours", cells, fault))
     rows += [
         Row(predictor_words(name), "trivial", _cells(found, columns, _spans(name, columns, intervals)))
         for name, found in trivial.items()
@@ -222,6 +221,7 @@ class IouBar:
     label: str
     low: float | None = None  # its interval, in percent
     high: float | None = None
+    fault: str = ""  # as of a table's row
 
 
 def iou_bars(inputs: Inputs, target: str) -> list[IouBar]:
@@ -237,13 +237,17 @@ def iou_bars(inputs: Inputs, target: str) -> list[IouBar]:
     if target == "infection" and not inputs.phantoms:
         entries.append(("printed", "report 1, both losses", "printed", PRINTED_IOU))
     entries.sort(key=lambda entry: -comparable(entry[3]))
-    return [_bar(words, kind, iou, intervals.get(name)) for name, words, kind, iou in entries]
+    faults = {e.name: e.marking(target) for e in inputs.with_target(target)}
+    return [
+        _bar(words, kind, iou, intervals.get(name), faults.get(name, ""))
+        for name, words, kind, iou in entries
+    ]
 
 
-def _bar(name: str, kind: str, iou: float, interval: Interval | None) -> IouBar:
+def _bar(name: str, kind: str, iou: float, interval: Interval | None, fault: str) -> IouBar:
     known = interval is not None and not math.isnan(interval.low)
     low, high = (_percent(interval.low), _percent(interval.high)) if interval and known else (None, None)
-    return IouBar(name, kind, _percent(iou), formatted(iou), low, high)
+    return IouBar(name, kind, _percent(iou), formatted(iou), low, high, fault)
 
 
 def _percent(share: float) -> float:

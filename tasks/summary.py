@@ -11,6 +11,9 @@ def summarise(inputs: Inputs, said: Sentences) -> str:
     lines = [f"# {title(inputs)}", "", opening(inputs), ""]
     if inputs.phantoms:
         lines += ["**Synthetic phantoms: figures say nothing about patients.**", ""]
+    if said.on_training:
+        found = [(name, symptom) for name, of_one in said.on_training.items() for symptom in of_one]
+        lines += [*(f"- **{name}:** {symptom.text}" for name, symptom in found), ""]
     for target in inputs.targets:
         lines += [*_summary_table(inputs, target), ""]
         if sentences := [*said.against_trivial[target], *said.on_the_lead[target]]:
@@ -36,7 +39,8 @@ def _summary_table(inputs: Inputs, target: str) -> list[str]:
     for row in covid.rows:
         cells = [_with_notes(cell) for cell in (*row.cells, *further.get(row.name, ()))]
         cells += ["–"] * (len(headings) - len(cells))
-        name = f"{row.name} (as printed)" if row.kind == "printed" else row.name
+        note = "as printed" if row.kind == "printed" else row.fault
+        name = f"{row.name} ({note})" if note else row.name
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 

@@ -1,10 +1,12 @@
 """Stage `train`: fit one network as its plan says."""
 
 import argparse
-import copy
 import math
-import time
-from collections.abc import Sequence, Set
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -13,230 +15,324 @@ import pandas as pd
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 
-from models.augmentation import Augmentation, Strength
-from models.losses import Loss, make_loss
-from models.metrics import confusion, dice, iou
+from models.losses import Loss
+from models.metrics import confusion, dice, iou, marked
+from tasks.batches import Batches
+from tasks.checkpoints import Checkpoint, key_of
 from tasks.cli import InputError, stage_main
-from tasks.compute import Compute, set_up
+from tasks.compute import Compute, is_memory_short, set_up
 from tasks.files import replacing, write_table
+from tasks.fitting import Fitted, Fitter
 from tasks.network import build_network, write_description
-from tasks.packed import PackedSplit, add_dropped_argument, dropped_ids, scaled
+from tasks.packed import PackedSplit, add_dropped_argument, dropped_ids
+from tasks.parallel import ALONE, MEMORY_SHORT, Group, is_member, joined, launch
 from tasks.params import Plan
-from tasks.progress import progress
+from tasks.raw import Split
+from tasks.symptoms import new_symptoms
 
 #: Images a forward pass takes in validation, where no gradient fills the memory.
 VALIDATION_BATCH = 32
 
+#: What is told of each target after an epoch, a mean over the Val images.
+VALIDATED = {"val_dice": dice, "val_iou": iou, "val_marked": marked}
 
-def train(plan: Plan, packed: Path, out: Path, left_out: Set[str] = frozenset()) -> None:
+
+def train(plan: Plan, packed: Path, out: Path, left_out: Set[str] = frozenset(), parts: int = 1) -> None:
     """Fit the plan's network once a seed, and keep of each the epoch with the best validation Dice.
 
     Reads the Train and Val splits under `packed`, but for the ids that are `left_out`. Writes under `out`,
     for each seed, `networks/SEED.safetensors` and `networks/SEED.json`, enough to rebuild the network;
-    `history.csv`, one row a seed and epoch.
+    `history.csv`, one row a seed and epoch. A training that was broken off goes on from its checkpoint.
+
+    Args:
+        parts: that a batch is computed in, at least; where the memory is too short for them, twice as many.
 
     Raises:
-        InputError: a split holds no image of the plan's classes, or the loss stopped being a number.
+        InputError: a split holds no image of the plan's classes, the loss stopped being a number, or the
+            memory is too short for single images.
     """
-    train_split = PackedSplit(packed, plan.half, "Train", plan.targets, plan.train_classes, left_out)
-    val_split = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes, left_out)
-    with replacing(out) as partial:
-        (partial / "networks").mkdir(parents=True)
-        histories = [
-            fit(plan, seed, train_split, val_split, partial / "networks")
-            for seed in range(plan.seed, plan.seed + plan.seeds)
-        ]
-        write_table(pd.concat(histories), partial / "history.csv")
+    with joined(plan.processes) as group:
+        data = _read(plan, packed, left_out, group)
+        with replacing(out) if group.first else nullcontext(out) as partial:
+            history, checkpoints = [], []
+            for seed in range(plan.seed, plan.seed + plan.seeds):
+                training = fit(plan, seed, data, group, max(parts, plan.accumulate))
+                if group.first:
+                    training.write(partial / "networks")
+                history += training.record.history
+                checkpoints.append(training.checkpoint)
+                del training  # its memory is the next one's
+            if group.first:
+                write_table(pd.DataFrame(history), partial / "history.csv")
+        if group.first:
+            for checkpoint in checkpoints:
+                checkpoint.remove()
 
 
-def fit(plan: Plan, seed: int, train_split: PackedSplit, val_split: PackedSplit, out: Path) -> pd.DataFrame:
-    """One training: writes `SEED.safetensors` and `SEED.json` under `out`, and returns a row an epoch."""
-    compute = set_up(seed, plan.precision, plan.threads)
-    network = build_network(plan, compute)
-    fitter = Fitter(plan, seed, network, compute, train_split)
-    parameters = sum(p.numel() for p in network.parameters())
-    name = plan.name if plan.seeds == 1 else f"{plan.name} seed {seed - plan.seed + 1} of {plan.seeds}"
-    print(
-        f"{name}: {plan.network} of {parameters:,} parameters on {compute.device.type} in "
-        f"{compute.precision}, {len(train_split)} Train and {len(val_split)} Val images",
-        flush=True,
+class Data(NamedTuple):
+    """What a training reads."""
+
+    train: Batches
+    val: Batches
+    digests: tuple[str, ...]
+
+
+def _read(plan: Plan, packed: Path, left_out: Set[str], group: Group) -> Data:
+    compute = set_up(plan.seed, plan.precision, plan.threads, group.size)
+    names: tuple[Split, Split] = ("Train", "Val")
+    train_split, val_split = (
+        PackedSplit(packed, plan.half, name, plan.targets, plan.train_classes, left_out) for name in names
     )
+    # The first alone makes the key that these are for.
+    digests = (train_split.digest(), val_split.digest()) if group.first else ()
+    return Data(Batches(train_split, compute), Batches(val_split, compute), digests)
 
-    history: list[dict[str, Any]] = []
-    best_dice, best_weights = -1.0, {}
-    for epoch in range(1, plan.epochs + 1):
-        fitted = fitter.run_epoch(f"{name} epoch {epoch} of {plan.epochs}")
-        if not math.isfinite(fitted.loss):
-            fault = f"the loss became {fitted.loss} in epoch {epoch}; lower learning_rate"
-            raise InputError(f"{name}: {fault}")
-        validated = validate(fitter.network, val_split, plan.targets, fitter.loss, compute)
-        row = {"seed": seed, "epoch": epoch, "train_loss": fitted.loss, **validated}
-        row |= {"learning_rate": fitted.learning_rate, "images_per_second": fitted.images_per_second}
-        history.append(row)
-        print(
-            f"{name} epoch {epoch}/{plan.epochs}: train loss {fitted.loss:.4f}, "
-            f"val loss {validated['val_loss']:.4f}, val Dice {validated['val_dice']:.4f}, "
-            f"val IoU {validated['val_iou']:.4f}, {fitted.images_per_second:.1f} images/s",
-            flush=True,
+
+def fit(plan: Plan, seed: int, data: Data, group: Group, parts: int) -> "Training":
+    """One training, with each batch in twice as many parts for as long as the memory is too short."""
+    while True:
+        training = None
+        try:
+            training = Training(plan, seed, data, group, parts)
+            training.run()
+            return training
+        except (RuntimeError, MemoryError) as error:
+            if not is_memory_short(error):
+                raise
+        if group.size > 1:
+            sys.exit(MEMORY_SHORT)
+        parts = more_parts(plan, training.parts if training else parts)
+        # Only here, after the exception, is what the failed try held given back.
+        del training
+        torch.cuda.empty_cache()
+
+
+def more_parts(plan: Plan, parts: int) -> int:
+    """Twice as many.
+
+    Raises:
+        InputError: a part is a single image already.
+    """
+    images = -(-plan.batch_size // (plan.processes * parts))
+    at_once = f"{plan.name}: the memory is too short for {images} image{'s' if images > 1 else ''} at a time"
+    if images == 1:
+        raise InputError(f"{at_once}; lower image_size, width or depth")
+    print(f"{at_once}: each batch is computed in {2 * parts} parts", flush=True)
+    return 2 * parts
+
+
+@dataclass
+class Record:
+    """What has come of a training so far."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_dice: float = -1.0
+    best_epoch: int = 0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, row: dict[str, Any], network: nn.Module) -> None:
+        """Take in an epoch and what it made of the network."""
+        self.history.append(row)
+        if row["val_dice"] > self.best_dice:
+            self.best_dice, self.best_epoch = row["val_dice"], row["epoch"]
+            self.best_weights = {k: v.detach().clone() for k, v in network.state_dict().items()}
+
+    def is_stale(self, patience: int) -> bool:
+        """Whether so many epochs have brought nothing better; never with a patience of 0."""
+        return 0 < patience <= len(self.history) - self.best_epoch
+
+
+class Training:
+    """The epochs of one seed, from the checkpoint on if there is one; the group's first says and saves."""
+
+    def __init__(self, plan: Plan, seed: int, data: Data, group: Group, parts: int) -> None:
+        self._plan, self._seed, self._val, self._group = plan, seed, data.val, group
+        self._compute = set_up(seed, plan.precision, plan.threads, group.size)
+        network = build_network(plan, self._compute)
+        self._fitter = Fitter(plan, seed, network, self._compute, data.train, group, parts)
+        self._stop = Stop()
+        self._name = (
+            plan.name if plan.seeds == 1 else f"{plan.name} seed {seed - plan.seed + 1} of {plan.seeds}"
         )
-        if validated["val_dice"] > best_dice:
-            best_dice, best_epoch = validated["val_dice"], epoch
-            best_weights = {k: v.detach().clone() for k, v in fitter.network.state_dict().items()}
-
-    weights = safetensors.torch.save({k: v.contiguous().cpu() for k, v in best_weights.items()})
-    (out / f"{seed}.safetensors").write_bytes(weights)
-    write_description(
-        out / f"{seed}.json",
-        plan,
-        seed=seed,
-        precision=compute.precision,
-        parameters=parameters,
-        train_images=len(train_split),
-        val_images=len(val_split),
-        best_epoch=best_epoch,
-        val_dice=round(best_dice, 6),
-        torch=torch.__version__,
-    )
-    return pd.DataFrame(history)
-
-
-class Fitted(NamedTuple):
-    """One pass over the training images: mean loss, the learning rate it began with, its speed."""
-
-    loss: float
-    learning_rate: float
-    images_per_second: float
-
-
-class Fitter:
-    """Network, data, loss, optimiser and schedule of one training; the split lives on the device."""
-
-    def __init__(
-        self, plan: Plan, seed: int, network: nn.Module, compute: Compute, split: PackedSplit
-    ) -> None:
-        self._fitted, self._compute = network, compute
-        self._images, self._masks = split.images().to(compute.device), split.masks().to(compute.device)
-        self._batch_size = plan.batch_size
-        self._steps = math.ceil(len(split) / plan.batch_size)
-        self._optimiser = make_optimiser(plan, network)
-        self._scheduler = make_schedule(plan, self._optimiser, self._steps * plan.epochs)
-        self._generator = torch.Generator().manual_seed(seed)
-        self._augment = Augmentation(Strength(**plan.augment.model_dump()), seed, compute.device)
-        self._average = Average(network, plan.ema) if plan.ema else None
-        self.loss = make_loss(plan.loss, **plan.loss_options)
+        self.record = Record()
+        key = group.shared(key_of(plan, seed, self._compute, data.digests))
+        self.checkpoint = Checkpoint(plan.name, seed, key)
+        self._facts = {
+            "precision": self._compute.precision,
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "train_images": len(data.train),
+            "val_images": len(data.val),
+        }
 
     @property
-    def network(self) -> nn.Module:
-        """What the training has come to: the fitted network, or the average of its weights."""
-        return self._average.network if self._average else self._fitted
+    def parts(self) -> int:
+        """That a batch is computed in."""
+        return self._fitter.parts
 
-    def run_epoch(self, what: str) -> Fitted:
-        """Pass once over the training images in a new random order; `what` names it to the user."""
-        started = time.perf_counter()
-        learning_rate = self._optimiser.param_groups[0]["lr"]
-        total = torch.zeros((), device=self._compute.device)
-        count = len(self._images)
-        self._fitted.train()
-        order = torch.randperm(count, generator=self._generator)
-        for batch in progress(torch.split(order, self._batch_size), self._steps, what):
-            x, y = self._load(batch)
-            with self._compute.autocast():
-                logits = self._fitted(x)
-            loss = self._loss_of(logits, y)
-            self._optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._optimiser.step()
-            self._scheduler.step()
-            if self._average:
-                self._average.update(self._fitted)
-            total += loss.detach() * len(batch)  # summed on the device: reading it each step would stall
-        mean_loss = total.item() / count
-        return Fitted(mean_loss, learning_rate, round(count / (time.perf_counter() - started), 1))
+    def run(self) -> None:
+        """Train to the last epoch, or until none is better than before for as long as the plan's patience.
 
-    def _loss_of(self, logits: Tensor | tuple[Tensor, ...], y: Tensor) -> Tensor:
-        """The loss; its mean where a network under deep supervision gives several logits."""
-        outputs = logits if isinstance(logits, tuple) else (logits,)
-        return torch.stack([self.loss(output, y) for output in outputs]).mean()
+        Raises:
+            InputError: the loss stopped being a number.
+        """
+        self._say_what_it_is()
+        self._go_on()
+        with stopping(self._stop, self._group):
+            while self._fitter.epoch < self._plan.epochs and not self.record.is_stale(self._plan.patience):
+                try:
+                    self._run_epoch()
+                except InputError as error:
+                    path = self.checkpoint.path
+                    kept = f"; what came before is kept in {path}" if path.exists() else ""
+                    raise InputError(f"{self._name}: {error}{kept}") from None
+        if self._plan.seeds > 1 and self._group.first:
+            self._save()  # until the other seeds are done
 
-    def _load(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (n, 1, S, S) in [0, 1] and masks (n, C, S, S) of the batch's indices, changed at random."""
-        on_device = batch.to(self._compute.device)
-        x, y = self._augment(scaled(self._images[on_device]), scaled(self._masks[on_device]))
-        return self._compute.place(x), self._compute.place(y)
+    def write(self, folder: Path) -> None:
+        """Write the best epoch's `SEED.safetensors` and `SEED.json` under `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {k: v.contiguous().cpu() for k, v in self.record.best_weights.items()}
+        (folder / f"{self._seed}.safetensors").write_bytes(safetensors.torch.save(weights))
+        write_description(
+            folder / f"{self._seed}.json",
+            self._plan,
+            seed=self._seed,
+            **self._facts,
+            parts=self.parts,
+            best_epoch=self.record.best_epoch,
+            val_dice=round(self.record.best_dice, 6),
+            torch=torch.__version__,
+        )
+
+    def _say(self, text: str) -> None:
+        if self._group.first:
+            print(text, flush=True)
+
+    def _say_what_it_is(self) -> None:
+        facts, size = self._facts, self._group.size
+        processes = f", {size} processes" if size > 1 else ""
+        self._say(
+            f"{self._name}: {self._plan.network} of {facts['parameters']:,} parameters on "
+            f"{self._compute.device.type} in {facts['precision']}{processes}, "
+            f"{facts['train_images']} Train and {facts['val_images']} Val images"
+        )
+
+    def _go_on(self) -> None:
+        if state := self.checkpoint.load():
+            self._fitter.restore(state["fitter"])
+            self.record = Record(**state["record"])
+            epoch, step = self._fitter.epoch, self._fitter.step
+            self._say(f"{self._name}: goes on after epoch {epoch}, step {step} of the next")
+
+    def _run_epoch(self) -> None:
+        fitter, of_all = self._fitter, self._plan.epochs
+        epoch = fitter.epoch + 1
+        fitted = fitter.run_epoch(f"{self._name} epoch {epoch} of {of_all}", self._look_up)
+        validated = validate(
+            fitter.network,
+            self._val,
+            self._plan.targets,
+            fitter.loss,
+            self._compute,
+            self._group,
+            max(1, VALIDATION_BATCH // self.parts),
+            self._look_up,
+        )
+        if not math.isfinite(validated["val_loss"]):
+            raise InputError(
+                f"the validation loss became {validated['val_loss']} in epoch {epoch}; lower learning_rate"
+            )
+        row = {"seed": self._seed, "epoch": epoch, "train_loss": fitted.loss, **validated}
+        self.record.add(row | {"learning_rate": fitted.learning_rate}, fitter.network)
+        fitter.end_epoch()
+        self._say(f"{self._name} epoch {epoch}/{of_all}: {_epoch_words(fitted, validated)}")
+        for sentence in new_symptoms(pd.DataFrame(self.record.history)):
+            self._say(f"warning: {self._name}: {sentence}")
+        self._look_up(epoch_ended=True)
+
+    def _look_up(self, epoch_ended: bool = False) -> None:
+        """Between two steps: save if it is time, end if that was asked for."""
+        due = self._group.first and (self._stop.asked or self.checkpoint.due(epoch_ended))
+        saved = due and self._save()
+        if self._stop.asked:
+            then = "goes on from here" if saved else "goes on from the last checkpoint, or anew"
+            self._say(f"{self._name}: stopped; the same command {then}")
+            sys.exit(128 + self._stop.asked)
+
+    def _save(self) -> bool:
+        """Whether the state could be saved, and is worth it."""
+        state = {"fitter": self._fitter.state(), "record": vars(self.record)}
+        return self._fitter.is_sound() and self.checkpoint.save(state)
 
 
-class Average:
-    """A copy of a network whose weights are the exponential moving average of the network's.
+def _epoch_words(fitted: Fitted, validated: dict[str, float]) -> str:
+    share = fitted.waited / fitted.seconds
+    waited = f", {share:.0%} of the time waiting for images" if share > 0.05 else ""
+    return (
+        f"train loss {fitted.loss:.4f}, val loss {validated['val_loss']:.4f}, "
+        f"val Dice {validated['val_dice']:.4f}, val IoU {validated['val_iou']:.4f}, "
+        f"{fitted.images / fitted.seconds:.1f} images/s{waited}"
+    )
 
-    The first steps, whose weights are no better than random, are forgotten faster.
-    """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self._decay, self._steps = decay, 0
-        self.network = copy.deepcopy(network).requires_grad_(False)
+class Stop:
+    """The signal that asked this process to end, or 0."""
 
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        self._steps += 1
-        decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
-        for own, new in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
-            if own.is_floating_point():
-                own.lerp_(new, 1 - decay)
-            else:  # the number of batches that a normalisation has seen
-                own.copy_(new)
+    asked = 0
+
+
+@contextmanager
+def stopping(stop: Stop, group: Group) -> Iterator[None]:
+    """Within, SIGTERM and Ctrl-C only ask; the first process ends by itself, the others are ended then."""
+
+    def ask(number: int, _: object) -> None:
+        if group.first:
+            stop.asked = number
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @torch.no_grad()
 def validate(
-    network: nn.Module, split: PackedSplit, targets: Sequence[str], loss: Loss, compute: Compute
+    network: nn.Module,
+    batches: Batches,
+    targets: Sequence[str],
+    loss: Loss,
+    compute: Compute,
+    group: Group = ALONE,
+    at_once: int = VALIDATION_BATCH,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Means over the Val images at the network's size; Dice and IoU per image at probability 0.5.
+    """Means over the Val images at the network's size; Dice, IoU and the share marked at probability 0.5.
 
-    Where the network has several targets, `val_dice` and `val_iou` are the means over them, and each has its
-    own beside.
+    Where the network has several targets, `val_dice`, `val_iou` and `val_marked` are the means over them, and
+    each has its own beside.
     """
     network.eval()
-    sums = torch.zeros(1 + 2 * len(targets), dtype=torch.float64, device=compute.device)
-    for start in range(0, len(split), VALIDATION_BATCH):
-        rows = slice(start, start + VALIDATION_BATCH)
-        x, y = compute.place(scaled(split.images(rows))), compute.place(scaled(split.masks(rows)))
+    sums = torch.zeros(1 + len(VALIDATED) * len(targets), dtype=torch.float64, device=compute.device)
+    places = torch.arange(len(batches))[group.rank :: group.size]
+    for images, masks in batches(torch.split(places, at_once) if len(places) else ()):
+        x, y = compute.place(images), compute.place(masks)
         with compute.autocast():
             logits = network(x)
         counts = confusion(logits > 0, y >= 0.5)
-        of_targets = torch.cat([dice(counts).mean(dim=0), iou(counts).mean(dim=0)])
+        of_targets = torch.cat([metric(counts).mean(dim=0) for metric in VALIDATED.values()])
         sums += torch.cat([loss(logits, y).double().reshape(1), of_targets]) * len(x)
-    mean_loss, *scores = (sums / len(split)).tolist()
-    of_dice, of_iou = scores[: len(targets)], scores[len(targets) :]
-    means = {"val_loss": mean_loss, "val_dice": fmean(of_dice), "val_iou": fmean(of_iou)}
-    if len(targets) > 1:
-        means |= {f"val_dice_{target}": value for target, value in zip(targets, of_dice, strict=True)}
-        means |= {f"val_iou_{target}": value for target, value in zip(targets, of_iou, strict=True)}
-    return means
-
-
-def make_optimiser(plan: Plan, network: nn.Module) -> torch.optim.Optimizer:
-    make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[plan.optimiser]
-    optimiser: torch.optim.Optimizer = make(
-        network.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True
-    )
-    return optimiser
-
-
-def make_schedule(plan: Plan, optimiser: torch.optim.Optimizer, steps: int) -> LRScheduler:
-    """The learning rate of each of `steps` steps; `learning_rate` is its highest value.
-
-    one_cycle rises for three tenths of the steps and falls to nought, Adam's beta1 the other way, from
-    0.95 to 0.85 and back (Smith and Topin 2018, arXiv 1708.07120).
-    """
-    match plan.schedule:
-        case "constant":
-            return torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
-        case "cosine":
-            return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        case "one_cycle":
-            return torch.optim.lr_scheduler.OneCycleLR(optimiser, plan.learning_rate, total_steps=steps)
+        after_batch()
+    mean_loss, *scores = (group.total(sums) / len(batches)).tolist()
+    means = {"val_loss": mean_loss}
+    of_each: dict[str, float] = {}
+    for place, metric in enumerate(VALIDATED):
+        values = scores[place * len(targets) :][: len(targets)]
+        means[metric] = fmean(values)
+        of_each |= {f"{metric}_{target}": value for target, value in zip(targets, values, strict=True)}
+    return means | of_each if len(targets) > 1 else means
 
 
 def main() -> None:
@@ -244,10 +340,24 @@ def main() -> None:
     parser.add_argument("plan", type=Path, help="artifacts/plans/NAME.json")
     parser.add_argument("packed", type=Path, help="data/packed")
     parser.add_argument("out", type=Path, help="the folder to make")
+    parser.add_argument("--parts", type=int, default=1, help="that a batch is computed in, at least")
     add_dropped_argument(parser)
     args = parser.parse_args()
     plan = Plan.from_json(args.plan.read_text(encoding="utf-8"))
-    train(plan, args.packed, args.out, dropped_ids(args.dropped))
+    if plan.processes == 1 or is_member():
+        train(plan, args.packed, args.out, dropped_ids(args.dropped), args.parts)
+    else:
+        _launch_in_memory(plan, args.parts)
+
+
+def _launch_in_memory(plan: Plan, parts: int) -> None:
+    """Run this command in the plan's processes, with as many parts as `fit` finds out in one."""
+    parts = max(parts, plan.accumulate)
+    while True:
+        try:
+            return launch(plan.processes, "-m", "tasks.train", *sys.argv[1:], "--parts", str(parts))
+        except torch.OutOfMemoryError:
+            parts = more_parts(plan, parts)
 
 
 if __name__ == "__main__":

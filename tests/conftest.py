@@ -75,6 +75,11 @@ def kaggle_folder(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def make_repository(tiny_params_text: str) -> Callable[[Path], Repository]:
     """Make a repository of the project's files as they are now, with tiny params committed."""
+    return make_repository_of(tiny_params_text)
+
+
+def make_repository_of(params_text: str) -> Callable[[Path], Repository]:
+    """What makes a repository of the project's files as they are now, with these params."""
 
     def make(folder: Path) -> Repository:
         listed = subprocess.run(
@@ -89,7 +94,7 @@ def make_repository(tiny_params_text: str) -> Callable[[Path], Repository]:
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(ROOT / name, folder / name)
-        (folder / "params.yaml").write_text(tiny_params_text, encoding="utf-8")
+        (folder / "params.yaml").write_text(params_text, encoding="utf-8")
         repository = Repository(folder)
         repository.run("git", "init", "--quiet", "--initial-branch=main")
         repository.run("git", "config", "user.name", "Tester")

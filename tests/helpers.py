@@ -5,16 +5,37 @@ import re
 import socket
 import subprocess
 import sys
+import time
 import zipfile
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from flows.checkout import environment
 
 ROOT = Path(__file__).parent.parent
 REAL_ZIP = ROOT.parent / "shared" / "data" / "covidqu-infection.zip"
+
+#: Seconds within which anything that a test waits for happens, on busy machines too.
+PATIENCE = 180.0
+
+#: All that augmentation can do.
+EVERY_CHANGE = {
+    "flip": 0.5,
+    "rotation": 15.0,
+    "scale": 0.15,
+    "translation": 0.06,
+    "elastic": 0.02,
+    "brightness": 0.1,
+    "contrast": 0.25,
+    "gamma": 0.4,
+    "noise": 0.05,
+}
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -39,18 +60,43 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def eventually(what: str, seen: Callable[[], Any], patience: float = PATIENCE) -> Any:
+    """Wait until `seen` gives something, and give it."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if value := seen():
+            return value
+        time.sleep(0.3)
+    raise AssertionError(f"not within {patience:.0f} s: {what}")
+
+
+def cut_power(running: Callable[[], Iterable[psutil.Process]]) -> None:
+    """Kill all of `running` at one moment: none of it sees another end, and tells of that."""
+    held: set[psutil.Process] = set()
+    while new := set(running()) - held:
+        for process in new:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        held |= new
+    for process in held:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(held, timeout=20)
+
+
 class Repository:
     """A git repository with the project in it, to run commands in."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, variables: dict[str, str] | None = None) -> None:
+        """`variables` are the whole environment of the commands, where it is not the tests' own."""
+        self.folder, self.variables = folder, variables
 
     def run(self, *command: str, fails: bool = False) -> str:
         """Run a command as a user would; its output, stderr included."""
         done = subprocess.run(
             command,
             cwd=self.folder,
-            env=environment() | {"COLUMNS": "200"},
+            env=(self.variables or environment()) | {"COLUMNS": "200"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -82,3 +128,8 @@ def finished(output: str) -> dict[str, str]:
     """Each task run that a flow's output tells of, with the name of the state it finished in."""
     lines = [line for line in output.splitlines() if "| Task run " in line and "Finished in state" in line]
     return {line.split("'")[1]: line.split("Finished in state ")[1].partition("(")[0] for line in lines}
+
+
+def made(out: Path) -> dict[str, bytes]:
+    """The files under a folder, by their paths."""
+    return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*.*"))}

@@ -180,10 +180,12 @@ class TestInOrder:
 def test_two_clean_runs_give_the_same_bytes(
     make_repository: Callable[[Path], Repository], tmp_path: Path
 ) -> None:
-    hashes = []
+    hashes, locks = [], []
     for name in ("a", "b"):
         repository = make_repository(tmp_path / name)
         repository.run("dvc", "repro")
         hashes.append(results(repository))
+        locks.append(repository.read("dvc.lock"))
     assert hashes[0] == hashes[1]
+    assert locks[0] == locks[1]  # of all that the stages make
     assert len(hashes[0]) > 20

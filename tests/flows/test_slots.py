@@ -35,12 +35,16 @@ def test_on_a_cpu_as_many_run_as_their_threads_fit(
     assert fits == {1: 4, 2: 2, 3: 1, 4: 1, 8: 1, 0: 1}
 
 
+def with_gpus(monkeypatch: pytest.MonkeyPatch, gpus: str, cores: int) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+
+
 def test_each_gpu_is_a_slot_with_its_share_of_the_threads(
     tiny_params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    with_gpus(monkeypatch, "2,5", 8)
     slots = compute_slots(tiny_params)
     assert len(slots) == 2
     with slots.take(say_nothing) as first, slots.take(say_nothing) as second:
@@ -48,6 +52,16 @@ def test_each_gpu_is_a_slot_with_its_share_of_the_threads(
             {"CUDA_VISIBLE_DEVICES": "2", "OMP_NUM_THREADS": "4"},
             {"CUDA_VISIBLE_DEVICES": "5", "OMP_NUM_THREADS": "4"},
         ]
+
+
+def test_a_training_in_several_processes_takes_a_gpu_for_each(
+    tiny_params_text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpus(monkeypatch, "0,1,2", 6)
+    slots = compute_slots(parse_params(tiny_params_text.replace("processes: 1", "processes: 2")))
+    with slots.take(say_nothing, "train@report1_bce") as two, slots.take(say_nothing, "baselines") as one:
+        assert two.variables == {"CUDA_VISIBLE_DEVICES": "0,1", "OMP_NUM_THREADS": "4"}
+        assert one.variables == {"CUDA_VISIBLE_DEVICES": "2", "OMP_NUM_THREADS": "2"}
 
 
 def test_hidden_gpus_are_no_slots(tiny_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from models.metrics import (
     dice,
     expected_calibration_error,
     iou,
+    marked,
     mean_absolute_error,
     precision,
     sensitivity,
@@ -135,6 +136,10 @@ def test_mean_absolute_error_of_probabilities_against_numpy() -> None:
 def test_iou_and_dice_of_the_same_counts_keep_their_bounds(masks: tuple[Tensor, Tensor]) -> None:
     counts = confusion(*masks)
     torch.testing.assert_close(dice(counts), 2 * iou(counts) / (1 + iou(counts)))
+
+
+def test_the_marked_share_is_that_of_the_predicted_pixels(masks: tuple[Tensor, Tensor]) -> None:
+    torch.testing.assert_close(marked(confusion(*masks)), masks[0].double().mean(dim=(-2, -1)))
 
 
 def test_calibration_bins_by_hand() -> None:

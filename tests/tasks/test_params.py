@@ -318,6 +318,15 @@ def test_a_password_in_a_url_is_refused_and_not_said(source: str) -> None:
             ": experiments.report2_attention: network attention_unet needs a width of at least 2",
         ),
         (
+            "experiments.report2={compile: graphs, accumulate: 2}",
+            ": experiments.report2: compile: graphs computes a batch whole; set accumulate: 1, "
+            "or compile: fused",
+        ),
+        (
+            "experiments.report2={processes: 8, accumulate: 4}",
+            ": experiments.report2: batch_size: 16 images are too few for 8 processes and accumulate: 4",
+        ),
+        (
             "experiments.report2.deep_supervision=true",
             ": experiments.report2: network unet has no deep_supervision; unet_plus_plus has",
         ),

@@ -142,9 +142,13 @@ class Work:
         targets: tuple[str, ...] = ("infection",),
         seeds: int = 1,
         prediction: dict[str, Any] | None = None,
+        dead: bool = False,
         **more: Any,
     ) -> None:
-        """An experiment whose predictions are the truth moved down by `shift` pixels, one more a seed."""
+        """An experiment whose predictions are the truth moved down by `shift` pixels, one more a seed.
+
+        A dead one predicts nothing, with its last seed.
+        """
         plan = {
             "name": name, "network": "residual_unet", "loss": name, "epochs": 3, "width": 8, "patch": 1,
             "depth": 4, "image_size": 64, "batch_size": 4, "optimiser": "adam", "learning_rate": 0.01,
@@ -155,19 +159,19 @@ class Work:
         }  # fmt: skip
         self.experiments.append(name)
         (self.paths["plans"] / f"{name}.json").write_text(json.dumps(plan))
-        self._train(name, plan)
-        self._evaluate(name, shift, targets, seeds, PLAIN | (prediction or {}))
+        self._train(name, plan, dead)
+        self._evaluate(name, shift, targets, seeds, PLAIN | (prediction or {}), dead)
 
-    def _train(self, name: str, plan: dict[str, Any]) -> None:
+    def _train(self, name: str, plan: dict[str, Any], dead: bool) -> None:
         folder = self.paths["trained"] / name
         (folder / "networks").mkdir(parents=True)
         epochs = pd.DataFrame(
             {"epoch": [1, 2, 3], "train_loss": [0.9, 0.5, 0.3], "val_loss": [0.8, 0.6, 0.4]}
         )
-        epochs = epochs.assign(
-            val_dice=[0.1, 0.7, 0.6], val_iou=0.5, learning_rate=0.01, images_per_second=9.0
-        )
+        epochs = epochs.assign(val_dice=[0.1, 0.7, 0.6], val_iou=0.5, val_marked=0.1, learning_rate=0.01)
         history = pd.concat([epochs.assign(seed=seed) for seed in range(plan["seeds"])])
+        if dead:
+            history.loc[history["seed"] == plan["seeds"] - 1, ["val_dice", "val_marked"]] = 0.0
         history.to_csv(folder / "history.csv", index=False)
         for seed in range(plan["seeds"]):
             network = {
@@ -177,7 +181,13 @@ class Work:
             (folder / "networks" / f"{seed}.json").write_text(json.dumps(network))
 
     def _evaluate(
-        self, name: str, shift: int, targets: tuple[str, ...], seeds: int, prediction: dict[str, Any]
+        self,
+        name: str,
+        shift: int,
+        targets: tuple[str, ...],
+        seeds: int,
+        prediction: dict[str, Any],
+        dead: bool,
     ) -> None:
         folder = self.paths["evaluated"] / name
         folder.mkdir(parents=True)
@@ -185,7 +195,7 @@ class Work:
         with zipfile.ZipFile(folder / "predictions.zip", "w") as archive:
             for seed, target, image in itertools.product(range(seeds), targets, NAMES):
                 truth = LUNG if target == "lung" else TRUTH[image]
-                guess = np.roll(truth, shift + seed, axis=0)
+                guess = np.roll(truth, shift + seed, axis=0) & (not dead or seed < seeds - 1)
                 if not seed:
                     archive.writestr(f"{target}/{IDS[image]}.png", png(guess))
                 row = {"seed": seed, "target": target, "id": IDS[image], "class": CLASS_OF[image]}
@@ -329,7 +339,6 @@ def test_page_shows_every_part(written: Work) -> None:
     assert page.count("<h4>Loss</h4>") == 2
     assert "MedSegBench" in page
     assert "infection/Train/Normal/&lt;b&gt;" in page, "what comes from outside is escaped"
-    assert "images_per_second" not in page
 
 
 def test_the_figures_stand_alone_as_one_svg(written: Work) -> None:
@@ -464,6 +473,50 @@ def test_diverged_training_is_drawn_with_a_gap(work: Work) -> None:
     pd.read_csv(path).assign(val_loss=[0.5, np.nan, np.inf], train_loss=np.nan).to_csv(path, index=False)
     page = work.run()
     assert not re.search(r'points="[^"]*(nan|inf)', page)
+
+
+def test_a_dead_experiment_is_told_wherever_its_figures_stand(work: Work) -> None:
+    work.add("dead", shift=0, dead=True)
+    page = work.run()
+    said = (
+        "The epoch kept, 1, marks no Val pixel, as epochs 1 to 3 do: "
+        "such figures say nothing of network or loss."
+    )
+    assert re.findall(r'<p><a href="#curves">(\w+)</a>: ([^.]*\.)', page) == [("dead", said)]
+    assert re.findall(r'<h3>(\w+)</h3>\s*<p class="symptom small bad">([^.]*\.)', page) == [("dead", said)]
+    fault = r'<th scope="row">([^<]*)<small class="bad">marks no pixel</small>'
+    assert set(re.findall(fault, page)) == {"dead"}
+    assert len(re.findall(fault, page)) == 1 + 2 * 3  # a bar, and two tables on three sets of images
+    dead_row = re.search(r'<tr class="ours">\s*<th scope="row">dead.*?</tr>', page, re.DOTALL)
+    assert dead_row and "best" not in dead_row[0]
+    summary = (work.out / "summary.md").read_text(encoding="utf-8")
+    assert f"\n- **dead:** {said}" in summary
+    assert "\n| dead (marks no pixel) | 0.000" in summary
+
+
+def test_of_several_seeds_the_dead_one_is_named(work: Work) -> None:
+    work.add("half", shift=0, seeds=2, dead=True)
+    said = text_of(work.run())
+    assert "half : Seed 1: The epoch kept, 1, marks no Val pixel" in said
+    assert "half marks no pixel in 1 of 2 seeds" in said
+
+
+def test_what_went_wrong_without_harm_stands_by_its_curves_alone(work: Work) -> None:
+    path = work.paths["trained"] / "bce" / "history.csv"
+    epochs = pd.concat([pd.read_csv(path)] * 2).assign(epoch=range(1, 7))
+    epochs.assign(train_loss=[0.3, 0.2, 0.9, 0.8, 0.7, 0.6]).to_csv(path, index=False)
+    page = work.run()
+    said = "The train loss diverged: it was 0.2 in epoch 2 and up to 0.9 in epochs 3 to 6, the last."
+    assert re.findall(r'<h3>(\w+)</h3>\s*<p class="symptom small">([^<]*)', page) == [
+        ("bce", f"{said} What may help: a lower learning_rate.")
+    ]
+    assert said in (work.out / "summary.md").read_text(encoding="utf-8")
+    assert 'class="warning"' not in page and '<small class="bad">marks' not in page
+
+
+def test_sound_trainings_are_not_called_out(written: Work) -> None:
+    assert 'class="symptom' not in written.page()
+    assert "**" not in (written.out / "summary.md").read_text(encoding="utf-8")
 
 
 def test_figure_beyond_the_images_is_refused(work: Work) -> None:

@@ -12,13 +12,17 @@ from torch import nn
 
 from models.losses import make_loss
 from models.networks import NETWORKS
+from tasks.batches import Batches
+from tasks.checkpoints import FOLDER_VARIABLE
 from tasks.cli import InputError
 from tasks.compute import Compute, set_up
+from tasks.fitting import Average, Fitted, Fitter, make_optimiser, make_schedule
 from tasks.network import build_network, load_network, trained_seeds, write_description
 from tasks.packed import PackedSplit
 from tasks.params import Params, Plan
 from tasks.progress import fraction_done
-from tasks.train import Average, Fitter, make_optimiser, make_schedule, train, validate
+from tasks.train import train, validate
+from tests.helpers import EVERY_CHANGE
 
 
 @pytest.fixture
@@ -31,6 +35,12 @@ def plan(tiny_params: Params) -> Plan:
     return tiny_params.plans["report1_bce_iou"]
 
 
+@pytest.fixture(autouse=True)
+def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "checkpoints"))
+    return tmp_path / "checkpoints"
+
+
 def altered(plan: Plan, augment: dict[str, float] | None = None, **values: Any) -> Plan:
     return plan.model_copy(update={"augment": plan.augment.model_copy(update=augment or {}), **values})
 
@@ -38,13 +48,20 @@ def altered(plan: Plan, augment: dict[str, float] | None = None, **values: Any) 
 def make_fitter(plan: Plan, packed: Path, seed: int = 0) -> Fitter:
     compute = set_up(seed, "fp32", 1)
     split = PackedSplit(packed, plan.half, "Train", plan.targets, plan.train_classes)
-    return Fitter(plan, seed, build_network(plan, compute), compute, split)
+    return Fitter(plan, seed, build_network(plan, compute), compute, Batches(split, compute))
+
+
+def run_epoch(fitter: Fitter) -> Fitted:
+    fitted = fitter.run_epoch("test")
+    fitter.end_epoch()
+    return fitted
 
 
 def score(network: nn.Module, plan: Plan, packed: Path) -> dict[str, float]:
     split = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes)
     loss = make_loss(plan.loss, **plan.loss_options)
-    return validate(network, split, plan.targets, loss, set_up(99, "fp32", 1))
+    compute = set_up(99, "fp32", 1)
+    return validate(network, Batches(split, compute), plan.targets, loss, compute)
 
 
 def weights(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -63,8 +80,8 @@ def test_writes_weights_history_and_a_description(plan: Plan, packed: Path, tmp_
         "val_loss",
         "val_dice",
         "val_iou",
+        "val_marked",
         "learning_rate",
-        "images_per_second",
     ]
     assert list(history["epoch"]) == [1, 2]
     assert history.notna().all(axis=None)
@@ -73,6 +90,7 @@ def test_writes_weights_history_and_a_description(plan: Plan, packed: Path, tmp_
     assert description == {
         "seed": 0,
         "precision": set_up(0, plan.precision, 1).precision,
+        "parts": 1,
         "parameters": sum(p.numel() for p in build_network(plan, set_up(0, "fp32", 1)).parameters()),
         "train_images": len(PackedSplit(packed, plan.half, "Train", (), plan.train_classes)),
         "val_images": len(PackedSplit(packed, plan.half, "Val", (), plan.train_classes)),
@@ -101,16 +119,19 @@ def test_several_targets_have_their_own_scores_and_the_mean(plan: Plan, packed: 
     plan = altered(plan, targets=("infection", "lung"), train_classes=classes, epochs=1)
     train(plan, packed, tmp_path / "out")
     history = pd.read_csv(tmp_path / "out" / "history.csv")
-    assert list(history.columns)[3:-2] == [
+    assert list(history.columns)[3:-1] == [
         "val_loss",
         "val_dice",
         "val_iou",
+        "val_marked",
         "val_dice_infection",
         "val_dice_lung",
         "val_iou_infection",
         "val_iou_lung",
+        "val_marked_infection",
+        "val_marked_lung",
     ]
-    for metric in ("val_dice", "val_iou"):
+    for metric in ("val_dice", "val_iou", "val_marked"):
         mean = history[[f"{metric}_infection", f"{metric}_lung"]].mean(axis=1)
         np.testing.assert_allclose(history[metric], mean, rtol=1e-6)
 
@@ -122,12 +143,15 @@ def test_several_targets_have_their_own_scores_and_the_mean(plan: Plan, packed: 
 
     split = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes)
     assert len(split) <= 32  # one batch
-    scores = validate(Lungs(), split, plan.targets, make_loss("bce"), set_up(0, "fp32", 1))
+    compute = set_up(0, "fp32", 1)
+    scores = validate(Lungs(), Batches(split, compute), plan.targets, make_loss("bce"), compute)
     controls = (split.table["class"] != "COVID-19").mean()
     assert 0 < controls < 1
     assert scores["val_dice_lung"] == scores["val_iou_lung"] == 1
     assert scores["val_dice_infection"] == pytest.approx(controls)
     assert scores["val_dice"] == pytest.approx((1 + controls) / 2)
+    assert scores["val_marked_infection"] == 0
+    assert scores["val_marked_lung"] == pytest.approx((split.masks()[:, 1] >= 127.5).double().mean().item())
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
@@ -144,19 +168,6 @@ def test_the_network_read_back_scores_as_its_best_epoch_did(
         assert value == pytest.approx(best[name], abs=1e-7)
 
 
-EVERY_CHANGE = {
-    "flip": 0.5,
-    "rotation": 15.0,
-    "scale": 0.15,
-    "translation": 0.06,
-    "elastic": 0.02,
-    "brightness": 0.1,
-    "contrast": 0.25,
-    "gamma": 0.4,
-    "noise": 0.05,
-}
-
-
 def test_same_plan_same_bytes_another_seed_others(plan: Plan, packed: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(altered(plan, EVERY_CHANGE, seed=seed, ema=0.9), packed, tmp_path / name)
@@ -164,6 +175,7 @@ def test_same_plan_same_bytes_another_seed_others(plan: Plan, packed: Path, tmp_
     a, b, c = (file.read_bytes() for file in files)
     assert a == b
     assert a != c
+    assert (tmp_path / "a" / "history.csv").read_bytes() == (tmp_path / "b" / "history.csv").read_bytes()
 
 
 def test_the_first_of_several_seeds_trains_as_one_alone(
@@ -184,10 +196,7 @@ def test_the_first_of_several_seeds_trains_as_one_alone(
     )
     assert first == alone
     assert first != second
-    one, two = (
-        pd.read_csv(tmp_path / name / "history.csv").drop(columns="images_per_second")
-        for name in ("one", "two")
-    )
+    one, two = (pd.read_csv(tmp_path / name / "history.csv") for name in ("one", "two"))
     assert list(two["seed"]) == [9, 9, 10, 10]
     pd.testing.assert_frame_equal(two[two["seed"] == 9], one, check_dtype=False)
 
@@ -207,7 +216,7 @@ def test_averaged_weights_by_hand(plan: Plan, packed: Path) -> None:
                 expected[name] = value
 
     fitter._optimiser.register_step_post_hook(follow)
-    fitter.run_epoch("test")
+    run_epoch(fitter)
     assert steps >= 3
     for name, value in weights(fitter.network).items():
         torch.testing.assert_close(value, expected[name], msg=name)
@@ -228,7 +237,7 @@ def test_averaged_weights_are_those_that_are_saved(plan: Plan, packed: Path, tmp
     train(plan, packed, tmp_path / "out")
     saved = safetensors.torch.load_file(tmp_path / "out" / "networks" / "0.safetensors")
     fitter = make_fitter(plan, packed)
-    fitter.run_epoch("test")
+    run_epoch(fitter)
     averaged, fitted = weights(fitter.network), weights(fitter._fitted)
     assert all(torch.equal(saved[name], value) for name, value in averaged.items())
     assert not all(torch.equal(saved[name], value) for name, value in fitted.items())
@@ -239,7 +248,7 @@ def test_deep_supervision_trains(plan: Plan, packed: Path, patch: int) -> None:
     supervised = {"network": "unet_plus_plus", "deep_supervision": True, "width": 4}
     fitter = make_fitter(altered(plan, **supervised, patch=patch, batch_size=4, epochs=6), packed)
     before = weights(fitter.network)
-    losses = [fitter.run_epoch("test").loss for _ in range(6)]
+    losses = [run_epoch(fitter).loss for _ in range(6)]
     assert losses[-1] < losses[0]
     heads = [name for name in before if ".heads." in f".{name}" and name.endswith("weight")]
     assert len(heads) == plan.depth
@@ -280,7 +289,7 @@ def test_trains_in_bf16_too(plan: Plan, packed: Path, tmp_path: Path) -> None:
 def test_learns_a_phantom_by_heart(plan: Plan, packed: Path) -> None:
     plan = altered(plan, epochs=30, width=8, batch_size=8)
     fitter = make_fitter(plan, packed)
-    losses = [fitter.run_epoch("test").loss for _ in range(plan.epochs)]
+    losses = [run_epoch(fitter).loss for _ in range(plan.epochs)]
     assert losses[-1] < 0.5 * losses[0]
     assert score(fitter.network, plan, packed)["val_dice"] > 0.6
 
@@ -290,7 +299,8 @@ def test_flipping_moves_the_mask_with_its_image(plan: Plan, packed: Path) -> Non
     fitter = make_fitter(plan, packed)
     split = PackedSplit(packed, plan.half, "Train", plan.targets, plan.train_classes)
     indices = torch.arange(len(split))
-    x, y = fitter._load(indices)
+    ((x, y),) = fitter._batches([indices])
+    x, y = fitter._changed(x, y, len(split))
     straight, masks = split.images() / 255, split.masks() / 255
     flipped = 0
     for n in indices:
@@ -307,12 +317,14 @@ def test_each_epoch_visits_every_image_once(
     split = PackedSplit(packed, plan.half, "Train", plan.targets, plan.train_classes)
     fitter = make_fitter(altered(plan, batch_size=4), packed)
     seen: list[int] = []
-    load = fitter._load
-    monkeypatch.setattr(fitter, "_load", lambda batch: (seen.extend(batch.tolist()), load(batch))[1])
-    fitter.run_epoch("one")
+    read = fitter._batches._read
+    monkeypatch.setattr(
+        fitter._batches, "_read", lambda places: (seen.extend(places.tolist()), read(places))[1]
+    )
+    run_epoch(fitter)
     first = list(seen)
     seen.clear()
-    fitter.run_epoch("two")
+    run_epoch(fitter)
     assert sorted(first) == sorted(seen) == list(range(len(split)))
     assert first != seen
 
@@ -335,7 +347,9 @@ def test_schedules_peak_at_the_learning_rate(plan: Plan, schedule: str, highest:
 
 def test_a_loss_that_is_no_number_stops_with_the_epoch(plan: Plan, packed: Path, tmp_path: Path) -> None:
     plan = altered(plan, learning_rate=1e30, batch_size=4)
-    with pytest.raises(InputError, match=r"the loss became nan in epoch [12]; lower learning_rate"):
+    with pytest.raises(
+        InputError, match=r"the loss became nan in epoch [12], step \d of \d; lower learning_rate"
+    ):
         train(plan, packed, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -364,3 +378,13 @@ def test_packed_split_aligns_the_regions_too(packed: Path, tmp_path: Path) -> No
     regions = split.regions(slice(1, 3))
     assert regions is not None
     assert torch.equal(regions, split.masks(slice(1, 3))[:, 0])
+
+
+def test_patience_ends_a_training_that_gets_no_better(plan: Plan, packed: Path, tmp_path: Path) -> None:
+    plan = altered(plan, epochs=60, patience=2, batch_size=4, learning_rate=1e-9)
+    train(plan, packed, tmp_path / "out")
+    history = pd.read_csv(tmp_path / "out" / "history.csv")
+    description = json.loads((tmp_path / "out" / "networks" / "0.json").read_text())
+    assert len(history) < 60
+    assert description["best_epoch"] == len(history) - 2
+    assert (history["val_dice"].iloc[-2:] <= history["val_dice"].iloc[-3]).all()

@@ -1,0 +1,263 @@
+"""What evaluation costs: the code of the stage `evaluate`, part by part, beside a plain loop, in turns.
+
+    python benchmarks/inference.py [--data covidqu.zip] [--work FOLDER] [--images 256] [--rounds 5]
+
+First a network is trained for a few epochs, so that its masks have outlines as real ones have. Then, each in
+a process of its own and over the same Test images of all classes:
+
+    network         its probabilities at its own size, tasks.predict.predict_batches
+    network, twice  the same, averaged with those of the mirror images
+    own size        probabilities and true masks at the size of the masks, tasks.predict.predict_cases
+    evaluation      all that the stage does: every score, calibration, masks as PNGs, tables
+    plain, N        what users write: batches of N PNG files decoded by Pillow and resized, the network in
+                    float32 and the default memory layout, sigmoid, resized to the mask's size, threshold, and
+                    for each image IoU by numpy. Nothing else is scored or written
+
+The order of turns is reversed every other round, and the first round warms up. Prints images a second, the
+median, least and most of the rounds; peak memory; the mean IoU of those that know it; and where the time of
+`evaluation` goes. The images and what a GPU machine needs: see benchmarks/train.py.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from common import (
+    DEVICE,
+    HALF,
+    MIB,
+    TARGET,
+    Apart,
+    Stopwatch,
+    make_plan,
+    parser_of,
+    prepare,
+    show,
+    spread_of,
+    unpack,
+)
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+
+import tasks.evaluate
+import tasks.predict
+import tasks.scoring
+from models.networks import NETWORKS
+from tasks.compute import set_up
+from tasks.network import load_network
+from tasks.packed import PackedSplit
+from tasks.params import Plan
+from tasks.predict import PLAIN, predict_batches, predict_cases
+from tasks.raw import CLASSES, RawDataset
+from tasks.scoring import Calibration
+from tasks.train import train
+
+
+class Setting(NamedTuple):
+    """All that a contestant is told."""
+
+    plan: Plan
+    packed: Path
+    raw: Path
+    trained: Path
+    files: list[tuple[Path, Path]]
+    flip: bool = False
+    batch: int = 1
+
+
+class Round(NamedTuple):
+    seconds: float
+    iou: float | None
+    parts: dict[str, float]
+    """Seconds of these."""
+
+
+class Contestant:
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self.watch = setting, Stopwatch()
+
+    def work(self) -> float | None:
+        """Once over the images; their mean IoU, if it is found."""
+        raise NotImplementedError
+
+    def run(self) -> Round:
+        start = time.perf_counter()
+        iou = self.work()
+        seconds = time.perf_counter() - start
+        return Round(seconds, iou, self.watch.read())
+
+
+class Predicting(Contestant):
+    """What begins with a network of the stage."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        plan = setting.plan
+        self.compute = set_up(plan.seed, plan.precision, plan.threads)
+        self.network = load_network(setting.trained, plan.seed, self.compute)
+        self.split = PackedSplit(setting.packed, HALF, "Test")
+        self.dataset = RawDataset(setting.raw)
+
+
+class Network(Predicting):
+    def work(self) -> None:
+        for _ in predict_batches(self.network, self.split, self.compute, self.setting.flip, "network"):
+            pass
+
+
+class OwnSize(Predicting):
+    def work(self) -> None:
+        plan, flip = self.setting.plan, self.setting.flip
+        for _ in predict_cases(self.network, plan, self.split, self.dataset, self.compute, flip, "own size"):
+            pass
+
+
+class Evaluation(Contestant):
+    """The whole stage, whose parts are timed from within."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        watch, batches = self.watch, tasks.predict.predict_batches
+        tasks.predict.predict_batches = lambda *args: watch.each("network", batches(*args))
+        for place, name, part in (
+            (tasks.predict, "read_mask", "true masks decoded"),
+            (tasks.predict, "resized", "probabilities resized"),
+            (tasks.evaluate, "score", "scores"),
+            (tasks.scoring, "surface_distances", "surfaces"),
+            (tasks.scoring, "hausdorff95", "surfaces"),
+            (tasks.scoring, "surface_dice", "surfaces"),
+            (Calibration, "add", "calibration"),
+            (tasks.evaluate, "encode_mask", "predicted masks encoded"),
+        ):
+            setattr(place, name, watch.on_host(part, getattr(place, name)))
+
+    def work(self) -> float:
+        s = self.setting
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "evaluation"
+            prediction = PLAIN.model_copy(update={"flip_average": s.flip})
+            tasks.evaluate.evaluate(s.plan, prediction, s.trained, s.packed, s.raw, out)
+            metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+        return float(metrics[TARGET]["all"]["iou"])
+
+
+class PlainLoop(Contestant):
+    """Evaluation as users write it."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        plan = setting.plan
+        network = NETWORKS[plan.network](in_channels=1, out_channels=1, width=plan.width, depth=plan.depth)
+        network.load_state_dict(load_file(setting.trained / "networks" / f"{plan.seed}.safetensors"))
+        self.network = network.to(DEVICE).eval()
+
+    @torch.no_grad()
+    def work(self) -> float:
+        size, ious = (self.setting.plan.image_size,) * 2, []
+        for start in range(0, len(self.setting.files), self.setting.batch):
+            files = self.setting.files[start : start + self.setting.batch]
+            x = torch.stack([read_image(image, size) for image, _ in files]).to(DEVICE)
+            probabilities = torch.sigmoid(self.network(x)).cpu()
+            for probability, (_, mask_file) in zip(probabilities, files, strict=True):
+                truth = np.array(Image.open(mask_file).convert("L")) > 0
+                own = functional.interpolate(
+                    probability[None], size=truth.shape, mode="bilinear", align_corners=False
+                )
+                ious.append(iou(own[0, 0].numpy() >= 0.5, truth))
+        return float(np.mean(ious))
+
+
+def read_image(file: Path, size: tuple[int, int]) -> Tensor:
+    picture = Image.open(file).convert("L").resize(size, Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(picture, dtype=np.float32) / 255).unsqueeze(0)
+
+
+def iou(predicted: np.ndarray, truth: np.ndarray) -> float:
+    union = np.logical_or(predicted, truth).sum()
+    return float(np.logical_and(predicted, truth).sum() / union) if union else 1.0
+
+
+MAKERS: dict[str, Callable[[Setting], Contestant]] = {
+    "network": Network,
+    "network, twice": Network,
+    "own size": OwnSize,
+    "evaluation": Evaluation,
+    "plain, 1": PlainLoop,
+    "plain, 16": PlainLoop,
+}
+TOLD = {"network, twice": {"flip": True}, "plain, 16": {"batch": 16}}
+
+
+def race(setting: Setting, rounds: int) -> dict[str, list[Round]]:
+    """A row a contestant; then where the time of the evaluation goes."""
+    done: dict[str, list[Round]] = {name: [] for name in MAKERS}
+    with ExitStack() as stack:
+        contestants = {
+            name: stack.enter_context(Apart(make, setting._replace(**TOLD.get(name, {}))))
+            for name, make in MAKERS.items()
+        }
+        for number in range(rounds + 1):
+            for name in sorted(contestants, reverse=number % 2 == 1):
+                one = contestants[name].call("run")
+                print(f"round {number} of {rounds}: {name}: {one.seconds:.1f} s", file=sys.stderr)
+                if number:  # the first round warms up
+                    done[name].append(one)
+    rows = [["", "images/s", "ms an image", "peak memory", "IoU"]]
+    for name, of in done.items():
+        speeds = [len(setting.files) / one.seconds for one in of]
+        memory = f"{contestants[name].memory / MIB:.0f} MiB"
+        found = "" if of[0].iou is None else f"{of[0].iou:.4f}"
+        rows.append([name, spread_of(speeds), f"{1000 / statistics.median(speeds):.1f}", memory, found])
+    show(rows)
+    return done
+
+
+def show_parts(rounds: list[Round], images: int) -> None:
+    total = sum(one.seconds for one in rounds)
+    parts = {part: sum(one.parts[part] for one in rounds) for part in rounds[0].parts}
+    parts["other scores"] = parts.pop("scores") - parts["surfaces"]
+    parts["the rest"] = total - sum(parts.values())
+    print("\nwhere the time of evaluation goes")
+    show(
+        [["", "share", "ms an image"]]
+        + [
+            [part, f"{seconds / total:.1%}", f"{1000 * seconds / len(rounds) / images:.2f}"]
+            for part, seconds in sorted(parts.items(), key=lambda item: -item[1])
+        ]
+    )
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=3, help="of the training")
+    args = parser.parse_args()
+    # Of phantoms as of the real images, 1,166 of 5,826 are in Test.
+    data = args.data or f"phantom://{max(9, round(args.images * 5.1))}"
+    plan = make_plan(data, args.size, args.epochs, {"width": args.width}, args.sets)
+    with nullcontext(args.work) if args.work else tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        take = {"Train": 2 * args.images, "Val": args.images // 4, "Test": args.images}
+        images = prepare(data, work, args.size, take, CLASSES)
+        files = unpack(images, "Test", work / "png")
+        with tempfile.TemporaryDirectory() as trained:
+            out = Path(trained) / "benchmark"
+            train(plan, images.packed, out)
+            print(f"\n{len(files)} Test images", flush=True)
+            done = race(Setting(plan, images.packed, images.raw, out, files), args.rounds)
+    show_parts(done["evaluation"], len(files))
+
+
+if __name__ == "__main__":
+    main()

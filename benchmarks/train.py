@@ -1,0 +1,514 @@
+"""What a training costs: our engine beside a plain PyTorch loop and beside MONAI, in turns.
+
+    python benchmarks/train.py [--data covidqu.zip] [--work FOLDER] [--epochs 6] [--set training.width=32]
+    python benchmarks/train.py --table [--size 256 --width 64] [--batches 16,64] [--layouts ...]
+
+Each contestant trains a network from seed 0 in a process of its own on the same COVID-19 images, one epoch
+in its turn, without random changes to images; the order of turns is reversed every other time. The first
+epoch warms up and is not timed, nor is validation.
+
+    ours            the engine of tasks/fitting.py, the residual U-Net; "ours, fused" with torch.compile
+    plain, N        what users write: a DataLoader with N processes, whose dataset opens the PNG files of an
+                    image and its mask by Pillow and resizes them; float32, default memory layout, Adam,
+                    loss.item() at each step. The same network with the same initial weights, the same
+                    loss, and the same pixels
+    monai, N        MONAI's BasicUNet and its usual transforms, in a CacheDataset: every image is decoded
+                    and resized once, before the first epoch, which is reported apart. MONAI's DiceCELoss
+                    with the weights and smoothing of ours, of which it then is the same function
+
+BasicUNet has other blocks: instance normalisation, no shortcuts, wider maps before its last block. Its
+features are (w, 2w, 4w, 8w, 16w, w), w our width, at depth 4: 1.05 times our multiply-adds in a forward pass.
+A last block of 3/4 w would bring them to 0.99, and was no faster on a CPU, which likes powers of two. Both
+counts are printed; the last column of the table is free of the difference.
+
+Prints images a second, median, least and most of the timed epochs; ours divided by each of them, epoch by
+epoch; the CPU time an image, which other work on the machine disturbs least, if OMP_NUM_THREADS is 1; the
+share of the time that a loop waits for its next batch, in our case gathers it; peak memory (PSS of the
+process and its workers, or what torch allocated on CUDA); the share that forward and backward passes reach of
+a measured matrix product's rate, fp32 on a CPU, bf16 on CUDA (MFU), counted by FlopCounterMode; then the loss
+curves and the validation Dice at the network's size.
+
+--table: our engine alone, over number format, memory layout, torch.compile and batch size.
+
+Images are synthetic unless --data names the real ones, as data.source in params.yaml does. --work keeps what
+was prepared for another time.
+On a GPU machine without the project's environment: Python 3.11 or newer with torch, pandas, pillow, psutil,
+requests, safetensors, tqdm; carry wheels of pydantic, pydantic_core, annotated_types, typing_inspection and
+ruamel.yaml on PYTHONPATH, and monai for its contestant (`--contestants ours,plain` does without).
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, nullcontext
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import torch
+from common import (
+    DEVICE,
+    HALF,
+    MIB,
+    TRAIN_CLASS,
+    Apart,
+    Stopwatch,
+    make_plan,
+    matrix_rate,
+    parser_of,
+    prepare,
+    ratios,
+    show,
+    spread_of,
+    synchronise,
+    unpack,
+)
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.losses import make_loss
+from models.metrics import confusion, dice
+from models.networks import NETWORKS
+from tasks.batches import Batches
+from tasks.compute import Compute, set_up
+from tasks.fitting import Fitter
+from tasks.network import build_network
+from tasks.packed import PackedSplit, scaled
+from tasks.params import Plan
+
+WAIT = "wait for data"
+VALIDATION_BATCH = 32
+
+
+class Setting(NamedTuple):
+    """All that a contestant is told."""
+
+    plan: Plan
+    packed: Path
+    train_files: list[tuple[Path, Path]] = []  # noqa: RUF012
+    val_files: list[tuple[Path, Path]] = []  # noqa: RUF012
+    workers: int = 0
+    layout: str = "channels_last"
+
+    def split(self, name: str) -> PackedSplit:
+        return PackedSplit(self.packed, HALF, name, self.plan.targets, self.plan.train_classes)
+
+
+class Epoch(NamedTuple):
+    seconds: float
+    cpu: float
+    """Seconds of all threads, those of the loader's processes too."""
+    wait: float
+    """Seconds of these."""
+    loss: float
+    val_dice: float
+
+
+class Contestant:
+    """A network that is trained epoch by epoch."""
+
+    network: nn.Module
+    #: Seconds that stood before the first epoch.
+    caching = 0.0
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self.watch = setting, Stopwatch()
+
+    def fit(self) -> float:
+        """One epoch; its mean loss."""
+        raise NotImplementedError
+
+    def val_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+        split = self.setting.split("Val")
+        for start in range(0, len(split), VALIDATION_BATCH):
+            rows = slice(start, start + VALIDATION_BATCH)
+            yield scaled(split.images(rows)).to(DEVICE), scaled(split.masks(rows)).to(DEVICE)
+
+    def epoch(self, validate: bool = True) -> Epoch:
+        synchronise()
+        start, cpu = time.perf_counter(), cpu_seconds()
+        loss = self.fit()
+        synchronise()
+        seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
+        wait = self.watch.read().get(WAIT, 0.0)
+        return Epoch(seconds, cpu, wait, loss, self.val_dice() if validate else float("nan"))
+
+    @torch.no_grad()
+    def val_dice(self) -> float:
+        self.network.eval()
+        scores = [dice(confusion(self.network(x) > 0, y >= 0.5)) for x, y in self.val_batches()]
+        return float(torch.cat(scores).mean())
+
+    def facts(self) -> dict[str, float]:
+        return {"caching": self.caching, "device_memory": device_memory()}
+
+
+def device_name() -> str:
+    cpu = f"{torch.get_num_threads()} CPU threads"
+    return f"{torch.cuda.get_device_name() if DEVICE.type == 'cuda' else cpu}, torch {torch.__version__}"
+
+
+def cpu_seconds() -> float:
+    """Of this process and of its own so far."""
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
+def device_memory() -> int:
+    return torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else 0
+
+
+class Ours(Contestant):
+    """Our engine. All that this benchmark knows of tasks.train and how it is set up stands here."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        plan = setting.plan
+        compute = set_up(plan.seed, plan.precision, plan.threads)
+        self.network = build_network(plan, compute)
+        if setting.layout == "contiguous":
+            compute = Contiguous(*compute)
+            self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        batches = Batches(setting.split("Train"), compute)
+        self._fitter = Fitter(plan, plan.seed, self.network, compute, batches)
+        self._fitter._changed = self.watch.on_device(WAIT, self._fitter._changed)
+
+    def fit(self) -> float:
+        fitted = self._fitter.run_epoch("ours")
+        self._fitter.end_epoch()
+        self.watch.add(WAIT, fitted.waited)
+        return fitted.loss
+
+
+class Contiguous(Compute):
+    """Batches in torch's default layout."""
+
+    def place(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+
+class Loop(Contestant):
+    """The loop that stands in most tutorials, over any loader, network and loss."""
+
+    batches: Iterable[tuple[Tensor, Tensor]]
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+    def start(self, network: nn.Module) -> None:
+        self.network = network.to(DEVICE)
+        self._optimiser = torch.optim.Adam(self.network.parameters(), lr=self.setting.plan.learning_rate)
+
+    def fit(self) -> float:
+        total = count = 0.0
+        self.network.train()
+        for x, y in self.watch.each(WAIT, self.batches):
+            x, y = x.to(DEVICE), y.to(DEVICE)
+            self._optimiser.zero_grad()
+            loss = self.loss(self.network(x), y)
+            loss.backward()
+            self._optimiser.step()
+            total += loss.item() * len(x)
+            count += len(x)
+        return total / count
+
+    def loader_options(self) -> dict[str, Any]:
+        workers = self.setting.workers
+        own = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": DEVICE.type == "cuda"}
+        return {"batch_size": self.setting.plan.batch_size, "shuffle": True, **own}
+
+
+class PngFolder(Dataset[tuple[Tensor, Tensor]]):
+    """Images and masks (1, S, S) in [0, 1], decoded anew each time."""
+
+    def __init__(self, files: list[tuple[Path, Path]], size: int) -> None:
+        self.files, self.size = files, (size, size)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, mask = (Image.open(file).convert("L") for file in self.files[index])
+        return (
+            to_tensor(image.resize(self.size, Image.Resampling.BILINEAR)),
+            to_tensor(mask.resize(self.size, Image.Resampling.BOX)),
+        )
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture, dtype=np.float32) / 255).unsqueeze(0)
+
+
+class Plain(Loop):
+    """A plain PyTorch loop over PNG files."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        plan = setting.plan
+        torch.manual_seed(plan.seed)
+        self.start(our_network(plan))
+        self.loss = make_loss(plan.loss, **plan.loss_options)
+        self.batches = DataLoader(PngFolder(setting.train_files, plan.image_size), **self.loader_options())
+
+
+class Monai(Loop):
+    """MONAI as its tutorials use it."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        # Not at the top, so that the others run without it.
+        from monai.losses import DiceCELoss
+        from monai.utils import set_determinism
+
+        plan = setting.plan
+        set_determinism(plan.seed)
+        torch.use_deterministic_algorithms(False)
+        self.start(monai_network(plan))
+        self.loss = DiceCELoss(sigmoid=True, lambda_dice=0.5, lambda_ce=0.5, smooth_nr=1.0, smooth_dr=1.0)
+        start = time.perf_counter()
+        self.batches = self._loader(setting.train_files, **self.loader_options())
+        self.caching = time.perf_counter() - start
+        self._val = self._loader(setting.val_files, batch_size=VALIDATION_BATCH)
+
+    def _loader(self, files: list[tuple[Path, Path]], **options: Any) -> "Pairs":
+        from monai import transforms as of
+        from monai.data import CacheDataset
+        from monai.data import DataLoader as Loader
+
+        keys, size = ["image", "label"], (self.setting.plan.image_size,) * 2
+        transform = of.Compose(
+            [
+                of.LoadImaged(keys),
+                of.EnsureChannelFirstd(keys),
+                of.ScaleIntensityd(keys),
+                of.Resized(keys, size, mode=("bilinear", "area")),
+            ]
+        )
+        rows = [{"image": str(image), "label": str(mask)} for image, mask in files]
+        dataset = CacheDataset(rows, transform, num_workers=os.cpu_count(), progress=False)
+        return Pairs(Loader(dataset, **options))
+
+    def val_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+        for x, y in self._val:
+            yield x.to(DEVICE), y.to(DEVICE)
+
+
+class Pairs:
+    """Image and label of each batch of dictionaries."""
+
+    def __init__(self, loader: Iterable[dict[str, Tensor]]) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self._loader:
+            yield batch["image"], batch["label"]
+
+
+MAKERS: dict[str, Callable[[Setting], Contestant]] = {"ours": Ours, "plain": Plain, "monai": Monai}
+
+
+# --- networks and what they compute -------------------------------------------------------------------------
+
+
+def our_network(plan: Plan) -> nn.Module:
+    return NETWORKS[plan.network](in_channels=1, out_channels=1, width=plan.width, depth=plan.depth)
+
+
+def monai_network(plan: Plan) -> nn.Module:
+    from monai.networks.nets import BasicUNet
+
+    levels = [plan.width * 2**k for k in range(5)]
+    return BasicUNet(spatial_dims=2, in_channels=1, out_channels=1, features=[*levels, plan.width])
+
+
+class Operations(NamedTuple):
+    """Of one image; two a multiply-add."""
+
+    forward: int
+    step: int
+    """Forward and backward."""
+    parameters: int
+
+
+def operations(make: Callable[[], nn.Module], size: int) -> Operations:
+    """Counted on the meta device, where nothing is computed."""
+    with torch.device("meta"):
+        network, image = make(), torch.empty(1, 1, size, size)
+    with FlopCounterMode(display=False) as counted:
+        logits = network(image)
+        forward = counted.get_total_flops()
+        logits.sum().backward()
+    return Operations(forward, counted.get_total_flops(), sum(p.numel() for p in network.parameters()))
+
+
+# --- in turns -----------------------------------------------------------------------------------------------
+
+
+def race(settings: dict[str, Setting], epochs: int) -> None:
+    plan = settings["ours"].plan
+    images = len(settings["ours"].split("Train"))
+    of_epochs: dict[str, list[Epoch]] = {name: [] for name in settings}
+    peaks: dict[torch.dtype, float] = {}
+    with ExitStack() as stack:
+        contestants = {
+            name: stack.enter_context(Apart(MAKERS[kind_of(name)], setting))
+            for name, setting in settings.items()
+        }
+        for number in range(epochs):
+            for dtype in (torch.float32, torch.bfloat16):
+                peaks[dtype] = max(peaks.get(dtype, 0.0), matrix_rate(dtype))
+            for name in sorted(contestants, reverse=number % 2 == 1):
+                of_epochs[name].append(contestants[name].call("epoch"))
+            took = ", ".join(f"{name}: {of[-1].seconds:.1f} s" for name, of in of_epochs.items())
+            print(f"epoch {number + 1} of {epochs}: {took}", file=sys.stderr)
+        facts = {name: contestant.call("facts") for name, contestant in contestants.items()}
+
+    counted = {"ours": operations(partial(our_network, plan), plan.image_size)}
+    counted["plain"] = counted["ours"]
+    if any(kind_of(name) == "monai" for name in settings):
+        counted["monai"] = operations(partial(monai_network, plan), plan.image_size)
+    show_networks(counted, plan)
+    peak = show_peaks(peaks)
+    speeds = {name: [images / one.seconds for one in of[1:]] for name, of in of_epochs.items()}
+    rows = [
+        ["", "images/s", "ours is x as fast", "CPU ms an image", "waits for data", "memory", "of the peak"]
+    ]
+    for name, of in of_epochs.items():
+        ratio = "" if name == "ours" else spread_of(ratios(speeds["ours"], speeds[name]), ".2f")
+        wait = sum(one.wait for one in of[1:]) / sum(one.seconds for one in of[1:])
+        memory = facts[name]["device_memory"] or contestants[name].memory
+        used = counted[kind_of(name)].step * statistics.median(speeds[name]) / peak
+        cpu = spread_of([1000 * one.cpu / images for one in of[1:]])
+        shares = [f"{wait:.1%}", f"{memory / MIB:.0f} MiB", f"{used:.1%}"]
+        rows.append([name, spread_of(speeds[name]), ratio, cpu, *shares])
+    show(rows)
+    for name, fact in facts.items():
+        if fact["caching"]:
+            print(f"{name}: {fact['caching']:.1f} s of caching before the first epoch")
+    for title, value in (("mean training loss", "loss"), ("validation Dice", "val_dice")):
+        print(f"\n{title}")
+        show(
+            [["epoch", *map(str, range(1, epochs + 1))]]
+            + [[name, *(f"{getattr(one, value):.4f}" for one in of)] for name, of in of_epochs.items()]
+        )
+
+
+def kind_of(name: str) -> str:
+    return name.partition(",")[0]
+
+
+def show_networks(counted: dict[str, Operations], plan: Plan) -> None:
+    for name, of in counted.items():
+        if name == "plain":
+            continue
+        what = f"{plan.network}, width {plan.width}, depth {plan.depth}"
+        if name == "monai":
+            what = f"BasicUNet, features {plan.width} to {16 * plan.width} and {plan.width}"
+        share = of.forward / counted["ours"].forward
+        print(
+            f"{name}: {what}: {of.parameters:,} parameters; million multiply-adds an image: "
+            f"{of.forward / 2e6:.1f} forward ({share:.3f} of ours), {of.step / 2e6:.1f} with backward"
+        )
+
+
+def show_peaks(peaks: dict[torch.dtype, float]) -> float:
+    """The rate that shares are given of."""
+    rates = ", ".join(f"{rate / 1e9:.1f} GFLOP/s in {str(dtype)[6:]}" for dtype, rate in peaks.items())
+    dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+    print(f"a matrix product reaches {rates}; shares are of {str(dtype)[6:]}\n", flush=True)
+    return peaks[dtype]
+
+
+# --- the table ----------------------------------------------------------------------------------------------
+
+
+ROW = "{:10}{:15}{:9}{:>6}  {:>28}{:>8}{:>12}{:>8}"
+
+
+def table(settings: Iterator[Setting], epochs: int) -> None:
+    peak = show_peaks({dtype: matrix_rate(dtype) for dtype in (torch.float32, torch.bfloat16)})
+    print(ROW.format("precision", "layout", "compile", "batch", "images/s", "waits", "memory", "MFU"))
+    for setting in settings:
+        plan = setting.plan
+        try:
+            figures = run_alone(setting, epochs, peak)
+        except (RuntimeError, ValueError) as error:  # out of memory, or a compiler that won't
+            figures = [f"{type(error).__name__}: {str(error).splitlines()[0][:60]}", "", "", ""]
+        print(ROW.format(plan.precision, setting.layout, plan.compile, plan.batch_size, *figures), flush=True)
+
+
+def run_alone(setting: Setting, epochs: int, peak: float) -> list[str]:
+    """Images a second, wait, memory and MFU of our engine."""
+    with Apart(Ours, setting) as contestant:
+        of = [contestant.call("epoch", False) for _ in range(epochs)][1:]
+        memory = contestant.call("facts")["device_memory"] or contestant.memory
+    images = len(setting.split("Train"))
+    speeds = [images / one.seconds for one in of]
+    wait = sum(one.wait for one in of) / sum(one.seconds for one in of)
+    counted = operations(partial(our_network, setting.plan), setting.plan.image_size)
+    used = counted.step * statistics.median(speeds) / peak
+    return [spread_of(speeds), f"{wait:.1%}", f"{memory / MIB:.0f} MiB", f"{used:.1%}"]
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--epochs", type=int, default=6, help="the first is not timed")
+    parser.add_argument("--workers", default="0,2", help="of the plain loop's DataLoader, each in its turn")
+    parser.add_argument("--monai-workers", default="0", help="of MONAI's, whose items are cached")
+    parser.add_argument("--contestants", default="ours,plain,monai")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--precisions", default="fp32,bf16")
+    parser.add_argument("--layouts", default="contiguous,channels_last")
+    parser.add_argument("--compile", default="none,fused,graphs")
+    parser.add_argument("--batches", default="16,64")
+    args = parser.parse_args()
+    # Of phantoms as of the real images, 1,864 of 5,826 are of COVID-19 and in Train.
+    data = args.data or f"phantom://{max(9, round(args.images * 3.2))}"
+    with nullcontext(args.work) if args.work else tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        if args.table:
+            table(table_settings(args, data, work), args.epochs)
+        else:
+            race(race_settings(args, data, work), args.epochs)
+
+
+def race_settings(args: argparse.Namespace, data: str, work: Path) -> dict[str, Setting]:
+    images = prepare(data, work, args.size, {"Train": args.images, "Val": args.images // 4}, [TRAIN_CLASS])
+    files = [unpack(images, split, work / "png") for split in ("Train", "Val")]
+    setting = Setting(plan_of(args, data), images.packed, *files)
+    settings = {"ours": setting, "ours, fused": setting._replace(plan=plan_of(args, data, compile="fused"))}
+    for kind, workers in (("plain", args.workers), ("monai", args.monai_workers)):
+        settings |= {f"{kind}, {n}": setting._replace(workers=int(n)) for n in workers.split(",")}
+    shape = f"{args.size}x{args.size}, batches of {args.batch}"
+    print(f"\n{len(files[0])} Train and {len(files[1])} Val images of {shape}, on {device_name()}")
+    wanted = args.contestants.split(",")
+    return {name: of for name, of in settings.items() if kind_of(name) in wanted}
+
+
+def table_settings(args: argparse.Namespace, data: str, work: Path) -> Iterator[Setting]:
+    words = [of.split(",") for of in (args.precisions, args.layouts, args.compile, args.batches)]
+    for precision, layout, mode, batch in product(*words):
+        # Whole batches alone: another size would be compiled anew.
+        count = max(1, args.images // int(batch)) * int(batch)
+        images = prepare(data, work, args.size, {"Train": count}, [TRAIN_CLASS])
+        plan = plan_of(args, data, precision=precision, batch_size=int(batch), compile=mode)
+        yield Setting(plan, images.packed, layout=layout)
+
+
+def plan_of(args: argparse.Namespace, data: str, **training: Any) -> Plan:
+    shared = {"width": args.width, "depth": args.depth, "batch_size": args.batch, **training}
+    return make_plan(data, args.size, args.epochs, shared, args.sets)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""A training that is broken off, at any moment and in any way, ends as one that never was."""
+
+import errno
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tasks import checkpoints
+from tasks.checkpoints import FOLDER_VARIABLE, Checkpoint, key_of
+from tasks.cli import InputError, stage_main
+from tasks.compute import set_up
+from tasks.packed import PackedSplit
+from tasks.params import Params, Plan
+from tasks.train import train
+from tests.helpers import EVERY_CHANGE, ROOT, made
+
+KILLS = 20
+
+
+@pytest.fixture
+def plan(tiny_params: Params) -> Plan:
+    """A training with all that has a state: moments, a schedule, an average, random changes, two targets."""
+    plan = tiny_params.plans["report1_bce_iou"]
+    augment = plan.augment.model_copy(update=EVERY_CHANGE)
+    changes = {"augment": augment, "ema": 0.9, "batch_size": 4, "epochs": 8, "schedule": "one_cycle"}
+    return plan.model_copy(update=changes | {"optimiser": "adamw", "targets": ("infection", "lung")})
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the checkpoints are."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "checkpoints"))
+    return tmp_path / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def fresh() -> ForkServerContext:
+    """Processes that have loaded all they need, but share nothing that has a state."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tasks.train", "torch._dynamo"])  # which an optimiser loads
+    return context
+
+
+def train_with_a_checkpoint_each_step(plan: Plan, packed: Path, out: Path, folder: Path) -> None:
+    os.environ[FOLDER_VARIABLE] = str(folder)
+    torch.set_num_threads(1)
+    checkpoints.WITHIN_EPOCH, checkpoints.SHARE_OF_TIME = 0.0, 1.0
+    stage_main(lambda: train(plan, packed, out))
+
+
+def started(fresh: ForkServerContext, *arguments: Any) -> BaseProcess:
+    process = fresh.Process(target=train_with_a_checkpoint_each_step, args=arguments)
+    process.start()
+    return process
+
+
+def ended(fresh: ForkServerContext, *arguments: Any) -> int | None:
+    process = started(fresh, *arguments)
+    process.join(60)
+    return process.exitcode
+
+
+def wait_for_a_save(folder: Path, process: BaseProcess) -> None:
+    began = time.time_ns()
+    while process.is_alive() and all(path.stat().st_mtime_ns < began for path in folder.glob("*.pt")):
+        time.sleep(0.002)
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(
+    plan: Plan, tiny_packed: Path, tmp_path: Path, folder: Path, fresh: ForkServerContext
+) -> None:
+    plan = plan.model_copy(update={"seeds": 2})
+    arguments = (plan, tiny_packed, tmp_path / "out", folder)
+    assert ended(fresh, plan, tiny_packed, tmp_path / "whole", tmp_path / "others") == 0
+    whole = made(tmp_path / "whole")
+    draw, kills, steps = random.Random(7), 0, set()
+    while kills < KILLS:
+        process = started(fresh, *arguments)
+        if kills % 4:  # in the training itself, not while it sets out
+            wait_for_a_save(folder, process)
+        process.join(draw.uniform(0.0, 0.2))
+        if process.exitcode == 0:  # done before all kills: once more from nothing
+            assert made(tmp_path / "out") == whole
+            shutil.rmtree(tmp_path / "out")
+            continue
+        process.kill()
+        process.join()
+        kills += 1
+        assert not (tmp_path / "out").exists()
+        steps |= {torch.load(path)["fitter"]["step"] for path in folder.glob("*.pt")}
+    assert ended(fresh, *arguments) == 0
+    assert made(tmp_path / "out") == whole
+    assert len(steps) > 1  # it was within epochs too
+    assert not list(folder.glob("*.pt"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_end_it_saves_and_ends(
+    plan: Plan, tiny_packed: Path, tmp_path: Path, folder: Path, number: int
+) -> None:
+    """As a command, with checkpoints as far apart as they are: what is saved is saved on the signal."""
+    (tmp_path / "plan.json").write_text(plan.model_copy(update={"epochs": 400}).to_json())
+    command = [sys.executable, "-m", "tasks.train", tmp_path / "plan.json", tiny_packed, tmp_path / "out"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout
+    with process:
+        lines = iter(process.stdout)
+        next(line for line in lines if "epoch 2/" in line)
+        process.send_signal(number)
+        said = list(lines)
+    assert process.returncode == 128 + number
+    assert said[-1] == f"{plan.name}: stopped; the same command goes on from here\n"
+    (path,) = folder.glob("*")
+    assert torch.load(path)["fitter"]["epoch"] >= 2
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / ".out.partial").exists()
+
+
+@pytest.fixture
+def saved(
+    plan: Plan,
+    tiny_packed: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Path:
+    """The checkpoint of a training whose disk was full at the end."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.train.write_table", full)
+        with pytest.raises(OSError, match="No space"):
+            train(plan, tiny_packed, tmp_path / "full")
+    assert epochs_said(capsys) == plan.epochs
+    (path,) = folder.glob("*.pt")
+    return path
+
+
+def epochs_said(capsys: pytest.CaptureFixture[str]) -> int:
+    return sum("val Dice" in line for line in capsys.readouterr().out.splitlines())
+
+
+def test_only_the_same_training_goes_on_from_a_checkpoint(
+    plan: Plan, tiny_packed: Path, tmp_path: Path, saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = {
+        "learning_rate": 0.02,
+        "loss_options": {"alpha": 0.3},
+        "seed": 1,
+        "epochs": 9,
+        "train_classes": ("COVID-19", "Normal"),
+    }
+    for key, value in others.items():
+        other = plan.model_copy(update={key: value})
+        train(other, tiny_packed, tmp_path / key)
+        assert epochs_said(capsys) == other.epochs, key
+    ids = pd.read_csv(tiny_packed / "images.csv")["id"]
+    train(plan, tiny_packed, tmp_path / "dropped", frozenset(ids[:1]))
+    assert epochs_said(capsys) == plan.epochs
+    assert list(saved.parent.iterdir()) == [saved]
+
+    train(plan, tiny_packed, tmp_path / "again")
+    assert epochs_said(capsys) < plan.epochs
+    train(plan, tiny_packed, tmp_path / "anew")  # finished, it left none
+    assert epochs_said(capsys) == plan.epochs
+    assert made(tmp_path / "again") == made(tmp_path / "anew")
+
+
+def test_other_pixels_or_another_program_start_anew(
+    plan: Plan, tiny_packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key() -> str:
+        split = PackedSplit(tmp_path / "packed", plan.half, "Train", plan.targets, plan.train_classes)
+        return key_of(plan, 0, set_up(0, "fp32", 1), [split.digest()])
+
+    shutil.copytree(tiny_packed, tmp_path / "packed")
+    first = key()
+    assert key() == first
+    masks = tmp_path / "packed" / plan.half / "Train" / "lung.npy"
+    array = np.load(masks)
+    array[0, 3, 4] ^= 255
+    np.save(masks, array)
+    changed = key()
+    assert changed != first
+    module = types.ModuleType("tasks.other")
+    module.__file__ = str(Path(checkpoints.__file__).parent / "dvc.py")
+    monkeypatch.setitem(sys.modules, "tasks.other", module)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: b"" if path.name == "dvc.py" else b"same")
+    other = key()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: b"edited" if path.name == "dvc.py" else b"same")
+    assert key() != other
+
+
+def test_what_cant_be_read_is_no_checkpoint(
+    plan: Plan, tiny_packed: Path, tmp_path: Path, saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved.write_bytes(saved.read_bytes()[:1000])
+    train(plan, tiny_packed, tmp_path / "out")
+    assert f"{saved}: unreadable, so the training starts anew" in capsys.readouterr().out
+
+
+def test_loading_a_checkpoint_runs_nothing(tmp_path: Path, folder: Path) -> None:
+    checkpoint = Checkpoint("any", 0, "key")
+    folder.mkdir()
+    torch.save({"fitter": Path(tmp_path)}, checkpoint.path)  # an object that needs code to come back
+    assert checkpoint.load() is None
+
+
+def test_a_full_disk_costs_the_checkpoint_only(
+    plan: Plan,
+    tiny_packed: Path,
+    tmp_path: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(_state: object, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        train(plan, tiny_packed, tmp_path / "out")
+    assert "not saved: [Errno 28] No space left on device" in capsys.readouterr().out
+    assert not list(folder.iterdir())
+
+
+def test_the_last_good_state_survives_a_loss_that_is_no_number(
+    plan: Plan, tiny_packed: Path, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "WITHIN_EPOCH", 0.0)
+    monkeypatch.setattr(checkpoints, "SHARE_OF_TIME", 100.0)
+    plan = plan.model_copy(update={"learning_rate": 1e20, "schedule": "one_cycle"})
+    with pytest.raises(
+        InputError, match=r"became nan in epoch \d, step \d of 4; lower learning_rate; .* kept in"
+    ):
+        train(plan, tiny_packed, tmp_path / "out")
+    state = torch.load(next(folder.glob("*.pt")))
+    assert all(weight.isfinite().all() for weight in state["fitter"]["network"].values())
+
+
+def test_forgotten_checkpoints_are_deleted(folder: Path) -> None:
+    folder.mkdir()
+    key = "0123456789abcdef"
+    kept = {f"new-0-{key}.pt": 29, f"now-0-{key}.pt.78": 0, "model.pt": 90, "notes": 90}
+    for name, days in (kept | {f"an-old-0-{key}.pt": 31, f"half-0-{key}.pt.77": 1}).items():
+        (folder / name).write_text("")
+        then = time.time() - days * 86400
+        os.utime(folder / name, (then, then))
+    Checkpoint("any", 0, "key")
+    assert {path.name for path in folder.iterdir()} == set(kept)
