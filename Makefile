@@ -1,22 +1,29 @@
 # make demo    the whole pipeline on embedded synthetic X-rays: no network, account or GPU, in minutes
 # make serve   a Prefect server, a worker and the retrain deployment, until Ctrl-C (docs/operating.md)
+# make worker  a worker of a pool: POOL=gpu SERVER=http://HOST:4200 [NAME=...] [LIMIT=N]
 # make test    the tests
 # make check   lint and types
-# Each sets up .venv first, with the locked versions.
+# Each sets up .venv first, with the locked versions; make install does that alone.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve test check lock clean
+.PHONY: install demo serve worker test check lock clean
+
+install: .venv/installed
 
 demo: .venv/installed
 	@env -u PREFECT_API_URL PREFECT_PROFILE=ephemeral $(BIN)/python -m flows.retrain --preset demo
 
 serve: .venv/installed
-	@exec $(BIN)/python -m flows.serve
+	@exec $(BIN)/python -m flows.serve $(if $(REPORTS_HOST),--reports-host $(REPORTS_HOST))
+
+worker: .venv/installed
+	@exec $(BIN)/python -m flows.worker --pool "$(POOL)" $(if $(SERVER),--server "$(SERVER)") \
+		$(if $(NAME),--name "$(NAME)") $(if $(LIMIT),--limit "$(LIMIT)")
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed
 	$(BIN)/ruff check .

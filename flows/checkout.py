@@ -11,6 +11,7 @@ The DVC cache is the repository's own: nothing is computed twice.
 import fcntl
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -51,6 +52,18 @@ GIT_LOCAL = frozenset(
 
 #: Name and password in an address.
 PASSWORD = re.compile(r"://[^/@\s]+@")
+
+
+#: Refs at origin of commits that a run's stages on other machines start from; no branches, so that nobody's
+#: fetch or `git branch` shows them.
+RUN_REFS = "refs/retrain/"
+
+#: Where the main repository is that others have clones of too.
+ORIGIN = "origin"
+
+
+class GitError(InputError):
+    """Git refused, in its own words."""
 
 
 def find_repository() -> Path:
@@ -103,7 +116,9 @@ def _remove(repository: Path, folder: Path) -> None:
     _end_processes_in(folder)
     with suppress(InputError):  # there is none where making it failed
         git(repository, "worktree", "remove", "--force", "--force", str(folder))
-    Path(f"{folder}.lock").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # what was written there meanwhile
+    if not folder.exists():
+        Path(f"{folder}.lock").unlink(missing_ok=True)
 
 
 def _end_processes_in(folder: Path) -> None:
@@ -111,7 +126,7 @@ def _end_processes_in(folder: Path) -> None:
     orphans = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if Path(process.cwd()).is_relative_to(folder):
+            if process.pid != os.getpid() and Path(process.cwd()).is_relative_to(folder):
                 process.kill()
                 orphans.append(process)
     psutil.wait_procs(orphans, timeout=5)
@@ -145,7 +160,7 @@ def _share_dvc(repository: Path, checkout: Path) -> None:
 def commit(checkout: Path, message: str, *paths: str) -> str:
     """Commit what changed at `paths`; the id of the checkout's last commit."""
     git(checkout, "add", "--", *[path for path in paths if (checkout / path).exists()])
-    if git(checkout, "status", "--porcelain", "--untracked-files=no"):
+    if git(checkout, "diff", "--cached", "--name-only"):
         git(checkout, *NO_HOOKS, *_author(checkout), "commit", "--quiet", "--message", message)
     return git(checkout, "rev-parse", "HEAD")
 
@@ -159,6 +174,40 @@ def _author(checkout: Path) -> list[str]:
     return []
 
 
+def send_commit(checkout: Path, run: str, commit: str) -> None:
+    """Push a commit of the checkout to origin for the run's stages elsewhere."""
+    git(checkout, *NO_HOOKS, "push", "--quiet", ORIGIN, f"{commit}:{RUN_REFS}{run}/{commit}")
+
+
+def fetch_commit(repository: Path, run: str, commit: str) -> bool:
+    """Have a commit that a run has sent; False where origin has it no more.
+
+    No ref is made for it here: git keeps what a checkout stands on.
+    """
+    ref = f"{RUN_REFS}{run}/{commit}"
+    if not git(repository, "ls-remote", ORIGIN, ref).startswith(commit):
+        return False
+    git(repository, "fetch", "--quiet", "--no-write-fetch-head", "--no-tags", ORIGIN, ref)
+    return True
+
+
+def has_origin(repository: Path) -> bool:
+    return ORIGIN in git(repository, "remote").split()
+
+
+def sent_commits(repository: Path) -> dict[str, str]:
+    """The refs of all commits that origin has for runs elsewhere, each with its run."""
+    lines = git(repository, "ls-remote", ORIGIN, f"{RUN_REFS}*").splitlines()
+    refs = [line.split()[1] for line in lines]
+    return {ref: ref.removeprefix(RUN_REFS).partition("/")[0] for ref in refs}
+
+
+def forget_commits(repository: Path, refs: list[str]) -> None:
+    """Delete refs at origin, which are no more needed there."""
+    if refs:
+        git(repository, *NO_HOOKS, "push", "--quiet", ORIGIN, *[f":{ref}" for ref in refs])
+
+
 def uncommitted(repository: Path) -> list[str]:
     """Tracked files of the user's work tree whose changes a run at HEAD does not see."""
     lines = git(repository, "status", "--porcelain", "--untracked-files=no").splitlines()
@@ -169,9 +218,12 @@ def git(folder: Path, *arguments: str, stdin: str | None = None) -> str:
     """Run git in a folder; its output without the final newline.
 
     Raises:
-        InputError: git refused, in git's own words.
+        GitError: it refused.
     """
-    return run(folder, "git", *arguments, stdin=stdin)
+    try:
+        return run(folder, "git", *arguments, stdin=stdin)
+    except InputError as error:
+        raise GitError(str(error)) from None
 
 
 def run(folder: Path, *command: str, stdin: str | None = None) -> str:

@@ -6,13 +6,12 @@ from string import ascii_letters, digits
 
 from dvc.config import Config
 
-from flows.checkout import NO_HOOKS, git, run
+from flows.checkout import NO_HOOKS, ORIGIN, git, has_origin, run
 
 #: What a run commits, and by what two runs are the same.
 RESULTS = ("params.yaml", "dvc.lock", "metrics.json")
 
 PREFIX = "retrain/"
-REMOTE = "origin"
 
 
 def as_name(run_name: str) -> str:
@@ -24,7 +23,7 @@ def as_name(run_name: str) -> str:
 
 def published_already(repository: Path, base: str, commit: str) -> str | None:
     """The published branch, or the base, whose results are the commit's own; None if there is none."""
-    pattern = f"refs/heads/{PREFIX}", f"refs/remotes/{REMOTE}/{PREFIX}"
+    pattern = f"refs/heads/{PREFIX}", f"refs/remotes/{ORIGIN}/{PREFIX}"
     refs = git(repository, "for-each-ref", "--format=%(refname:short)", "--sort=-creatordate", *pattern)
     names = [base, *refs.split()]
     asked = [f"{name}:{path}" for name in (commit, *names) for path in RESULTS]
@@ -55,8 +54,8 @@ def push(repository: Path, checkout: Path, branch: str, tell: Callable[[str], No
         tell(f"data pushed to the DVC remote {remote}")
     else:
         tell("no default DVC remote is set: the data stay in this machine's DVC cache")
-    if REMOTE in git(repository, "remote").split():
-        git(repository, *NO_HOOKS, "push", "--quiet", REMOTE, f"refs/heads/{branch}")
-        tell(f"{branch} pushed to {REMOTE}")
+    if has_origin(repository):
+        git(repository, *NO_HOOKS, "push", "--quiet", ORIGIN, f"refs/heads/{branch}")
+        tell(f"{branch} pushed to {ORIGIN}")
     else:
-        tell(f"git has no remote {REMOTE}: {branch} stays in this repository")
+        tell(f"git has no remote {ORIGIN}: {branch} stays in this repository")

@@ -12,25 +12,18 @@ import os
 import shutil
 import sys
 from base64 import b64encode
-from collections import deque
-from collections.abc import Callable
 from datetime import datetime
-from graphlib import TopologicalSorter
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-import httpx
-from prefect import Task, flow, get_run_logger, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
-    create_progress_artifact,
     create_table_artifact,
-    update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.futures import PrefectFuture, as_completed
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
@@ -47,20 +40,24 @@ from flows.checkout import (
     uncommitted,
 )
 from flows.comparison import as_lines, as_rows, compare
+from flows.pools import RemoteRun, elsewhere
 from flows.publish import PREFIX, RESULTS, as_name, make_branch, published_already, push
 from flows.request import RetrainRequest
-from flows.slots import Slots, compute_slots
-from flows.stages import Outcome, Pipeline, StageRunner, restore_output, restore_pipeline, sort_lock
+from flows.running import Here, run_stages
+from flows.slots import compute_slots
+from flows.stages import StageRunner, restore_output, restore_pipeline, sort_lock
 from tasks.cli import InputError, stage_main
 from tasks.look import look
 from tasks.params import add_change_arguments, fault_line, load_params, with_changes
-from tasks.progress import fraction_done
 
 #: Where `make serve` shows runs/ to a browser.
 REPORTS_URL = "RETRAIN_REPORTS_URL"
 
 #: All stages, with params.yaml as the user's repository has it.
 AS_IT_STANDS = RetrainRequest()
+
+#: No stage runs on another machine.
+ALL_HERE: dict[str, str] = {}
 
 
 class Published(NamedTuple):
@@ -74,38 +71,56 @@ class Published(NamedTuple):
 
 
 @flow(name="retrain")
-def retrain(request: RetrainRequest = AS_IT_STANDS) -> Published | State[Any]:
+def retrain(
+    request: RetrainRequest = AS_IT_STANDS, pools: dict[str, str] = ALL_HERE
+) -> Published | State[Any]:
     """Run every stage of dvc.yaml at a revision with changed params, and publish what came out.
 
     Works in a git worktree; the params are committed there before anything runs, dvc.lock and the metrics
     afterwards, and the branch `retrain/NAME`, after the run's name, ends as that commit. A copy of the report
     and the metrics goes to `runs/NAME`. Where the results are those of the revision itself or of a branch
     published before, nothing is published.
+
+    `pools` says which stages run on other machines, as patterns of their names and work pools, such as
+    `{"train@*": "gpu"}`. All others run here.
     """
     try:
-        return _retrain(request, find_repository(), as_name(flow_run.name or "run"))
+        return _retrain(request, pools, find_repository(), as_name(flow_run.name or "run"))
     except InputError as error:
         return Failed(message=str(error))
 
 
-def _retrain(request: RetrainRequest, repository: Path, name: str) -> Published | State[Any]:
+def _retrain(
+    request: RetrainRequest, pools: dict[str, str], repository: Path, name: str
+) -> Published | State[Any]:
     logger = get_run_logger()
     for leftover in remove_leftovers(repository):
         logger.info("removed the checkout %s of a run that was killed", leftover.name)
     base = resolve(repository, request.revision)
     params = request.params_text(repository, base)
-    with checked_out(repository, base, name, flow_run.id or "") as checkout:
+    run = flow_run.id or ""
+    with checked_out(repository, base, name, run) as checkout:
         path = checkout / "params.yaml"
         path.write_text(params, encoding="utf-8")
         if request.look_for_new_data:
             look_for_new_data(checkout, repository)
-        commit(checkout, f"Params of {name}\n\n{_asked(request)}", *RESULTS)
+        asked = commit(checkout, f"Params of {name}\n\n{_asked(request)}", *RESULTS)
         pipeline = restore_pipeline(checkout)
-        runner = StageRunner(checkout, RETRAIN_SOURCE_ROOT=str(repository), **_previous_data(checkout))
-        try:
-            run_stages(pipeline, runner, compute_slots(load_params(path)))
-        finally:
-            runner.stop()  # none is left, unless the flow itself was stopped
+        runner = StageRunner(
+            checkout,
+            RETRAIN_SOURCE_ROOT=str(repository),
+            RETRAIN_CHECKPOINTS=str(repository / ".dvc/tmp/checkpoints"),
+            **_previous_data(checkout),
+        )
+        here = Here(runner, compute_slots(load_params(path)))
+        remote_run = RemoteRun(checkout, pipeline, repository, run, name, logger.info)
+        with elsewhere(pools, remote_run, logger.info) as places:
+            try:
+                run_stages(pipeline, lambda stage: places.get(stage) or here)
+            finally:
+                runner.stop()  # none is left, unless the flow itself was stopped
+        # What was committed for other machines on the way is no part of the result.
+        git(checkout, "reset", "--quiet", "--soft", asked)
         sort_lock(checkout, pipeline.order)
         return _publish(request, repository, checkout, base, name)
 
@@ -113,121 +128,6 @@ def _retrain(request: RetrainRequest, repository: Path, name: str) -> Published 
 def _asked(request: RetrainRequest) -> str:
     lines = [f"{key}: {value}" for key, value in request.asked().items()]
     return "\n".join(lines) or "Nothing was changed."
-
-
-# --- the stages ---------------------------------------------------------------------------------------------
-
-
-def run_stages(pipeline: Pipeline, runner: StageRunner, slots: Slots) -> None:
-    """Run the stages in the order that dvc.yaml asks for, as many side by side as there are slots.
-
-    After a failure nothing new starts and what runs is waited for.
-
-    Raises:
-        InputError: a stage failed; the text holds the stage's own last lines.
-    """
-    order = TopologicalSorter(pipeline.upstream)
-    order.prepare()
-    ready: deque[str] = deque()
-    futures: dict[str, PrefectFuture[Any]] = {}
-    running: dict[PrefectFuture[Any], str] = {}
-    failure = None
-    while order.is_active():
-        ready.extend(sorted(order.get_ready()))
-        while ready and len(running) < len(slots) and not failure:
-            stage = ready.popleft()
-            before = [futures[name] for name in sorted(pipeline.upstream[stage])]
-            futures[stage] = _as_task(stage).submit(
-                stage=stage,
-                runner=None if stage in pipeline.restored else runner,
-                slots=slots,
-                wait_for=before,
-                return_state=False,
-            )
-            running[futures[stage]] = stage
-        if not running:
-            break
-        finished = next(as_completed(list(running)))
-        stage = running.pop(finished)
-        order.done(stage)
-        finished.wait()  # only then is its state the final one
-        if not finished.state.is_completed():
-            failure = failure or f"{stage} failed: {finished.state.message}"
-    if failure:
-        raise InputError(failure)
-
-
-@task(task_run_name="{stage}", persist_result=False, cache_policy=NO_CACHE)
-def reproduce(stage: str, runner: StageRunner | None, slots: Slots) -> State[Any]:
-    """Bring one stage up to date; one that was so already, for which no runner is given, ends as Cached."""
-    if runner is None:
-        return Completed(name="Cached", message="unchanged")
-    logger = get_run_logger()
-    with slots.take(logger.info) as slot:
-        done = runner.run(stage, slot, _watcher(stage, logger.info))
-    match done.outcome:
-        case Outcome.RAN:
-            return Completed()
-        case Outcome.CACHED:
-            return Completed(name="Cached", message="unchanged")
-        case Outcome.INTERRUPTED:
-            return Failed(name="Interrupted", message=done.tail)
-        case Outcome.FAILED:
-            return Failed(message=done.tail)
-
-
-def _as_task(stage: str) -> Task[..., State[Any]]:
-    """The task of a stage, with the retries that befit its kind.
-
-    What a stage itself has found wrong is not tried again: it would be wrong again.
-    """
-    kind = stage.partition("@")[0]
-    return reproduce.with_options(retry_condition_fn=_was_interrupted, **RETRIES.get(kind, RETRY_ONCE))
-
-
-#: A source that is away comes back after seconds or minutes; a training takes long, and fails again where
-#: memory is short.
-RETRIES: dict[str, dict[str, Any]] = {
-    "download": {"retries": 5, "retry_delay_seconds": exponential_backoff(5), "retry_jitter_factor": 0.5},
-    "train": {"retries": 2, "retry_delay_seconds": [5, 60]},
-}
-RETRY_ONCE: dict[str, Any] = {"retries": 1, "retry_delay_seconds": 5}
-
-
-def _was_interrupted(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    return state.name == "Interrupted"
-
-
-def _watcher(stage: str, log: Callable[[str], None]) -> Callable[[str], None]:
-    """Hand a stage's lines to the log, and keep a progress bar in the UI where they tell of progress."""
-    artifact: Any = None
-
-    def tell(line: str) -> None:
-        nonlocal artifact
-        log(line)
-        fraction = fraction_done(line)
-        if fraction is None:
-            return
-        percent = round(100 * fraction, 1)
-        try:
-            if artifact is None:
-                artifact = create_progress_artifact(percent, description=f"{stage}: {line}")
-            else:
-                update_progress_artifact(artifact, percent, description=f"{stage}: {line}")
-        except httpx.HTTPError as error:  # who watches must not stop the work
-            logging.getLogger(__name__).debug("no progress shown: %s", error)
-
-    return tell
-
-
-def _without_empty_traceback(record: logging.LogRecord) -> bool:
-    """Prefect logs a task that returned Failed with the traceback of an exception that never was."""
-    if record.exc_info == (None, None, None):
-        record.exc_info = None
-    return True
-
-
-logging.getLogger("prefect.task_runs").addFilter(_without_empty_traceback)
 
 
 # --- new data -----------------------------------------------------------------------------------------------
@@ -367,6 +267,21 @@ def make_request(**values: Any) -> RetrainRequest:
         raise InputError("\n".join(fault_line(fault) for fault in error.errors())) from None
 
 
+def as_pools(assignments: list[str]) -> dict[str, str]:
+    """The pools of `--pool PATTERN=POOL`.
+
+    Raises:
+        InputError: one is no such assignment.
+    """
+    pools = {}
+    for assignment in assignments:
+        pattern, _, pool = assignment.partition("=")
+        if not (pattern and pool):
+            raise InputError(f"--pool {assignment}: PATTERN=POOL is wanted, such as train@*=gpu")
+        pools[pattern] = pool
+    return pools
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Reproduce the pipeline in a checkout of its own, on a branch retrain/NAME."
@@ -375,6 +290,13 @@ def main() -> None:
     parser.add_argument("--revision", default="HEAD", help="the commit to start from")
     parser.add_argument("--look-for-new-data", action="store_true", help="take what is in the source now")
     parser.add_argument("--publish", default="here", help="remotes, here (a branch) or nowhere")
+    parser.add_argument(
+        "--pool",
+        action="append",
+        default=[],
+        metavar="PATTERN=POOL",
+        help="run stages of this pattern, such as train@*, by the workers of that work pool",
+    )
     parser.add_argument("--name", help="of the run and its branch; by default the preset and the time")
     args = parser.parse_args()
 
@@ -392,7 +314,7 @@ def main() -> None:
     if args.revision == "HEAD" and (changed := uncommitted(repository)):
         print(f"not part of this run, since not committed: {', '.join(changed)}", file=sys.stderr)
     name = args.name or f"{preset or 'params'}-{datetime.now():%Y%m%d-%H%M%S}"
-    state = retrain.with_options(flow_run_name=name)(request, return_state=True)
+    state = retrain.with_options(flow_run_name=name)(request, as_pools(args.pool), return_state=True)
     if not state.is_completed():
         raise InputError(state.message or "the flow did not complete")
     logging.getLogger("prefect").setLevel(logging.WARNING)  # the end of its server is not the last word

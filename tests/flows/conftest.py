@@ -3,38 +3,24 @@
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import httpx
 import psutil
 import pytest
-from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.objects import FlowRun, TaskRun
-from prefect.states import AwaitingRetry, Cancelling
+from prefect.client.schemas.objects import FlowRun
 
 from flows.checkout import environment
-from tests.helpers import Repository, free_ports
-
-#: Seconds within which anything that a test waits for happens, on busy machines too.
-PATIENCE = 180.0
-
-
-def eventually(what: str, seen: Callable[[], Any], patience: float = PATIENCE) -> Any:
-    """Wait until `seen` gives something, and give it."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        if value := seen():
-            return value
-        time.sleep(0.3)
-    raise AssertionError(f"not within {patience:.0f} s: {what}")
+from tests.flows.cluster import Cluster, running
+from tests.flows.server import PrefectServer, User
+from tests.helpers import Repository, eventually, free_ports
+from tests.s3 import S3Server
 
 
-class Served:
+class Served(User):
     """A repository that `python -m flows.serve` serves, and what a user does with it."""
 
     def __init__(self, repository: Repository, home: Path, **settings: str) -> None:
@@ -51,7 +37,7 @@ class Served:
         }
         self.variables.pop("PREFECT_API_URL", None)
         self.variables |= settings
-        self.client = SyncPrefectClient(settings.get("PREFECT_API_URL", f"{self.ui}/api"))
+        super().__init__(settings.get("PREFECT_API_URL", f"{self.ui}/api"))
 
     @property
     def command(self) -> list[str]:
@@ -106,18 +92,6 @@ class Served:
         deployment = self.client.read_deployment_by_name("retrain/retrain")
         return self.client.create_flow_run_from_deployment(deployment.id, parameters={"request": request})
 
-    def run(self, run_id: UUID) -> FlowRun:
-        return self.client.read_flow_run(run_id)
-
-    def becomes(self, name: str, run_id: UUID, patience: float = PATIENCE) -> FlowRun:
-        """The run once its state has that name."""
-
-        def seen() -> FlowRun | None:
-            run = self.run(run_id)
-            return run if run.state and run.state.name == name else None
-
-        return eventually(f"run {run_id} is {name}; it is {self.run(run_id).state}", seen, patience)
-
     def training(self, run_id: UUID) -> psutil.Process:
         """The process of a run that trains, once there is one."""
         found: list[psutil.Process] = eventually(
@@ -135,17 +109,6 @@ class Served:
                     found.append(process)
         return found
 
-    def cancel(self, run_id: UUID) -> None:
-        """The UI's button."""
-        self.client.set_flow_run_state(run_id, Cancelling())
-
-    def retry(self, run_id: UUID) -> None:
-        """The UI's button."""
-        before = self.run(run_id).state_id
-        self.client.set_flow_run_state(run_id, AwaitingRetry(message="Retry from the UI"))
-        # The server answers before others see it.
-        eventually("the run is to start again", lambda: self.run(run_id).state_id != before)
-
     def slots_taken(self) -> int:
         """How many runs hold one of the deployment's slots."""
         limit = self.client.read_deployment_by_name("retrain/retrain").global_concurrency_limit
@@ -156,36 +119,11 @@ class Served:
         folder = self.repository.folder / "runs" / ".checkouts"
         return [path.name for path in folder.iterdir()] if folder.exists() else []
 
-    def finished(self, run_id: UUID, patience: float = PATIENCE) -> FlowRun:
-        """The run once its state is final."""
-
-        def seen() -> FlowRun | None:
-            run = self.run(run_id)
-            return run if run.state and run.state.is_final() else None
-
-        return eventually(f"run {run_id} ends; it is {self.run(run_id).state}", seen, patience)
-
-    def tasks(self, run_id: UUID) -> dict[str, TaskRun]:
-        """The task runs by name, of a run that was retried those of the last time."""
-        asked = {"flow_runs": {"id": {"any_": [str(run_id)]}}, "sort": "EXPECTED_START_TIME_ASC"}
-        runs = self.client._client.post("/task_runs/filter", json=asked).json()
-        return {run["name"]: TaskRun.model_validate(run) for run in runs}
-
-    def artifacts(self, run_id: UUID) -> list[dict[str, Any]]:
-        asked = {"artifacts": {"flow_run_id": {"any_": [str(run_id)]}}}
-        found: list[dict[str, Any]] = self.client._client.post("/artifacts/filter", json=asked).json()
-        return found
-
-    def logs(self, run_id: UUID) -> str:
-        asked = {"logs": {"flow_run_id": {"any_": [str(run_id)]}}, "sort": "TIMESTAMP_ASC"}
-        lines = self.client._client.post("/logs/filter", json=asked).json()
-        return "\n".join(line["message"] for line in lines)
-
 
 @contextmanager
 def serving(repository: Repository, home: Path, **settings: str) -> Iterator[Served]:
     served = Served(repository, home, **settings)
-    with closing(served.client._client):
+    with closing(served):
         served.start()
         try:
             yield served
@@ -206,32 +144,29 @@ def served(
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """A Prefect server of the tests' own: its address and its home."""
-    home = tmp_path_factory.mktemp("server")
-    (port,) = free_ports(1)
-    variables = environment() | {"PREFECT_HOME": str(home)}
-    variables.pop("PREFECT_API_URL", None)
-    with (home / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    url = f"http://127.0.0.1:{port}/api"
+    home = tmp_path_factory.mktemp("server") / "prefect"
+    server = PrefectServer(home)
     try:
-        eventually("the server answers", lambda: answers(url))
-        yield url, home
+        server.start()
+        yield server.api, home
     finally:
-        server.terminate()
-        server.wait(30)
+        server.stop()
 
 
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").is_success
-    except httpx.HTTPError:
-        return False
+@pytest.fixture(scope="module")
+def cluster(
+    make_repository: Callable[[Path], Repository],
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Cluster]:
+    """Many machines on one, which tests make by themselves."""
+
+    def s3() -> S3Server:
+        server: S3Server = request.getfixturevalue("s3")
+        return server
+
+    with running(tmp_path_factory.mktemp("cluster"), make_repository, s3) as cluster:
+        yield cluster
 
 
 @pytest.fixture

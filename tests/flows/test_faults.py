@@ -4,6 +4,7 @@ The tests of one serving take up where the one before left it.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,8 +19,9 @@ import pytest
 from flows.checkout import environment
 from flows.slots import Slot, Slots
 from flows.stages import Outcome, StageRunner
-from tests.flows.conftest import Served, answers, eventually, serving
-from tests.helpers import Repository, free_ports
+from tests.flows.conftest import Served, serving
+from tests.flows.server import PrefectServer
+from tests.helpers import Repository, cut_power, eventually
 
 #: One training, and no branch.
 SMALL = {"experiments": ["report1_bce"], "publish": "nowhere"}
@@ -35,10 +37,9 @@ def left_nothing(served: Served) -> bool:
     return branches == ["main"] and len(worktrees) == 1 and served.checkouts() == []
 
 
-def kill(*processes: psutil.Process) -> None:
-    for process in processes:
-        process.kill()
-    psutil.wait_procs(processes, timeout=10)
+def kill(process: psutil.Process) -> None:
+    process.kill()
+    psutil.wait_procs([process], timeout=10)
 
 
 class TestInOrder:
@@ -68,12 +69,15 @@ class TestInOrder:
         assert served.slots_taken() == 0
 
     def test_a_training_that_the_system_kills_is_tried_again(self, served: Served) -> None:
-        run = served.submit(epochs=10, **SMALL)
+        run = served.submit(epochs=60, **SMALL)
+        checkpoints = served.repository.folder / ".dvc/tmp/checkpoints"
+        eventually("it has saved", lambda: list(checkpoints.glob("*.pt")))
         kill(served.training(run.id))
         assert served.finished(run.id).state_name == "Completed"
         training = served.tasks(run.id)[TRAIN]
         assert training.state_name == "Completed" and training.run_count == 2
         assert "Retry 1/2 will start 5 second(s) from now" in served.logs(run.id)
+        assert re.search(r"goes on after epoch \d+, step", served.logs(run.id))
 
     def test_where_the_worker_is_killed_all_ends_and_says_why(self, served: Served) -> None:
         run = served.submit(epochs=5000, **SMALL)
@@ -92,7 +96,7 @@ class TestInOrder:
         assert served.slots_taken() == 0
 
     def test_after_a_power_cut_nothing_is_left_and_finished_stages_are_reused(self, served: Served) -> None:
-        within(served, seconds=40)  # as a user may set it
+        within(served, seconds=75)  # as a user may set it: two heartbeats and a half
         run = served.submit(epochs=40, **SMALL)
         training = served.training(run.id)
         orphans = [training, psutil.Process(training.ppid())]
@@ -100,7 +104,7 @@ class TestInOrder:
             orphan.suspend()  # or it might end by itself
         next_run = served.submit(**SMALL)
         served.becomes("AwaitingConcurrencySlot", next_run.id)
-        kill(*(process for process in served.processes() if process not in orphans))
+        cut_power(lambda: set(served.processes()) - set(orphans))
         served.process.wait(10)
         assert all(orphan.is_running() for orphan in orphans)
         assert not left_nothing(served)
@@ -123,10 +127,11 @@ class TestInOrder:
         served.training(run.id)
         waiting = served.submit(**SMALL)
         server = served.part("server")
-        kill(*(process for process in served.processes() if process != server))
+        cut_power(lambda: set(served.processes()) - {server})
         served.process.wait(10)
         began = time.monotonic()
-        assert served.run(run.id).state_name == "Running"
+        state = served.run(run.id).state
+        assert state and state.name == "Running", state
         crashed = served.becomes("Crashed", run.id)
         print(f"Crashed {time.monotonic() - began:.0f} s after the kill")
         assert crashed.state and "Nothing was heard of it" in (crashed.state.message or "")
@@ -147,39 +152,13 @@ def within(served: Served, seconds: float) -> None:
     client.put(f"/automations/{automation['id']}", json={key: changed[key] for key in kept})
 
 
-class PrefectServer:
-    """A server that somebody else runs."""
-
-    def __init__(self, home: Path, port: int) -> None:
-        self.api = f"http://127.0.0.1:{port}/api"
-        self._command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        self._variables = environment() | {"PREFECT_HOME": str(home)}
-        self._variables.pop("PREFECT_API_URL", None)
-        self._log = home.parent / "server.log"
-        self.start()
-
-    def start(self) -> None:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                env=self._variables,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        eventually("the server answers", lambda: answers(self.api))
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
 def test_a_run_survives_its_server_being_away(
     make_repository: Callable[[Path], Repository], tmp_path: Path
 ) -> None:
     home = tmp_path / "prefect"
-    server = PrefectServer(home, free_ports(1)[0])
+    server = PrefectServer(home)
     try:
+        server.start()
         with serving(make_repository(tmp_path / "repository"), home, PREFECT_API_URL=server.api) as served:
             run = served.submit(epochs=60, **SMALL)
             served.training(run.id)

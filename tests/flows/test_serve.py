@@ -18,7 +18,9 @@ import pytest
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
+from flows.server import client_of
 from tests.flows.conftest import Served
 from tests.helpers import Repository, free_ports
 
@@ -40,7 +42,7 @@ class TestInOrder:
     ) -> None:
         deployment = served.client.read_deployment_by_name("retrain/retrain")
         assert schedules(served) == {WEEKLY}
-        assert deployment.parameters == {"request": {"look_for_new_data": True}}
+        assert deployment.parameters == {"request": {"look_for_new_data": True}, "pools": {}}
         assert deployment.global_concurrency_limit and deployment.global_concurrency_limit.limit == 1
         assert deployment.concurrency_options
         assert deployment.concurrency_options.collision_strategy == ConcurrencyLimitStrategy.ENQUEUE
@@ -222,3 +224,11 @@ def test_a_server_elsewhere_that_does_not_answer_is_one_line(idle: Served) -> No
     (port,) = free_ports(1)
     api = f"http://127.0.0.2:{port}/api"
     assert refused(idle, PREFECT_API_URL=api) == f"error: PREFECT_API_URL: no server answers at {api}\n"
+
+
+def test_a_server_that_asks_for_a_password_is_told_it() -> None:
+    with (
+        temporary_settings({PREFECT_API_AUTH_STRING: "me:secret"}),
+        client_of("http://127.0.0.1/api") as client,
+    ):
+        assert client._client.headers["Authorization"] == "Basic bWU6c2VjcmV0"

@@ -28,7 +28,8 @@ def make(tmp_path: Path) -> Callable[[str], Repository]:
 
 
 def run(repository: Repository, stage: str) -> tuple[Outcome, str]:
-    return StageRunner(repository.folder).run(stage, NO_SLOT, lambda line: None)
+    done = StageRunner(repository.folder).run(stage, NO_SLOT, lambda line: None)
+    return done.outcome, done.tail
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from playwright.sync_api import Page, expect
 from prefect.client.orchestration import SyncPrefectClient
 
 from tests.browser import CHROMIUM, Form, browsing, heading, open_artifact, open_tab
-from tests.flows.conftest import PATIENCE, Served
+from tests.flows.conftest import Served
+from tests.helpers import PATIENCE
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
 

@@ -1,0 +1,121 @@
+"""How long the machine that runs a flow is busy with each stage on another machine, as experiments grow many.
+
+    python benchmarks/parent.py REVISION [--experiments 2,100]
+
+To be run in a clone whose DVC remote has what REVISION, a run's branch, tells of. In a checkout of its own
+the experiments of params.yaml and their entries in dvc.lock are multiplied. Then what a flow does for a
+stage, one at a time, is done five times: look for a result that nobody has, commit and push to origin, take
+a result. Printed is a line of JSON for each number of experiments, medians in seconds.
+"""
+
+import argparse
+import copy
+import json
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from flows.checkout import (
+    checked_out,
+    commit,
+    find_repository,
+    forget_commits,
+    resolve,
+    run,
+    send_commit,
+    sent_commits,
+)
+from flows.remote import Remote
+from tasks.cli import stage_main
+
+#: The run under which origin has the commits meanwhile.
+RUN = "benchmark"
+TRIES = 5
+
+
+def grow(checkout: Path, experiments: int) -> tuple[str, str]:
+    """Have so many experiments, copies of one; a stage that nobody has done, and one that is done."""
+    yaml = YAML()
+    yaml.width = 4000
+
+    def edit(name: str, change: Callable[[Any], None]) -> None:
+        path = checkout / name
+        data = yaml.load(path.read_text(encoding="utf-8"))
+        change(data)
+        with path.open("w", encoding="utf-8") as file:
+            yaml.dump(data, file)
+
+    params = yaml.load((checkout / "params.yaml").read_text(encoding="utf-8"))
+    first = next(iter(params["experiments"]))
+    copies = [f"copy{number}" for number in range(experiments - 1)]
+
+    def more_experiments(data: Any) -> None:
+        data["experiments"] = {name: copy.deepcopy(data["experiments"][first]) for name in [first, *copies]}
+        data["lungs_from"] = []
+
+    def more_entries(data: Any) -> None:
+        stages = data["stages"]
+        for name in copies[1:]:
+            for kind in ("train", "evaluate"):
+                stages[f"{kind}@{name}"] = copy.deepcopy(stages[f"{kind}@{first}"])
+
+    edit("params.yaml", more_experiments)
+    edit("dvc.lock", more_entries)
+    plans = checkout / "artifacts" / "plans"
+    shutil.copyfile(plans / f"{first}.json", plans / f"{copies[0]}.json")
+    return f"train@{copies[0]}", f"train@{first}"
+
+
+def forget(checkout: Path, stage: str) -> None:
+    """Take a stage's entry out of dvc.lock, and its outputs away."""
+    yaml = YAML()
+    yaml.width = 4000
+    path = checkout / "dvc.lock"
+    data = yaml.load(path.read_text(encoding="utf-8"))
+    del data["stages"][stage]
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(data, file)
+    shutil.rmtree(checkout / "artifacts" / "train" / stage.partition("@")[2], ignore_errors=True)
+
+
+def measure(repository: Path, revision: str, experiments: int) -> dict[str, float]:
+    with checked_out(repository, resolve(repository, revision), "parent", "") as checkout:
+        run(checkout, "dvc", "checkout", "--quiet", "plan", "preprocess", "audit")
+        new, done = grow(checkout, experiments)
+        seconds: dict[str, list[float]] = {"look": [], "commit": [], "take": []}
+        for number in range(TRIES):
+            remote = Remote(checkout, print)
+            started = time.monotonic()
+            assert not remote.restore(new)
+            seconds["look"].append(time.monotonic() - started)
+
+            forget(checkout, done)
+            started = time.monotonic()
+            send_commit(checkout, RUN, commit(checkout, f"Inputs {number}", "dvc.lock", "params.yaml"))
+            seconds["commit"].append(time.monotonic() - started)
+
+            started = time.monotonic()
+            assert remote.restore(done)
+            seconds["take"].append(time.monotonic() - started)
+        forget_commits(repository, [ref for ref, owner in sent_commits(repository).items() if owner == RUN])
+    return {part: round(statistics.median(values), 2) for part, values in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time what a flow does for each stage on another machine.")
+    parser.add_argument("revision", help="a branch that a run has published")
+    parser.add_argument("--experiments", default="2,100", help="how many, with commas")
+    args = parser.parse_args()
+    for count in args.experiments.split(","):
+        print(json.dumps({"experiments": int(count)} | measure(find_repository(), args.revision, int(count))))
+
+
+if __name__ == "__main__":
+    stage_main(main)

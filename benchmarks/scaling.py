@@ -1,0 +1,633 @@
+"""How long many experiments take on many GPUs, and what is busy first: a simulation fed by measured costs.
+
+    python benchmarks/scaling.py COSTS.json [--experiments 100] [--gpus 1,8,64] [--minutes 4,60]
+
+Experiments like the first one of dvc.yaml, each a training and an evaluation on a pool of workers with a GPU
+each; the other stages run one at a time where the flow runs. The parent sends a stage and takes its result
+under one lock; a worker takes the run that waits longest, and keeps the data it has once pulled; all that
+moves shares the S3 server's link; the Prefect server does one thing at a time. Nothing is random: the same
+input gives the same table. Printed is Markdown.
+
+COSTS.json holds one object of the seconds listed below, each as measured where files are small, such as on
+the demo preset: what large ones take comes on top, by their size and the rates below. DVC reads a dvc.yaml of
+more experiments longer, so measure with as many in params.yaml.
+"""
+
+import argparse
+import heapq
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
+
+from dvc.repo import Repo
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tasks.cli import InputError, stage_main
+from tasks.params import fault_line
+
+ROOT = Path(__file__).parent.parent
+
+#: The kinds of stages that run on the pool; the others run where the flow does.
+REMOTE = {"train", "evaluate"}
+
+Item = TypeVar("Item")
+#: Each stage with the stages whose outputs it reads.
+Graph = Mapping[str, set[str]]
+
+
+# --- what it is fed with ------------------------------------------------------------------------------------
+
+
+def _cost(meaning: str) -> Any:
+    return Field(ge=0, allow_inf_nan=False, description=meaning)
+
+
+Seconds = Annotated[float, Field(strict=True)]
+
+
+class Costs(BaseModel):
+    """Measured seconds; what is said to be of a stage is of each stage on the pool."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    parent_begin: Seconds = _cost("the parent, before the first stage: checkout, reading dvc.yaml")
+    parent_push: Seconds = _cost("the parent's lock, pushing a stage's inputs that the remote has already")
+    parent_commit: Seconds = _cost("the parent's lock, committing dvc.lock and pushing the commit")
+    parent_take: Seconds = _cost("the parent's lock, taking a stage's result from the remote's run cache")
+    parent_end: Seconds = _cost("the parent, after the last stage: commit and publishing")
+    server_stage: Seconds = _cost("the Prefect server's processor time for all that a stage asks of it")
+    server_worker: Seconds = _cost(
+        "the Prefect server's processor time that an idle worker takes, per second"
+    )
+    queue: Seconds = _cost("from a flow run being made until a worker that is free takes it")
+    start: Seconds = _cost("from there until the flow run's process is up")
+    checkout: Seconds = _cost("the worker's fetch of the commit, and its git worktree")
+    pull: Seconds = _cost("the worker's pull of a stage's inputs that it has already, and of a checkpoint")
+    push: Seconds = _cost("the worker's push of a stage's outputs and of its run cache's entry")
+    notice: Seconds = _cost("from the flow run's end until the parent knows")
+    checkpoint: Seconds = _cost("an upload of a training's checkpoint, while the training goes on")
+    checkpoint_every: Seconds = Field(gt=0, description="between two such uploads, as it is set")
+    stage_plan: Seconds = _cost("the stage plan, with DVC's own time, as all of these")
+    stage_download: Seconds = _cost("the stage download")
+    stage_preprocess: Seconds = _cost("the stage preprocess")
+    stage_audit: Seconds = _cost("the stage audit")
+    stage_baselines: Seconds = _cost("the stage baselines")
+    stage_evaluate: Seconds = _cost("an evaluation; that of a training is --minutes")
+    stage_report: Seconds = _cost("the stage report")
+
+    @classmethod
+    def read(cls, path: Path) -> "Costs":
+        """Read a JSON file.
+
+        Raises:
+            InputError: a cost is missing, misspelt or no number of seconds; one line a fault.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            faults = [f"{path}: {fault_line(fault)}" for fault in error.errors()]
+            raise InputError("\n".join(faults)) from None
+
+    def none_but_stages(self) -> "Costs":
+        """Of a pool that costs nothing."""
+        kept = ("stage_", "checkpoint_every")
+        return self.model_copy(update={key: 0.0 for key in Costs.model_fields if not key.startswith(kept)})
+
+
+class Scenario(NamedTuple):
+    """What runs, and what it runs on."""
+
+    costs: Costs
+    graph: Graph
+    """Of one experiment, called as in dvc.yaml."""
+    training: float
+    """Seconds."""
+    sizes: Mapping[str, float]
+    """MB of the outputs of a kind of stage, and of a `checkpoint`; what is not there has none."""
+    pull_rate: float
+    """MB a second that one client pulls at most."""
+    push_rate: float
+    link: float
+    """MB a second of all clients together."""
+
+    def seconds(self, stage: str) -> float:
+        """Of the stage itself, wherever it runs."""
+        kind = kind_of(stage)
+        return self.training if kind == "train" else float(getattr(self.costs, f"stage_{kind}"))
+
+
+def read_graph() -> Graph:
+    """The stages of the first experiment in dvc.yaml that reads no other's, and those of no experiment."""
+    with Repo(str(ROOT)) as repo:
+        graph = repo.index.graph
+        stages = {stage.name: {up.name for up in graph.successors(stage)} for stage in repo.index.stages}
+    trainings = [stage for stage in stages if kind_of(stage) == "train"]
+    plain = next(stage for stage in trainings if "lungs" not in map(kind_of, stages[stage]))
+    taken = {stage for stage in stages if key_of(stage) in ("", key_of(plain))}
+    return {stage: stages[stage] & taken for stage in taken}
+
+
+def multiplied(graph: Graph, experiments: int) -> Graph:
+    """The same with so many experiments in the place of the one."""
+
+    def copies(stages: Iterable[str], numbers: Iterable[int]) -> set[str]:
+        return {f"{kind_of(s)}@{n}" if key_of(s) else s for s in stages for n in numbers}
+
+    result: dict[str, set[str]] = {}
+    for stage, upstream in graph.items():
+        if key_of(stage):
+            result |= {f"{kind_of(stage)}@{n}": copies(upstream, [n]) for n in range(experiments)}
+        else:
+            result[stage] = copies(upstream, range(experiments))
+    return result
+
+
+def kind_of(stage: str) -> str:
+    return stage.partition("@")[0]
+
+
+def key_of(stage: str) -> str:
+    """The experiment's name; empty for a stage of none."""
+    return stage.partition("@")[2]
+
+
+# --- events -------------------------------------------------------------------------------------------------
+
+#: What a process waits for: it is given what to call, with what came of it.
+Event = Callable[[Callable[[Any], None]], None]
+Process = Generator[Event, Any, None]
+
+
+class Clock:
+    """Runs processes, generators that yield what they wait for."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
+        """What is due at the same time happens in the order in which it was asked for."""
+        self._count += 1
+        heapq.heappush(self._agenda, (self.now + seconds, self._count, action))
+
+    def sleep(self, seconds: float) -> Event:
+        return lambda resume: self.after(seconds, partial(resume, None))
+
+    def start(self, process: Process) -> None:
+        self._go_on(process, None)
+
+    def run(self) -> None:
+        while self._agenda:
+            self.now, _, action = heapq.heappop(self._agenda)
+            action()
+
+    def _go_on(self, process: Process, value: Any) -> None:
+        try:
+            event = process.send(value)
+        except StopIteration:
+            return
+        event(partial(self._go_on, process))
+
+
+class Flag:
+    """Something that happens once."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._waiting = clock, list[Callable[[Any], None]]()
+        self.up = False
+
+    def raise_(self) -> None:
+        self.up = True
+        for resume in self._waiting:
+            self._clock.after(0.0, partial(resume, None))
+
+    def wait(self) -> Event:
+        return lambda resume: self._clock.after(0.0, partial(resume, None)) if self.up else self._add(resume)
+
+    def _add(self, resume: Callable[[Any], None]) -> None:
+        self._waiting.append(resume)
+
+
+class Pool(Generic[Item]):
+    """Items that one process holds at a time, handed out in the order of asking."""
+
+    def __init__(self, clock: Clock, items: Iterable[Item]) -> None:
+        self._clock, self._free = clock, deque(items)
+        self._waiting: deque[Callable[[Any], None]] = deque()
+        #: Seconds, of all items together.
+        self.held = 0.0
+
+    def take(self) -> Event:
+        def ask(resume: Callable[[Any], None]) -> None:
+            self._waiting.append(resume)
+            self._hand_out()
+
+        return ask
+
+    def give(self, item: Item) -> None:
+        self.held += self._clock.now
+        self._free.append(item)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._free and self._waiting:
+            self.held -= self._clock.now
+            self._clock.after(0.0, partial(self._waiting.popleft(), self._free.popleft()))
+
+
+@dataclass(eq=False)
+class _Transfer:
+    left: float
+    rate: float
+    resume: Callable[[Any], None]
+
+
+class Link:
+    """What moves at the same time has equal parts of it, each as much as it can take."""
+
+    def __init__(self, clock: Clock, capacity: float) -> None:
+        self._clock, self._capacity = clock, capacity
+        self._running: list[_Transfer] = []
+        self._since, self._plan = 0.0, 0
+        #: MB.
+        self.moved = 0.0
+
+    def transfer(self, size: float, rate: float) -> Event:
+        """Of so many MB, at most so many a second."""
+
+        def begin(resume: Callable[[Any], None]) -> None:
+            self.moved += size
+            self._advance()
+            self._running.append(_Transfer(size, rate, resume))
+            self._plan_next()
+
+        return begin
+
+    def _speed(self, transfer: _Transfer) -> float:
+        return min(transfer.rate, self._capacity / len(self._running))
+
+    def _advance(self) -> None:
+        for transfer in self._running:
+            transfer.left -= (self._clock.now - self._since) * self._speed(transfer)
+        self._since = self._clock.now
+
+    def _plan_next(self) -> None:
+        self._plan += 1  # what was planned before is void: the speeds have changed
+        if self._running:
+            seconds, first = min(
+                ((t.left / self._speed(t), t) for t in self._running), key=lambda planned: planned[0]
+            )
+            self._clock.after(max(0.0, seconds), partial(self._end, self._plan, first))
+
+    def _end(self, plan: int, transfer: _Transfer) -> None:
+        if plan == self._plan:
+            self._advance()
+            self._running.remove(transfer)
+            self._clock.after(0.0, partial(transfer.resume, None))
+            self._plan_next()
+
+
+# --- the pipeline -------------------------------------------------------------------------------------------
+
+
+class Usage(NamedTuple):
+    """Of a whole run; seconds, but for `moved`."""
+
+    wall: float
+    used: float
+    """Stages themselves on GPUs, all GPUs together."""
+    held: float
+    """The same with all that a worker does around them."""
+    parent: float
+    """Under the parent's lock."""
+    moved: float
+    """MB, from and to the S3 server."""
+    server: float
+    """The Prefect server busy."""
+
+
+class Run:
+    """One run of the pipeline."""
+
+    def __init__(self, scenario: Scenario, gpus: int, experiments: int) -> None:
+        """
+        Raises:
+            InputError: the Prefect server is too slow for so many workers even when they do nothing.
+        """
+        self._of, self._costs, self._gpus = scenario, scenario.costs, gpus
+        self._graph = multiplied(scenario.graph, experiments)
+        self._idle_load = gpus * self._costs.server_worker
+        if self._idle_load >= 1:
+            raise InputError(
+                f"server_worker: {gpus} workers ask for more than the Prefect server's whole time"
+            )
+        self._clock = clock = Clock()
+        # Each of these knows what it has of the outputs that are large.
+        self._remote = set[str]()
+        self._parent = Pool[set[str]](clock, [set()])
+        self._workers = Pool[set[str]](clock, [set() for _ in range(gpus)])
+        self._cores = Pool[None](clock, [None])
+        self._server = Pool[None](clock, [None])
+        self._link = Link(clock, scenario.link)
+        self._done = {stage: Flag(clock) for stage in self._graph}
+        self._used = self._wall = 0.0
+
+    def usage(self) -> Usage:
+        # The flow starts what is ready in the order of the names.
+        for stage in sorted(self._graph):
+            self._clock.start(self._stage(stage))
+        self._clock.start(self._end())
+        self._clock.run()
+        # The server's own time for stages, which polls of workers have stretched, and the polls.
+        server = self._server.held * (1 - self._idle_load) + self._wall * self._idle_load
+        return Usage(self._wall, self._used, self._workers.held, self._parent.held, self._link.moved, server)
+
+    def _stage(self, stage: str) -> Process:
+        if not self._graph[stage]:
+            yield self._clock.sleep(self._costs.parent_begin)
+        for upstream in sorted(self._graph[stage]):
+            yield self._done[upstream].wait()
+        yield from self._elsewhere(stage) if kind_of(stage) in REMOTE else self._here(stage)
+        self._done[stage].raise_()
+
+    def _end(self) -> Process:
+        for flag in self._done.values():
+            yield flag.wait()
+        yield self._clock.sleep(self._costs.parent_end)
+        self._wall = self._clock.now
+
+    def _here(self, stage: str) -> Process:
+        core = yield self._cores.take()
+        yield self._clock.sleep(self._of.seconds(stage))
+        self._cores.give(core)
+
+    def _elsewhere(self, stage: str) -> Process:
+        costs = self._costs
+        here = yield self._parent.take()
+        yield self._clock.sleep(costs.parent_push)
+        yield from self._move(self._graph[stage], self._remote, self._of.push_rate)
+        yield self._clock.sleep(costs.parent_commit)
+        self._parent.give(here)
+        turn = yield self._server.take()
+        yield self._clock.sleep(costs.server_stage / (1 - self._idle_load))
+        self._server.give(turn)
+        worker = yield self._workers.take()
+        yield from self._on_worker(stage, worker)
+        self._workers.give(worker)
+        yield self._clock.sleep(costs.notice)
+        here = yield self._parent.take()
+        yield self._clock.sleep(costs.parent_take)
+        yield from self._move([stage], here, self._of.pull_rate)
+        self._parent.give(here)
+
+    def _on_worker(self, stage: str, worker: set[str]) -> Process:
+        costs = self._costs
+        yield self._clock.sleep(costs.queue + costs.start + costs.checkout + costs.pull)
+        yield from self._move(self._graph[stage], worker, self._of.pull_rate)
+        ended = Flag(self._clock)
+        if kind_of(stage) == "train":
+            self._clock.start(self._checkpoints(ended))
+        seconds = self._of.seconds(stage)
+        self._used += seconds
+        yield self._clock.sleep(seconds)
+        ended.raise_()
+        worker.add(stage)
+        yield self._clock.sleep(costs.push)
+        yield from self._move([stage], self._remote, self._of.push_rate)
+
+    def _move(self, stages: Iterable[str], place: set[str], rate: float) -> Process:
+        """Bring the outputs of these stages where they are not yet."""
+        missing = sorted(stage for stage in stages if stage not in place)
+        place.update(missing)
+        if size := sum(self._of.sizes.get(kind_of(stage), 0.0) for stage in missing):
+            yield self._link.transfer(size, rate)
+
+    def _checkpoints(self, ended: Flag) -> Process:
+        yield self._clock.sleep(self._costs.checkpoint_every)
+        while not ended.up:
+            yield self._clock.sleep(self._costs.checkpoint)
+            if size := self._of.sizes.get("checkpoint", 0.0):
+                yield self._link.transfer(size, self._of.push_rate)
+            yield self._clock.sleep(self._costs.checkpoint_every)
+
+
+def simulate(scenario: Scenario, gpus: int, experiments: int) -> Usage:
+    """
+    Raises:
+        InputError: the Prefect server is too slow for so many workers even when they do nothing.
+    """
+    return Run(scenario, gpus, experiments).usage()
+
+
+# --- what bounds it -----------------------------------------------------------------------------------------
+
+
+def ideal(scenario: Scenario, gpus: int, experiments: int) -> float:
+    """Seconds of the same stages on as many GPUs where nothing else costs anything."""
+    free = scenario._replace(costs=scenario.costs.none_but_stages(), sizes={})
+    return simulate(free, gpus, experiments).wall
+
+
+def bounds(scenario: Scenario, gpus: int, usage: Usage, alone: Usage) -> dict[str, float]:
+    """Seconds that a run takes at least, by each of what it needs; `alone` is that of one experiment."""
+    idle_load = gpus * scenario.costs.server_worker
+    return {
+        "GPUs": usage.held / gpus,
+        "one experiment": alone.wall,
+        "parent": usage.parent,
+        "S3 link": usage.moved / scenario.link,
+        "Prefect server": (usage.server - idle_load * usage.wall) / (1 - idle_load),
+    }
+
+
+class Marginal(NamedTuple):
+    """What one experiment more costs, where the data are; seconds."""
+
+    held: float
+    """Of a GPU."""
+    parent: float
+    link: float
+    """Of the whole link."""
+    server: float
+
+    def most_gpus(self, server_worker: float) -> dict[str, float]:
+        """How many GPUs each of the others keeps busy, when there are many experiments."""
+        per_second = {
+            "parent": self.parent / self.held,
+            "S3 link": self.link / self.held,
+            "Prefect server": self.server / self.held + server_worker,
+        }
+        return {what: 1 / share if share else float("inf") for what, share in per_second.items()}
+
+
+def marginal(scenario: Scenario) -> Marginal:
+    # What moves at the same time by chance must not slow the other.
+    rates = (min(rate, scenario.link) for rate in (scenario.pull_rate, scenario.push_rate))
+    alone = scenario._replace(link=float("inf"), pull_rate=next(rates), push_rate=next(rates))
+    one, two = (simulate(alone, 1, experiments) for experiments in (1, 2))
+    polls = scenario.costs.server_worker * (two.wall - one.wall)
+    return Marginal(
+        two.held - one.held,
+        two.parent - one.parent,
+        (two.moved - one.moved) / scenario.link,
+        two.server - one.server - polls,
+    )
+
+
+def shortest_training(scenario: Scenario, gpus: int) -> float:
+    """Seconds of a training below which, with many experiments, the parent can't keep so many GPUs busy."""
+    more = marginal(scenario)
+    return max(0.0, gpus * more.parent - (more.held - scenario.training))
+
+
+# --- the tables ---------------------------------------------------------------------------------------------
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """As Markdown, all columns but the first to the right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows])
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+RUNS = [
+    "one training",
+    "GPUs",
+    "wall time",
+    "of the ideal",
+    "GPUs held",
+    "GPUs used",
+    "parent",
+    "S3 link",
+    "Prefect server",
+    "bounded by",
+]
+
+
+def run_row(scenario: Scenario, gpus: int, experiments: int) -> list[str]:
+    usage = simulate(scenario, gpus, experiments)
+    limits = bounds(scenario, gpus, usage, simulate(scenario, 1, 1))
+    shares = [
+        ideal(scenario, gpus, experiments) / usage.wall,
+        usage.held / gpus / usage.wall,
+        usage.used / gpus / usage.wall,
+        usage.parent / usage.wall,
+        usage.moved / scenario.link / usage.wall,
+        usage.server / usage.wall,
+    ]
+    percents = [f"{share:.1%}" for share in shares]
+    first = max(limits, key=lambda what: limits[what])
+    return [duration(scenario.training), str(gpus), duration(usage.wall), *percents, first]
+
+
+def most_row(scenario: Scenario) -> list[str]:
+    most = marginal(scenario).most_gpus(scenario.costs.server_worker)
+    first = min(most, key=lambda what: most[what])
+    return [duration(scenario.training), *(f"{count:,.0f}" for count in most.values()), first]
+
+
+def main() -> None:
+    args = parse_arguments()
+    scenario = Scenario(
+        Costs.read(args.costs),
+        read_graph(),
+        training=0.0,
+        sizes={
+            "download": args.raw,
+            "preprocess": args.packed,
+            "train": args.network,
+            "checkpoint": args.checkpoint,
+        },
+        pull_rate=args.pull,
+        push_rate=args.push,
+        link=args.link,
+    )
+    lengths = [scenario._replace(training=60 * minutes) for minutes in args.minutes]
+    print(f"{args.experiments} experiments:\n")
+    print(table(RUNS, [run_row(one, gpus, args.experiments) for one in lengths for gpus in args.gpus]))
+    print("\nWith many experiments, as many GPUs are kept busy at most by:\n")
+    head = ["one training", "parent", "S3 link", "Prefect server", "first"]
+    print(table(head, [most_row(one) for one in lengths]))
+    shortest = duration(shortest_training(scenario, max(args.gpus)))
+    print(f"\nWith {max(args.gpus)} GPUs the parent is the bottleneck for trainings shorter than {shortest}.")
+
+
+def parse_arguments() -> argparse.Namespace:
+    names = [f"  {name:17} {field.description}" for name, field in Costs.model_fields.items()]
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="\n".join(["costs, in seconds:", *names]),
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    number = partial(parser.add_argument, type=_positive)
+    parser.add_argument("costs", type=Path, help="JSON file of the costs below, as measured")
+    parser.add_argument("--experiments", type=_count, default=100, help="default: 100")
+    parser.add_argument(
+        "--gpus", type=_counts, default=[1, 8, 64], help="default: 1,8,64, up to eight machines of eight"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=_numbers,
+        default=[4.0, 60.0],
+        help="of a training; default: 4,60, of minutes as in presets/laptop.yaml, and of an hour",
+    )
+    number("--raw", default=1500.0, help="MB of data/raw; default: 1500, at 33,920 images (docs/scaling.md)")
+    number(
+        "--packed", default=6500.0, help="MB of data/packed; default: 6500, 192 KB each of these at 256x256"
+    )
+    number(
+        "--network",
+        default=127.0,
+        help="MB of a network; default: 127, report 1's in params.yaml, 4 bytes a weight",
+    )
+    number(
+        "--checkpoint", default=381.0, help="MB; default: 381, that network's weights and Adam's two means"
+    )
+    number(
+        "--pull",
+        default=230.0,
+        help="MB a second of one client; default: 230, data/raw and data/packed in 13.9 s (docs/scaling.md)",
+    )
+    number("--push", default=100.0, help="the same; default: 100, the same data in 31.4 s (docs/scaling.md)")
+    number(
+        "--link",
+        default=1250.0,
+        help="MB a second of all clients; default: 1250, a server on 10 Gbit/s Ethernet",
+    )
+    return parser.parse_args()
+
+
+def _positive(word: str) -> float:
+    number = float(word)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{word}: must be more than 0")
+    return number
+
+
+def _count(word: str) -> int:
+    if (number := int(word)) < 1:
+        raise argparse.ArgumentTypeError(f"{word}: must be 1 or more")
+    return number
+
+
+def _counts(words: str) -> list[int]:
+    return [_count(word) for word in words.split(",")]
+
+
+def _numbers(words: str) -> list[float]:
+    return [_positive(word) for word in words.split(",")]
+
+
+if __name__ == "__main__":
+    stage_main(main)

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# entrypoint.sh TARGET [VARIABLE=VALUE...]: `make TARGET` in this container's clone of the repository.
+#
+#   ORIGIN          the git repository that all containers share; the clone follows its default branch
+#   DVC_REMOTE_URL  DVC's default remote; if unset or empty, what the repository says
+#   CHECKOUT        where the clone is, in a volume
+#   INSTALLED       the folder in which the image was built: .venv, and the requirements.lock that is in it
+set -euo pipefail
+
+: "${ORIGIN:?must name a git repository}"
+checkout=${CHECKOUT:-/srv/retrain/checkout}
+installed=${INSTALLED:-/opt/retrain}
+
+if [[ ! -d $checkout ]]; then
+  rm -rf "$checkout.part"
+  git clone --quiet -- "$ORIGIN" "$checkout.part"
+  mv "$checkout.part" "$checkout"
+fi
+cd "$checkout"
+git remote set-url origin "$ORIGIN"
+git fetch --quiet origin
+git merge --quiet --ff-only '@{upstream}'
+
+if ! cmp --silent requirements.lock "$installed/requirements.lock"; then
+  echo "requirements.lock: the image was built from another one; docker compose up --build" >&2
+  exit 1
+fi
+ln --symbolic --force --no-dereference "$installed/.venv" .venv
+# What git wrote just now must not look newer to make than what the image has installed.
+touch --reference="$installed/requirements.lock" requirements.lock
+
+if [[ -n ${DVC_REMOTE_URL:-} ]]; then
+  .venv/bin/dvc remote add --quiet --local --force --default storage "$DVC_REMOTE_URL"
+fi
+exec make "$@"

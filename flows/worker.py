@@ -1,0 +1,174 @@
+"""`make worker POOL=gpu SERVER=http://HOST:4200`: this machine does stages for others, until Ctrl-C.
+
+It needs a clone of the repository, with the origin and the DVC remote of the machine that runs the flows, and
+credentials for both in the usual places. It does as many at the same time as it has GPUs, or slots of cores.
+"""
+
+import argparse
+import os
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from prefect.settings import get_current_settings
+from prefect.utilities.callables import parameter_schema
+
+from flows.checkout import ORIGIN, RUNS, find_repository, git, has_origin, remove_leftovers
+from flows.pools import FLOW
+from flows.processes import family, flow_runs, kill, log_path, only_one, part, until_stopped
+from flows.remote import check_remote
+from flows.server import client_of, crash_the_silent, make_pool, report_ended, ui_of, wait_for
+from flows.slots import compute_slots
+from flows.stage import UNFIT, stage
+from tasks.cli import InputError, stage_main
+from tasks.params import load_params
+
+#: What a pool may be called: its name is part of files' and addresses' names.
+POOL_NAME = re.compile("[A-Za-z0-9_-]+")
+
+#: Seconds in which a run that found its machine unfit tells the server so.
+LAST_WORDS = 5.0
+
+
+def work(repository: Path, pool: str, api: str, name: str, limit: int | None) -> None:
+    """Do stages of a work pool until SIGINT or SIGTERM.
+
+    Raises:
+        InputError: the server or origin does not answer, a stage found that this machine can do none, or the
+            worker ended.
+    """
+    with ExitStack() as stack:
+        part_name = f"worker-{pool}"
+        if stack.enter_context(only_one(repository, part_name)) is None:
+            raise InputError(f"{repository}: another worker of pool {pool} uses this clone")
+        check(repository)
+        killed = end_leftovers(repository, part_name)
+        wait_for(api)
+        report_ended(api, killed)
+        make_pool(api, pool)
+        offer_stages(api, pool)
+        slots = limit or len(compute_slots(load_params(repository / "params.yaml")))
+        unfit = repository / RUNS / f".{part_name}.unfit"
+        unfit.unlink(missing_ok=True)
+        options = ["--name", name, "--limit", str(slots)]
+        process = stack.enter_context(
+            prefect_worker(repository, api, pool, part_name, *options, **{UNFIT: str(unfit)})
+        )
+        print(f"worker {name} does up to {slots} stages of pool {pool} at a time: {ui_of(api)}", flush=True)
+        while process.poll() is None and not unfit.exists():
+            time.sleep(0.5)
+        if process.poll() is not None:
+            raise InputError(f"the worker ended; {log_path(part_name, repository)} may say why")
+        time.sleep(LAST_WORDS)
+        raise InputError(unfit.read_text(encoding="utf-8"))
+
+
+def check(repository: Path) -> None:
+    """See that this clone can be handed stages.
+
+    Raises:
+        InputError: it has no origin that answers, or no DVC remote that would do.
+    """
+    if not has_origin(repository):
+        raise InputError(f"{repository}: git has no remote {ORIGIN}, from which stages start")
+    git(repository, "ls-remote", "--quiet", ORIGIN, "HEAD")
+    check_remote(repository)
+
+
+def offer_stages(api: str, pool: str) -> None:
+    """Make or update the deployment by which a run sends stages to a pool."""
+    with client_of(api) as client:
+        deployment = client.create_deployment(
+            client.create_flow_from_name(FLOW),
+            name=pool,
+            entrypoint="flows/stage.py:stage",
+            path=".",
+            work_pool_name=pool,
+            pull_steps=[
+                {
+                    "prefect.deployments.steps.set_working_directory": {
+                        "directory": "{{ $RETRAIN_REPOSITORY }}"
+                    }
+                }
+            ],
+            parameter_openapi_schema=parameter_schema(stage).model_dump_for_openapi(),
+            enforce_parameter_schema=True,
+            description="One stage of a run that another machine does. `retrain` makes its runs.",
+        )
+    crash_the_silent(api, deployment, f"Silent stages in {pool} are crashed")
+
+
+@contextmanager
+def prefect_worker(
+    repository: Path, api: str, pool: str, name: str, *options: str, **variables: str
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A worker, and at the end nothing left of the runs that it had: Prefect takes them for running else."""
+    command = ["prefect", "worker", "start", "--pool", pool, "--type", "process", *options]
+    with ExitStack() as stack:
+        process = stack.enter_context(
+            part(name, command, repository, **worker_variables(repository, api), **variables)
+        )
+        try:
+            yield process
+        finally:
+            killed = flow_runs(family(name, repository))
+            stack.close()
+            remove_leftovers(repository)
+            report_ended(api, killed)
+
+
+def worker_variables(repository: Path, api: str) -> dict[str, str]:
+    """What Prefect's worker needs, and what its users may set otherwise."""
+    usual = {
+        # A run whose machine died is known by its silence.
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        # Seconds between two looks for runs to start.
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+    }
+    chosen = {name: os.environ.get(name, value) for name, value in usual.items()}
+    return chosen | {"PREFECT_API_URL": api, "RETRAIN_REPOSITORY": str(repository)}
+
+
+def end_leftovers(repository: Path, *parts: str) -> set[str]:
+    """End what was left when an earlier one was killed, and the checkouts of its runs; the ids of those."""
+    left = [process for name in parts for process in family(name, repository)]
+    runs = flow_runs(left)
+    kill(left)
+    return runs | {leftover.run for leftover in remove_leftovers(repository)}
+
+
+def api_of(server: str | None) -> str:
+    """The address of a server's API, from that of its UI too.
+
+    Raises:
+        InputError: none is named.
+    """
+    address = server or get_current_settings().api.url
+    if not address:
+        raise InputError("--server: which Prefect server? http://HOST:4200, or PREFECT_API_URL")
+    return f"{address.rstrip('/').removesuffix('/api')}/api"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Do stages of a work pool for flows on other machines.")
+    parser.add_argument("--pool", required=True, help="the work pool; it is made if there is none")
+    parser.add_argument("--server", help="the Prefect server, http://HOST:4200; by default PREFECT_API_URL")
+    parser.add_argument("--name", default=socket.gethostname(), help="by default the machine's")
+    parser.add_argument(
+        "--limit", type=int, help="stages at a time; by default as many as there are GPUs, or slots of cores"
+    )
+    args = parser.parse_args()
+    if not POOL_NAME.fullmatch(args.pool):
+        raise InputError(f"--pool {args.pool!r}: letters, digits, _ and - name a pool")
+    if args.limit is not None and args.limit < 1:
+        raise InputError(f"--limit {args.limit}: at least 1")
+    api = api_of(args.server)
+    until_stopped(lambda: work(find_repository(), args.pool, api, args.name, args.limit))
+
+
+if __name__ == "__main__":
+    stage_main(main)

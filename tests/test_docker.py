@@ -1,0 +1,284 @@
+"""Docker's files, without Docker: the scripts run for real, and compose.yaml is held against the rest."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from flows.checkout import environment
+from tests.helpers import ROOT
+from tests.s3 import S3Server
+
+#: Stands for the project: targets that need .venv, as its own do.
+MAKEFILE = """\
+.venv/installed: requirements.lock
+\t@echo "installs" && exit 1
+show: .venv/installed
+\t@echo "$(POOL) in $$PWD"
+wait: .venv/installed
+\t@exec python -c "import signal, sys, time; \\
+\t  signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('told'))); \\
+\t  print('waits', flush=True); time.sleep(60)"
+"""
+
+#: What compose needs to be told; no defaults.
+SECRETS = {
+    "DATABASE_PASSWORD": "of the database",
+    "PREFECT_API_AUTH_STRING": "user:of the server",
+    "STORAGE_ACCESS_KEY": "key",
+    "STORAGE_SECRET_KEY": "of the storage",
+}
+
+IDENTITY = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def change(checkout: Path, name: str, text: str) -> str:
+    """Commit a file; the commit."""
+    (checkout / name).write_text(text, encoding="utf-8")
+    git(checkout, "add", "--all")
+    git(checkout, *IDENTITY, "commit", "--quiet", "--message", f"{name} changed")
+    return git(checkout, "rev-parse", "HEAD")
+
+
+class Machine:
+    """What a container has: an image's packages, a volume, an origin; and the checkout that fills that."""
+
+    def __init__(self, folder: Path) -> None:
+        self.checkout, self.clone = folder / "checkout", folder / "volume" / "checkout"
+        self.origin, self.installed = folder / "origin" / "retrain.git", folder / "installed"
+        for path in (self.checkout / ".dvc", self.installed / ".venv" / "bin", self.clone.parent):
+            path.mkdir(parents=True)
+        (self.installed / ".venv" / "bin" / "dvc").symlink_to(Path(sys.executable).with_name("dvc"))
+        (self.installed / "requirements.lock").write_text("torch==1\n", encoding="utf-8")
+        (self.installed / ".venv" / "installed").touch()
+        shutil.copy(ROOT / ".dvc" / "config", self.checkout / ".dvc")
+        shutil.copy(ROOT / ".dvc" / ".gitignore", self.checkout / ".dvc")
+        (self.checkout / "Makefile").write_text(MAKEFILE, encoding="utf-8")
+        git(self.checkout, "init", "--quiet", "--initial-branch=work")
+        change(self.checkout, "requirements.lock", "torch==1\n")
+
+    def script(self, name: str, **variables: str) -> dict[str, Any]:
+        here = {
+            "ORIGIN": str(self.origin),
+            "CHECKOUT": str(self.clone),
+            "INSTALLED": str(self.installed),
+            "DVC_REMOTE_URL": "",
+        }
+        return {"executable": ROOT / "docker" / name, "env": environment() | here | variables}
+
+    def share(self, fails: bool = False, **variables: str) -> str:
+        command = ["share.sh", str(self.checkout)]
+        return said(subprocess.run(command, **self.script("share.sh", **variables), **OUTPUT), fails)
+
+    def start(self, *arguments: str, fails: bool = False, **variables: str) -> str:
+        command = ["entrypoint.sh", *arguments]
+        return said(subprocess.run(command, **self.script("entrypoint.sh", **variables), **OUTPUT), fails)
+
+
+@pytest.fixture(autouse=True)
+def no_make_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make test` tells the makes that tests start about itself, and these say so."""
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+OUTPUT: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": 60}
+
+
+def said(done: "subprocess.CompletedProcess[str]", fails: bool) -> str:
+    assert (done.returncode != 0) == fails, done.stdout
+    return done.stdout
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    machine = Machine(tmp_path)
+    assert machine.share() == ""
+    return machine
+
+
+def test_a_container_makes_its_target_in_a_clone_with_the_images_packages(machine: Machine) -> None:
+    assert machine.start("show", "POOL=gpu") == f"gpu in {machine.clone}\n"
+    assert git(machine.clone, "rev-parse", "HEAD") == git(machine.checkout, "rev-parse", "HEAD")
+    assert (machine.clone / ".venv").resolve() == machine.installed / ".venv"
+    assert not (machine.clone / ".dvc" / "config.local").exists()
+
+
+def test_dvcs_default_remote_is_the_one_that_is_given(machine: Machine) -> None:
+    for url in ("s3://bucket/one", "s3://bucket/two"):
+        machine.start("show", DVC_REMOTE_URL=url)
+        config = ConfigParser()
+        config.read(machine.clone / ".dvc" / "config.local")
+        assert config["core"]["remote"] == "storage"
+        assert config["'remote \"storage\"'"]["url"] == url
+    assert not git(machine.clone, "status", "--porcelain", "--untracked-files=no")
+
+
+def test_a_container_that_starts_again_has_what_was_shared_since(machine: Machine) -> None:
+    machine.start("show")
+    after = change(machine.checkout, "new.py", "")
+    assert machine.share() == ""
+    machine.start("show")
+    assert git(machine.clone, "rev-parse", "HEAD") == after
+
+
+def test_an_origin_that_moved_is_followed(machine: Machine) -> None:
+    machine.start("show")
+    moved = machine.origin.rename(machine.origin.with_name("moved.git"))
+    machine.start("show", ORIGIN=str(moved))
+    assert git(machine.clone, "remote", "get-url", "origin") == str(moved)
+
+
+def test_a_clone_that_was_broken_off_is_made_anew(machine: Machine) -> None:
+    part = machine.clone.with_name("checkout.part")
+    (part / ".git").mkdir(parents=True)
+    machine.start("show")
+    assert not part.exists()
+
+
+def test_no_origin_is_one_line_and_no_clone(machine: Machine) -> None:
+    assert machine.start("show", fails=True, ORIGIN="").endswith("ORIGIN: must name a git repository\n")
+    assert "nowhere" in machine.start("show", fails=True, ORIGIN="/nowhere")
+    assert not machine.clone.exists()
+
+
+def test_a_revision_that_wants_other_packages_than_the_images_is_refused(machine: Machine) -> None:
+    machine.start("show")
+    change(machine.checkout, "requirements.lock", "torch==2\n")
+    machine.share()
+    assert machine.start("show", fails=True) == (
+        "requirements.lock: the image was built from another one; docker compose up --build\n"
+    )
+
+
+def test_a_container_that_is_stopped_tells_its_target(machine: Machine) -> None:
+    command = ["entrypoint.sh", "wait"]
+    with subprocess.Popen(command, **machine.script("entrypoint.sh"), stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"waits\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == b"told\n"
+
+
+def test_an_origin_elsewhere_is_left_alone(machine: Machine) -> None:
+    assert machine.share(ORIGIN="https://host/retrain.git") == "ORIGIN is elsewhere: nothing to do\n"
+
+
+def test_history_that_others_have_is_not_rewritten(machine: Machine) -> None:
+    git(machine.checkout, *IDENTITY, "commit", "--amend", "--message", "another")
+    assert "rejected" in machine.share(fails=True)
+
+
+# --- compose.yaml -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    with (ROOT / "compose.yaml").open(encoding="utf-8") as file:
+        return YAML(typ="safe").load(file)["services"]
+
+
+def variables(services: dict[str, Any]) -> set[str]:
+    """What compose.yaml takes from the environment, by `${NAME...}` or by a name without a value."""
+    text = (ROOT / "compose.yaml").read_text(encoding="utf-8")
+    settings = [pair for service in services.values() for pair in service.get("environment", {}).items()]
+    return set(re.findall(r"\$\{(\w+)", text)) | {name for name, value in settings if value is None}
+
+
+def test_secrets_come_from_outside_and_have_no_default(services: dict[str, Any]) -> None:
+    told = re.compile(r"\$\{(\w+):\?[^}]+\}")
+    for name, service in services.items():
+        for variable, value in service.get("environment", {}).items():
+            if re.search("PASSWORD|SECRET|KEY|AUTH|TOKEN", variable):
+                assert value is None or told.fullmatch(value), f"{name}: {variable}"
+    text = (ROOT / "compose.yaml").read_text(encoding="utf-8")
+    assert set(told.findall(text)) == set(SECRETS)
+    assert not re.search(r"://[^/\s]*:[^/\s]*@", text)
+
+
+def test_the_example_of_env_names_every_variable_and_gives_none(services: dict[str, Any]) -> None:
+    lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    named = {line.removeprefix("# ") for line in lines if re.fullmatch(r"(# )?[A-Z_]+=.*", line)}
+    assert named == {f"{name}=" for name in variables(services)}
+    assert {f"{name}=" for name in SECRETS} <= set(lines)
+    assert git(ROOT, "check-ignore", ".env") == ".env"
+
+
+def test_every_image_has_a_version_and_every_port_is_this_machines_alone(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert "build" in service or re.search(r":v?\d+\.\d+", service["image"]), name
+        for port in service.get("ports", []):
+            assert re.match(r"(\$\{BIND:-)?127\.0\.0\.1\}?:\d+:\d+$", port), f"{name}: {port}"
+
+
+@pytest.mark.parametrize("name", ["parent", "cpu-worker", "gpu-worker"])
+def test_what_a_container_runs_is_a_target_of_make(services: dict[str, Any], name: str) -> None:
+    command = ["make", "--dry-run", "--old-file=.venv/installed", *services[name]["command"]]
+    planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    pool = name.removesuffix("-worker")
+    meant = "-m flows.serve" if name == "parent" else f'-m flows.worker --pool "{pool}"'
+    assert planned.returncode == 0 and meant in planned.stdout, planned.stderr
+
+
+def test_the_image_is_made_of_what_dockerignore_lets_through_and_runs_as_no_root() -> None:
+    steps = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    copied = {word for step in steps if step.startswith("COPY") for word in step.split()[1:-1]}
+    ignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert "*" in ignore
+    assert copied == {line.removeprefix("!") for line in ignore if line.startswith("!")}
+    assert [step for step in steps if step.startswith("USER")] == ["USER $USER_ID"]
+
+
+@pytest.fixture(scope="module")
+def compose() -> list[str]:
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]):
+            done = subprocess.run([*command, "version"], capture_output=True, check=False)
+            if done.returncode == 0:
+                return command
+    pytest.skip("no docker compose, so nothing says whether it accepts compose.yaml")
+
+
+def configured(compose: list[str], *options: str, without: str = "") -> "subprocess.CompletedProcess[str]":
+    env = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "DOCKER_CONFIG")}
+    env |= {name: value for name, value in SECRETS.items() if name != without}
+    command = [*compose, "--env-file", os.devnull, *options]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def test_compose_accepts_it_and_only_the_profile_has_a_gpu(compose: list[str]) -> None:
+    everything = configured(compose, "--profile", "gpu", "config")
+    assert everything.returncode == 0, everything.stderr
+    assert "nvidia" in everything.stdout
+    without = configured(compose, "config")
+    assert without.returncode == 0, without.stderr
+    assert "cpu-worker" in without.stdout and "nvidia" not in without.stdout
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_compose_refuses_to_start_without_a_secret(compose: list[str], secret: str) -> None:
+    refused = configured(compose, "config", "--quiet", without=secret)
+    assert refused.returncode != 0
+    assert secret in refused.stderr
+
+
+def test_the_bucket_is_made_once(services: dict[str, Any], s3: S3Server) -> None:
+    program, *arguments = services["bucket"]["entrypoint"]
+    assert program == "python"
+    for _ in range(2):
+        env = environment() | s3.environment | {"DVC_REMOTE_URL": "s3://made-by-compose/prefix"}
+        subprocess.run([sys.executable, *arguments], env=env, check=True, timeout=60)
+    assert "made-by-compose" in s3.files().ls("")
