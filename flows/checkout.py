@@ -53,6 +53,8 @@ GIT_LOCAL = frozenset(
 #: Name and password in an address.
 PASSWORD = re.compile(r"://[^/@\s]+@")
 
+#: What a command of git or DVC is called, unlike the options before it.
+COMMAND_NAME = re.compile(r"[a-z]+(-[a-z]+)*")
 
 #: Refs at origin of commits that a run's stages on other machines start from; no branches, so that nobody's
 #: fetch or `git branch` shows them.
@@ -60,6 +62,9 @@ RUN_REFS = "refs/retrain/"
 
 #: Where the main repository is that others have clones of too.
 ORIGIN = "origin"
+
+#: Seconds after which git is ended that waits for origin: git itself would wait for a stalled line for ever.
+ORIGIN_PATIENCE = 300.0
 
 
 class GitError(InputError):
@@ -176,7 +181,7 @@ def _author(checkout: Path) -> list[str]:
 
 def send_commit(checkout: Path, run: str, commit: str) -> None:
     """Push a commit of the checkout to origin for the run's stages elsewhere."""
-    git(checkout, *NO_HOOKS, "push", "--quiet", ORIGIN, f"{commit}:{RUN_REFS}{run}/{commit}")
+    push_refs(checkout, f"{commit}:{RUN_REFS}{run}/{commit}")
 
 
 def fetch_commit(repository: Path, run: str, commit: str) -> bool:
@@ -185,9 +190,10 @@ def fetch_commit(repository: Path, run: str, commit: str) -> bool:
     No ref is made for it here: git keeps what a checkout stands on.
     """
     ref = f"{RUN_REFS}{run}/{commit}"
-    if not git(repository, "ls-remote", ORIGIN, ref).startswith(commit):
+    if not refs_at_origin(repository, ref).startswith(commit):
         return False
-    git(repository, "fetch", "--quiet", "--no-write-fetch-head", "--no-tags", ORIGIN, ref)
+    fetch = ("fetch", "--quiet", "--no-write-fetch-head", "--no-tags")
+    git(repository, *fetch, ORIGIN, ref, patience=ORIGIN_PATIENCE)
     return True
 
 
@@ -197,15 +203,24 @@ def has_origin(repository: Path) -> bool:
 
 def sent_commits(repository: Path) -> dict[str, str]:
     """The refs of all commits that origin has for runs elsewhere, each with its run."""
-    lines = git(repository, "ls-remote", ORIGIN, f"{RUN_REFS}*").splitlines()
-    refs = [line.split()[1] for line in lines]
+    refs = [line.split()[1] for line in refs_at_origin(repository, f"{RUN_REFS}*").splitlines()]
     return {ref: ref.removeprefix(RUN_REFS).partition("/")[0] for ref in refs}
 
 
 def forget_commits(repository: Path, refs: list[str]) -> None:
     """Delete refs at origin, which are no more needed there."""
     if refs:
-        git(repository, *NO_HOOKS, "push", "--quiet", ORIGIN, *[f":{ref}" for ref in refs])
+        push_refs(repository, *[f":{ref}" for ref in refs])
+
+
+def push_refs(repository: Path, *refs: str) -> None:
+    """Push to origin; a ref is as git's refspecs are."""
+    git(repository, *NO_HOOKS, "push", "--quiet", ORIGIN, *refs, patience=ORIGIN_PATIENCE)
+
+
+def refs_at_origin(repository: Path, pattern: str) -> str:
+    """Origin's refs of that pattern, a line each, its commit first."""
+    return git(repository, "ls-remote", "--quiet", ORIGIN, pattern, patience=ORIGIN_PATIENCE)
 
 
 def uncommitted(repository: Path) -> list[str]:
@@ -214,31 +229,41 @@ def uncommitted(repository: Path) -> list[str]:
     return [line.split(maxsplit=1)[1] for line in lines]
 
 
-def git(folder: Path, *arguments: str, stdin: str | None = None) -> str:
-    """Run git in a folder; its output without the final newline.
+def git(folder: Path, *arguments: str, stdin: str | None = None, patience: float | None = None) -> str:
+    """Run git in a folder, for so many seconds at most; its output without the final newline.
 
     Raises:
-        GitError: it refused.
+        GitError: it refused, or took too long.
     """
     try:
-        return run(folder, "git", *arguments, stdin=stdin)
+        return run(folder, "git", *arguments, stdin=stdin, patience=patience)
     except InputError as error:
         raise GitError(str(error)) from None
 
 
-def run(folder: Path, *command: str, stdin: str | None = None) -> str:
-    """Run a command in a folder; its output without the final newline.
+def run(folder: Path, *command: str, stdin: str | None = None, patience: float | None = None) -> str:
+    """Run a command in a folder, for so many seconds at most; its output without the final newline.
 
     Raises:
-        InputError: it failed; in its own words, without the password of an address in them.
+        InputError: it failed; in its own words, without the password of an address in them. Or it was ended.
     """
-    done = subprocess.run(
-        command, cwd=folder, env=environment(), input=stdin, capture_output=True, text=True, check=False
-    )
+    name = f"{command[0]} {next((word for word in command[1:] if COMMAND_NAME.fullmatch(word)), '')}"
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment(),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=patience,
+        )
+    except subprocess.TimeoutExpired:
+        raise InputError(f"{name}: no end within {patience:g} s") from None
     if done.returncode:
         said = PASSWORD.sub("://", (done.stderr or done.stdout).strip())
-        name = next((word for word in command[1:] if word.isalpha()), "")
-        raise InputError(f"{command[0]} {name}: {said}")
+        raise InputError(f"{name}: {said}")
     return done.stdout.rstrip("\n")
 
 

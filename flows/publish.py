@@ -6,7 +6,7 @@ from string import ascii_letters, digits
 
 from dvc.config import Config
 
-from flows.checkout import NO_HOOKS, ORIGIN, git, has_origin, run
+from flows.checkout import ORIGIN, git, has_origin, push_refs, run
 
 #: What a run commits, and by what two runs are the same.
 RESULTS = ("params.yaml", "dvc.lock", "metrics.json")
@@ -55,7 +55,7 @@ def push(repository: Path, checkout: Path, branch: str, tell: Callable[[str], No
     else:
         tell("no default DVC remote is set: the data stay in this machine's DVC cache")
     if has_origin(repository):
-        git(repository, *NO_HOOKS, "push", "--quiet", ORIGIN, f"refs/heads/{branch}")
+        push_refs(repository, f"refs/heads/{branch}")
         tell(f"{branch} pushed to {ORIGIN}")
     else:
         tell(f"git has no remote {ORIGIN}: {branch} stays in this repository")

@@ -17,7 +17,7 @@ from pathlib import Path
 from prefect.settings import get_current_settings
 from prefect.utilities.callables import parameter_schema
 
-from flows.checkout import ORIGIN, RUNS, find_repository, git, has_origin, remove_leftovers
+from flows.checkout import ORIGIN, RUNS, find_repository, has_origin, refs_at_origin, remove_leftovers
 from flows.pools import FLOW
 from flows.processes import family, flow_runs, kill, log_path, only_one, part, until_stopped
 from flows.remote import check_remote
@@ -75,7 +75,7 @@ def check(repository: Path) -> None:
     """
     if not has_origin(repository):
         raise InputError(f"{repository}: git has no remote {ORIGIN}, from which stages start")
-    git(repository, "ls-remote", "--quiet", ORIGIN, "HEAD")
+    refs_at_origin(repository, "HEAD")
     check_remote(repository)
 
 

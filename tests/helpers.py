@@ -81,7 +81,7 @@ def cut_power(running: Callable[[], Iterable[psutil.Process]]) -> None:
     for process in held:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(held, timeout=20)
+    psutil.wait_procs(held, timeout=60)
 
 
 class Repository:

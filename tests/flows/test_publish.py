@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.checkout import GitError, sent_commits
 from flows.publish import as_name, make_branch, published_already
 from tests.helpers import Repository, finished, retrain
 
@@ -53,6 +54,21 @@ def test_an_origin_that_refuses_fails_the_run_and_keeps_the_branch(repository: R
     assert "secret" not in output
     assert repository.run("git", "branch", "--list", "retrain/kept")
     assert finished(output)["publish"] == "Failed"
+
+
+def test_an_origin_that_stalls_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = Repository(tmp_path)
+    repository.run("git", "init", "--quiet")
+    repository.run("git", "remote", "add", "origin", "ssh://somebody@nowhere/repository")
+    stalled = tmp_path / "ssh"
+    stalled.write_text("#!/bin/sh\nexec sleep 30\n")
+    stalled.chmod(0o755)
+    monkeypatch.setenv("GIT_SSH", str(stalled))
+    monkeypatch.setattr("flows.checkout.ORIGIN_PATIENCE", 0.5)
+    with pytest.raises(GitError, match=r"^git ls-remote: no end within 0\.5 s$"):
+        sent_commits(tmp_path)
 
 
 def test_a_name_becomes_a_branch() -> None:
