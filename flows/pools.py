@@ -36,14 +36,11 @@ from flows.remote import (
 from flows.running import INTERRUPTED
 from flows.stage import REFUSED, StageRequest, versions
 from flows.stages import Outcome, Pipeline, StageRun, Tell
+from flows.watch import POLL, Watch
 from tasks.cli import InputError
 
 #: The flow that runs one stage, and of whose deployments each is named like the work pool that it is for.
 FLOW = "stage"
-
-#: Seconds between two looks at a run: at first, by how much more at each, and at most. A long one is known to
-#: have ended a little later, and a hundred of them don't keep the server busy.
-POLL, LATER, MAX_POLL = 1.0, 0.05, 10.0
 
 #: Seconds after which a machine that took a stage and never began it, or never ended it, is taken for dead.
 BEGIN_WITHIN = 300.0
@@ -91,6 +88,7 @@ class RemoteRun:
         self._stopped = threading.Event()
         self._remote = Remote(checkout, tell, self._stopped)
         self._committing = threading.Lock()
+        self._watch = Watch()
         self._asked: set[UUID] = set()
 
     def run(self, stage: str, pool: str, tell: Tell) -> StageRun:
@@ -175,32 +173,29 @@ class RemoteRun:
         """Follow a run until it has ended; a server that is away for a while is waited for."""
         since = said_at = time.monotonic()
         seen: str | None = None
-        pause = POLL
         # Trying again is what this loop does.
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
-            while not self._stopped.wait(pause):
-                pause = min(pause + LATER, MAX_POLL)
-                try:
-                    run = client.read_flow_run(sent.id)
-                    assert run.state
-                    if run.state.is_final():
-                        return run
-                    if run.state.name != seen:
-                        tell(f"in work pool {pool}: {run.state.name}")
-                        since, seen = time.monotonic(), run.state.name
-                    waited = time.monotonic() - since
-                    if run.state.type is StateType.SCHEDULED and time.monotonic() - said_at > REMIND:
-                        tell(f"still waits for a worker of work pool {pool}")
-                        said_at = time.monotonic()
-                    if run.state.type in BRIEF and waited > BEGIN_WITHIN:
-                        lost: State[Any] = Crashed(message=f"Nothing was heard of it for {waited:.0f} s.")
-                        client.set_flow_run_state(run.id, lost, force=True)
-                except ObjectNotFound:
-                    raise RemoteAwayError(f"{sent.name} was deleted") from None
-                except httpx.HTTPError:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), self._watch.over(sent.id):
+            while not self._stopped.wait(POLL):
+                run = self._watch.look(client, sent.id)
+                if run is None:
                     if seen != AWAY:
                         tell(AWAY)
                         seen = AWAY
+                    continue
+                assert run.state
+                if run.state.is_final():
+                    return run
+                if run.state.name != seen:
+                    tell(f"in work pool {pool}: {run.state.name}")
+                    since, seen = time.monotonic(), run.state.name
+                waited = time.monotonic() - since
+                if run.state.type is StateType.SCHEDULED and time.monotonic() - said_at > REMIND:
+                    tell(f"still waits for a worker of work pool {pool}")
+                    said_at = time.monotonic()
+                if run.state.type in BRIEF and waited > BEGIN_WITHIN:
+                    lost: State[Any] = Crashed(message=f"Nothing was heard of it for {waited:.0f} s.")
+                    with suppress(ObjectNotFound, httpx.HTTPError):  # the next look sees to that
+                        client.set_flow_run_state(run.id, lost, force=True)
         self._cancel(sent.id)
         raise RemoteAwayError("stopped")
 
