@@ -43,6 +43,9 @@ POOLS = ("--pool", "train@*=gpu", "--pool", "evaluate@*=gpu", "--pool", "baselin
 #: Seconds between two uploads of a checkpoint at most, as flows.remote.Checkpoints has it for small ones.
 CHECKPOINT_EVERY = 5.0
 
+#: Seconds in which a server comes to rest, and for which it is then measured.
+SETTLE, IDLE = 15.0, 60.0
+
 
 def params_text(args: argparse.Namespace) -> str:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -54,9 +57,12 @@ def params_text(args: argparse.Namespace) -> str:
 class Measured:
     """One run of the pipeline by so many workers."""
 
-    def __init__(self, cluster: Cluster, parent: Host, workers: list[Host], patience: float) -> None:
+    def __init__(
+        self, cluster: Cluster, parent: Host, workers: list[Host], patience: float, costs: bool
+    ) -> None:
+        """`costs`: the Prefect server's part is measured too, which takes some minutes more."""
         self.cluster, self.parent, self.name = cluster, parent, f"by-{len(workers)}"
-        alone = self._server_share()
+        alone = self._server_share() if costs else 0.0
         hosts = [*workers, cluster.host("cpu")]
         for host in hosts:
             del host.variables["PREFECT_WORKER_QUERY_SECONDS"]  # as users have it
@@ -64,8 +70,8 @@ class Measured:
         programs.append(hosts[-1].worker("cpu", limit=1))
         for program in programs:
             program.says("stages of pool")
-        together = self._server_share()
-        self.per_worker = max(0.0, together - alone) / len(programs)
+        together = self._server_share() if costs else 0.0
+        self.per_worker = (together - alone) / len(programs)
         busy, began = self._server_seconds(), time.monotonic()
         said = parent.retrain("--name", self.name, *POOLS).finish(patience)
         self.seconds, self.said = time.monotonic() - began, said
@@ -76,8 +82,9 @@ class Measured:
 
     def _server_share(self) -> float:
         """The share of a core that the server takes while no run is there."""
+        time.sleep(SETTLE)
         before, began = self._server_seconds(), time.monotonic()
-        time.sleep(30)
+        time.sleep(IDLE)
         return (self._server_seconds() - before) / (time.monotonic() - began)
 
     def _server_seconds(self) -> float:
@@ -129,7 +136,7 @@ class Measured:
         return costs
 
     def costs(self, experiments: int) -> dict[str, float]:
-        """For benchmarks/scaling.py."""
+        """For benchmarks/scaling.py; beside others' work the server's part may come out as less than none."""
         parent = self.parent_costs(experiments)
         every, evaluations = self.parts(r"train@|evaluate@"), self.parts("evaluate@")
         middle = statistics.median
@@ -210,7 +217,8 @@ def main() -> None:
                         alone.repository.read("metrics.json"),
                     )
                 workers = [cluster.host(f"gpu-{core + 1}", core=core) for core in range(count)]
-                done = Measured(cluster, cluster.host("parent"), workers, args.patience)
+                costs_wanted = bool(args.costs) and turn == len(counts)
+                done = Measured(cluster, cluster.host("parent"), workers, args.patience, costs_wanted)
                 results[f"run {turn} by {count}"] = done.result()
                 walls.setdefault(count, []).append(done.seconds)
                 spread = ", ".join(f"{name} {number}" for name, number in sorted(done.spread().items()))
@@ -222,7 +230,7 @@ def main() -> None:
                 for part, seconds in done.parts().items():
                     told = f"{min(seconds):.1f} to {max(seconds):.1f}"
                     print(f"  {part}: {statistics.median(seconds):.1f} s ({told})", flush=True)
-                if args.costs and turn == len(counts):
+                if costs_wanted:
                     costs = done.costs(args.costs_of)
                     args.costs.write_text(json.dumps(costs, indent=2) + "\n", encoding="utf-8")
     fewest, *more = sorted(walls)
