@@ -81,8 +81,10 @@ def retrain(
     and the metrics goes to `runs/NAME`. Where the results are those of the revision itself or of a branch
     published before, nothing is published.
 
-    `pools` says which stages run on other machines, as patterns of their names and work pools, such as
-    `{"train@*": "gpu"}`. All others run here.
+    Args:
+        request: What to run, what to change in params.yaml for it, and where the results go.
+        pools: Which stages other machines run: patterns of their names and work pools, such as
+            {"train@*": "gpu"}. All others run here.
     """
     try:
         return _retrain(request, pools, find_repository(), as_name(flow_run.name or "run"))
