@@ -135,7 +135,7 @@ class Host:
         cut_power(self.processes)
         for program in self.programs:
             program.process.wait()
-        eventually("all is dead", lambda: not self.processes(), patience=60)
+        eventually("all is dead", lambda: not self.processes(), patience=20)
 
 
 class Cluster:

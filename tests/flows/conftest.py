@@ -65,7 +65,7 @@ class Served(User):
         family = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(how)
         self.process.wait(60)
-        _, alive = psutil.wait_procs(family, timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=10)
         for process in alive:
             process.kill()
         assert not alive, alive

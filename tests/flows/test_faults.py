@@ -59,12 +59,12 @@ class TestInOrder:
         served.training(run.id)
         began = time.monotonic()
         served.cancel(run.id)
-        eventually("nothing trains", lambda: not served.working_for(run.id, "tasks.train"), patience=60)
+        eventually("nothing trains", lambda: not served.working_for(run.id, "tasks.train"), patience=10)
         print(f"the training ended {time.monotonic() - began:.1f} s after the cancel")
         ended = served.finished(run.id)
         print(f"the run was Cancelled {time.monotonic() - began:.1f} s after it")
         assert ended.state_name == "Cancelled"
-        eventually("no process is left", lambda: not served.working_for(run.id), patience=60)
+        eventually("no process is left", lambda: not served.working_for(run.id), patience=10)
         assert left_nothing(served)
         assert served.slots_taken() == 0
 
@@ -84,7 +84,7 @@ class TestInOrder:
         served.training(run.id)
         began = time.monotonic()
         kill(served.part("worker"))
-        assert served.process.wait(60) == 1
+        assert served.process.wait(40) == 1
         print(f"ended {time.monotonic() - began:.1f} s after the worker")
         log = served.repository.folder / "runs" / ".logs" / "worker.log"
         assert served.said().splitlines()[-1] == f"error: the worker ended; {log} may say why"

@@ -133,7 +133,7 @@ def test_a_stopped_flow_ends_its_trainings_and_leaves_nothing(
         flow.send_signal(how)
         flow.stdout.read()
     assert flow.returncode != 0
-    _, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive
     assert repository.run("git", "worktree", "list").count("\n") == 1
     assert not repository.run("git", "branch", "--list", "retrain/stopped")
