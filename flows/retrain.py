@@ -45,6 +45,7 @@ from flows.publish import PREFIX, RESULTS, as_name, make_branch, published_alrea
 from flows.request import RetrainRequest
 from flows.running import Here, run_stages
 from flows.slots import compute_slots
+from flows.stage import CHECKPOINTS
 from flows.stages import StageRunner, restore_output, restore_pipeline, sort_lock
 from tasks.cli import InputError, stage_main
 from tasks.look import look
@@ -111,7 +112,7 @@ def _retrain(
         runner = StageRunner(
             checkout,
             RETRAIN_SOURCE_ROOT=str(repository),
-            RETRAIN_CHECKPOINTS=str(repository / ".dvc/tmp/checkpoints"),
+            RETRAIN_CHECKPOINTS=str(repository / CHECKPOINTS),
             **_previous_data(checkout),
         )
         here = Here(runner, compute_slots(load_params(path)))

@@ -34,6 +34,7 @@ from tasks.params import load_params
 #: Where a run says why its machine can do no stage, for the worker to read.
 UNFIT = "RETRAIN_UNFIT"
 
+#: Where trainings leave their checkpoints, below a repository or a checkout of it.
 CHECKPOINTS = Path(".dvc/tmp/checkpoints")
 
 #: Packages whose versions may change a result.
