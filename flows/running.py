@@ -18,6 +18,7 @@ from prefect.tasks import exponential_backoff
 from flows.slots import Slots
 from flows.stages import Outcome, Pipeline, StageRun, StageRunner, Tell
 from tasks.cli import InputError
+from tasks.params import Experiment, Params
 from tasks.progress import fraction_done
 
 #: The name of a failed state that another try may mend.
@@ -60,10 +61,37 @@ class Here:
             return self._runner.run(stage, slot, tell)
 
 
-def run_stages(pipeline: Pipeline, place_of: Callable[[str], Place]) -> None:
+#: A key by which stages that could start are sorted: the least starts first.
+Urgency = tuple[int, float, str]
+
+
+def urgency_of(pipeline: Pipeline, params: Params) -> Callable[[str], Urgency]:
+    """What to start first: the stages that the longest chain of others waits for, then the longest trainings.
+
+    A long training that starts last would run alone while other GPUs or cores have nothing to do (Graham
+    1969, doi 10.1137/0117039).
+    """
+    behind = dict.fromkeys(pipeline.upstream, 0)
+    for stage in reversed(list(TopologicalSorter(pipeline.upstream).static_order())):
+        for up in pipeline.upstream[stage]:
+            behind[up] = max(behind[up], behind[stage] + 1)
+    work = {f"train@{name}": _work(experiment) for name, experiment in params.experiments.items()}
+    return lambda stage: (-behind[stage], -work.get(stage, 0.0), stage)
+
+
+def _work(experiment: Experiment) -> float:
+    """A guess, before any image is there to count: what a pixel costs, times how many are seen."""
+    passes = experiment.seeds * experiment.epochs * len(experiment.train_classes)
+    return passes * (experiment.width / experiment.patch) ** 2
+
+
+def run_stages(
+    pipeline: Pipeline, place_of: Callable[[str], Place], urgency: Callable[[str], Urgency]
+) -> None:
     """Run the stages in the order that dvc.yaml asks for, as many side by side as their places have room for.
 
-    After a failure nothing new starts and what runs is waited for.
+    Of those that could start, the one of the least `urgency` does. After a failure nothing new starts, and
+    what runs is waited for.
 
     Raises:
         InputError: a stage failed; the text holds the stage's own last lines.
@@ -76,7 +104,7 @@ def run_stages(pipeline: Pipeline, place_of: Callable[[str], Place]) -> None:
     taken: Counter[Place] = Counter()
     failure = None
     while order.is_active():
-        ready.extend(sorted(order.get_ready()))
+        ready = sorted([*ready, *order.get_ready()], key=urgency)
         for stage in [] if failure else list(ready):
             place = place_of(stage)
             if taken[place] == place.room:

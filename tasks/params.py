@@ -529,7 +529,13 @@ def _merge(document: Any, changes: Mapping[str, Any]) -> None:
 
 
 class Preset(dict[str, Any]):
-    """The changes of a preset. What it changes in experiments concerns those alone that there are."""
+    """The changes of a preset. What it changes in experiments concerns those alone that there are.
+
+    `only` names the experiments that a flow trains with it; where it is empty, a flow trains all of them.
+    `python -m tasks.params` ignores it: it would delete the others from the user's params.yaml.
+    """
+
+    only: tuple[str, ...] = ()
 
     def among(self, document: Mapping[str, Any]) -> dict[str, Any]:
         there = document.get("experiments") or {}
@@ -543,7 +549,12 @@ def read_preset(path: Path) -> Preset:
 
 
 def parse_preset(text: str, where: str) -> Preset:
-    return Preset(parse_mapping(text, where))
+    preset = Preset(parse_mapping(text, where))
+    only = preset.pop("only", [])
+    if not (isinstance(only, list) and all(isinstance(name, str) for name in only)):
+        raise InputError(f"{where}: only: {only!r} is not a list of experiments, such as [report2, best]")
+    preset.only = tuple(only)
+    return preset
 
 
 def parse_assignment(assignment: str) -> dict[str, Any]:

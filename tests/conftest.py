@@ -1,21 +1,21 @@
 """A tiny dataset and a tiny repository, made for real: the same code, small images."""
 
+import fcntl
 import os
 import shutil
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from flows.checkout import environment
 from tasks.download import download
 from tasks.params import Params, parse_assignment, parse_params, with_changes
 from tasks.phantom import PhantomSource
 from tasks.preprocess import preprocess
 from tasks.sources import open_source
-from tests.helpers import ROOT, Repository
+from tests.helpers import ROOT, Repository, make_repository_of
 from tests.s3 import s3
 
 __all__ = ["s3"]  # a fixture too
@@ -72,34 +72,47 @@ def kaggle_folder(tmp_path: Path) -> Path:
     return root
 
 
+@contextmanager
+def made_once(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
+    """A folder that the test processes of one session share, and whether it has yet to be filled."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with folder.with_suffix(".lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder / "done"
+        yield folder, not done.exists()
+        done.touch()
+
+
 @pytest.fixture(scope="session")
 def make_repository(tiny_params_text: str) -> Callable[[Path], Repository]:
     """Make a repository of the project's files as they are now, with tiny params committed."""
     return make_repository_of(tiny_params_text)
 
 
-def make_repository_of(params_text: str) -> Callable[[Path], Repository]:
-    """What makes a repository of the project's files as they are now, with these params."""
+@pytest.fixture(scope="session")
+def finished_repository(
+    make_repository: Callable[[Path], Repository], tmp_path_factory: pytest.TempPathFactory
+) -> Repository:
+    """A repository in which `dvc repro` ran once, to be looked at and not to be changed."""
+    with made_once(tmp_path_factory, "finished") as (folder, missing):
+        if missing:
+            make_repository(folder).run("dvc", "repro")
+    return Repository(folder)
+
+
+@pytest.fixture(scope="session")
+def make_prepared_repository(
+    make_repository: Callable[[Path], Repository], finished_repository: Repository
+) -> Callable[[Path], Repository]:
+    """Make a repository that has never run, whose DVC cache knows the results of its stages as they are.
+
+    For tests of what happens around the stages: running all of them takes half a minute.
+    """
 
     def make(folder: Path) -> Repository:
-        listed = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        for name in filter(None, listed.stdout.split("\0")):
-            if (ROOT / name).is_file():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(ROOT / name, folder / name)
-        (folder / "params.yaml").write_text(params_text, encoding="utf-8")
-        repository = Repository(folder)
-        repository.run("git", "init", "--quiet", "--initial-branch=main")
-        repository.run("git", "config", "user.name", "Tester")
-        repository.run("git", "config", "user.email", "tester@example.org")
-        repository.commit("start")
+        repository = make_repository(folder)
+        shutil.copytree(finished_repository.folder / ".dvc" / "cache", folder / ".dvc" / "cache")
         return repository
 
     return make

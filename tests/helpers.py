@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -117,6 +118,33 @@ class Repository:
 
     def read(self, path: str) -> str:
         return (self.folder / path).read_text(encoding="utf-8")
+
+
+def make_repository_of(params_text: str) -> Callable[[Path], Repository]:
+    """What makes a repository of the project's files as they are now, with these params."""
+
+    def make(folder: Path) -> Repository:
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for name in filter(None, listed.stdout.split("\0")):
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / name, folder / name)
+        (folder / "params.yaml").write_text(params_text, encoding="utf-8")
+        repository = Repository(folder)
+        repository.run("git", "init", "--quiet", "--initial-branch=main")
+        repository.run("git", "config", "user.name", "Tester")
+        repository.run("git", "config", "user.email", "tester@example.org")
+        repository.commit("start")
+        return repository
+
+    return make
 
 
 def retrain(repository: Repository, *arguments: str, fails: bool = False) -> str:

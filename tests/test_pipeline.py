@@ -54,6 +54,14 @@ def repository(
 class TestInOrder:
     """Each of these takes up where the one before left the repository."""
 
+    def test_two_clean_runs_give_the_same_bytes(
+        self, repository: Repository, finished_repository: Repository
+    ) -> None:
+        ours, others = results(repository), results(finished_repository)
+        assert ours == others
+        assert repository.read("dvc.lock") == finished_repository.read("dvc.lock")  # of all that stages make
+        assert len(ours) > 20
+
     def test_a_reproduction_leaves_results_and_a_clean_tree(self, repository: Repository) -> None:
         assert repository.run("git", "status", "--porcelain").split() == [
             "??",
@@ -175,17 +183,3 @@ class TestInOrder:
         output = repository.run("dvc", "repro", fails=True)
         assert "error: params.yaml: alhpa: unknown key (did you mean alpha?)" in output
         params.write_text(good)
-
-
-def test_two_clean_runs_give_the_same_bytes(
-    make_repository: Callable[[Path], Repository], tmp_path: Path
-) -> None:
-    hashes, locks = [], []
-    for name in ("a", "b"):
-        repository = make_repository(tmp_path / name)
-        repository.run("dvc", "repro")
-        hashes.append(results(repository))
-        locks.append(repository.read("dvc.lock"))
-    assert hashes[0] == hashes[1]
-    assert locks[0] == locks[1]  # of all that the stages make
-    assert len(hashes[0]) > 20

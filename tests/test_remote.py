@@ -23,12 +23,12 @@ def credentials(s3: S3Server) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def pushed(
     s3: S3Server,
-    make_repository: Callable[[Path], Repository],
+    make_prepared_repository: Callable[[Path], Repository],
     tiny_params_text: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Repository:
     """A repository whose results are committed and pushed; one experiment alone, to be quick."""
-    repository = make_repository(tmp_path_factory.mktemp("pushed") / "repository")
+    repository = make_prepared_repository(tmp_path_factory.mktemp("pushed") / "repository")
     params = with_changes(tiny_params_text, {}, ["report1_bce_iou"])
     (repository.folder / "params.yaml").write_text(params, encoding="utf-8")
     repository.run("dvc", "repro")

@@ -134,10 +134,10 @@ def serving(repository: Repository, home: Path, **settings: str) -> Iterator[Ser
 
 @pytest.fixture(scope="module")
 def served(
-    make_repository: Callable[[Path], Repository], tmp_path_factory: pytest.TempPathFactory
+    make_prepared_repository: Callable[[Path], Repository], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
-    with serving(make_repository(folder / "repository"), folder / "prefect") as it:
+    with serving(make_prepared_repository(folder / "repository"), folder / "prefect") as it:
         yield it
 
 

@@ -1,14 +1,14 @@
 """A run that looks for new data. Each test takes up where the one before left repository and source."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageOps
 
+from tasks.params import with_changes
 from tasks.phantom import PhantomSource
-from tests.helpers import Repository, finished, retrain
+from tests.helpers import Repository, finished, make_repository_of, retrain
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -26,11 +26,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def repository(
     source: Path,
-    make_repository: Callable[[Path], Repository],
+    tiny_params_text: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Repository:
     """One that was trained on the source, and says so in its main branch."""
-    repository = make_repository(tmp_path_factory.mktemp("data"))
+    one = with_changes(tiny_params_text, {}, ["report1_bce"])
+    repository = make_repository_of(one)(tmp_path_factory.mktemp("data"))
     repository.set(f"data.source={source}")
     repository.run("dvc", "repro")
     repository.commit("trained")

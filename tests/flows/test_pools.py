@@ -100,7 +100,7 @@ def lock(repository: Repository, name: str) -> str:
 
 class TestInOrder:
     def test_trainings_spread_over_machines_and_give_the_same_bytes(
-        self, cluster: Cluster, parent: Host, workers: list[Host]
+        self, cluster: Cluster, parent: Host, workers: list[Host], finished_repository: Repository
     ) -> None:
         everything = ("--pool", "train@*=gpu", "--pool", "evaluate@*=gpu", "--pool", "report=gpu")
         said = parent.retrain("--name", "spread", *everything).finish(400)
@@ -111,8 +111,7 @@ class TestInOrder:
         assert cluster.objects("checkpoints") == []
         assert len(cluster.objects("runs")) == 4  # entries of its own stages alone
 
-        alone = cluster.host("alone").repository
-        alone.run("dvc", "repro")
+        alone = finished_repository  # by `dvc repro`
         assert lock(parent.repository, "spread") == alone.read("dvc.lock")
         shown = parent.repository.run("git", "show", "retrain/spread:metrics.json")
         assert shown == alone.read("metrics.json")

@@ -18,11 +18,11 @@ def database() -> Iterator[Database]:
 
 
 def test_a_run_is_in_postgresql_and_its_password_in_no_log(
-    make_repository: Callable[[Path], Repository], tmp_path: Path, database: Database
+    make_prepared_repository: Callable[[Path], Repository], tmp_path: Path, database: Database
 ) -> None:
     setting = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": database.url}
     home = tmp_path / "prefect"
-    with serving(make_repository(tmp_path / "repository"), home, **setting) as served:
+    with serving(make_prepared_repository(tmp_path / "repository"), home, **setting) as served:
         run = served.submit(experiments=["report1_bce"])
         assert served.finished(run.id).state_name == "Completed"
         # The server writes tasks into PostgreSQL in batches, so the last may come after their flow's end.

@@ -24,6 +24,8 @@ def kaggle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FileServ
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("tasks.transfer.FIRST_WAIT", 0.001)
+    # For its name at Kaggle it looks at the source of all its callers, which under pytest are many.
+    monkeypatch.setattr("kagglehub.clients.search_lib_in_call_stack", lambda _: None)
     with file_server() as server:
         monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, server.url)
         yield server

@@ -9,7 +9,7 @@ from models.networks import NETWORKS
 from tasks import params
 from tasks.baselines import PREDICTORS
 from tasks.cli import InputError
-from tasks.params import load_params, parse_assignment, parse_params, read_preset, with_changes
+from tasks.params import load_params, parse_assignment, parse_params, parse_preset, read_preset, with_changes
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -118,6 +118,18 @@ def test_a_preset_changes_those_experiments_alone_that_there_are() -> None:
     assert list(kept.experiments) == ["report2"]
     every = parse_params(with_changes(TEXT, laptop)).experiments
     assert every["best"].epochs > every["report2"].epochs
+
+
+def test_a_preset_may_choose_experiments_but_deletes_none() -> None:
+    demo = read_preset(ROOT / "presets" / "demo.yaml")
+    assert demo.only == ("report1_bce", "report1_bce_iou", "report2", "best")
+    assert "only" not in demo
+    assert (
+        parse_params(with_changes(TEXT, {"demo": demo})).experiments.keys()
+        == parse_params(TEXT).experiments.keys()
+    )
+    with pytest.raises(InputError, match=r"^here: only: 'best' is not a list of experiments"):
+        parse_preset("only: best", "here")
 
 
 def comments(text: str) -> list[str]:

@@ -29,8 +29,6 @@ from tasks.params import Params, Plan
 from tasks.train import train
 from tests.helpers import EVERY_CHANGE, ROOT, made
 
-KILLS = 20
-
 
 @pytest.fixture
 def plan(tiny_params: Params) -> Plan:
@@ -81,15 +79,16 @@ def wait_for_a_save(folder: Path, process: BaseProcess) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.parametrize("times", [8, pytest.param(40, marks=pytest.mark.soak)])
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(
-    plan: Plan, tiny_packed: Path, tmp_path: Path, folder: Path, fresh: ForkServerContext
+    plan: Plan, tiny_packed: Path, tmp_path: Path, folder: Path, fresh: ForkServerContext, times: int
 ) -> None:
     plan = plan.model_copy(update={"seeds": 2})
     arguments = (plan, tiny_packed, tmp_path / "out", folder)
     assert ended(fresh, plan, tiny_packed, tmp_path / "whole", tmp_path / "others") == 0
     whole = made(tmp_path / "whole")
     draw, kills, steps = random.Random(7), 0, set()
-    while kills < KILLS:
+    while kills < times:
         process = started(fresh, *arguments)
         if kills % 4:  # in the training itself, not while it sets out
             wait_for_a_save(folder, process)

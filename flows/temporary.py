@@ -1,0 +1,78 @@
+"""A Prefect server for one command that has none: it starts while the command prepares its run.
+
+Prefect starts one by itself too, but only when it is needed, and after loading all of the server's code into
+the command's own process first.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from tempfile import TemporaryFile
+from typing import IO
+
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+
+from flows.checkout import environment
+from flows.server import STARTUP, AwayError, check_server
+from tasks.cli import InputError
+
+#: Seconds that it has to end.
+GRACE = 5.0
+
+#: What Prefect sets for the servers that it starts itself: no UI, and only the services of a single run.
+VARIABLES = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
+
+
+@contextmanager
+def server() -> Iterator[Callable[[], None]]:
+    """A server while the context lasts, unless the settings name one; gives what waits until it answers.
+
+    Raises:
+        InputError: when waited for, it does not start.
+    """
+    if get_current_settings().api.url:
+        yield lambda: None
+        return
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    api = f"http://127.0.0.1:{port}/api"
+    with TemporaryFile() as log, temporary_settings({PREFECT_API_URL: api}):
+        os.environ["PREFECT_API_URL"] = api  # for the processes that it starts
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.guard", "--host", "127.0.0.1", "--port", str(port)],
+            env=environment() | VARIABLES,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C ends the run first, which has to tell the server
+        )
+        try:
+            yield lambda: _wait(api, process, log)
+        finally:
+            del os.environ["PREFECT_API_URL"]
+            _end(process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _wait(api: str, process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
+    deadline = time.monotonic() + STARTUP
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(AwayError):
+            return check_server(api)
+        time.sleep(0.1)
+    log.seek(0)
+    said = log.read().decode(errors="replace").strip().splitlines()[-1:]
+    raise InputError("; ".join(["the temporary Prefect server does not start", *said]))
