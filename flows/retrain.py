@@ -13,7 +13,7 @@ import shutil
 import sys
 from base64 import b64encode
 from datetime import datetime
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect import flow, get_run_logger, task
@@ -42,7 +42,7 @@ from flows.checkout import (
 from flows.comparison import as_lines, as_rows, compare
 from flows.pools import RemoteRun, elsewhere
 from flows.publish import PREFIX, RESULTS, as_name, make_branch, published_already, push
-from flows.request import RetrainRequest
+from flows.request import PRESETS, RetrainRequest
 from flows.running import Here, run_stages
 from flows.slots import compute_slots
 from flows.stage import CHECKPOINTS
@@ -270,6 +270,23 @@ def make_request(**values: Any) -> RetrainRequest:
         raise InputError("\n".join(fault_line(fault) for fault in error.errors())) from None
 
 
+def preset_of(named: Path, repository: Path) -> str:
+    """The preset that a command line names, as a word or as a path of its file.
+
+    Raises:
+        InputError: the path is that of another file; a run reads its presets from the commit.
+    """
+    if named.name == str(named) and named.suffix != ".yaml":
+        return named.name
+    path = named.parent.resolve() / named.name
+    if path.parent != repository / PRESETS or path.suffix != ".yaml":
+        raise InputError(
+            f"--preset {named}: a run reads presets from {PRESETS}/ of its commit; commit the file as "
+            f"{PRESETS}/{named.stem}.yaml, or pass its values by --set"
+        )
+    return path.stem
+
+
 def as_pools(assignments: list[str]) -> dict[str, str]:
     """The pools of `--pool PATTERN=POOL`.
 
@@ -304,7 +321,7 @@ def main() -> None:
     args = parser.parse_args()
 
     repository = find_repository()
-    preset = PurePath(args.preset).stem if args.preset else None
+    preset = preset_of(args.preset, repository) if args.preset else None
     request = make_request(
         preset=preset,
         changes=args.assignments,
