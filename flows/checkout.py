@@ -4,21 +4,23 @@ DVC hashes dependencies after a stage has run, so a file edited meanwhile would 
 did not happen. In a checkout of its own nobody edits, and the user's files and branch are never touched.
 The DVC cache is the repository's own: nothing is computed twice.
 
-    runs/.checkouts/NAME-xxxx/         the worktree of a running flow
-    runs/.checkouts/NAME-xxxx.lock     locked for as long as that flow lives; holds the id of its run
+    runs/.checkouts/NAME/         the worktree of a running flow
+    runs/.checkouts/NAME.lock     locked for as long as that flow lives; holds the id of its run
+
+The lock also reserves the name. A flow that is killed leaves it unlocked, and the next one removes both.
 """
 
 import fcntl
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Set
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Literal, NamedTuple
 
 import psutil
 from dvc.config import Config, merge
@@ -30,8 +32,22 @@ from tasks.cli import InputError
 RUNS = Path("runs")
 CHECKOUTS = RUNS / ".checkouts"
 
-#: Hooks are for what people do; `dvc install` sets some that would run before the cache is shared.
-NO_HOOKS = ("-c", f"core.hooksPath={os.devnull}")
+#: Settings of git for commands that nobody watches. Hooks are for what people do; `dvc install` sets some
+#: that would run before the cache is shared. Signing needs a key that is unlocked, now and hours later. And
+#: a run pushes only what it made, no tags.
+UNATTENDED = tuple(
+    word
+    for setting in (
+        f"core.hooksPath={os.devnull}",
+        "commit.gpgSign=false",
+        "push.gpgSign=false",
+        "push.followTags=false",
+    )
+    for word in ("-c", setting)
+)
+
+#: A worktree may be locked too, where git was killed while it made it.
+FORCED = ("--force", "--force")
 
 #: Variables that name a repository; `git rev-parse --local-env-vars` lists them.
 GIT_LOCAL = frozenset(
@@ -83,47 +99,110 @@ class Leftover(NamedTuple):
     run: str
 
 
+def numbered(name: str) -> Iterator[str]:
+    """NAME, NAME-2, NAME-3, ..."""
+    yield name
+    yield from (f"{name}-{number}" for number in itertools.count(2))
+
+
 @contextmanager
-def checked_out(repository: Path, commit: str, name: str, run: str) -> Iterator[Path]:
+def checked_out(
+    repository: Path,
+    commit: str,
+    name: str,
+    run: str,
+    taken: Callable[[], Set[str]] = set,
+) -> Iterator[Path]:
     """A worktree of a commit for a flow run, on no branch, removed at the end.
+
+    Its folder is called NAME. Where another running flow of this repository has that name, or it is among
+    those `taken`, it is NAME-2, and so on. No other flow gets the name until the end.
 
     What finished stages made is in the DVC cache, where the next run finds it, however this one ends.
     """
     parent = repository / CHECKOUTS
     parent.mkdir(parents=True, exist_ok=True)
-    descriptor, path = tempfile.mkstemp(prefix=f"{name}-", suffix=".lock", dir=parent)
-    folder = Path(path).with_suffix("")
-    with open(descriptor, "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folders = (parent / numbered_name for numbered_name in numbered(name))
+    folder, lock = next((folder, lock) for folder in folders if (lock := _reserve(folder, taken)))
+    with lock:
         lock.write(run.encode())
         lock.flush()
+        os.fsync(lock.fileno())
         try:
-            git(repository, *NO_HOOKS, "worktree", "add", "--quiet", "--detach", str(folder), commit)
+            if folder.exists():  # its lock was lost
+                _clear(repository, folder)
+            # Forced, since git may still know of a worktree here that was deleted by hand.
+            git(repository, "worktree", "add", *FORCED, "--quiet", "--detach", str(folder), commit)
             _share_dvc(repository, folder)
             yield folder
         finally:
             _remove(repository, folder)
 
 
+def _reserve(folder: Path, taken: Callable[[], Set[str]]) -> IO[bytes] | None:
+    """The lock of a folder's name; None where that is taken."""
+    path = _lock_of(folder)
+    try:
+        lock = _hold(path, "xb+")
+    except (FileExistsError, BlockingIOError):
+        return None
+    if folder.name not in taken():  # asked under the lock: who had it before may just have published
+        return lock
+    path.unlink()
+    lock.close()
+    return None
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def _hold(path: Path, mode: Literal["rb+", "xb+"]) -> IO[bytes]:
+    """Open a lock file and lock it.
+
+    Raises:
+        BlockingIOError: another process holds it, or has just removed it.
+        OSError: it can't be opened.
+    """
+    with ExitStack() as stack:
+        lock = stack.enter_context(path.open(mode))
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_at(path, lock):
+            raise BlockingIOError
+        stack.pop_all()  # whoever gets it closes it
+    return lock
+
+
+def _is_at(path: Path, lock: IO[bytes]) -> bool:
+    """Whether an open file is the one at a path still; it may have been removed, and another made there."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+    return False
+
+
 def remove_leftovers(repository: Path) -> list[Leftover]:
     """Remove the checkouts whose flow was killed, and end what still runs in them."""
     removed = []
     for path in sorted((repository / CHECKOUTS).glob("*.lock")):
-        with suppress(BlockingIOError, FileNotFoundError), path.open("rb+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(BlockingIOError, FileNotFoundError), _hold(path, "rb+") as lock:
             folder = path.with_suffix("")
-            removed.append(Leftover(folder.name, lock.read().decode()))
+            # A power cut may have left anything in it.
+            removed.append(Leftover(folder.name, lock.read().decode(errors="replace")))
             _remove(repository, folder)
     return removed
 
 
 def _remove(repository: Path, folder: Path) -> None:
+    _clear(repository, folder)
+    if not folder.exists():
+        _lock_of(folder).unlink(missing_ok=True)
+
+
+def _clear(repository: Path, folder: Path) -> None:
     _end_processes_in(folder)
     with suppress(InputError):  # there is none where making it failed
-        git(repository, "worktree", "remove", "--force", "--force", str(folder))
+        git(repository, "worktree", "remove", *FORCED, str(folder))
     shutil.rmtree(folder, ignore_errors=True)  # what was written there meanwhile
-    if not folder.exists():
-        Path(f"{folder}.lock").unlink(missing_ok=True)
 
 
 def _end_processes_in(folder: Path) -> None:
@@ -164,16 +243,18 @@ def _share_dvc(repository: Path, checkout: Path) -> None:
 
 def commit(checkout: Path, message: str, *paths: str) -> str:
     """Commit what changed at `paths`; the id of the checkout's last commit."""
-    git(checkout, "add", "--", *[path for path in paths if (checkout / path).exists()])
+    # Forced, since the user's own rules may ignore files of these names.
+    git(checkout, "add", "--force", "--", *[path for path in paths if (checkout / path).exists()])
     if git(checkout, "diff", "--cached", "--name-only"):
-        git(checkout, *NO_HOOKS, *_author(checkout), "commit", "--quiet", "--message", message)
+        git(checkout, *_identity(checkout), "commit", "--quiet", "--message", message)
     return git(checkout, "rev-parse", "HEAD")
 
 
-def _author(checkout: Path) -> list[str]:
-    """Options that name an author where the user has set none, as on a fresh machine."""
+def _identity(checkout: Path) -> list[str]:
+    """Options that name author and committer where the user has not set both, as on a fresh machine."""
     try:
-        git(checkout, "var", "GIT_AUTHOR_IDENT")
+        for who in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
+            git(checkout, "var", who)
     except InputError:
         return ["-c", "user.name=retrain", "-c", "user.email=retrain@localhost"]
     return []
@@ -213,14 +294,15 @@ def forget_commits(repository: Path, refs: list[str]) -> None:
         push_refs(repository, *[f":{ref}" for ref in refs])
 
 
-def push_refs(repository: Path, *refs: str) -> None:
-    """Push to origin; a ref is as git's refspecs are."""
-    git(repository, *NO_HOOKS, "push", "--quiet", ORIGIN, *refs, patience=ORIGIN_PATIENCE)
+def push_refs(repository: Path, *refs: str, dry_run: bool = False) -> None:
+    """Push to origin; a ref is as git's refspecs are. A dry run only sees whether origin lets us push."""
+    options = ["--dry-run"] if dry_run else []
+    git(repository, "push", "--quiet", *options, ORIGIN, *refs, patience=ORIGIN_PATIENCE)
 
 
-def refs_at_origin(repository: Path, pattern: str) -> str:
-    """Origin's refs of that pattern, a line each, its commit first."""
-    return git(repository, "ls-remote", "--quiet", ORIGIN, pattern, patience=ORIGIN_PATIENCE)
+def refs_at_origin(repository: Path, *patterns: str) -> str:
+    """Origin's refs of those patterns, a line each, its commit first."""
+    return git(repository, "ls-remote", "--quiet", ORIGIN, *patterns, patience=ORIGIN_PATIENCE)
 
 
 def uncommitted(repository: Path) -> list[str]:
@@ -232,11 +314,13 @@ def uncommitted(repository: Path) -> list[str]:
 def git(folder: Path, *arguments: str, stdin: str | None = None, patience: float | None = None) -> str:
     """Run git in a folder, for so many seconds at most; its output without the final newline.
 
+    It runs no hooks and signs nothing.
+
     Raises:
         GitError: it refused, or took too long.
     """
     try:
-        return run(folder, "git", *arguments, stdin=stdin, patience=patience)
+        return run(folder, "git", *UNATTENDED, *arguments, stdin=stdin, patience=patience)
     except InputError as error:
         raise GitError(str(error)) from None
 

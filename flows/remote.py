@@ -1,8 +1,8 @@
 """What machines hand each other through the DVC remote, a stage at a time.
 
-    REMOTE/files/md5/...             data, as `dvc push` leaves them
-    REMOTE/runs/KE/KEY/VALUE         what a stage made of what, as `dvc push --run-cache` leaves it
-    REMOTE/checkpoints/KEY/FILE      how far a training has come that is not finished
+    REMOTE/files/md5/...                   data, as `dvc push` leaves them
+    REMOTE/runs/KE/KEY/VALUE               what a stage made of what, as `dvc push --run-cache` leaves it
+    REMOTE/retrain-checkpoints/KEY/FILE    how far a training has come that is not finished
 
 KEY is DVC's own hash over a stage's command, dependencies, params and the paths of its outputs. DVC's
 commands transfer the run cache as a whole, which grows with every run that ever was; here a stage's entry
@@ -14,16 +14,18 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dvc.config import ConfigError, NoRemoteError
+from dvc.exceptions import CollectCacheError
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 from dvc.stage.cache import _get_cache_hash, _get_stage_hash
 from dvc.stage.serialize import to_single_stage_lockfile
+from dvc.utils.serialize import load_yaml
 
 from flows.checkout import GitError
 from flows.stages import Tell, is_restored
@@ -31,7 +33,11 @@ from tasks.cli import InputError, without_secrets
 
 T = TypeVar("T")
 
-CHECKPOINTS = "checkpoints"
+#: A folder that nobody else makes: a DVC remote may be a bucket with other folders in it.
+CHECKPOINTS = "retrain-checkpoints"
+
+#: The path of a checkpoint. Nothing else is ever deleted in that folder.
+CHECKPOINT = re.compile(rf".*/{CHECKPOINTS}/[0-9a-f]{{64}}/[A-Za-z0-9_-]+-\d+-[0-9a-f]{{16}}\.pt")
 
 #: Seconds between tries while the remote doesn't answer.
 DELAYS = (2, 5, 10, 20, 30, 60, 60)
@@ -62,15 +68,21 @@ class DeniedError(InputError):
     """The credentials that this machine has won't do."""
 
 
-def patiently(what: str, action: Callable[[], T], tell: Tell, stopped: threading.Event | None = None) -> T:
-    """Do what needs the network, again and again where that fails, for about three minutes.
+def patiently(
+    what: str,
+    action: Callable[[], T],
+    tell: Tell,
+    stopped: threading.Event | None = None,
+    delays: Sequence[float] = DELAYS,
+) -> T:
+    """Do what needs the network, again and again where that fails, by default for about three minutes.
 
     Raises:
         DeniedError: access is denied: another try would be denied too.
         RemoteAwayError: it failed each time.
     """
     stopped = stopped or threading.Event()
-    for delay in (*DELAYS, 0):
+    for delay in (*delays, 0):
         try:
             return action()
         except Exception as error:  # each storage has errors of its own, and DVC wraps only some of them
@@ -214,7 +226,7 @@ class Remote:
                 files, root = _files(repo)
                 there = files.join(root, *_entry_folder(key))
                 found = _entries(files, there)
-                if set(found) - self._broken:
+                if any(path not in self._broken or not _lacks_data(repo, stage, path) for path in found):
                     return
                 repo.push(targets=[name])
                 files.makedirs(there)
@@ -257,6 +269,19 @@ def _cached(repo: Repo, key: str) -> Path:
 
 def _entries(files: Any, folder: str) -> list[str]:
     return [path for path in _find(files, folder) if ENTRY.fullmatch(files.name(path))]
+
+
+def _lacks_data(repo: Repo, stage: PipelineStage, entry: str) -> bool:
+    """Whether data of the stage's entry are gone from the remote: it may just have been away for a while."""
+    files, _ = _files(repo)
+    path = _cached(repo, _key_of(stage)) / files.name(entry)
+    _get(files, entry, path)
+    made = repo.stage_cache._create_stage(load_yaml(str(path)), wdir=stage.wdir)
+    try:
+        states = [repo.cloud.status(objects) for objects in made.get_used_objs().values()]
+    except CollectCacheError:  # the list of a folder's files
+        return True
+    return any(state.missing or state.new for state in states)
 
 
 def _inputs(repo: Repo, stage: PipelineStage) -> list[str]:
@@ -329,18 +354,17 @@ class Checkpoints:
         for path in self._folder.glob("*.pt"):
             path.unlink()
         try:
-            for there in _find(self._files, self._there):
+            for there in _checkpoints(self._files, self._there):
                 self._files.rm_file(there)
         except Exception as error:  # another run has no use for it, and the next sweep takes it
             self._tell(f"checkpoints stay on the remote: {_in_a_line(error)}")
 
     def _fetch(self) -> None:
-        for path in _find(self._files, self._there):
+        for path in _checkpoints(self._files, self._there):
             name = self._files.name(path)
-            if name.endswith(".pt"):
-                _get(self._files, path, self._folder / name)
-                self._sent[name] = _version(self._folder / name)
-                self._tell(f"took up the checkpoint {name}")
+            _get(self._files, path, self._folder / name)
+            self._sent[name] = _version(self._folder / name)
+            self._tell(f"took up the checkpoint {name}")
 
     def _keep_sending(self) -> None:
         pause = self.EVERY
@@ -376,11 +400,16 @@ def _version(path: Path) -> tuple[int, int]:
     return found.st_ino, found.st_mtime_ns
 
 
+def _checkpoints(files: Any, folder: str) -> list[str]:
+    """The checkpoints in a folder and below it."""
+    return [path for path in _find(files, folder) if CHECKPOINT.fullmatch(path)]
+
+
 def sweep_checkpoints(checkout: Path, older_than: float) -> None:
     """Delete checkpoints on the remote that were sent more than so many seconds ago."""
     with opened(checkout) as repo:
         files, root = _files(repo)
-    for path in _find(files, files.join(root, CHECKPOINTS)):
+    for path in _checkpoints(files, files.join(root, CHECKPOINTS)):
         with suppress(FileNotFoundError):  # finished, just now
             if time.time() - files.modified(path).timestamp() > older_than:
                 files.rm_file(path)

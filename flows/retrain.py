@@ -12,8 +12,11 @@ import os
 import shutil
 import sys
 from base64 import b64encode
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
-from pathlib import Path, PurePath
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect import flow, get_run_logger, task
@@ -35,19 +38,32 @@ from flows.checkout import (
     commit,
     find_repository,
     git,
+    has_origin,
     remove_leftovers,
     resolve,
     uncommitted,
 )
 from flows.comparison import as_lines, as_rows, compare
 from flows.pools import RemoteRun, elsewhere
-from flows.publish import PREFIX, RESULTS, as_name, make_branch, published_already, push
-from flows.request import RetrainRequest
+from flows.publish import (
+    PREFIX,
+    RESULTS,
+    as_name,
+    check_here,
+    check_origin,
+    make_branch,
+    names_here,
+    published_already,
+    push,
+    rename,
+)
+from flows.request import PRESETS, RetrainRequest
 from flows.running import Here, run_stages
 from flows.slots import compute_slots
 from flows.stage import CHECKPOINTS
 from flows.stages import StageRunner, restore_output, restore_pipeline, sort_lock
 from tasks.cli import InputError, stage_main
+from tasks.files import replacing
 from tasks.look import look
 from tasks.params import add_change_arguments, fault_line, load_params, with_changes
 
@@ -79,8 +95,8 @@ def retrain(
 
     Works in a git worktree; the params are committed there before anything runs, dvc.lock and the metrics
     afterwards, and the branch `retrain/NAME`, after the run's name, ends as that commit. A copy of the report
-    and the metrics goes to `runs/NAME`. Where the results are those of the revision itself or of a branch
-    published before, nothing is published.
+    and the metrics goes to `runs/NAME`. A name that is taken gets a number, NAME-2. Where the results are
+    those of the revision itself or of a branch published before, nothing is published.
 
     Args:
         request: What to run, what to change in params.yaml for it, and where the results go.
@@ -94,7 +110,7 @@ def retrain(
 
 
 def _retrain(
-    request: RetrainRequest, pools: dict[str, str], repository: Path, name: str
+    request: RetrainRequest, pools: dict[str, str], repository: Path, wanted: str
 ) -> Published | State[Any]:
     logger = get_run_logger()
     for leftover in remove_leftovers(repository):
@@ -102,7 +118,15 @@ def _retrain(
     base = resolve(repository, request.revision)
     params = request.params_text(repository, base)
     run = flow_run.id or ""
-    with checked_out(repository, base, name, run) as checkout:
+    at_origin = _check_publishing(request, repository, base, run)
+
+    def taken() -> set[str]:
+        return names_here(repository) | (at_origin or set())
+
+    with checked_out(repository, base, wanted, run, taken) as checkout:
+        name = checkout.name
+        if name != wanted:
+            logger.info("the name %s is taken: this run is %s", wanted, name)
         path = checkout / "params.yaml"
         path.write_text(params, encoding="utf-8")
         if request.look_for_new_data:
@@ -125,7 +149,23 @@ def _retrain(
         # What was committed for other machines on the way is no part of the result.
         git(checkout, "reset", "--quiet", "--soft", asked)
         sort_lock(checkout, pipeline.order)
-        return _publish(request, repository, checkout, base, name)
+        return _publish(request, repository, checkout, base, at_origin)
+
+
+def _check_publishing(request: RetrainRequest, repository: Path, base: str, run: str) -> set[str] | None:
+    """Refuse at the start what would fail at the end.
+
+    Returns:
+        The names that origin has; None where nothing is pushed there.
+
+    Raises:
+        InputError: the branch could not be made, or not be pushed.
+    """
+    if request.publish != "nowhere":
+        check_here(repository)
+    if request.publish == "remotes" and has_origin(repository):
+        return check_origin(repository, base, run, get_run_logger().info)
+    return None
 
 
 def _asked(request: RetrainRequest) -> str:
@@ -167,9 +207,9 @@ def _previous_data(checkout: Path) -> dict[str, str]:
 
 
 def _publish(
-    request: RetrainRequest, repository: Path, checkout: Path, base: str, name: str
+    request: RetrainRequest, repository: Path, checkout: Path, base: str, at_origin: set[str] | None
 ) -> Published | State[Any]:
-    logger = get_run_logger()
+    logger, name = get_run_logger(), checkout.name
     params = load_params(checkout / "params.yaml")
     now = json.loads((checkout / "metrics.json").read_text(encoding="utf-8"))
     scores = compare(now, _metrics_at(repository, base), params.experiments)
@@ -179,31 +219,78 @@ def _publish(
     final = commit(
         checkout, "\n\n".join([title, began, _asked(request), "\n".join(as_lines(scores))]), *RESULTS
     )
-
-    create_table_artifact(
+    table = partial(
+        create_table_artifact,
         as_rows(scores, f"{request.revision} ({base[:10]})"),
         key="retrain-metrics",
         description=f"# Test metrics of {name}\n\n{began}",
     )
     if same := published_already(repository, base, final):
-        message = f"nothing changed since {request.revision if same == base else same}; nothing published"
-        report = repository / RUNS / same.removeprefix(PREFIX) / "index.html"
-        if report.exists():
-            message += f"; report: {report}"
+        since, to_push = (request.revision, None) if same == base else (same, at_origin)
+        message = _unchanged(repository, checkout, since, to_push)
         logger.info(message)
+        show(table)
         return Completed(name="Unchanged", message=message)
-    results = _collect(checkout, repository / RUNS / name)
-    _link_report(results, name)
-    if request.publish == "nowhere":
-        return Published(results / "index.html", results / "metrics.json", None, final)
-    branch = make_branch(repository, name, final)
-    logger.info("published as %s; report: %s", branch, results / "index.html")
-    create_markdown_artifact(_summary(results, branch, base), key="retrain-summary")
-    if request.publish == "remotes":
-        state = publish(repository, checkout, branch, return_state=True)
-        if not state.is_completed():
-            raise InputError(f"{branch} is published in {repository}, but not pushed: {state.message}")
+
+    branch, fault = None, ""
+    if request.publish != "nowhere":
+        branch = make_branch(repository, name, final)
+    results = _collect(checkout, repository / RUNS / _name_of(branch or name))
+    if branch and request.publish == "remotes":
+        branch, fault = _push(repository, checkout, branch)
+        results = results.with_name(_name_of(branch))
+    logger.info("published %s; report: %s", f"as {branch}" if branch else "nowhere", results / "index.html")
+    show(table, partial(_link_report, results), partial(_summarize, results, branch, base))
+    if fault:
+        raise InputError(fault)
     return Published(results / "index.html", results / "metrics.json", branch, final)
+
+
+def _name_of(branch: str) -> str:
+    return branch.removeprefix(PREFIX)
+
+
+def _unchanged(repository: Path, checkout: Path, same: str, at_origin: set[str] | None) -> str:
+    """Say whose results the checkout's are; a branch that an earlier run could not push is pushed now."""
+    done = "nothing published"
+    if at_origin is not None and same.startswith(PREFIX) and _name_of(same) not in at_origin:
+        pushed, fault = _push(repository, checkout, same)
+        if fault:
+            raise InputError(fault)
+        same, done = pushed, "pushed now"
+    report = _report_of(repository, checkout, same)
+    return f"nothing changed since {same}; {done}" + (f"; report: {report}" if report else "")
+
+
+def _report_of(repository: Path, checkout: Path, branch: str) -> Path | None:
+    """The report in runs/ of a branch that has the checkout's results; None where the report is of others."""
+    folder = repository / RUNS / _name_of(branch)
+    with suppress(OSError):
+        if (folder / "metrics.json").read_bytes() == (checkout / "metrics.json").read_bytes():
+            return folder / "index.html"
+    return None
+
+
+def _push(repository: Path, checkout: Path, branch: str) -> tuple[str, str]:
+    """Push a branch; what it is called by then, and what kept it from being pushed, if anything did."""
+    state = publish(repository, checkout, branch, return_state=True)
+    if not state.is_completed():
+        said = " ".join((state.message or "").split())
+        return branch, f"{branch} is published in {repository}, but not pushed: {said}"
+    pushed = str(state.result())
+    if pushed != branch:
+        get_run_logger().info("meanwhile origin got another %s: this one is %s", branch, pushed)
+        rename(repository, branch, pushed)
+    return pushed, ""
+
+
+def show(*artifacts: Callable[[], Any]) -> None:
+    """Make what the UI shows of a run, whose results are safe by then: no fault here fails the run."""
+    for create in artifacts:
+        try:
+            create()
+        except Exception as error:  # it is away, or does not take one so large
+            get_run_logger().warning("not shown in the UI: %s", error)
 
 
 @task(
@@ -215,12 +302,11 @@ def _publish(
     cache_policy=NO_CACHE,
 )
 def publish(repository: Path, checkout: Path, branch: str) -> State[Any]:
-    """Push the data and the branch to the remotes that there are."""
+    """Push the data and the branch to the remotes that there are; the branch's name there."""
     try:
-        push(repository, checkout, branch, get_run_logger().info)
+        return Completed(data=push(repository, checkout, branch, get_run_logger().info))
     except InputError as error:
         return Failed(message=str(error))
-    return Completed()
 
 
 def _metrics_at(repository: Path, commit: str) -> dict[str, Any]:
@@ -233,26 +319,29 @@ def _metrics_at(repository: Path, commit: str) -> dict[str, Any]:
 
 def _collect(checkout: Path, results: Path) -> Path:
     """Copy the report and the metrics out of the checkout, which is about to go."""
-    shutil.copytree(checkout / "reports", results, dirs_exist_ok=True, copy_function=shutil.copyfile)
-    shutil.copyfile(checkout / "metrics.json", results / "metrics.json")
+    with replacing(results) as beside:
+        shutil.copytree(checkout / "reports", beside, copy_function=shutil.copyfile)
+        shutil.copyfile(checkout / "metrics.json", beside / "metrics.json")
     return results
 
 
-def _link_report(results: Path, name: str) -> None:
+def _link_report(results: Path) -> None:
+    name = results.name
     server = os.environ.get(REPORTS_URL)
     link = f"{server}/{name}/index.html" if server else (results / "index.html").as_uri()
     create_link_artifact(link, link_text=f"Report of {name}", key="retrain-report")
 
 
-def _summary(results: Path, branch: str, base: str) -> str:
-    """The report's summary with its figures, which the UI shows only if the text holds them."""
+def _summarize(results: Path, branch: str | None, base: str) -> None:
+    """Show the report's summary with its figures, which the UI shows only if the text holds them."""
     parts = [(results / "summary.md").read_text(encoding="utf-8")]
     figures = results / "figures.svg"
     if figures.exists():  # the reports of early revisions have none
         data = b64encode(figures.read_bytes()).decode()
         parts.append(f"![Figures of the report](data:image/svg+xml;base64,{data})\n")
-    parts.append(f"## In your own checkout\n\n```\ndvc metrics diff {base[:10]} {branch}\n```\n")
-    return "\n".join(parts)
+    if branch:
+        parts.append(f"## In your own checkout\n\n```\ndvc metrics diff {base[:10]} {branch}\n```\n")
+    create_markdown_artifact("\n".join(parts), key="retrain-summary")
 
 
 # --- the command line ---------------------------------------------------------------------------------------
@@ -268,6 +357,23 @@ def make_request(**values: Any) -> RetrainRequest:
         return RetrainRequest(**values)
     except ValidationError as error:
         raise InputError("\n".join(fault_line(fault) for fault in error.errors())) from None
+
+
+def preset_of(named: Path, repository: Path) -> str:
+    """The preset that a command line names, as a word or as a path of its file.
+
+    Raises:
+        InputError: the path is that of another file; a run reads its presets from the commit.
+    """
+    if named.name == str(named) and named.suffix != ".yaml":
+        return named.name
+    path = named.parent.resolve() / named.name
+    if path.parent != repository / PRESETS or path.suffix != ".yaml":
+        raise InputError(
+            f"--preset {named}: a run reads presets from {PRESETS}/ of its commit; commit the file as "
+            f"{PRESETS}/{named.stem}.yaml, or pass its values by --set"
+        )
+    return path.stem
 
 
 def as_pools(assignments: list[str]) -> dict[str, str]:
@@ -304,7 +410,7 @@ def main() -> None:
     args = parser.parse_args()
 
     repository = find_repository()
-    preset = PurePath(args.preset).stem if args.preset else None
+    preset = preset_of(args.preset, repository) if args.preset else None
     request = make_request(
         preset=preset,
         changes=args.assignments,
@@ -312,8 +418,10 @@ def main() -> None:
         look_for_new_data=args.look_for_new_data,
         publish=args.publish,
     )
-    # Refuse what the schema of params.yaml refuses before a server is started for it.
+    # Refuse what can be refused here before a server is started for it.
     request.params_text(repository, resolve(repository, args.revision))
+    if request.publish != "nowhere":
+        check_here(repository)
     if args.revision == "HEAD" and (changed := uncommitted(repository)):
         print(f"not part of this run, since not committed: {', '.join(changed)}", file=sys.stderr)
     name = args.name or f"{preset or 'params'}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -150,8 +150,8 @@ def report_ended(api: str, runs: set[str]) -> None:
     """Tell the server what it can't know: that these runs go on no more."""
     with client_of(api) as client:
         for run_id in runs:
-            # It is another server's, or the server is gone.
-            with suppress(ObjectNotFound, httpx.HTTPError):
+            # It is another server's, or the server is gone, or a power cut left no id.
+            with suppress(ObjectNotFound, ValueError, httpx.HTTPError):
                 run = client.read_flow_run(UUID(run_id))
                 ended: State[Any] = Crashed(message="Ended with the worker. Retry takes up where it was.")
                 if run.state and run.state.is_cancelling():

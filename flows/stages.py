@@ -98,6 +98,8 @@ def restore_pipeline(checkout: Path) -> Pipeline:
     Raises:
         InputError: DVC refused, in its own words.
     """
+    lock = checkout / LOCK
+    locked = load_yaml(lock)["stages"] if lock.exists() else {}  # before what is restored is added to it
     logging.getLogger("dvc").setLevel(logging.WARNING)  # the flow's own task runs tell what is cached
     try:
         # DVC makes stages out of the run cache with paths that count from the current folder.
@@ -111,8 +113,6 @@ def restore_pipeline(checkout: Path) -> Pipeline:
                     restored.add(stage.name)
     except DvcException as error:
         raise InputError(f"dvc.yaml: {error}") from None
-    lock = checkout / LOCK
-    locked = load_yaml(lock)["stages"] if lock.exists() else {}
     return Pipeline(upstream, list(dict.fromkeys([*locked, *upstream])), frozenset(restored))
 
 

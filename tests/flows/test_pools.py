@@ -16,6 +16,7 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 
 from flows.pools import pool_of
+from flows.remote import CHECKPOINTS
 from flows.stage import StageRequest, versions
 from tests.flows.cluster import AUTH, Cluster, Host, Program
 from tests.helpers import Repository, eventually
@@ -91,7 +92,7 @@ def training(cluster: Cluster, host: Host, name: str) -> UUID:
 
 def saved(cluster: Cluster) -> set[str]:
     """The stages of which checkpoints are on the remote, by their keys."""
-    return {path.split("/")[1] for path in cluster.objects("checkpoints")}
+    return {path.split("/")[1] for path in cluster.objects(CHECKPOINTS)}
 
 
 def lock(repository: Repository, name: str) -> str:
@@ -108,7 +109,7 @@ class TestInOrder:
         messages = [where(cluster, "spread", f"train@{name}") for name in ("report1_bce", "report1_bce_iou")]
         assert sorted(message.partition(":")[0] for message in messages) == ["on gpu-1", "on gpu-2"]
         assert cluster.refs().keys() == {"refs/heads/main"}
-        assert cluster.objects("checkpoints") == []
+        assert cluster.objects(CHECKPOINTS) == []
         assert len(cluster.objects("runs")) == 4  # entries of its own stages alone
 
         alone = finished_repository  # by `dvc repro`

@@ -2,11 +2,25 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import httpx
 import pytest
+from prefect.logging import disable_run_logger
 
 from flows.checkout import GitError, sent_commits
-from flows.publish import as_name, make_branch, published_already
+from flows.publish import (
+    as_name,
+    check_here,
+    check_origin,
+    make_branch,
+    names_here,
+    published_already,
+    push,
+    rename,
+)
+from flows.retrain import show
+from tasks.cli import InputError
 from tests.helpers import Repository, finished, retrain
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -16,7 +30,10 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 def repository(
     make_repository: Callable[[Path], Repository], tmp_path_factory: pytest.TempPathFactory
 ) -> Repository:
-    """One with an origin, and a DVC remote whose address is relative and known to this machine alone."""
+    """One with an origin, and a DVC remote whose address is relative and known to this machine alone.
+
+    Its user signs commits and pushes, with a key that is locked.
+    """
     folder = tmp_path_factory.mktemp("remotes")
     repository = make_repository(folder / "repository")
     repository.run("git", "init", "--quiet", "--bare", "--initial-branch=main", str(folder / "origin"))
@@ -25,6 +42,9 @@ def repository(
     repository.run("dvc", "remote", "add", "--local", "--default", "store", str(folder / "store"))
     local = repository.folder / ".dvc" / "config.local"
     local.write_text(local.read_text().replace(str(folder / "store"), "../../store"))
+    repository.run("git", "config", "commit.gpgSign", "true")
+    repository.run("git", "config", "push.gpgSign", "true")
+    repository.run("git", "config", "gpg.program", "false")
     return repository
 
 
@@ -44,16 +64,165 @@ def test_a_clone_pulls_what_a_run_published(repository: Repository) -> None:
     )
 
 
-def test_an_origin_that_refuses_fails_the_run_and_keeps_the_branch(repository: Repository) -> None:
-    repository.run("git", "remote", "set-url", "origin", "https://user:secret@127.0.0.1:9/nothing.git")
-    output = retrain(
-        repository, "--name", "kept", "--set", "report.figures=[1]", "--publish", "remotes", fails=True
+def metrics(repository: Repository, branch: str) -> str:
+    return repository.run("git", "show", f"{branch}:metrics.json")
+
+
+def test_a_name_that_is_taken_here_or_at_origin_gets_a_number_everywhere(repository: Repository) -> None:
+    before = {name: repository.read(f"runs/shared/{name}") for name in ("metrics.json", "index.html")}
+    # Somebody else's, which nobody has fetched.
+    repository.run("git", "push", "--quiet", "--no-signed", "../origin", "main:refs/heads/retrain/shared-2")
+    output = retrain(repository, "--name", "shared", "--set", "alpha=0.9", "--publish", "remotes")
+    assert "the name shared is taken: this run is shared-3" in output
+    assert "retrain/shared-3 pushed to origin" in output
+    assert f"report:  {repository.folder}/runs/shared-3/index.html" in output
+    assert repository.run("git", "log", "-1", "--format=%s", "retrain/shared-3").startswith(
+        "Retrain shared-3: alpha=0.9"
     )
+    assert {name: repository.read(f"runs/shared/{name}") for name in before} == before
+    assert metrics(repository, "retrain/shared") == before["metrics.json"]
+    assert metrics(repository, "retrain/shared-3") == repository.read("runs/shared-3/metrics.json")
+    assert metrics(repository, "retrain/shared-3") != before["metrics.json"]
+
+
+def test_an_origin_that_refuses_fails_the_run_and_keeps_the_branch_for_the_next(
+    repository: Repository,
+) -> None:
+    asked = ("--set", "report.figures=[1]", "--publish", "remotes")
+    hook = repository.folder.parent / "origin" / "hooks" / "pre-receive"
+    hook.write_text("#!/bin/sh\necho not now >&2; exit 1\n")
+    hook.chmod(0o755)
+    output = retrain(repository, "--name", "kept", *asked, fails=True)
     assert "error: retrain/kept is published in" in output.splitlines()[-1]
-    assert "but not pushed: git push: " in output
-    assert "secret" not in output
+    assert "but not pushed: git push: remote: not now" in output
     assert repository.run("git", "branch", "--list", "retrain/kept")
     assert finished(output)["publish"] == "Failed"
+
+    hook.unlink()
+    output = retrain(repository, "--name", "kept", *asked)
+    assert output.splitlines()[-1] == (
+        f"nothing changed since retrain/kept; pushed now; report: {repository.folder}/runs/kept/index.html"
+    )
+    assert "retrain/kept" in repository.run("git", "ls-remote", "../origin")
+    assert "retrain/kept-2" not in repository.run("git", "branch", "--list")
+
+
+class Pair(NamedTuple):
+    """A repository with two commits on main, and its origin."""
+
+    folder: Path
+    origin: Path
+    first: str
+    second: str
+
+    def run(self, *command: str) -> str:
+        return Repository(self.folder).run(*command)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Pair:
+    folder, origin = tmp_path / "repository", tmp_path / "origin"
+    folder.mkdir()
+    here = Repository(folder)
+    here.run("git", "init", "--quiet", "--bare", "--initial-branch=main", str(origin))
+    here.run("git", "init", "--quiet", "--initial-branch=main")
+    here.run("git", "config", "user.name", "Tester")
+    here.run("git", "config", "user.email", "tester@example.org")
+    here.run("git", "remote", "add", "origin", str(origin))
+    commits = []
+    for text in ("first", "second"):
+        (folder / "file").write_text(text)
+        here.commit(text)
+        commits.append(here.run("git", "rev-parse", "HEAD").strip())
+    here.run("git", "push", "--quiet", "origin", "main")
+    return Pair(folder, origin, *commits)
+
+
+def test_branches_tags_reports_and_what_was_fetched_take_names(pair: Pair) -> None:
+    pair.run("git", "branch", "retrain/here")
+    pair.run("git", "branch", "retrain/below/it")
+    pair.run("git", "tag", "retrain/tag")
+    pair.run("git", "push", "--quiet", "origin", "main:refs/heads/retrain/fetched")
+    pair.run("git", "fetch", "--quiet")
+    pair.run("git", "branch", "retrained")
+    (pair.folder / "runs" / "report").mkdir(parents=True)
+    assert names_here(pair.folder) == {"here", "below", "tag", "fetched", "report"}
+
+
+def test_a_tag_of_the_name_is_not_taken_for_the_branch(pair: Pair) -> None:
+    for name in ("params.yaml", "dvc.lock", "metrics.json"):
+        (pair.folder / name).write_text("results")
+    Repository(pair.folder).commit("results")
+    pair.run("git", "branch", "retrain/x", "HEAD")
+    pair.run("git", "tag", "retrain/x", pair.first)
+    assert published_already(pair.folder, pair.first, "HEAD") == "retrain/x"
+    assert make_branch(pair.folder, "x", pair.first) == "retrain/x-2"
+
+
+def test_a_branch_named_retrain_is_refused(pair: Pair) -> None:
+    check_here(pair.folder)
+    pair.run("git", "branch", "retrain")
+    with pytest.raises(InputError, match=r"has a branch 'retrain', .*: git branch --move retrain OTHER$"):
+        check_here(pair.folder)
+
+
+def look(pair: Pair) -> set[str]:
+    return check_origin(pair.folder, pair.second, "run", print)
+
+
+def test_origin_is_asked_for_its_names_and_not_changed(pair: Pair) -> None:
+    pair.run("git", "push", "--quiet", "origin", "main:refs/heads/retrain/there")
+    before = pair.run("git", "ls-remote")
+    assert look(pair) == {"there"}
+    assert pair.run("git", "ls-remote") == before
+
+
+def test_a_branch_named_retrain_at_origin_is_refused(pair: Pair) -> None:
+    pair.run("git", "push", "--quiet", "origin", "main:refs/heads/retrain")
+    with pytest.raises(InputError) as refused:
+        look(pair)
+    assert str(refused.value) == (
+        "publish: origin has a branch 'retrain', so git can make no retrain/NAME; "
+        "rename it: git push origin origin/retrain:refs/heads/OTHER :retrain"
+    )
+    # What the line says to do.
+    pair.run("git", "fetch", "--quiet")
+    pair.run("git", "push", "--quiet", "origin", "origin/retrain:refs/heads/OTHER", ":retrain")
+    assert look(pair) == set()
+
+
+@pytest.mark.parametrize("only", [["--push"], []], ids=["may not be pushed to", "does not answer"])
+def test_an_origin_that_would_take_nothing_is_refused(
+    pair: Pair, only: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.publish.DELAYS", ())
+    address = "https://user:secret@127.0.0.1:9/nothing.git"
+    pair.run("git", "remote", "set-url", *only, "origin", address)
+    with pytest.raises(InputError) as refused:
+        look(pair)
+    line = str(refused.value)
+    assert line.startswith("publish: nothing can be pushed to origin: git push: fatal: unable to access ")
+    assert line.endswith("; `here` needs no origin")
+    assert "secret" not in line and "\n" not in line
+
+
+def test_of_two_parents_that_chose_a_name_the_second_to_push_takes_the_next(pair: Pair) -> None:
+    pair.run("git", "branch", "retrain/x-2")  # not pushed
+    pair.run("git", "push", "--quiet", "origin", "main:refs/heads/retrain/x-3")
+    pair.run("git", "push", "--quiet", "origin", "main:refs/heads/retrain/x")
+    pair.run("git", "branch", "retrain/x", pair.first)
+    (pair.folder / "runs" / "x").mkdir(parents=True)
+    pair.run("git", "push", "--quiet", "origin", ":retrain/x")
+    pair.run("git", "checkout", "--quiet", "-b", "other", pair.first)
+    Repository(pair.folder).run("git", "commit", "--quiet", "--allow-empty", "--message", "another")
+    pair.run("git", "push", "--quiet", "origin", "other:refs/heads/retrain/x")
+
+    assert push(pair.folder, pair.folder, "retrain/x", print) == "retrain/x-4"
+    rename(pair.folder, "retrain/x", "retrain/x-4")
+    assert pair.run("git", "rev-parse", "retrain/x-4").strip() == pair.first
+    assert pair.run("git", "ls-remote", "origin", "retrain/x-4").startswith(pair.first)
+    assert [path.name for path in (pair.folder / "runs").iterdir()] == ["x-4"]
+    assert push(pair.folder, pair.folder, "retrain/x-4", print) == "retrain/x-4"
 
 
 def test_an_origin_that_stalls_is_not_waited_for_for_ever(
@@ -71,6 +240,16 @@ def test_an_origin_that_stalls_is_not_waited_for_for_ever(
         sent_commits(tmp_path)
 
 
+def test_what_the_ui_can_not_show_fails_no_run() -> None:
+    def refused() -> None:
+        raise httpx.HTTPError("413 Payload Too Large")
+
+    shown: list[str] = []
+    with disable_run_logger():
+        show(refused, lambda: shown.append("the next"))
+    assert shown == ["the next"]
+
+
 def test_a_name_becomes_a_branch() -> None:
     assert as_name("amber-fox") == "amber-fox"
     assert as_name("alpha 0.3 / try") == "alpha-0.3---try"
@@ -78,6 +257,8 @@ def test_a_name_becomes_a_branch() -> None:
     assert as_name("--force") == "force"
     assert as_name("ünïcode..x.lock") == "n-code-x"
     assert as_name("...") == "run"
+    assert as_name("x.lock.lock") == "x"
+    assert len(as_name("a long name, " * 50)) <= 100
 
 
 def test_a_taken_name_is_numbered_and_the_same_results_are_found(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import psutil
 import pytest
 
 from flows.checkout import environment
+from flows.retrain import preset_of
+from tasks.cli import InputError
 from tests.helpers import Repository, finished, retrain
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -140,6 +142,16 @@ def test_a_stopped_flow_ends_its_trainings_and_leaves_nothing(
     assert list((repository.folder / "runs" / ".checkouts").iterdir()) == []
 
 
+def test_a_preset_is_a_word_or_a_path_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "presets").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for named in ("laptop", "presets/laptop.yaml", f"{tmp_path}/presets/laptop.yaml"):
+        assert preset_of(Path(named), tmp_path) == "laptop"
+    for another in ("laptop.yaml", "mine/laptop.yaml", "presets/laptop.yml", "presets/mine/laptop.yaml"):
+        with pytest.raises(InputError, match=f"^--preset {another}: a run reads presets from presets/ of"):
+            preset_of(Path(another), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -152,6 +164,10 @@ def test_a_stopped_flow_ends_its_trainings_and_leaves_nothing(
             "error: params.yaml with alhpa=1: alhpa: unknown key (did you mean alpha?)",
         ),
         (["--preset", "dmeo"], "error: presets/dmeo.yaml: no such file in commit"),
+        (
+            ["--preset", "/elsewhere/laptop.yaml"],
+            "error: --preset /elsewhere/laptop.yaml: a run reads presets from presets/ of its commit; ",
+        ),
         (["--revision", "nowhere"], "error: revision: 'nowhere': no such branch, tag or commit"),
         (["--revision=--all"], "error: revision: '--all': no such branch, tag or commit"),
         (["--publish", "moon"], "error: publish: 'moon' is not one of 'remotes', 'here' or 'nowhere'"),

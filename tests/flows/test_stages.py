@@ -122,6 +122,23 @@ def test_what_stands_on_a_change_is_not_restored(chain: Repository) -> None:
     assert run(chain, "first")[0] is Outcome.CACHED
 
 
+def test_the_order_of_dvc_lock_does_not_depend_on_what_the_cache_has(
+    make: Callable[[str], Repository],
+) -> None:
+    repository = make(
+        "stages:\n"
+        "  a: {cmd: cp seed a.txt, deps: [seed], outs: [a.txt]}\n"
+        "  b: {cmd: cp other b.txt, deps: [other], outs: [b.txt]}\n"
+    )
+    for name in ("seed", "other"):
+        (repository.folder / name).write_text(name)
+    repository.run("dvc", "repro")
+    (repository.folder / "dvc.lock").unlink()
+    (repository.folder / "seed").write_text("changed")
+    pipeline = restore_pipeline(repository.folder)
+    assert (pipeline.restored, pipeline.order) == ({"b"}, ["a", "b"])
+
+
 def test_one_output_is_put_there_if_the_cache_has_it(chain: Repository) -> None:
     forget_outputs(chain)
     assert restore_output(chain.folder, "first.txt")
