@@ -1,19 +1,25 @@
-# make demo    the whole pipeline on embedded synthetic X-rays: no network, account or GPU, in minutes
+# make demo    the whole pipeline on embedded synthetic X-rays, in two minutes: no network, account or GPU.
+#              EXPERIMENTS=all trains every experiment of params.yaml, not only the preset's four
 # make serve   a Prefect server, a worker and the retrain deployment, until Ctrl-C (docs/operating.md)
 # make worker  a worker of a pool: POOL=gpu SERVER=http://HOST:4200 [NAME=...] [LIMIT=N]
 # make test    the tests
+# make soak    long repetitions of what the tests show once
 # make check   lint and types
 # Each sets up .venv first, with the locked versions; make install does that alone.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo serve worker test check lock clean
+# More than two cores, since many tests wait.
+TEST_PROCESSES ?= 4
+
+.PHONY: install demo serve worker test soak check lock clean
 
 install: .venv/installed
 
 demo: .venv/installed
-	@env -u PREFECT_API_URL PREFECT_PROFILE=ephemeral $(BIN)/python -m flows.retrain --preset demo
+	@env -u PREFECT_API_URL PREFECT_PROFILE=ephemeral $(BIN)/python -m flows.retrain --preset demo \
+		$(if $(EXPERIMENTS),--experiments $(EXPERIMENTS))
 
 serve: .venv/installed
 	@exec $(BIN)/python -m flows.serve $(if $(REPORTS_HOST),--reports-host $(REPORTS_HOST))
@@ -23,7 +29,10 @@ worker: .venv/installed
 		$(if $(NAME),--name "$(NAME)") $(if $(LIMIT),--limit "$(LIMIT)")
 
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 10
+
+soak: .venv/installed
+	$(BIN)/python -m pytest -m soak
 
 check: .venv/installed
 	$(BIN)/ruff check .

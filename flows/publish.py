@@ -118,6 +118,30 @@ def _no_room(where: str, way_out: str) -> str:
     return f"publish: {where} has a branch {branch!r}, so git can make no {PREFIX}NAME; rename it: {way_out}"
 
 
+def published_from(repository: Path, base: str, params: str) -> str | None:
+    """The youngest branch here that a run of these params from the base would repeat; None if there is none.
+
+    It has this params.yaml, and differs from the base in results alone. So DVC would find nothing to run.
+    """
+    refs = _refs(repository, BRANCHES[0])
+    asked = "\n".join(f"{ref}:params.yaml" for ref in refs)
+    blobs = git(repository, "cat-file", "--batch-check=%(objectname)", stdin=asked).splitlines()
+    ours = git(repository, "hash-object", "--stdin", stdin=params)
+    code = [".", *(f":(exclude){path}" for path in RESULTS)]
+    for ref, blob in zip(refs, blobs, strict=True):
+        if blob == ours and not git(repository, "diff", "--name-only", base, ref, "--", *code):
+            return ref.removeprefix("refs/heads/")
+    return None
+
+
+def report_with(folder: Path, metrics: str) -> Path | None:
+    """The report in a folder under runs/; None where there is none, or one of other metrics."""
+    with suppress(OSError, UnicodeDecodeError):
+        if (folder / "metrics.json").read_text(encoding="utf-8").strip() == metrics.strip():
+            return folder / "index.html"
+    return None
+
+
 # --- at the end ---------------------------------------------------------------------------------------------
 
 

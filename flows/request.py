@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from flows.checkout import git
 from tasks.cli import InputError
-from tasks.params import parse_assignment, parse_preset, with_changes
+from tasks.params import ALL, Preset, parse_assignment, parse_mapping, parse_preset, with_changes
 
 PRESETS = PurePosixPath("presets")
 PROJECT = Path(__file__).parent.parent
@@ -59,7 +59,7 @@ class RetrainRequest(BaseModel):
     )
     experiments: tuple[str, ...] = Field(
         (),
-        description="The experiments to train; none chosen trains all of them.",
+        description="The experiments to train. None chosen: those that the preset chooses, or else all.",
         json_schema_extra=_offer_experiments,
     )
     alpha: _Share = Field(None, ge=0, le=1, description="Weight of BCE in combined losses, from 0 to 1.")
@@ -111,13 +111,15 @@ class RetrainRequest(BaseModel):
             InputError: the commit has no such preset or experiment, or the schema of params.yaml refuses a
                 value; in its own words.
         """
+        text = _read_committed(repository, commit, "params.yaml")
         changes: dict[str, dict[str, Any]] = {}
+        chosen = self.experiments
         if self.preset:
             path = f"{PRESETS}/{self.preset}.yaml"
-            changes[path] = parse_preset(_read_committed(repository, commit, path), path)
-        changes |= self._changes()
-        text = _read_committed(repository, commit, "params.yaml")
-        return with_changes(text, changes, self.experiments)
+            preset = parse_preset(_read_committed(repository, commit, path), path)
+            changes[path] = preset
+            chosen = chosen or _chosen_by(preset, text, path)
+        return with_changes(text, changes | self._changes(), () if chosen == (ALL,) else chosen)
 
     def _changes(self) -> dict[str, dict[str, Any]]:
         """Each single change, under what it would be on a command line."""
@@ -129,6 +131,18 @@ class RetrainRequest(BaseModel):
         if self.data_source is not None:
             changes[f"data.source={self.data_source}"] = {"data": {"source": self.data_source}}
         return changes | {assignment: parse_assignment(assignment) for assignment in self.changes}
+
+
+def _chosen_by(preset: Preset, text: str, path: str) -> tuple[str, ...]:
+    """The experiments that a preset chooses among those of a params.yaml; none: it leaves them all."""
+    there = parse_mapping(text, "params.yaml").get("experiments") or {}
+    chosen = tuple(name for name in preset.only if name in there)
+    if preset.only and not chosen:
+        raise InputError(
+            f"{path}: only: params.yaml has none of {', '.join(preset.only)}; choose with --experiments, "
+            f"among {', '.join(there)}, or {ALL}"
+        )
+    return chosen
 
 
 def _read_committed(repository: Path, commit: str, path: str) -> str:

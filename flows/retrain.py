@@ -13,7 +13,6 @@ import shutil
 import sys
 from base64 import b64encode
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 from pydantic import ValidationError
 
+from flows import temporary
 from flows.checkout import (
     RUNS,
     checked_out,
@@ -54,18 +54,20 @@ from flows.publish import (
     make_branch,
     names_here,
     published_already,
+    published_from,
     push,
     rename,
+    report_with,
 )
 from flows.request import PRESETS, RetrainRequest
-from flows.running import Here, run_stages
+from flows.running import Here, run_stages, urgency_of
 from flows.slots import compute_slots
 from flows.stage import CHECKPOINTS
 from flows.stages import StageRunner, restore_output, restore_pipeline, sort_lock
 from tasks.cli import InputError, stage_main
 from tasks.files import replacing
 from tasks.look import look
-from tasks.params import add_change_arguments, fault_line, load_params, with_changes
+from tasks.params import ALL, add_change_arguments, fault_line, load_params, with_changes
 
 #: Where `make serve` shows runs/ to a browser.
 REPORTS_URL = "RETRAIN_REPORTS_URL"
@@ -139,11 +141,12 @@ def _retrain(
             RETRAIN_CHECKPOINTS=str(repository / CHECKPOINTS),
             **_previous_data(checkout),
         )
-        here = Here(runner, compute_slots(load_params(path)))
+        checked = load_params(path)
+        here = Here(runner, compute_slots(checked))
         remote_run = RemoteRun(checkout, pipeline, repository, run, name, logger.info)
         with elsewhere(pools, remote_run, logger.info) as places:
             try:
-                run_stages(pipeline, lambda stage: places.get(stage) or here)
+                run_stages(pipeline, lambda stage: places.get(stage) or here, urgency_of(pipeline, checked))
             finally:
                 runner.stop()  # none is left, unless the flow itself was stopped
         # What was committed for other machines on the way is no part of the result.
@@ -265,10 +268,15 @@ def _unchanged(repository: Path, checkout: Path, same: str, at_origin: set[str] 
 def _report_of(repository: Path, checkout: Path, branch: str) -> Path | None:
     """The report in runs/ of a branch that has the checkout's results; None where the report is of others."""
     folder = repository / RUNS / _name_of(branch)
-    with suppress(OSError):
-        if (folder / "metrics.json").read_bytes() == (checkout / "metrics.json").read_bytes():
-            return folder / "index.html"
-    return None
+    if branch.startswith(PREFIX) and not folder.exists():
+        _collect(checkout, folder)
+    return report_with(folder, (checkout / "metrics.json").read_text(encoding="utf-8"))
+
+
+def _report_at(repository: Path, branch: str) -> Path | None:
+    return report_with(
+        repository / RUNS / _name_of(branch), git(repository, "show", f"{branch}:metrics.json")
+    )
 
 
 def _push(repository: Path, checkout: Path, branch: str) -> tuple[str, str]:
@@ -396,6 +404,13 @@ def main() -> None:
         description="Reproduce the pipeline in a checkout of its own, on a branch retrain/NAME."
     )
     add_change_arguments(parser)
+    parser.add_argument(
+        "--experiments",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"those to train, or {ALL}; by default those that the preset chooses, or else all",
+    )
     parser.add_argument("--revision", default="HEAD", help="the commit to start from")
     parser.add_argument("--look-for-new-data", action="store_true", help="take what is in the source now")
     parser.add_argument("--publish", default="here", help="remotes, here (a branch) or nowhere")
@@ -413,19 +428,28 @@ def main() -> None:
     preset = preset_of(args.preset, repository) if args.preset else None
     request = make_request(
         preset=preset,
+        experiments=args.experiments,
         changes=args.assignments,
         revision=args.revision,
         look_for_new_data=args.look_for_new_data,
         publish=args.publish,
     )
     # Refuse what can be refused here before a server is started for it.
-    request.params_text(repository, resolve(repository, args.revision))
+    base = resolve(repository, args.revision)
+    params = request.params_text(repository, base)
     if request.publish != "nowhere":
         check_here(repository)
     if args.revision == "HEAD" and (changed := uncommitted(repository)):
         print(f"not part of this run, since not committed: {', '.join(changed)}", file=sys.stderr)
+    if request.publish == "here" and not request.look_for_new_data:
+        branch = published_from(repository, base, params)
+        if branch and (report := _report_at(repository, branch)):
+            print(f"nothing changed since {branch}; nothing to do; report: {report}")
+            return
     name = args.name or f"{preset or 'params'}-{datetime.now():%Y%m%d-%H%M%S}"
-    state = retrain.with_options(flow_run_name=name)(request, as_pools(args.pool), return_state=True)
+    with temporary.server() as wait_for_server:
+        wait_for_server()
+        state = retrain.with_options(flow_run_name=name)(request, as_pools(args.pool), return_state=True)
     if not state.is_completed():
         raise InputError(state.message or "the flow did not complete")
     logging.getLogger("prefect").setLevel(logging.WARNING)  # the end of its server is not the last word

@@ -53,6 +53,9 @@ LUNGS = "lungs/"
 #: The trivial predictors that stand beside the experiments in metrics.json.
 BASELINES = frozenset({"all_background", "all_foreground", "whole_lung"})
 
+#: What stands for every experiment where some may be chosen.
+ALL = "all"
+
 #: What metrics.json calls the audit's figures.
 DATASET = "dataset"
 
@@ -319,6 +322,8 @@ class Params(_Section):
             place, stride = f"experiments.{name}", experiment.patch * 2**experiment.depth
             if name in BASELINES:
                 raise ValueError(f"{place}: a trivial predictor has this name; choose another")
+            if name == ALL:
+                raise ValueError(f"{place}: this word stands for all experiments; choose another")
             if name == DATASET:
                 raise ValueError(f"{place}: metrics.json has this name for the dataset; choose another")
             if self.image_size % stride or self.image_size == stride:
