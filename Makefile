@@ -1,5 +1,5 @@
 # make demo    the whole pipeline on embedded synthetic X-rays: no network, account or GPU, in minutes
-# make serve   a Prefect server, a worker and the retrain deployment, until Ctrl-C (docs/operating.md)
+# make serve   a Prefect server, a worker and the retrain deployment, until Ctrl-C: [NAME=...] (docs/operating.md)
 # make worker  a worker of a pool: POOL=gpu SERVER=http://HOST:4200 [NAME=...] [LIMIT=N]
 # make test    the tests
 # make check   lint and types
@@ -16,7 +16,8 @@ demo: .venv/installed
 	@env -u PREFECT_API_URL PREFECT_PROFILE=ephemeral $(BIN)/python -m flows.retrain --preset demo
 
 serve: .venv/installed
-	@exec $(BIN)/python -m flows.serve $(if $(REPORTS_HOST),--reports-host $(REPORTS_HOST))
+	@exec $(BIN)/python -m flows.serve $(if $(NAME),--name "$(NAME)") \
+		$(if $(REPORTS_HOST),--reports-host $(REPORTS_HOST))
 
 worker: .venv/installed
 	@exec $(BIN)/python -m flows.worker --pool "$(POOL)" $(if $(SERVER),--server "$(SERVER)") \
