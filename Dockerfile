@@ -13,14 +13,14 @@ COPY Makefile requirements.lock ./
 RUN PIP_NO_CACHE_DIR=1 make install
 
 # A new volume takes owner and mode from the folder that it is mounted on. The checkout is mounted from the
-# host: USER_ID may read it, and git is told to trust it, whoever owns it.
+# host: USER_ID may read it, and git is told to trust it, whoever owns it. USER_ID may be root's 0.
 ARG USER_ID=1000
-RUN useradd --uid "$USER_ID" --create-home retrain \
+RUN useradd --non-unique --uid "$USER_ID" --create-home retrain \
  && install --directory --owner=retrain /srv/retrain /srv/origin /home/retrain/.prefect \
  && git config --system safe.directory /srv/checkout
 COPY docker/entrypoint.sh docker/share.sh /usr/local/bin/
 
 USER $USER_ID
 WORKDIR /srv/retrain
-ENV PATH=/opt/retrain/.venv/bin:$PATH
+ENV HOME=/home/retrain PATH=/opt/retrain/.venv/bin:$PATH
 ENTRYPOINT ["entrypoint.sh"]

@@ -1,6 +1,6 @@
 # make demo    the whole pipeline on embedded synthetic X-rays, in two minutes: no network, account or GPU.
 #              EXPERIMENTS=all trains every experiment of params.yaml, not only the preset's four
-# make serve   a Prefect server, a worker and the retrain deployment, until Ctrl-C (docs/operating.md)
+# make serve   a Prefect server, a worker and the retrain deployment, until Ctrl-C: [NAME=...] (docs/operating.md)
 # make worker  a worker of a pool: POOL=gpu SERVER=http://HOST:4200 [NAME=...] [LIMIT=N]
 # make test    the tests
 # make soak    long repetitions of what the tests show once
@@ -22,7 +22,8 @@ demo: .venv/installed
 		$(if $(EXPERIMENTS),--experiments $(EXPERIMENTS))
 
 serve: .venv/installed
-	@exec $(BIN)/python -m flows.serve $(if $(REPORTS_HOST),--reports-host $(REPORTS_HOST))
+	@exec $(BIN)/python -m flows.serve $(if $(NAME),--name "$(NAME)") \
+		$(if $(REPORTS_HOST),--reports-host $(REPORTS_HOST))
 
 worker: .venv/installed
 	@exec $(BIN)/python -m flows.worker --pool "$(POOL)" $(if $(SERVER),--server "$(SERVER)") \

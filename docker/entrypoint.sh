@@ -18,8 +18,14 @@ if [[ ! -d $checkout ]]; then
 fi
 cd "$checkout"
 git remote set-url origin "$ORIGIN"
-git fetch --quiet origin
-git merge --quiet --ff-only '@{upstream}'
+git fetch --quiet --update-shallow origin
+if ! git merge --quiet --ff-only '@{upstream}' 2> /dev/null; then
+  # The branch was rewritten, or has commits of its own here: they stay on a branch, and so do uncommitted changes.
+  kept=kept-$(git rev-parse --short HEAD)
+  git branch --force "$kept" HEAD
+  git reset --quiet --keep '@{upstream}'
+  echo "the default branch of origin was rewritten; what was checked out here is now the branch $kept"
+fi
 
 if ! cmp --silent requirements.lock "$installed/requirements.lock"; then
   echo "requirements.lock: the image was built from another one; docker compose up --build" >&2

@@ -6,5 +6,16 @@ if [[ $ORIGIN != /* ]]; then
   echo "ORIGIN is elsewhere: nothing to do"
   exit 0
 fi
+if [[ -f $1/.git ]] && ! git -C "$1" rev-parse --git-dir &> /dev/null; then
+  echo "this checkout is a worktree or a submodule, whose repository is not in the container: use a clone" >&2
+  exit 1
+fi
 [[ -e $ORIGIN/HEAD ]] || git init --quiet --bare --initial-branch=main "$ORIGIN"
-git -C "$1" push --quiet "$ORIGIN" HEAD:refs/heads/main
+git -C "$ORIGIN" config receive.shallowUpdate true   # from a clone with --depth
+before=$(git -C "$ORIGIN" rev-parse --quiet --verify refs/heads/main || true)
+# No hooks: they are for the people who use the checkout. By force: the branch may be another, or amended.
+git -C "$1" -c core.hooksPath=/dev/null push --quiet --force "$ORIGIN" HEAD:refs/heads/main
+if [[ -n $before ]] && ! git -C "$ORIGIN" merge-base --is-ancestor "$before" refs/heads/main; then
+  git -C "$ORIGIN" update-ref "refs/replaced/$before" "$before"
+  echo "main no longer contains $before, which is kept as refs/replaced/$before"
+fi

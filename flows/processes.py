@@ -1,6 +1,7 @@
 """The parts that `make serve` and `make worker` start: none outlives them, none is started twice."""
 
 import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -20,22 +21,30 @@ PART_OF = "RETRAIN_PART_OF"
 #: Seconds that a worker has to end its runs, and a server to end, before they are killed.
 GRACE = 20.0
 
-#: What ends it as it is meant to end: Ctrl-C, and what a service manager sends.
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+#: What ends it as it is meant to end: Ctrl-C, what a service manager sends, and a terminal that is closed.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def only_one(repository: Path, name: str) -> Iterator[IO[bytes] | None]:
-    """A lock for as long as this repository is served under a name; None where another process holds it."""
-    path = repository / RUNS / f".{name}.lock"
+    """A lock for as long as this repository is served under a name; None where another process holds it.
+
+    What its holder writes to it, others can read.
+    """
+    path = lock_path(repository, name)
     path.parent.mkdir(exist_ok=True)
-    with path.open("wb") as lock:
+    with path.open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
         else:
+            lock.truncate(0)
             yield lock
+
+
+def lock_path(repository: Path, name: str) -> Path:
+    return repository / RUNS / f".{name}.lock"
 
 
 def log_path(name: str, repository: Path) -> Path:
@@ -44,7 +53,11 @@ def log_path(name: str, repository: Path) -> Path:
 
 @contextmanager
 def part(
-    name: str, command: list[str], repository: Path, **variables: str
+    name: str,
+    command: list[str],
+    repository: Path,
+    variables: dict[str, str],
+    ends_at: signal.Signals = signal.SIGTERM,
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """A process with its output in a log, told to end at the end, and with it all that it started.
 
@@ -67,10 +80,11 @@ def part(
         yield process
     finally:
         print(f"stopping {name}", flush=True)
-        process.terminate()
+        started = family(name, repository)  # what is ending already is waited for too
+        process.send_signal(ends_at)
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
-        kill(family(name, repository))
+        kill([*started, *family(name, repository)])
         process.wait()
 
 
@@ -101,13 +115,14 @@ def kill(processes: list[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(processes, timeout=5)
+    psutil.wait_procs(processes, timeout=GRACE)
 
 
 def until_stopped(work: Callable[[], None]) -> None:
-    """Do what goes on until SIGINT or SIGTERM, and exit with 0 at that."""
+    """Do what goes on until one of STOPPING, and exit with 0 at that."""
     for number in STOPPING:
-        signal.signal(number, _stop)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, _stop)
     with suppress(KeyboardInterrupt):
         work()
     sys.exit(0)
@@ -117,4 +132,8 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     """End, once: who presses Ctrl-C again must not keep the parts from being ended in their order."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+    if signum == signal.SIGHUP:  # with the terminal gone, the next print would fail
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, sys.stderr.fileno())
     raise KeyboardInterrupt

@@ -1,45 +1,59 @@
 """`make serve`: all that one machine needs to retrain from the Prefect UI, until Ctrl-C.
 
-Starts a Prefect server (unless the one that PREFECT_API_URL names answers), makes the work pool and the
-deployment of prefect.yaml, and starts a worker. Prefect's own settings hold: PREFECT_SERVER_API_PORT for
-another port, PREFECT_SERVER_DATABASE_CONNECTION_URL for PostgreSQL instead of SQLite.
+Starts a Prefect server, unless PREFECT_API_URL names one, makes the work pool and the deployment of
+prefect.yaml, and starts a worker. Prefect's own settings hold: PREFECT_SERVER_API_PORT for another port,
+PREFECT_SERVER_DATABASE_CONNECTION_URL for PostgreSQL instead of SQLite.
 """
 
 import argparse
 import os
+import signal
+import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+import psutil
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from flows.checkout import RUNS, environment, find_repository
-from flows.processes import log_path, only_one, part, until_stopped
+from flows.pools import FLOW as STAGE_FLOW
+from flows.processes import lock_path, log_path, only_one, part, until_stopped
 from flows.retrain import REPORTS_URL
 from flows.server import (
+    POOL_NAME,
+    RUN_FLOW,
     STARTUP,
-    answers,
+    AwayError,
+    api_of,
+    check_server,
     client_of,
     crash_the_silent,
-    is_up,
+    find_deployment,
+    has_to_start,
+    host_and_port,
+    is_own,
     make_pool,
+    own_names,
     report_ended,
     ui_of,
 )
 from flows.worker import end_leftovers, prefect_worker, worker_variables
 from tasks.cli import InputError, stage_main
 
-POOL = "retrain"
-DEPLOYMENT = "retrain/retrain"
+#: What a deployment's job variables say of the clone that made it.
+CLONE = "clone"
+
+#: The lock that a clone is served under; holds the address of the server, and the deployment's name.
+LOCK = "serve"
 
 #: The parts, by their names in logs.
 SERVER = "Prefect server"
@@ -58,39 +72,44 @@ REMEMBERING = {
 ON_POSTGRESQL = {"PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100"}
 
 
-def server_variables() -> dict[str, str]:
+def server_variables(api: str) -> dict[str, str]:
     """What a server needs that Prefect does not do by itself; a user may set it otherwise."""
     database = get_current_settings().server.database
     url = database.connection_url.get_secret_value() if database.connection_url else ""
     usual = REMEMBERING | (ON_POSTGRESQL if url.startswith("postgresql") else {})
+    usual |= {
+        # Its pages ask the server that they came from, by whatever name; no others may.
+        "PREFECT_SERVER_UI_API_URL": "/api",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": api.removesuffix("/api"),
+    }
     return {name: os.environ.get(name, value) for name, value in usual.items()}
 
 
-def serve(repository: Path, reports_host: str, reports_port: int | None) -> None:
-    """Serve until SIGINT or SIGTERM.
+def serve(repository: Path, name: str, reports_host: str, reports_port: int | None) -> None:
+    """Serve under a name until SIGINT, SIGTERM or SIGHUP.
 
     Raises:
-        InputError: the server does not start or does not answer, or a part of it ended.
+        InputError: the server does not start or is not to be used, the name is another clone's, or a part
+            ended.
     """
     with ExitStack() as stack:
-        lock = stack.enter_context(only_one(repository, "serve"))
-        api = get_current_settings().api.url or _own_api()
+        lock = stack.enter_context(only_one(repository, LOCK))
         if lock is None:
-            _deploy(repository, api)
-            print(f"already served here; the deployment is up to date.\nPrefect UI: {ui_of(api)}")
+            _deploy_again(repository)
             return
         killed = end_leftovers(repository, WORKER, SERVER)
         reports = stack.enter_context(_reports(repository / RUNS, reports_host, reports_port))
         parts = {}
-        if not answers(api):
-            parts[SERVER] = stack.enter_context(
-                part(SERVER, _server_command(api), repository, **server_variables())
-            )
+        chosen = get_current_settings().api.url
+        api = api_of(chosen, "PREFECT_API_URL") if chosen else _own_api()
+        if has_to_start(api, chosen=chosen is not None):
+            parts[SERVER] = stack.enter_context(_server(repository, api))
             _wait_until_up(api, parts[SERVER], repository)
         report_ended(api, killed)
-        make_pool(api, POOL)
-        page = _deploy(repository, api)
-        worker = prefect_worker(repository, api, POOL, WORKER, **{REPORTS_URL: reports})
+        page = _deploy(repository, api, name)
+        lock.write(f"{api} {name}".encode())
+        lock.flush()
+        worker = prefect_worker(repository, api, name, WORKER, **{REPORTS_URL: reports})
         parts[WORKER] = stack.enter_context(worker)
         print(f"Prefect UI: {page}\nreports:    {reports}\nCtrl-C stops both.", flush=True)
         while not (ended := [name for name, process in parts.items() if process.poll() is not None]):
@@ -98,43 +117,75 @@ def serve(repository: Path, reports_host: str, reports_port: int | None) -> None
         raise InputError(f"the {ended[0]} ended; {log_path(ended[0], repository)} may say why")
 
 
+def _deploy_again(repository: Path) -> None:
+    """Bring the deployment up to date that another process serves."""
+    api, _, name = lock_path(repository, LOCK).read_text(encoding="utf-8").partition(" ")
+    if not name:
+        raise InputError(f"{repository}: another make serve is just starting here")
+    _deploy(repository, api, name)
+    print(f"already served here as {name}; the deployment is up to date.\nPrefect UI: {ui_of(api)}")
+
+
 # --- the server ---------------------------------------------------------------------------------------------
 
 
 def _own_api() -> str:
     settings = get_current_settings().server.api
-    return f"http://{settings.host}:{settings.port}/api"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}/api"
 
 
-def _server_command(api: str) -> list[str]:
-    address = urlsplit(api)
-    return ["prefect", "server", "start", "--host", str(address.hostname), "--port", str(address.port)]
+def _server(repository: Path, api: str) -> AbstractContextManager["subprocess.Popen[bytes]"]:
+    host, port = host_and_port(api)
+    command = [sys.executable, "-m", "flows.guard", "--host", host, "--port", str(port)]
+    return part(SERVER, command, repository, server_variables(api), ends_at=signal.SIGINT)
 
 
 def _wait_until_up(api: str, server: "subprocess.Popen[bytes]", repository: Path) -> None:
+    """Wait until this server answers, and not one that took its port meanwhile."""
     deadline = time.monotonic() + STARTUP
     while time.monotonic() < deadline and server.poll() is None:
-        if is_up(api):
-            return
+        if _listens(server, api):
+            with suppress(AwayError):
+                return check_server(api)
         time.sleep(0.2)
     raise InputError(f"the Prefect server does not start; {log_path(SERVER, repository)} says why")
+
+
+def _listens(server: "subprocess.Popen[bytes]", api: str) -> bool:
+    with suppress(psutil.Error):
+        connections = psutil.Process(server.pid).net_connections()
+        ports = [one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN]
+        return host_and_port(api)[1] in ports
+    return False
 
 
 # --- the deployment -----------------------------------------------------------------------------------------
 
 
-def _deploy(repository: Path, api: str) -> str:
-    """Make or update the deployment, keeping the schedules that it has; the address of its page."""
-    before = _find_deployment(api)
+def _deploy(repository: Path, api: str, name: str) -> str:
+    """Make or update the pool and the deployment, keeping its schedules; the address of its page.
+
+    Raises:
+        InputError: the name is another clone's, or a worker's, or prefect.yaml is wrong.
+    """
+    clone = f"{socket.gethostname()}:{repository}"
+    before = find_deployment(api, f"{RUN_FLOW}/{name}")
+    if before:
+        _check_ours(before, clone, ui_of(api))
+    if find_deployment(api, f"{STAGE_FLOW}/{name}"):
+        raise InputError(f"--name {name}: workers use the pool of this name for stages; choose another name")
+    make_pool(api, name)
+    variables = worker_variables(repository, api) | {"RETRAIN_NAME": name, "RETRAIN_CLONE": clone}
     done = subprocess.run(
         ["prefect", "--no-prompt", "deploy", "--all"],
         cwd=repository,
-        env=environment() | worker_variables(repository, api),
+        env=environment() | variables,
         capture_output=True,
         text=True,
         check=False,
     )
-    after = _find_deployment(api)
+    after = find_deployment(api, f"{RUN_FLOW}/{name}")
     if done.returncode or after is None:
         raise InputError(f"prefect.yaml: {(done.stderr or done.stdout).strip()}")
     if before:
@@ -143,10 +194,16 @@ def _deploy(repository: Path, api: str) -> str:
     return f"{ui_of(api)}/deployments/deployment/{after.id}"
 
 
-def _find_deployment(api: str) -> DeploymentResponse | None:
-    with client_of(api) as client, suppress(ObjectNotFound):
-        return client.read_deployment_by_name(DEPLOYMENT)
-    return None
+def _check_ours(deployment: DeploymentResponse, clone: str, ui: str) -> None:
+    """Refuse to overwrite the deployment of another clone that is still there."""
+    owner = deployment.job_variables.get(CLONE) or clone
+    host, _, folder = owner.partition(":")
+    moved = host == socket.gethostname() and not Path(folder).exists()
+    if owner != clone and not moved:
+        raise InputError(
+            f"the deployment {RUN_FLOW}/{deployment.name} at {ui} belongs to the clone {owner}; "
+            "give this one another name with `make serve NAME=...`"
+        )
 
 
 def _keep_schedules(api: str, before: DeploymentResponse, after: DeploymentResponse) -> None:
@@ -173,6 +230,9 @@ class ReportHandler(SimpleHTTPRequestHandler):
     """Shows a browser what lies under runs/, but for hidden files: those are checkouts, locks and logs."""
 
     def send_head(self) -> Any:
+        if not is_own(self.headers.get("Host", ""), own_names()):  # another site's page, led here by its name
+            self.send_error(403)
+            return None
         if any(
             part.startswith(".")
             for part in Path(self.translate_path(self.path)).relative_to(self.directory).parts
@@ -210,6 +270,11 @@ def main() -> None:
         description="Start a Prefect server, a worker and the retrain deployment."
     )
     parser.add_argument(
+        "--name",
+        default="retrain",
+        help="of the deployment and its work pool; clones that share a server need one each",
+    )
+    parser.add_argument(
         "--reports-port", type=int, help="where the reports are shown; by default the one after the server's"
     )
     parser.add_argument(
@@ -218,7 +283,9 @@ def main() -> None:
         help="the address to show them on, without a password; in a container 0.0.0.0",
     )
     args = parser.parse_args()
-    until_stopped(lambda: serve(find_repository(), args.reports_host, args.reports_port))
+    if not POOL_NAME.fullmatch(args.name):
+        raise InputError(f"--name {args.name!r}: a name consists of letters, digits, _ and -")
+    until_stopped(lambda: serve(find_repository(), args.name, args.reports_host, args.reports_port))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,43 @@
 """What `make serve` and `make worker` ask of a Prefect server."""
 
+import errno
+import re
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Set
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import cache
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events import Event
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-from prefect.settings import get_current_settings
+from prefect.settings import (
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    get_current_settings,
+    temporary_settings,
+)
 from prefect.states import Cancelled, Crashed
 
 from tasks.cli import InputError
+
+#: The flow that `make serve` offers; of its deployments each is named like the work pool that it uses.
+RUN_FLOW = "retrain"
+
+#: What a pool may be called: its name is part of files' and addresses' names.
+POOL_NAME = re.compile("[A-Za-z0-9_-]+")
 
 #: How long a run may say nothing before it is taken for dead: four heartbeats.
 SILENCE = timedelta(seconds=120)
@@ -30,69 +48,161 @@ ENDED = "retrain.run-ended"
 #: Seconds that a server may take to answer: its first start on an empty database is the slowest.
 STARTUP = 120.0
 
+#: Seconds in which a server answers a simple question, unless PREFECT_API_REQUEST_TIMEOUT says otherwise.
+ANSWER = 10.0
+
 HERE = ("127.0.0.1", "localhost", "0.0.0.0", "::1")  # noqa: S104
 
+#: What a server says that will be back, or a proxy before it.
+TRY_LATER = (408, 429, 500, 502, 503, 504)
 
-def client_of(api: str) -> SyncPrefectClient:
-    """A client that knows the password, if PREFECT_API_AUTH_STRING holds one."""
-    secret = get_current_settings().api.auth_string
-    return SyncPrefectClient(api, auth_string=secret.get_secret_value() if secret else None)
+
+STRANGER = "something other than a Prefect server is listening there"
+
+
+class AwayError(InputError):
+    """No server answers, which may change."""
+
+
+def api_of(address: str, named_by: str) -> str:
+    """The address of a server's API, also from the address of its UI.
+
+    Raises:
+        InputError: it is no such address, or holds a password, which logs would show.
+    """
+    try:
+        parts = urlsplit(address)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise InputError(f"{named_by}: {address!r} is not the address of a server, such as http://HOST:4200")
+    if "@" in parts.netloc:
+        raise InputError(
+            f"{named_by}: an address must not hold a password; PREFECT_API_AUTH_STRING=USER:PASSWORD does"
+        )
+    path = list(filter(None, parts.path.split("/")))
+    return "/".join([f"{parts.scheme}://{parts.netloc}", *path, *(["api"] if "api" not in path else [])])
+
+
+def host_and_port(api: str) -> tuple[str, int]:
+    address = urlsplit(api)
+    return address.hostname or "", address.port or (443 if address.scheme == "https" else 80)
+
+
+def is_own(host: str, names: Set[str]) -> bool:
+    """Whether a Host header is an IP address, to which no other domain leads, or one of some names."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    with suppress(ValueError):
+        return bool(ip_address(name))
+    return name in names
+
+
+@cache
+def own_names(*more: str | None) -> set[str]:
+    """The names by which browsers find this machine."""
+    return {name.lower() for name in ("localhost", socket.gethostname(), socket.getfqdn(), *more) if name}
+
+
+@contextmanager
+def client_of(api: str) -> Iterator[SyncPrefectClient]:
+    """A client with the password, key, certificates and headers of Prefect's settings."""
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        yield client
 
 
 def ui_of(api: str) -> str:
-    return api.removesuffix("/api")
+    with temporary_settings({PREFECT_API_URL: api}):
+        return get_current_settings().ui_url or api
 
 
-def answers(api: str) -> bool:
-    """Whether a Prefect server answers.
+def check_server(api: str) -> None:
+    """See that a Prefect server answers, and takes the credentials of Prefect's settings.
 
     Raises:
-        InputError: something else does, or nothing does at an address that is not this machine's.
+        AwayError: none answers.
+        InputError: it refuses the credentials, or something else answers.
     """
-    address = urlsplit(api)
+    quickly = temporary_settings(
+        {PREFECT_CLIENT_MAX_RETRIES: 0}, set_defaults={PREFECT_API_REQUEST_TIMEOUT: ANSWER}
+    )
     try:
-        told = httpx.get(f"{api}/health", timeout=5)
-    except httpx.HTTPError:
-        if address.hostname not in HERE:
-            raise InputError(f"PREFECT_API_URL: no server answers at {api}") from None
-        with socket.socket() as probe:
-            if probe.connect_ex((address.hostname, address.port or 80)) == 0:
-                raise InputError(_taken(api)) from None
-        return False
-    if told.text.strip() != "true":
-        raise InputError(_taken(api))
-    return True
-
-
-def _taken(api: str) -> str:
-    return f"{api}: what answers there is no Prefect server; choose another port with PREFECT_SERVER_API_PORT"
-
-
-def is_up(api: str) -> bool:
-    with suppress(httpx.HTTPError):
-        return httpx.get(f"{api}/health", timeout=2).text.strip() == "true"
-    return False
+        with quickly, client_of(api) as client:
+            client.read_work_pools(limit=1)
+    except httpx.HTTPStatusError as error:
+        status = error.response.status_code
+        if status == httpx.codes.UNAUTHORIZED:
+            wanted = "the server wants a password: PREFECT_API_AUTH_STRING=USER:PASSWORD"
+            raise InputError(f"{api}: {wanted}") from None
+        if status == httpx.codes.FORBIDDEN:
+            raise InputError(f"{api}: the server refuses: {error.response.text[:200]}") from None
+        if status in TRY_LATER:
+            raise AwayError(f"no Prefect server answers at {api}: status {status}") from None
+        raise InputError(f"{api}: {STRANGER}") from None
+    except httpx.HTTPError as error:
+        why = str(error) or type(error).__name__
+        raise AwayError(f"no Prefect server answers at {api}: {why}") from None
+    except ValueError:
+        raise InputError(f"{api}: {STRANGER}") from None
 
 
 def wait_for(api: str) -> None:
-    """Wait for a server that somebody else starts, and see that it takes the password.
+    """Wait for a server that somebody else starts.
 
     Raises:
-        InputError: it does not answer, or refuses.
+        InputError: it does not answer in time, refuses the credentials, or is no Prefect server.
     """
     deadline = time.monotonic() + STARTUP
-    while not is_up(api):
-        if time.monotonic() > deadline:
-            raise InputError(f"no Prefect server answers at {api}")
-        time.sleep(1)
-    with client_of(api) as client:
+    while True:
         try:
-            client._client.get("/admin/version")
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code == httpx.codes.UNAUTHORIZED:
-                text = f"{api}: the server wants a password: PREFECT_API_AUTH_STRING=USER:PASSWORD"
-                raise InputError(text) from None
+            return check_server(api)
+        except AwayError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(1)
+
+
+def has_to_start(api: str, chosen: bool) -> bool:
+    """Whether `make serve` has to start a server there; a running one is used only where the user chose it.
+
+    Raises:
+        InputError: it can't, or what runs there is not to be used.
+    """
+    if not chosen:
+        if _is_taken(api):
+            raise InputError(
+                f"a server is already running at {ui_of(api)}: to use it, set PREFECT_API_URL={api}; "
+                "to start one of your own, set PREFECT_SERVER_API_PORT to another port"
+            )
+        return True
+    try:
+        check_server(api)
+    except AwayError:
+        if urlsplit(api).hostname not in HERE or _is_taken(api):
             raise
+        return True
+    return False
+
+
+def _is_taken(api: str) -> bool:
+    host, port = host_and_port(api)
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return True
+        raise InputError(f"no server can be started at {api}: {error.strerror}") from None
+    return False
+
+
+def find_deployment(api: str, name: str) -> DeploymentResponse | None:
+    """The deployment of a name FLOW/NAME."""
+    with client_of(api) as client, suppress(ObjectNotFound):
+        return client.read_deployment_by_name(name)
+    return None
 
 
 #: What a worker starts for a run, with nothing that the run could set otherwise.

@@ -7,6 +7,7 @@ killed, since the system takes a lock back when its last holder ends.
 
 import fcntl
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from tasks.cli import InputError
 from tasks.cores import available_cores
 from tasks.params import Params
 
@@ -40,9 +42,13 @@ class Slots:
         variables: Callable[[list[str]], dict[str, str]],
         more: Mapping[str, int] | None = None,
     ) -> None:
-        """`more` holds the stages that take another number of units."""
+        """`more` holds the stages that take another number of units.
+
+        Raises:
+            InputError: the folder for the locks is not this user's alone.
+        """
         self._units, self._per_stage, self._variables, self._more = units, per_stage, variables, more or {}
-        self._folder = Path(tempfile.gettempdir()) / f"covid-qu-ex-slots-{os.getuid()}"
+        self._folder = _private_folder(Path(tempfile.gettempdir()) / f"covid-qu-ex-slots-{os.getuid()}")
 
     def __len__(self) -> int:
         """How many stages may run at the same time."""
@@ -52,7 +58,6 @@ class Slots:
     def take(self, tell: Callable[[str], None], stage: str = "") -> Iterator[Slot]:
         """Hold a slot for a stage, waiting for one where other flows have them all."""
         count = min(self._more.get(stage, self._per_stage), len(self._units))
-        self._folder.mkdir(mode=0o700, exist_ok=True)
         waited = False
         while True:
             with ExitStack() as stack:
@@ -69,16 +74,35 @@ class Slots:
     def _try(self, stack: ExitStack, count: int) -> list[tuple[str, IO[bytes]]]:
         """Lock so many units, if they are free."""
         held: list[tuple[str, IO[bytes]]] = []
-        with (self._folder / "choosing").open("wb") as turn:
+        with self._open("choosing") as turn:
             fcntl.flock(turn, fcntl.LOCK_EX)  # one at a time, or two could each hold half
             for unit in self._units:
                 if len(held) == count:
                     break
-                file = stack.enter_context((self._folder / unit.replace("/", "_")).open("wb"))
+                file = stack.enter_context(self._open(unit.replace("/", "_")))
                 with suppress(BlockingIOError):
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     held.append((unit, file))
         return held
+
+    def _open(self, name: str) -> IO[bytes]:
+        return open(os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "rb+")
+
+
+def _private_folder(folder: Path) -> Path:
+    """Make a folder, or use an existing one that only this user can write to.
+
+    Others can write to the folder around it, and could have made this one before, with links in it.
+    """
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise InputError(
+            f"{folder}: must be a folder that belongs to you and has mode 0700; "
+            "remove it, or set TMPDIR to another folder"
+        )
+    return folder
 
 
 def compute_slots(params: Params) -> Slots:

@@ -6,7 +6,6 @@ credentials for both in the usual places. It does as many at the same time as it
 
 import argparse
 import os
-import re
 import socket
 import subprocess
 import time
@@ -21,14 +20,22 @@ from flows.checkout import ORIGIN, RUNS, find_repository, has_origin, refs_at_or
 from flows.pools import FLOW
 from flows.processes import family, flow_runs, kill, log_path, only_one, part, until_stopped
 from flows.remote import check_remote
-from flows.server import client_of, crash_the_silent, make_pool, report_ended, ui_of, wait_for
+from flows.server import (
+    POOL_NAME,
+    RUN_FLOW,
+    api_of,
+    client_of,
+    crash_the_silent,
+    find_deployment,
+    make_pool,
+    report_ended,
+    ui_of,
+    wait_for,
+)
 from flows.slots import compute_slots
 from flows.stage import UNFIT, stage
 from tasks.cli import InputError, stage_main
 from tasks.params import load_params
-
-#: What a pool may be called: its name is part of files' and addresses' names.
-POOL_NAME = re.compile("[A-Za-z0-9_-]+")
 
 #: Seconds in which a run that found its machine unfit tells the server so.
 LAST_WORDS = 5.0
@@ -80,7 +87,13 @@ def check(repository: Path) -> None:
 
 
 def offer_stages(api: str, pool: str) -> None:
-    """Make or update the deployment by which a run sends stages to a pool."""
+    """Make or update the deployment by which a run sends stages to a pool.
+
+    Raises:
+        InputError: `make serve` uses the pool for whole runs.
+    """
+    if find_deployment(api, f"{RUN_FLOW}/{pool}"):
+        raise InputError(f"--pool {pool}: `make serve` uses this pool for whole runs; choose another name")
     with client_of(api) as client:
         deployment = client.create_deployment(
             client.create_flow_from_name(FLOW),
@@ -106,11 +119,11 @@ def offer_stages(api: str, pool: str) -> None:
 def prefect_worker(
     repository: Path, api: str, pool: str, name: str, *options: str, **variables: str
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """A worker, and at the end nothing left of the runs that it had: Prefect takes them for running else."""
+    """Run a worker. On exit, end and report its runs; otherwise Prefect would believe them still running."""
     command = ["prefect", "worker", "start", "--pool", pool, "--type", "process", *options]
     with ExitStack() as stack:
         process = stack.enter_context(
-            part(name, command, repository, **worker_variables(repository, api), **variables)
+            part(name, command, repository, worker_variables(repository, api) | variables)
         )
         try:
             yield process
@@ -141,22 +154,14 @@ def end_leftovers(repository: Path, *parts: str) -> set[str]:
     return runs | {leftover.run for leftover in remove_leftovers(repository)}
 
 
-def api_of(server: str | None) -> str:
-    """The address of a server's API, from that of its UI too.
-
-    Raises:
-        InputError: none is named.
-    """
-    address = server or get_current_settings().api.url
-    if not address:
-        raise InputError("--server: which Prefect server? http://HOST:4200, or PREFECT_API_URL")
-    return f"{address.rstrip('/').removesuffix('/api')}/api"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Do stages of a work pool for flows on other machines.")
     parser.add_argument("--pool", required=True, help="the work pool; it is made if there is none")
-    parser.add_argument("--server", help="the Prefect server, http://HOST:4200; by default PREFECT_API_URL")
+    parser.add_argument(
+        "--server",
+        default=get_current_settings().api.url or "",
+        help="the Prefect server, http://HOST:4200; by default PREFECT_API_URL",
+    )
     parser.add_argument("--name", default=socket.gethostname(), help="by default the machine's")
     parser.add_argument(
         "--limit", type=int, help="stages at a time; by default as many as there are GPUs, or slots of cores"
@@ -166,7 +171,7 @@ def main() -> None:
         raise InputError(f"--pool {args.pool!r}: letters, digits, _ and - name a pool")
     if args.limit is not None and args.limit < 1:
         raise InputError(f"--limit {args.limit}: at least 1")
-    api = api_of(args.server)
+    api = api_of(args.server, "--server")
     until_stopped(lambda: work(find_repository(), args.pool, api, args.name, args.limit))
 
 

@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from configparser import ConfigParser
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ wait: .venv/installed
 #: What compose needs to be told; no defaults.
 SECRETS = {
     "DATABASE_PASSWORD": "of the database",
-    "PREFECT_API_AUTH_STRING": "user:of the server",
+    "SERVER_LOGIN": "user:of the server",
     "STORAGE_ACCESS_KEY": "key",
     "STORAGE_SECRET_KEY": "of the storage",
 }
@@ -177,9 +179,107 @@ def test_an_origin_elsewhere_is_left_alone(machine: Machine) -> None:
     assert machine.share(ORIGIN="https://host/retrain.git") == "ORIGIN is elsewhere: nothing to do\n"
 
 
-def test_history_that_others_have_is_not_rewritten(machine: Machine) -> None:
-    git(machine.checkout, *IDENTITY, "commit", "--amend", "--message", "another")
-    assert "rejected" in machine.share(fails=True)
+def amend(machine: Machine) -> str:
+    git(machine.checkout, *IDENTITY, "commit", "--quiet", "--amend", "--message", "another")
+    return "main no longer contains"
+
+
+def switch(machine: Machine) -> str:
+    change(machine.checkout, "on-work.py", "")
+    machine.share()
+    git(machine.checkout, "switch", "--quiet", "--create", "other", "HEAD~")
+    change(machine.checkout, "on-other.py", "")
+    return "main no longer contains"
+
+
+@pytest.mark.parametrize("rewrite", [amend, switch])
+def test_a_rewritten_history_is_followed_and_nothing_is_lost(
+    machine: Machine, rewrite: Callable[[Machine], str]
+) -> None:
+    machine.start("show")
+    run = git(machine.clone, "rev-parse", "HEAD")
+    for ref in ("refs/heads/retrain/a", "refs/retrain/run/commit"):
+        git(machine.clone, "push", "--quiet", "origin", f"HEAD:{ref}")
+    said = rewrite(machine)
+    before = git(machine.origin, "rev-parse", "main")
+    assert machine.share().startswith(f"{said} {before}, which is kept")
+    kept = git(machine.origin, "for-each-ref", "--format=%(refname) %(objectname)").splitlines()
+    now = git(machine.checkout, "rev-parse", "HEAD")
+    assert set(kept) == {
+        f"refs/heads/main {now}",
+        f"refs/heads/retrain/a {run}",
+        f"refs/replaced/{before} {before}",
+        f"refs/retrain/run/commit {run}",
+    }
+    machine.start("show")
+    assert git(machine.clone, "rev-parse", "HEAD") == now
+
+
+def test_what_was_changed_in_a_containers_clone_stays_when_history_is_rewritten(machine: Machine) -> None:
+    machine.start("show")
+    own = change(machine.clone, "own.py", "committed")
+    (machine.clone / "Makefile").write_text(f"{MAKEFILE}# not committed\n", encoding="utf-8")
+    amend(machine)
+    machine.share()
+    assert "the default branch of origin was rewritten" in machine.start("show")
+    assert git(machine.clone, "rev-parse", "HEAD") == git(machine.checkout, "rev-parse", "HEAD")
+    assert git(machine.clone, "rev-parse", f"kept-{own[:7]}") == own
+    assert (machine.clone / "Makefile").read_text(encoding="utf-8").endswith("# not committed\n")
+    assert "rewritten" not in machine.start("show")
+
+
+def test_a_shallow_clone_can_be_shared(machine: Machine, tmp_path: Path) -> None:
+    for number in range(3):
+        change(machine.checkout, f"{number}.py", "")
+    shallow = tmp_path / "shallow"
+    git(tmp_path, "clone", "--quiet", "--depth=1", machine.checkout.as_uri(), str(shallow))
+    machine.checkout, machine.origin = shallow, tmp_path / "origin" / "shallow.git"
+    for number in range(2):
+        assert machine.share() == ""
+        assert machine.start("show").endswith(f"in {machine.clone}\n")
+        assert git(machine.clone, "rev-parse", "HEAD") == git(shallow, "rev-parse", "HEAD")
+        change(machine.clone, "result.py", f"{number}")
+        git(machine.clone, "push", "--quiet", "origin", f"HEAD:retrain/{number}")
+        git(machine.clone, "reset", "--quiet", "--hard", "@{upstream}")
+        change(shallow, f"next-{number}.py", "")
+
+
+def test_hooks_of_the_checkout_do_not_run(machine: Machine) -> None:
+    hook = machine.checkout / ".git" / "hooks" / "pre-push"
+    hook.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    hook.chmod(0o755)
+    change(machine.checkout, "new.py", "")
+    assert machine.share() == ""
+
+
+def test_a_worktree_whose_repository_is_not_there_is_one_line(machine: Machine, tmp_path: Path) -> None:
+    git(machine.checkout, "worktree", "add", "--quiet", str(tmp_path / "worktree"))
+    machine.checkout.rename(tmp_path / "outside")
+    machine.checkout = tmp_path / "worktree"
+    assert machine.share(fails=True) == (
+        "this checkout is a worktree or a submodule, whose repository is not in the container: use a clone\n"
+    )
+
+
+def test_a_checkout_on_windows_has_the_line_ends_that_linux_needs(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "config", "core.autocrlf", "true")
+    names = [
+        ".gitattributes",
+        "docker/share.sh",
+        "docker/entrypoint.sh",
+        "requirements.lock",
+        "docs/ui-run.png",
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    git(tmp_path, "add", "--all")
+    for name in names:
+        (tmp_path / name).unlink()
+    git(tmp_path, "checkout", "--", ".")
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes()
 
 
 # --- compose.yaml -------------------------------------------------------------------------------------------
@@ -209,11 +309,17 @@ def test_secrets_come_from_outside_and_have_no_default(services: dict[str, Any])
     assert not re.search(r"://[^/\s]*:[^/\s]*@", text)
 
 
+def lines_of_env() -> list[str]:
+    return (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+
+
+def variables_of_env() -> set[str]:
+    return {line.removeprefix("# ") for line in lines_of_env() if re.fullmatch(r"(# )?[A-Z_]+=.*", line)}
+
+
 def test_the_example_of_env_names_every_variable_and_gives_none(services: dict[str, Any]) -> None:
-    lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
-    named = {line.removeprefix("# ") for line in lines if re.fullmatch(r"(# )?[A-Z_]+=.*", line)}
-    assert named == {f"{name}=" for name in variables(services)}
-    assert {f"{name}=" for name in SECRETS} <= set(lines)
+    assert variables_of_env() == {f"{name}=" for name in variables(services)}
+    assert {f"{name}=" for name in SECRETS} <= set(lines_of_env())
     assert git(ROOT, "check-ignore", ".env") == ".env"
 
 
@@ -222,6 +328,37 @@ def test_every_image_has_a_version_and_every_port_is_this_machines_alone(service
         assert "build" in service or re.search(r":v?\d+\.\d+", service["image"]), name
         for port in service.get("ports", []):
             assert re.match(r"(\$\{BIND:-)?127\.0\.0\.1\}?:\d+:\d+$", port), f"{name}: {port}"
+
+
+def test_prefect_reads_none_of_the_variables_of_env() -> None:
+    assert not [name for name in variables_of_env() if name.startswith("PREFECT_")]
+
+
+@pytest.mark.parametrize("name", ["server", "parent", "cpu-worker", "gpu-worker", "bucket"])
+@pytest.mark.parametrize("host", ["server", "storage", "127.0.0.1"])
+def test_other_services_are_not_asked_by_way_of_a_proxy(
+    services: dict[str, Any], name: str, host: str
+) -> None:
+    environment = services[name]["environment"]
+    assert environment["NO_PROXY"] == environment["no_proxy"]
+    assert host in environment["NO_PROXY"].partition("$")[0].split(",")
+
+
+@pytest.mark.parametrize("name", ["server", "storage"])
+def test_a_health_check_asks_no_proxy(services: dict[str, Any], name: str) -> None:
+    with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        _, *command = services[name]["healthcheck"]["test"]
+        place = f"http://127.0.0.1:{server.server_port}/"
+        command = [re.sub(r"http://127\.0\.0\.1:\d+/[a-z/]*", place, word) for word in command]
+        proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9")
+        direct = {"no_proxy": services["server"]["environment"]["no_proxy"].partition("$")[0]}
+        kept = {name: value for name, value in environment().items() if name.lower() != "no_proxy"}
+        if not shutil.which(command[-5] if name == "storage" else command[0]):
+            pytest.skip("no wget")
+        with subprocess.Popen(command, env=kept | proxies | (direct if name == "server" else {})) as asking:
+            server.timeout = 20
+            server.handle_request()
+            assert asking.wait(20) == 0
 
 
 @pytest.mark.parametrize("name", ["parent", "cpu-worker", "gpu-worker"])

@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from tests.s3 import S3Server
 class Served(User):
     """A repository that `python -m flows.serve` serves, and what a user does with it."""
 
-    def __init__(self, repository: Repository, home: Path, **settings: str) -> None:
-        self.repository = repository
+    def __init__(self, repository: Repository, home: Path, name: str = "retrain", **settings: str) -> None:
+        self.repository, self.name = repository, name
         server, self.reports_port = free_ports(2)
         self.ui = f"http://127.0.0.1:{server}"
+        self.reports = f"http://127.0.0.1:{self.reports_port}"
         self.variables = environment() | {
             "PREFECT_HOME": str(home),
             "PREFECT_SERVER_API_HOST": "127.0.0.1",
@@ -34,14 +35,17 @@ class Served(User):
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_DEPLOYMENT_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
             "TMPDIR": str(repository.folder.parent),  # other runs on this machine may hold all cores
+            "http_proxy": "http://127.0.0.1:9",  # nothing here may be asked by way of a proxy
         }
-        self.variables.pop("PREFECT_API_URL", None)
+        for variable in ("PREFECT_API_URL", "no_proxy", "NO_PROXY"):
+            self.variables.pop(variable, None)
         self.variables |= settings
         super().__init__(settings.get("PREFECT_API_URL", f"{self.ui}/api"))
 
     @property
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "flows.serve", "--reports-port", str(self.reports_port)]
+        options = ["--name", self.name, "--reports-port", str(self.reports_port)]
+        return [sys.executable, "-m", "flows.serve", *options]
 
     def start(self) -> None:
         self.output = self.repository.folder.parent / "serve.log"
@@ -61,9 +65,12 @@ class Served(User):
     def said(self) -> str:
         return self.output.read_text()
 
-    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+    def stop(self, how: signal.Signals = signal.SIGINT, told: Sequence[psutil.Process] = ()) -> None:
+        """End it; `told` get the signal too."""
         family = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(how)
+        for process in told:
+            process.send_signal(how)
         self.process.wait(60)
         _, alive = psutil.wait_procs(family, timeout=10)
         for process in alive:
@@ -89,7 +96,7 @@ class Served(User):
 
     def submit(self, **request: Any) -> FlowRun:
         """A custom run, as from the form."""
-        deployment = self.client.read_deployment_by_name("retrain/retrain")
+        deployment = self.client.read_deployment_by_name(f"retrain/{self.name}")
         return self.client.create_flow_run_from_deployment(deployment.id, parameters={"request": request})
 
     def training(self, run_id: UUID) -> psutil.Process:
@@ -111,7 +118,7 @@ class Served(User):
 
     def slots_taken(self) -> int:
         """How many runs hold one of the deployment's slots."""
-        limit = self.client.read_deployment_by_name("retrain/retrain").global_concurrency_limit
+        limit = self.client.read_deployment_by_name(f"retrain/{self.name}").global_concurrency_limit
         assert limit is not None
         return limit.active_slots
 
@@ -121,8 +128,8 @@ class Served(User):
 
 
 @contextmanager
-def serving(repository: Repository, home: Path, **settings: str) -> Iterator[Served]:
-    served = Served(repository, home, **settings)
+def serving(repository: Repository, home: Path, name: str = "retrain", **settings: str) -> Iterator[Served]:
+    served = Served(repository, home, name, **settings)
     with closing(served):
         served.start()
         try:

@@ -126,7 +126,7 @@ class TestInOrder:
         run = served.submit(epochs=5000, **SMALL)
         served.training(run.id)
         waiting = served.submit(**SMALL)
-        server = served.part("server")
+        server = served.part("flows.guard")
         cut_power(lambda: set(served.processes()) - {server})
         served.process.wait(60)
         began = time.monotonic()

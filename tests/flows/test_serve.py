@@ -12,19 +12,23 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from http.client import HTTPConnection
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+from websockets.typing import Origin
 
-from flows.server import client_of
-from tests.flows.conftest import Served
+from tests.flows.conftest import Served, serving
 from tests.helpers import Repository, free_ports
 
 WEEKLY = ("weekly", "0 3 * * 1", False)
+NO_HEADERS: dict[str, str] = {}
 LEAP_DAY = ("leap-day", "0 0 29 2 *", True)
 
 
@@ -79,7 +83,7 @@ class TestInOrder:
         report = served.repository.folder / "runs" / "some" / "index.html"
         report.parent.mkdir()
         report.write_text("a report")
-        assert asked(served, "/some/index.html") == (200, "a report")
+        assert asked(served.reports, "/some/index.html") == (200, "a report")
         for path in (
             "/.checkouts/",
             "/.logs/",
@@ -94,7 +98,62 @@ class TestInOrder:
             "/%2e%2e/README.md",
             "/..%2fREADME.md",
         ):
-            assert asked(served, path)[0] == 404, path
+            assert asked(served.reports, path)[0] == 404, path
+
+    def test_the_pages_of_others_can_do_nothing(self, served: Served) -> None:
+        ours = urlsplit(served.ui)
+        foreign = {"Host": ours.netloc, "Origin": "https://elsewhere.example"}
+        rebound = {
+            "Host": f"elsewhere.example:{ours.port}",
+            "Origin": f"http://elsewhere.example:{ours.port}",
+        }
+        for headers in (foreign, {"Host": ours.netloc, "Origin": "null"}, rebound):
+            assert asked(served.ui, "/api/admin/version", headers=headers)[0] == 403
+            # A page may send that without asking first: it has no content type.
+            assert asked(served.ui, "/api/flows/", "POST", '{"name": "foreign"}', headers)[0] == 403
+            with pytest.raises(InvalidStatus):
+                open_websocket(served.ui, "/api/events/in", headers)
+        preflight = foreign | {"Access-Control-Request-Method": "POST"}
+        assert asked(served.ui, "/api/deployments/", "OPTIONS", headers=preflight)[0] == 403
+        assert served.client.read_flows(flow_filter=FlowFilter(name=FlowFilterName(any_=["foreign"]))) == []
+        assert asked(served.reports, "/some/index.html", headers=rebound)[0] == 403
+
+    @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+    def test_its_own_pages_are_served_by_each_of_its_names(self, served: Served, name: str) -> None:
+        host = f"{name}:{urlsplit(served.ui).port}"
+        own = {"Host": host, "Origin": f"http://{host}", "Content-Type": "application/json"}
+        assert '"api_url":"/api"' in asked(served.ui, "/ui-settings", headers=own)[1]
+        assert asked(served.ui, "/api/flows/filter", "POST", "{}", own)[0] == 200
+        open_websocket(served.ui, "/api/events/in", own)
+
+    def test_a_running_server_is_used_only_if_the_user_chose_it(self, served: Served, idle: Served) -> None:
+        port = str(urlsplit(served.ui).port)
+        assert refused(idle, PREFECT_SERVER_API_PORT=port) == taken(port)
+
+    def test_another_clones_deployment_is_left_alone(self, served: Served, idle: Served) -> None:
+        before = served.client.read_deployment_by_name("retrain/retrain")
+        assert refused(idle, PREFECT_API_URL=f"{served.ui}/") == (
+            f"error: the deployment retrain/retrain at {served.ui} belongs to the clone "
+            f"{socket.gethostname()}:{served.repository.folder}; "
+            "give this one another name with `make serve NAME=...`\n"
+        )
+        after = served.client.read_deployment_by_name("retrain/retrain")
+        assert (after.updated, after.schedules) == (before.updated, before.schedules)
+
+    def test_clones_with_names_of_their_own_share_a_server(
+        self, served: Served, make_repository: Callable[[Path], Repository], tmp_path: Path
+    ) -> None:
+        repository = make_repository(tmp_path / "repository")
+        repository.run("git", "commit", "--quiet", "--allow-empty", "--message", "of this clone alone")
+        commit = repository.run("git", "rev-parse", "HEAD").strip()
+        with serving(
+            repository, tmp_path / "prefect", "another", PREFECT_API_URL=f"{served.ui}/api"
+        ) as another:
+            ids = [one.submit(revision=commit, changes=["training.width=x"]).id for one in (served, another)]
+            states = [served.finished(run).state for run in ids]
+        said = [str(state.message) for state in states if state]
+        assert said[0] == f"revision: {commit!r}: no such branch, tag or commit in {served.repository.folder}"
+        assert said[1].startswith("params.yaml with training.width=x: ")
 
     def test_a_second_one_says_so_and_changes_nothing(self, served: Served) -> None:
         deployment = served.client.read_deployment_by_name("retrain/retrain")
@@ -116,7 +175,8 @@ class TestInOrder:
             check=True,
         )
         assert (
-            second.stdout == f"already served here; the deployment is up to date.\nPrefect UI: {served.ui}\n"
+            second.stdout
+            == f"already served here as retrain; the deployment is up to date.\nPrefect UI: {served.ui}\n"
         )
         assert psutil.Process(served.process.pid).children() == before
         assert schedules(served) == chosen
@@ -137,18 +197,37 @@ class TestInOrder:
         assert served.slots_taken() == 0
         assert schedules(served) == {(*WEEKLY[:2], True), LEAP_DAY}
 
-    def test_a_service_manager_ends_it_as_well(self, served: Served) -> None:
-        served.stop(signal.SIGTERM)
+    def test_a_service_manager_that_tells_all_processes_at_once_ends_it_as_well(self, served: Served) -> None:
+        run = served.submit(epochs=5000, publish="nowhere")
+        served.training(run.id)
+        family = psutil.Process(served.process.pid).children(recursive=True)
+        served.stop(signal.SIGTERM, family)
         assert served.process.returncode == 0
         assert served.processes() == []
+        assert served.checkouts() == []
+
+        served.start()
+        ended = served.run(run.id)
+        assert ended.state and ended.state.is_crashed(), ended.state
+        assert served.slots_taken() == 0
 
 
-def asked(served: Served, path: str) -> tuple[int, str]:
+def asked(
+    server: str, path: str, method: str = "GET", body: str | None = None, headers: dict[str, str] = NO_HEADERS
+) -> tuple[int, str]:
     """What a browser is told that sends a path just so."""
-    with closing(HTTPConnection("127.0.0.1", served.reports_port)) as connection:
-        connection.request("GET", path)
+    with closing(HTTPConnection(urlsplit(server).netloc)) as connection:
+        connection.request(method, path, body, headers)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
+
+
+def open_websocket(server: str, path: str, headers: dict[str, str]) -> None:
+    """Open one as a browser does, and close it."""
+    address = urlsplit(server)
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        origin = Origin(headers["Origin"])
+        connect(f"ws://{headers['Host']}{path}", sock=connection, origin=origin, proxy=None).close()
 
 
 def workers_online(served: Served) -> list[str]:
@@ -199,16 +278,21 @@ def silent_server() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
+def taken(port: str) -> str:
+    return (
+        f"error: a server is already running at http://127.0.0.1:{port}: to use it, set "
+        f"PREFECT_API_URL=http://127.0.0.1:{port}/api; to start one of your own, set PREFECT_SERVER_API_PORT "
+        "to another port\n"
+    )
+
+
 @pytest.mark.parametrize("stranger", [web_server, silent_server])
 def test_a_port_that_is_taken_is_one_line(
     idle: Served, stranger: Callable[[], AbstractContextManager[int]]
 ) -> None:
     with stranger() as port:
         line = refused(idle, PREFECT_SERVER_API_PORT=str(port))
-    assert line == (
-        f"error: http://127.0.0.1:{port}/api: what answers there is no Prefect server; "
-        "choose another port with PREFECT_SERVER_API_PORT\n"
-    )
+    assert line == taken(str(port))
 
 
 def test_a_port_for_reports_that_is_taken_is_one_line(idle: Served) -> None:
@@ -223,12 +307,5 @@ def test_a_port_for_reports_that_is_taken_is_one_line(idle: Served) -> None:
 def test_a_server_elsewhere_that_does_not_answer_is_one_line(idle: Served) -> None:
     (port,) = free_ports(1)
     api = f"http://127.0.0.2:{port}/api"
-    assert refused(idle, PREFECT_API_URL=api) == f"error: PREFECT_API_URL: no server answers at {api}\n"
-
-
-def test_a_server_that_asks_for_a_password_is_told_it() -> None:
-    with (
-        temporary_settings({PREFECT_API_AUTH_STRING: "me:secret"}),
-        client_of("http://127.0.0.1/api") as client,
-    ):
-        assert client._client.headers["Authorization"] == "Basic bWU6c2VjcmV0"
+    line = f"error: no Prefect server answers at {api}: [Errno 111] Connection refused\n"
+    assert refused(idle, PREFECT_API_URL=api) == line

@@ -4,15 +4,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from flows.slots import Slot, Slots, compute_slots
+from tasks.cli import InputError
 from tasks.params import Params, parse_params
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Locks of the test's own: the machine's may be held."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
@@ -110,3 +112,45 @@ def test_a_child_that_inherits_the_locks_keeps_the_slot() -> None:
     child.communicate(b"\n")
     taken.join(10)
     assert not taken.is_alive()
+
+
+def lock_folder(tmp_path: Path) -> Path:
+    return tmp_path / f"covid-qu-ex-slots-{os.getuid()}"
+
+
+def link_to_another(folder: Path) -> None:
+    (folder.parent / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to("elsewhere")
+
+
+def open_to_all(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+
+
+def another_users(folder: Path) -> None:
+    if os.getuid():
+        pytest.skip("only root can give a folder to another user")
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 65534, 65534)
+
+
+@pytest.mark.parametrize("prepare", [link_to_another, open_to_all, another_users])
+def test_a_folder_that_somebody_else_prepared_is_refused(
+    prepare: Callable[[Path], None], tmp_path: Path
+) -> None:
+    folder = lock_folder(tmp_path)
+    prepare(folder)
+    with pytest.raises(InputError, match="must be a folder that belongs to you and has mode 0700"):
+        two_of_four()
+    assert not list(folder.iterdir())
+
+
+def test_locks_empty_no_file_and_follow_no_link(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("bytes")
+    slots = two_of_four()
+    (lock_folder(tmp_path) / "choosing").symlink_to(precious)
+    with pytest.raises(OSError, match="symbolic links"), slots.take(say_nothing):
+        pass
+    assert precious.read_text() == "bytes"

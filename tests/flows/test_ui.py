@@ -42,10 +42,11 @@ def runs() -> dict[str, str]:
     return {}
 
 
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
 def test_the_deployment_has_a_schedule_that_is_off_and_runs_one_at_a_time(
-    page: Page, deployment: str
+    page: Page, deployment: str, name: str
 ) -> None:
-    page.goto(deployment)
+    page.goto(deployment.replace("127.0.0.1", name))
     expect(page.get_by_text("weekly", exact=True)).to_be_visible()
     expect(page.get_by_role("switch")).not_to_be_checked()
     expect(page.get_by_text("Concurrency Limit").locator("..")).to_have_text(

@@ -1,0 +1,34 @@
+"""docs/automation-on-failure.yaml, as Prefect's server reads and renders it."""
+
+import json
+from typing import Any
+
+import pytest
+from prefect.client.schemas.objects import FlowRun
+from prefect.events.actions import CallWebhook
+from prefect.events.schemas.automations import AutomationCore
+from prefect.server.utilities.user_templates import render_user_template_sync
+from prefect.states import Crashed, Failed, State
+from ruamel.yaml import YAML
+
+from tests.helpers import ROOT
+
+HOSTILE = 'train failed: C:\\new "data"\n\tFile "x.py", line 3 {{ flow_run.id }}</script>\r\x00 é 肺'
+
+
+@pytest.fixture(scope="module")
+def automation() -> AutomationCore:
+    with (ROOT / "docs" / "automation-on-failure.yaml").open(encoding="utf-8") as file:
+        return AutomationCore.model_validate(YAML(typ="safe").load(file))
+
+
+@pytest.mark.parametrize("state", [Failed(message=HOSTILE), Crashed(message=HOSTILE), Crashed()])
+def test_its_payload_is_json_whatever_the_message_holds(
+    automation: AutomationCore, state: State[Any]
+) -> None:
+    (action,) = automation.actions
+    assert isinstance(action, CallWebhook)
+    run = FlowRun.model_validate({"flow_id": "00000000-0000-0000-0000-000000000000", "name": 'a "b"'})
+    run.state = state
+    text = json.loads(render_user_template_sync(action.payload, {"flow_run": run}))["text"]
+    assert text == ": ".join(filter(None, ['a "b"', state.name, state.message]))
