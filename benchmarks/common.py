@@ -1,7 +1,9 @@
-"""What benchmarks/train.py and benchmarks/inference.py share: images, contestants, figures."""
+"""What benchmarks/train.py, inference.py and gpu.py share: images, contestants, figures."""
 
 import argparse
+import copy
 import hashlib
+import json
 import os
 import statistics
 import sys
@@ -9,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
@@ -16,11 +19,13 @@ from typing import Any, NamedTuple, Self, TypeVar
 import pandas as pd
 import psutil
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tasks.download import download
 from tasks.files import replacing, write_table
-from tasks.params import Plan, parse_assignment, parse_params, with_changes
+from tasks.params import Augment, Plan, parse_assignment, parse_params, with_changes
 from tasks.preprocess import preprocess
 from tasks.raw import KIND_FOLDERS, RawDataset, Split
 from tasks.sources import open_source
@@ -29,6 +34,29 @@ ROOT = Path(__file__).parent.parent
 MIB = 2**20
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HALF, TARGET, TRAIN_CLASS = "infection", "infection", "COVID-19"
+
+#: The training of a benchmark, the same in every checkout: params.yaml's own is not read. --set changes it.
+TRAINING = {
+    "batch_size": 16,
+    "width": 16,
+    "depth": 4,
+    "patch": 1,
+    "deep_supervision": False,
+    "optimiser": "adam",
+    "learning_rate": 0.001,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "ema": 0.0,
+    "augment": dict.fromkeys(Augment.model_fields, 0.0),
+    "seed": 0,
+    "seeds": 1,
+    "patience": 0,
+    "precision": "auto",
+    "compile": "auto",
+    "threads": 0,
+    "processes": 1,
+    "accumulate": 1,
+}
 
 Item = TypeVar("Item")
 
@@ -51,7 +79,7 @@ def make_plan(data: str, image_size: int, epochs: int, training: Mapping[str, An
         "image_size": image_size,
         "epochs": epochs,
         "alpha": 0.5,
-        "training": training,
+        "training": TRAINING | training,
         "experiments": {"benchmark": experiment},
     }
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -69,7 +97,7 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="for ours"
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="of params.yaml"
     )
     return parser
 
@@ -89,24 +117,30 @@ class Images(NamedTuple):
 def prepare(
     data: str, folder: Path, image_size: int, take: Mapping[Split, int], classes: Sequence[str]
 ) -> Images:
-    """Download and preprocess, unless `folder` holds it; `take` so many of each split, spread over all."""
-    own = folder / hashlib.sha256(data.encode()).hexdigest()[:8]
-    raw, whole = own / "raw", own / f"packed-{image_size}"
-    if not raw.exists():
-        download(open_source(data, Path.cwd()), raw, data)
-    if not whole.exists():
-        preprocess(raw, whole, image_size, max_rejected=0.01)
+    """Take so many images of each split and of the classes, spread over all that there are."""
+    raw, whole = packed_dataset(data, folder, image_size)
     table = pd.read_csv(whole / "images.csv")
     table = table[(table["half"] == HALF) & table["class"].isin(classes)]
     parts = [spread(table[table["split"] == split], count) for split, count in take.items()]
     taken = pd.concat(parts)
-    view = own / f"view-{'-'.join(map(str, [image_size, len(classes), *take.values()]))}"
+    view = whole.parent / f"view-{'-'.join(map(str, [image_size, len(classes), *take.values()]))}"
     with replacing(view) as partial:
         (partial / HALF).mkdir(parents=True)
         for split in take:
             (partial / HALF / split).symlink_to(whole.resolve() / HALF / split)
         write_table(taken, partial / "images.csv")
     return Images(raw, view, taken)
+
+
+def packed_dataset(data: str, folder: Path, image_size: int) -> tuple[Path, Path]:
+    """Download and preprocess, unless `folder` holds it; the raw dataset and the packed one."""
+    own = folder / hashlib.sha256(data.encode()).hexdigest()[:8]
+    raw, packed = own / "raw", own / f"packed-{image_size}"
+    if not raw.exists():
+        download(open_source(data, Path.cwd()), raw, data)
+    if not packed.exists():
+        preprocess(raw, packed, image_size, max_rejected=0.01)
+    return raw, packed
 
 
 def spread(table: pd.DataFrame, count: int) -> pd.DataFrame:
@@ -248,18 +282,135 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def matrix_rate(dtype: torch.dtype, repeats: int = 10) -> float:
-    """Operations a second of a large matrix product, two a multiply-add; the best of a few."""
-    side = 8192 if DEVICE.type == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=DEVICE).to(dtype) for _ in range(2))
-    best = 0.0
-    for _ in range(repeats):
-        synchronise()
-        start = time.perf_counter()
-        a @ b
-        synchronise()
-        best = max(best, 2 * side**3 / (time.perf_counter() - start))
-    return best
+def device_memory() -> int:
+    """Bytes that torch allocated on CUDA at most."""
+    return torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else 0
+
+
+class Operations(NamedTuple):
+    """Of one image; two a multiply-add."""
+
+    forward: int
+    step: int
+    """Forward and backward."""
+    parameters: int
+
+
+def operations(network: nn.Module, size: int) -> Operations:
+    """What this very network computes, counted on a copy on the meta device; its gradients are dropped."""
+    network.zero_grad()
+    copied = copy.deepcopy(network).to("meta").train()
+    with FlopCounterMode(display=False) as counted:
+        logits = copied(torch.empty(1, 1, size, size, device="meta"))
+        forward = counted.get_total_flops()
+        outputs = logits if isinstance(logits, tuple) else (logits,)
+        torch.stack([output.sum() for output in outputs]).sum().backward()
+    return Operations(forward, counted.get_total_flops(), sum(p.numel() for p in network.parameters()))
+
+
+def plan_words(plan: Plan) -> str:
+    """The network of a plan."""
+    return f"{plan.network}, width {plan.width}, depth {plan.depth}, patch {plan.patch}"
+
+
+def number_format(precision: str) -> str:
+    """What convolutions compute in: fp32, bf16, or tf32, to which CUDA may round fp32 by torch's default."""
+    rounds = DEVICE.type == "cuda" and torch.backends.cudnn.allow_tf32
+    return "tf32" if precision == "fp32" and rounds else precision
+
+
+#: The largest matrices whose product is timed, and seconds: of a product that is long enough, of all.
+LARGEST, LONG, TIMED_FOR = {"cuda": 8192, "cpu": 2048}[DEVICE.type], 0.1, 1.0
+
+
+@cache
+def matrix_rate(of_format: str, threads: int) -> float:
+    """Operations a second of a large matrix product in a number format, two a multiply-add; the best of some.
+
+    The matrices grow until a product is long enough: a format that the processor only emulates takes seconds
+    too, not minutes.
+    """
+    with _computing_in(of_format, threads):
+        side, seconds = 128, 0.0
+        while side < LARGEST and seconds < LONG:
+            side *= 2
+            a, b = (torch.randn(side, side, device=DEVICE).to(_dtype(of_format)) for _ in range(2))
+            seconds = min(_product_seconds(a, b) for _ in range(2))
+        ends = time.perf_counter() + TIMED_FOR
+        while time.perf_counter() < ends:
+            seconds = min(seconds, _product_seconds(a, b))
+    return 2 * side**3 / seconds
+
+
+def _dtype(of_format: str) -> torch.dtype:
+    return torch.bfloat16 if of_format == "bf16" else torch.float32
+
+
+@contextmanager
+def _computing_in(of_format: str, threads: int) -> Iterator[None]:
+    threads_before, precision_before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high" if of_format == "tf32" else "highest")
+    yield
+    torch.set_num_threads(threads_before)
+    torch.set_float32_matmul_precision(precision_before)
+
+
+def _product_seconds(a: torch.Tensor, b: torch.Tensor) -> float:
+    synchronise()
+    start = time.perf_counter()
+    a @ b
+    synchronise()
+    return time.perf_counter() - start
+
+
+def checked_share(what: str, part: float, whole: float, of: str) -> float | None:
+    """part / whole. Above 1 one of both was measured wrong: then None, and a line says so."""
+    share = part / whole
+    if 0 <= share <= 1:
+        return share
+    print(f"measuring fault: {what}: {share:.1%} of {of} is impossible; the share is left out", flush=True)
+    return None
+
+
+class Facts(NamedTuple):
+    """What a contestant's network is, and how it was computed."""
+
+    network: str
+    operations: Operations
+    number_format: str
+    threads: int
+    device_memory: int
+    caching: float = 0.0
+    """Seconds before the first epoch."""
+
+    def line(self) -> str:
+        of = self.operations
+        return (
+            f"{self.network}: {of.parameters:,} parameters; million multiply-adds an image: "
+            f"{of.forward / 2e6:.1f} forward, {of.step / 2e6:.1f} with backward; "
+            f"computes in {self.number_format}"
+        )
+
+    @property
+    def peak(self) -> float:
+        """The rate that shares are given of."""
+        return matrix_rate(self.number_format, self.threads)
+
+    def share(self, name: str, each: int, speed: float) -> float | None:
+        """Of the peak, with so many operations an image and images a second."""
+        of = f"the {self.number_format} matrix rate"
+        return checked_share(f"{name} at {speed:.1f} images/s", each * speed, self.peak, of)
+
+
+def percent(share: float | None) -> str:
+    return "refused" if share is None else f"{share:.1%}"
+
+
+def append_json(file: Path | None, row: Mapping[str, Any]) -> None:
+    if file:
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row) + "\n")
 
 
 def spread_of(values: Sequence[float], form: str = ".1f") -> str:

@@ -41,6 +41,7 @@ def main() -> None:
             # The last core is both contestants' alone; children inherit this.
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
             times = [measure(clone, environment) for _ in range(rounds)]
+            stages = len(run(clone, "dvc", "stage", "list", "--name-only").split())
         finally:
             server.terminate()
             server.wait()
@@ -48,7 +49,6 @@ def main() -> None:
     for name in names:
         row = [one[name] for one in times]
         print(f"{name:28} {statistics.median(row):6.1f} s    {'  '.join(f'{value:.1f}' for value in row)}")
-    stages = 9
     cold = statistics.median(one["flow, cold"] - one["dvc repro, cold"] for one in times)
     print(f"overhead cold: {cold:.1f} s for {stages} stages; goal: under 3 s and 1 s a stage, {3 + stages} s")
     print(
@@ -96,10 +96,12 @@ def measure(clone: Path, environment: dict[str, str]) -> dict[str, float]:
     return seconds
 
 
-def run(folder: Path, *command: str, environment: dict[str, str] | None = None) -> None:
+def run(folder: Path, *command: str, environment: dict[str, str] | None = None) -> str:
+    """What the command printed."""
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout
 
 
 if __name__ == "__main__":

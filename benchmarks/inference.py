@@ -14,10 +14,12 @@ a process of its own and over the same Test images of all classes:
                     for each image IoU by numpy. Nothing else is scored or written
 
 The order of turns is reversed every other round, and the first round warms up. Prints images a second, the
-median, least and most of the rounds; peak memory; the mean IoU of those that know it; and where the time of
-`evaluation` goes. The images and what a GPU machine needs: see benchmarks/train.py.
+median, least and most of the rounds; the share that the network's passes have of the rate of a matrix product
+in its number format; peak memory, on CUDA what torch allocated; the mean IoU of those that know it; and where
+the time of `evaluation` goes. The images and what a GPU machine needs: see benchmarks/train.py.
 """
 
+import argparse
 import json
 import statistics
 import sys
@@ -26,7 +28,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,24 +38,30 @@ from common import (
     MIB,
     TARGET,
     Apart,
+    Facts,
     Stopwatch,
+    append_json,
+    checked_share,
+    device_memory,
     make_plan,
+    number_format,
+    operations,
     parser_of,
+    percent,
+    plan_words,
     prepare,
     show,
     spread_of,
     unpack,
 )
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
 import tasks.evaluate
 import tasks.predict
 import tasks.scoring
-from models.networks import NETWORKS
-from tasks.compute import set_up
+from tasks.compute import Compute, set_up
 from tasks.network import load_network
 from tasks.packed import PackedSplit
 from tasks.params import Plan
@@ -83,12 +91,20 @@ class Round(NamedTuple):
 
 
 class Contestant:
-    def __init__(self, setting: Setting) -> None:
-        self.setting, self.watch = setting, Stopwatch()
+    """A network and what is done with it."""
+
+    def __init__(self, setting: Setting, compute: Compute) -> None:
+        self.setting, self.compute, self.watch = setting, compute, Stopwatch()
+        self.network = load_network(setting.trained, setting.plan.seed, compute)
 
     def work(self) -> float | None:
         """Once over the images; their mean IoU, if it is found."""
         raise NotImplementedError
+
+    def facts(self) -> Facts:
+        memory, plan = device_memory(), self.setting.plan
+        of_format, threads = number_format(self.compute.precision), torch.get_num_threads()
+        return Facts(plan_words(plan), operations(self.network, plan.image_size), of_format, threads, memory)
 
     def run(self) -> Round:
         start = time.perf_counter()
@@ -101,10 +117,8 @@ class Predicting(Contestant):
     """What begins with a network of the stage."""
 
     def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
         plan = setting.plan
-        self.compute = set_up(plan.seed, plan.precision, plan.threads)
-        self.network = load_network(setting.trained, plan.seed, self.compute)
+        super().__init__(setting, set_up(plan.seed, plan.precision, plan.threads))
         self.split = PackedSplit(setting.packed, HALF, "Test")
         self.dataset = RawDataset(setting.raw)
 
@@ -122,7 +136,7 @@ class OwnSize(Predicting):
             pass
 
 
-class Evaluation(Contestant):
+class Evaluation(Predicting):
     """The whole stage, whose parts are timed from within."""
 
     def __init__(self, setting: Setting) -> None:
@@ -139,7 +153,8 @@ class Evaluation(Contestant):
             (Calibration, "add", "calibration"),
             (tasks.evaluate, "encode_mask", "predicted masks encoded"),
         ):
-            setattr(place, name, watch.on_host(part, getattr(place, name)))
+            if hasattr(place, name):  # else its time is part of what calls it
+                setattr(place, name, watch.on_host(part, getattr(place, name)))
 
     def work(self) -> float:
         s = self.setting
@@ -155,11 +170,9 @@ class PlainLoop(Contestant):
     """Evaluation as users write it."""
 
     def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
-        plan = setting.plan
-        network = NETWORKS[plan.network](in_channels=1, out_channels=1, width=plan.width, depth=plan.depth)
-        network.load_state_dict(load_file(setting.trained / "networks" / f"{plan.seed}.safetensors"))
-        self.network = network.to(DEVICE).eval()
+        torch.set_num_threads(setting.plan.threads or torch.get_num_threads())
+        super().__init__(setting, Compute(DEVICE, "fp32"))
+        self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     @torch.no_grad()
     def work(self) -> float:
@@ -198,13 +211,13 @@ MAKERS: dict[str, Callable[[Setting], Contestant]] = {
 TOLD = {"network, twice": {"flip": True}, "plain, 16": {"batch": 16}}
 
 
-def race(setting: Setting, rounds: int) -> dict[str, list[Round]]:
-    """A row a contestant; then where the time of the evaluation goes."""
-    done: dict[str, list[Round]] = {name: [] for name in MAKERS}
+def race(setting: Setting, names: list[str], rounds: int, file: Path | None) -> dict[str, list[Round]]:
+    """A row a contestant, shown and in the file of JSON lines."""
+    done: dict[str, list[Round]] = {name: [] for name in names}
     with ExitStack() as stack:
         contestants = {
-            name: stack.enter_context(Apart(make, setting._replace(**TOLD.get(name, {}))))
-            for name, make in MAKERS.items()
+            name: stack.enter_context(Apart(MAKERS[name], setting._replace(**TOLD.get(name, {}))))
+            for name in names
         }
         for number in range(rounds + 1):
             for name in sorted(contestants, reverse=number % 2 == 1):
@@ -212,37 +225,64 @@ def race(setting: Setting, rounds: int) -> dict[str, list[Round]]:
                 print(f"round {number} of {rounds}: {name}: {one.seconds:.1f} s", file=sys.stderr)
                 if number:  # the first round warms up
                     done[name].append(one)
-    rows = [["", "images/s", "ms an image", "peak memory", "IoU"]]
+        facts = {name: contestant.call("facts") for name, contestant in contestants.items()}
+    print(facts[names[0]].line())
+    rows = [["", "images/s", "ms an image", "of the peak", "peak memory", "IoU"]]
     for name, of in done.items():
-        speeds = [len(setting.files) / one.seconds for one in of]
-        memory = f"{contestants[name].memory / MIB:.0f} MiB"
-        found = "" if of[0].iou is None else f"{of[0].iou:.4f}"
-        rows.append([name, spread_of(speeds), f"{1000 / statistics.median(speeds):.1f}", memory, found])
+        found = found_of(name, facts[name], of, len(setting.files))
+        found["memory"] = facts[name].device_memory or contestants[name].memory
+        append_json(file, {"name": name} | found)
+        rows.append([name, *words_of(found)])
     show(rows)
     return done
 
 
+def found_of(name: str, facts: Facts, rounds: list[Round], images: int) -> dict[str, Any]:
+    speeds = [images / one.seconds for one in rounds]
+    passes = 2 if TOLD.get(name, {}).get("flip") else 1
+    return {
+        "network": facts.network,
+        **facts.operations._asdict(),
+        "images_per_second": speeds,
+        "number_format": facts.number_format,
+        "matrix_rate": facts.peak,
+        "mfu": facts.share(name, passes * facts.operations.forward, statistics.median(speeds)),
+        "iou": rounds[0].iou,
+    }
+
+
+def words_of(found: dict[str, Any]) -> list[str]:
+    speeds = found["images_per_second"]
+    iou = "" if found["iou"] is None else f"{found['iou']:.4f}"
+    each, memory = f"{1000 / statistics.median(speeds):.1f}", f"{found['memory'] / MIB:.0f} MiB"
+    return [spread_of(speeds), each, percent(found["mfu"]), memory, iou]
+
+
 def show_parts(rounds: list[Round], images: int) -> None:
     total = sum(one.seconds for one in rounds)
-    parts = {part: sum(one.parts[part] for one in rounds) for part in rounds[0].parts}
-    parts["other scores"] = parts.pop("scores") - parts["surfaces"]
+    parts = {part: sum(one.parts.get(part, 0.0) for one in rounds) for part in rounds[0].parts}
+    parts["other scores"] = parts.pop("scores", 0.0) - parts.get("surfaces", 0.0)
     parts["the rest"] = total - sum(parts.values())
+    rows = [["", "share", "ms an image"]]
+    for part, seconds in sorted(parts.items(), key=lambda item: -item[1]):
+        share = percent(checked_share(part, seconds, total, "the time"))
+        rows.append([part, share, f"{1000 * seconds / len(rounds) / images:.2f}"])
     print("\nwhere the time of evaluation goes")
-    show(
-        [["", "share", "ms an image"]]
-        + [
-            [part, f"{seconds / total:.1%}", f"{1000 * seconds / len(rounds) / images:.2f}"]
-            for part, seconds in sorted(parts.items(), key=lambda item: -item[1])
-        ]
-    )
+    show(rows)
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=3, help="of the training")
-    args = parser.parse_args()
+    parser.add_argument("--contestants", default=";".join(MAKERS), help="with semicolons")
+    parser.add_argument("--json", type=Path, help="append the table's rows to this file of JSON lines")
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     # Of phantoms as of the real images, 1,166 of 5,826 are in Test.
     data = args.data or f"phantom://{max(9, round(args.images * 5.1))}"
     plan = make_plan(data, args.size, args.epochs, {"width": args.width}, args.sets)
@@ -255,8 +295,10 @@ def main() -> None:
             out = Path(trained) / "benchmark"
             train(plan, images.packed, out)
             print(f"\n{len(files)} Test images", flush=True)
-            done = race(Setting(plan, images.packed, images.raw, out, files), args.rounds)
-    show_parts(done["evaluation"], len(files))
+            setting = Setting(plan, images.packed, images.raw, out, files)
+            done = race(setting, args.contestants.split(";"), args.rounds, args.json)
+    if "evaluation" in done:
+        show_parts(done["evaluation"], len(files))
 
 
 if __name__ == "__main__":

@@ -18,23 +18,27 @@ epoch warms up and is not timed, nor is validation.
 
 BasicUNet has other blocks: instance normalisation, no shortcuts, wider maps before its last block. Its
 features are (w, 2w, 4w, 8w, 16w, w), w our width, at depth 4: 1.05 times our multiply-adds in a forward pass.
-A last block of 3/4 w would bring them to 0.99, and was no faster on a CPU, which likes powers of two. Both
-counts are printed; the last column of the table is free of the difference.
+A last block of 3/4 w would bring them to 0.99, and was no faster on a CPU, which likes powers of two. Each
+contestant's network and counts are printed; the last column of the table is free of the difference.
 
 Prints images a second, median, least and most of the timed epochs; ours divided by each of them, epoch by
 epoch; the CPU time an image, which other work on the machine disturbs least, if OMP_NUM_THREADS is 1; the
 share of the time that a loop waits for its next batch, in our case gathers it; peak memory (PSS of the
 process and its workers, or what torch allocated on CUDA); the share that forward and backward passes reach of
-a measured matrix product's rate, fp32 on a CPU, bf16 on CUDA (MFU), counted by FlopCounterMode; then the loss
-curves and the validation Dice at the network's size.
+the rate of a matrix product in the number format that the contestant computes in (MFU); then the loss curves
+and the validation Dice at the network's size. FlopCounterMode counts the multiply-adds of the network that is
+trained. The rate of each format in use is measured once, for about a second, after the epochs, with the
+contestant's number of threads. A share above 100 % is left out, and a line says so.
 
---table: our engine alone, over number format, memory layout, torch.compile and batch size.
+--table: our engine alone, over number format, memory layout, torch.compile and batch size. The first words of
+the lists come first, then each change alone, then several together.
 
+What the contestants train is set here and in benchmarks/common.py; params.yaml's own values are not read.
 Images are synthetic unless --data names the real ones, as data.source in params.yaml does. --work keeps what
 was prepared for another time.
 On a GPU machine without the project's environment: Python 3.11 or newer with torch, pandas, pillow, psutil,
 requests, safetensors, tqdm; carry wheels of pydantic, pydantic_core, annotated_types, typing_inspection and
-ruamel.yaml on PYTHONPATH, and monai for its contestant (`--contestants ours,plain` does without).
+ruamel.yaml on PYTHONPATH, and monai for its contestant (`--contestants fused,plain` does without).
 """
 
 import argparse
@@ -45,7 +49,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,10 +62,19 @@ from common import (
     MIB,
     TRAIN_CLASS,
     Apart,
+    Facts,
+    Images,
     Stopwatch,
+    append_json,
+    checked_share,
+    device_memory,
     make_plan,
     matrix_rate,
+    number_format,
+    operations,
     parser_of,
+    percent,
+    plan_words,
     prepare,
     ratios,
     show,
@@ -73,11 +85,9 @@ from common import (
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
 
 from models.losses import make_loss
 from models.metrics import confusion, dice
-from models.networks import NETWORKS
 from tasks.batches import Batches
 from tasks.compute import Compute, set_up
 from tasks.fitting import Fitter
@@ -117,6 +127,9 @@ class Contestant:
     """A network that is trained epoch by epoch."""
 
     network: nn.Module
+    #: What it is, and what it is asked to compute in.
+    what: str
+    precision = "fp32"
     #: Seconds that stood before the first epoch.
     caching = 0.0
 
@@ -148,8 +161,11 @@ class Contestant:
         scores = [dice(confusion(self.network(x) > 0, y >= 0.5)) for x, y in self.val_batches()]
         return float(torch.cat(scores).mean())
 
-    def facts(self) -> dict[str, float]:
-        return {"caching": self.caching, "device_memory": device_memory()}
+    def facts(self) -> Facts:
+        memory = device_memory()  # before the copy that is counted
+        counted = operations(self.network, self.setting.plan.image_size)
+        of_format, threads = number_format(self.precision), torch.get_num_threads()
+        return Facts(self.what, counted, of_format, threads, memory, self.caching)
 
 
 def device_name() -> str:
@@ -163,10 +179,6 @@ def cpu_seconds() -> float:
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
-def device_memory() -> int:
-    return torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else 0
-
-
 class Ours(Contestant):
     """Our engine. All that this benchmark knows of tasks.train and how it is set up stands here."""
 
@@ -174,7 +186,8 @@ class Ours(Contestant):
         super().__init__(setting)
         plan = setting.plan
         compute = set_up(plan.seed, plan.precision, plan.threads)
-        self.network = build_network(plan, compute)
+        self.network, self.what = build_network(plan, compute), plan_words(plan)
+        self.precision = compute.precision
         if setting.layout == "contiguous":
             compute = Contiguous(*compute)
             self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -203,6 +216,7 @@ class Loop(Contestant):
     loss: Callable[[Tensor, Tensor], Tensor]
 
     def start(self, network: nn.Module) -> None:
+        torch.set_num_threads(self.setting.plan.threads or torch.get_num_threads())
         self.network = network.to(DEVICE)
         self._optimiser = torch.optim.Adam(self.network.parameters(), lr=self.setting.plan.learning_rate)
 
@@ -254,6 +268,7 @@ class Plain(Loop):
         plan = setting.plan
         torch.manual_seed(plan.seed)
         self.start(our_network(plan))
+        self.what = plan_words(plan)
         self.loss = make_loss(plan.loss, **plan.loss_options)
         self.batches = DataLoader(PngFolder(setting.train_files, plan.image_size), **self.loader_options())
 
@@ -271,6 +286,7 @@ class Monai(Loop):
         set_determinism(plan.seed)
         torch.use_deterministic_algorithms(False)
         self.start(monai_network(plan))
+        self.what = f"MONAI's BasicUNet, features {plan.width} to {16 * plan.width} and {plan.width}, depth 4"
         self.loss = DiceCELoss(sigmoid=True, lambda_dice=0.5, lambda_ce=0.5, smooth_nr=1.0, smooth_dr=1.0)
         start = time.perf_counter()
         self.batches = self._loader(setting.train_files, **self.loader_options())
@@ -314,11 +330,13 @@ class Pairs:
 MAKERS: dict[str, Callable[[Setting], Contestant]] = {"ours": Ours, "plain": Plain, "monai": Monai}
 
 
-# --- networks and what they compute -------------------------------------------------------------------------
+# --- networks -----------------------------------------------------------------------------------------------
 
 
 def our_network(plan: Plan) -> nn.Module:
-    return NETWORKS[plan.network](in_channels=1, out_channels=1, width=plan.width, depth=plan.depth)
+    """Ours, in torch's default layout."""
+    network = build_network(plan, Compute(DEVICE, "fp32"))
+    return network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
 
 
 def monai_network(plan: Plan) -> nn.Module:
@@ -328,54 +346,25 @@ def monai_network(plan: Plan) -> nn.Module:
     return BasicUNet(spatial_dims=2, in_channels=1, out_channels=1, features=[*levels, plan.width])
 
 
-class Operations(NamedTuple):
-    """Of one image; two a multiply-add."""
-
-    forward: int
-    step: int
-    """Forward and backward."""
-    parameters: int
-
-
-def operations(make: Callable[[], nn.Module], size: int) -> Operations:
-    """Counted on the meta device, where nothing is computed."""
-    with torch.device("meta"):
-        network, image = make(), torch.empty(1, 1, size, size)
-    with FlopCounterMode(display=False) as counted:
-        logits = network(image)
-        forward = counted.get_total_flops()
-        logits.sum().backward()
-    return Operations(forward, counted.get_total_flops(), sum(p.numel() for p in network.parameters()))
-
-
 # --- in turns -----------------------------------------------------------------------------------------------
 
 
 def race(settings: dict[str, Setting], epochs: int) -> None:
-    plan = settings["ours"].plan
     images = len(settings["ours"].split("Train"))
     of_epochs: dict[str, list[Epoch]] = {name: [] for name in settings}
-    peaks: dict[torch.dtype, float] = {}
     with ExitStack() as stack:
         contestants = {
             name: stack.enter_context(Apart(MAKERS[kind_of(name)], setting))
             for name, setting in settings.items()
         }
         for number in range(epochs):
-            for dtype in (torch.float32, torch.bfloat16):
-                peaks[dtype] = max(peaks.get(dtype, 0.0), matrix_rate(dtype))
             for name in sorted(contestants, reverse=number % 2 == 1):
                 of_epochs[name].append(contestants[name].call("epoch"))
             took = ", ".join(f"{name}: {of[-1].seconds:.1f} s" for name, of in of_epochs.items())
             print(f"epoch {number + 1} of {epochs}: {took}", file=sys.stderr)
         facts = {name: contestant.call("facts") for name, contestant in contestants.items()}
 
-    counted = {"ours": operations(partial(our_network, plan), plan.image_size)}
-    counted["plain"] = counted["ours"]
-    if any(kind_of(name) == "monai" for name in settings):
-        counted["monai"] = operations(partial(monai_network, plan), plan.image_size)
-    show_networks(counted, plan)
-    peak = show_peaks(peaks)
+    show_contestants(facts)
     speeds = {name: [images / one.seconds for one in of[1:]] for name, of in of_epochs.items()}
     rows = [
         ["", "images/s", "ours is x as fast", "CPU ms an image", "waits for data", "memory", "of the peak"]
@@ -383,15 +372,15 @@ def race(settings: dict[str, Setting], epochs: int) -> None:
     for name, of in of_epochs.items():
         ratio = "" if name == "ours" else spread_of(ratios(speeds["ours"], speeds[name]), ".2f")
         wait = sum(one.wait for one in of[1:]) / sum(one.seconds for one in of[1:])
-        memory = facts[name]["device_memory"] or contestants[name].memory
-        used = counted[kind_of(name)].step * statistics.median(speeds[name]) / peak
+        memory = facts[name].device_memory or contestants[name].memory
+        used = facts[name].share(name, facts[name].operations.step, statistics.median(speeds[name]))
         cpu = spread_of([1000 * one.cpu / images for one in of[1:]])
-        shares = [f"{wait:.1%}", f"{memory / MIB:.0f} MiB", f"{used:.1%}"]
+        shares = [f"{wait:.1%}", f"{memory / MIB:.0f} MiB", percent(used)]
         rows.append([name, spread_of(speeds[name]), ratio, cpu, *shares])
     show(rows)
     for name, fact in facts.items():
-        if fact["caching"]:
-            print(f"{name}: {fact['caching']:.1f} s of caching before the first epoch")
+        if fact.caching:
+            print(f"{name}: {fact.caching:.1f} s of caching before the first epoch")
     for title, value in (("mean training loss", "loss"), ("validation Dice", "val_dice")):
         print(f"\n{title}")
         show(
@@ -404,60 +393,71 @@ def kind_of(name: str) -> str:
     return name.partition(",")[0]
 
 
-def show_networks(counted: dict[str, Operations], plan: Plan) -> None:
-    for name, of in counted.items():
-        if name == "plain":
-            continue
-        what = f"{plan.network}, width {plan.width}, depth {plan.depth}"
-        if name == "monai":
-            what = f"BasicUNet, features {plan.width} to {16 * plan.width} and {plan.width}"
-        share = of.forward / counted["ours"].forward
-        print(
-            f"{name}: {what}: {of.parameters:,} parameters; million multiply-adds an image: "
-            f"{of.forward / 2e6:.1f} forward ({share:.3f} of ours), {of.step / 2e6:.1f} with backward"
-        )
-
-
-def show_peaks(peaks: dict[torch.dtype, float]) -> float:
-    """The rate that shares are given of."""
-    rates = ", ".join(f"{rate / 1e9:.1f} GFLOP/s in {str(dtype)[6:]}" for dtype, rate in peaks.items())
-    dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
-    print(f"a matrix product reaches {rates}; shares are of {str(dtype)[6:]}\n", flush=True)
-    return peaks[dtype]
+def show_contestants(facts: dict[str, Facts]) -> None:
+    for name, fact in facts.items():
+        times = fact.operations.forward / facts["ours"].operations.forward
+        print(f"{name}: {fact.line()}; forward {times:.3f} times ours")
+    for of_format, threads in sorted({(fact.number_format, fact.threads) for fact in facts.values()}):
+        rate = matrix_rate(of_format, threads)
+        print(f"a matrix product in {of_format} reaches {rate / 1e9:.1f} GFLOP/s with {threads} threads")
+    print(flush=True)
 
 
 # --- the table ----------------------------------------------------------------------------------------------
 
 
-ROW = "{:10}{:15}{:9}{:>6}  {:>28}{:>8}{:>12}{:>8}"
+COLUMNS = ("precision", "layout", "compile", "batch", "images/s", "waits", "memory", "GFLOP/s", "MFU")
+ROW = "{:10}{:15}{:9}{:>6}  {:>28}{:>8}{:>12}{:>14}{:>9}"
 
 
-def table(settings: Iterator[Setting], epochs: int) -> None:
-    peak = show_peaks({dtype: matrix_rate(dtype) for dtype in (torch.float32, torch.bfloat16)})
-    print(ROW.format("precision", "layout", "compile", "batch", "images/s", "waits", "memory", "MFU"))
+def table(settings: Iterator[Setting], epochs: int, file: Path | None) -> None:
+    """A row a setting, in the table and in the file of JSON lines."""
+    before = None
+    print(ROW.format(*COLUMNS))
     for setting in settings:
         plan = setting.plan
+        row = {"precision": plan.precision, "layout": setting.layout, "compile": plan.compile}
+        row |= {"batch": plan.batch_size}
         try:
-            figures = run_alone(setting, epochs, peak)
+            facts, found = run_alone(setting, epochs)
         except (RuntimeError, ValueError) as error:  # out of memory, or a compiler that won't
-            figures = [f"{type(error).__name__}: {str(error).splitlines()[0][:60]}", "", "", ""]
-        print(ROW.format(plan.precision, setting.layout, plan.compile, plan.batch_size, *figures), flush=True)
+            found = {"failed": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"}
+            figures = [found["failed"][:60], "", "", "", ""]
+        else:
+            if facts.network != before:
+                print(facts.line())
+            before, figures = facts.network, words_of(found)
+        append_json(file, row | found)
+        print(ROW.format(*row.values(), *figures), flush=True)
 
 
-def run_alone(setting: Setting, epochs: int, peak: float) -> list[str]:
-    """Images a second, wait, memory and MFU of our engine."""
+def run_alone(setting: Setting, epochs: int) -> tuple[Facts, dict[str, Any]]:
+    """What our engine reaches; of images a second and shares as in the table, memory in bytes."""
     with Apart(Ours, setting) as contestant:
         of = [contestant.call("epoch", False) for _ in range(epochs)][1:]
-        memory = contestant.call("facts")["device_memory"] or contestant.memory
-    images = len(setting.split("Train"))
-    speeds = [images / one.seconds for one in of]
-    wait = sum(one.wait for one in of) / sum(one.seconds for one in of)
-    counted = operations(partial(our_network, setting.plan), setting.plan.image_size)
-    used = counted.step * statistics.median(speeds) / peak
-    return [spread_of(speeds), f"{wait:.1%}", f"{memory / MIB:.0f} MiB", f"{used:.1%}"]
+        facts: Facts = contestant.call("facts")
+    speeds = [len(setting.split("Train")) / one.seconds for one in of]
+    speed, seconds = statistics.median(speeds), sum(one.seconds for one in of)
+    return facts, {
+        "network": facts.network,
+        **facts.operations._asdict(),
+        "images_per_second": speeds,
+        "wait": checked_share("wait for data", sum(one.wait for one in of), seconds, "the time"),
+        "memory": facts.device_memory or contestant.memory,
+        "flops": facts.operations.step * speed,
+        "number_format": facts.number_format,
+        "matrix_rate": facts.peak,
+        "mfu": facts.share("ours", facts.operations.step, speed),
+    }
 
 
-def main() -> None:
+def words_of(found: dict[str, Any]) -> list[str]:
+    memory, flops = f"{found['memory'] / MIB:.0f} MiB", f"{found['flops'] / 1e9:.1f}"
+    speeds = spread_of(found["images_per_second"])
+    return [speeds, percent(found["wait"]), memory, flops, percent(found["mfu"])]
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = parser_of(__doc__)
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--batch", type=int, default=16)
@@ -465,19 +465,24 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6, help="the first is not timed")
     parser.add_argument("--workers", default="0,2", help="of the plain loop's DataLoader, each in its turn")
     parser.add_argument("--monai-workers", default="0", help="of MONAI's, whose items are cached")
-    parser.add_argument("--contestants", default="ours,plain,monai")
+    parser.add_argument("--contestants", default="fused,plain,monai", help="beside ours")
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--precisions", default="fp32,bf16")
-    parser.add_argument("--layouts", default="contiguous,channels_last")
+    parser.add_argument("--json", type=Path, help="append the table's rows to this file of JSON lines")
+    parser.add_argument("--precisions", help="default: what is fast here")
+    parser.add_argument("--layouts", default="channels_last,contiguous")
     parser.add_argument("--compile", default="none,fused,graphs")
     parser.add_argument("--batches", default="16,64")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     # Of phantoms as of the real images, 1,864 of 5,826 are of COVID-19 and in Train.
     data = args.data or f"phantom://{max(9, round(args.images * 3.2))}"
     with nullcontext(args.work) if args.work else tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         if args.table:
-            table(table_settings(args, data, work), args.epochs)
+            table(table_settings(args, data, work), args.epochs, args.json)
         else:
             race(race_settings(args, data, work), args.epochs)
 
@@ -486,23 +491,42 @@ def race_settings(args: argparse.Namespace, data: str, work: Path) -> dict[str, 
     images = prepare(data, work, args.size, {"Train": args.images, "Val": args.images // 4}, [TRAIN_CLASS])
     files = [unpack(images, split, work / "png") for split in ("Train", "Val")]
     setting = Setting(plan_of(args, data), images.packed, *files)
-    settings = {"ours": setting, "ours, fused": setting._replace(plan=plan_of(args, data, compile="fused"))}
+    wanted = args.contestants.split(",")
+    settings = {"ours": setting}
+    if "fused" in wanted:
+        settings["ours, fused"] = setting._replace(plan=plan_of(args, data, compile="fused"))
     for kind, workers in (("plain", args.workers), ("monai", args.monai_workers)):
-        settings |= {f"{kind}, {n}": setting._replace(workers=int(n)) for n in workers.split(",")}
+        if kind in wanted:
+            settings |= {f"{kind}, {n}": setting._replace(workers=int(n)) for n in workers.split(",")}
     shape = f"{args.size}x{args.size}, batches of {args.batch}"
     print(f"\n{len(files[0])} Train and {len(files[1])} Val images of {shape}, on {device_name()}")
-    wanted = args.contestants.split(",")
-    return {name: of for name, of in settings.items() if kind_of(name) in wanted}
+    return settings
 
 
 def table_settings(args: argparse.Namespace, data: str, work: Path) -> Iterator[Setting]:
-    words = [of.split(",") for of in (args.precisions, args.layouts, args.compile, args.batches)]
-    for precision, layout, mode, batch in product(*words):
-        # Whole batches alone: another size would be compiled anew.
-        count = max(1, args.images // int(batch)) * int(batch)
-        images = prepare(data, work, args.size, {"Train": count}, [TRAIN_CLASS])
+    precisions = args.precisions or fast_precisions()
+    words = [of.split(",") for of in (precisions, args.layouts, args.compile, args.batches)]
+    base = [first for first, *_ in words]
+    for chosen in sorted(product(*words), key=lambda some: sum(map(str.__ne__, some, base))):
+        precision, layout, mode, batch = chosen
         plan = plan_of(args, data, precision=precision, batch_size=int(batch), compile=mode)
-        yield Setting(plan, images.packed, layout=layout)
+        yield Setting(plan, whole_batches(args, data, work, int(batch)), layout=layout)
+
+
+def whole_batches(args: argparse.Namespace, data: str, work: Path, batch: int) -> Path:
+    """Whole batches alone, if there are any: another size would be compiled anew."""
+
+    def some(count: int) -> Images:
+        return prepare(data, work, args.size, {"Train": count}, [TRAIN_CLASS])
+
+    count = len(some(args.images).table)
+    return some(max(count // batch, 1) * batch).packed
+
+
+def fast_precisions() -> str:
+    """Those that a training would choose here, and on CUDA the other."""
+    best = set_up(0, "auto", torch.get_num_threads()).precision
+    return "bf16,fp32" if best == "bf16" else "fp32,bf16" if DEVICE.type == "cuda" else "fp32"
 
 
 def plan_of(args: argparse.Namespace, data: str, **training: Any) -> Plan:

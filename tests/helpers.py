@@ -1,5 +1,6 @@
 """What several tests need and is no fixture."""
 
+import importlib
 import io
 import re
 import shutil
@@ -11,10 +12,12 @@ import zipfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import psutil
+import pytest
 from PIL import Image
 
 from flows.checkout import environment
@@ -156,6 +159,13 @@ def finished(output: str) -> dict[str, str]:
     """Each task run that a flow's output tells of, with the name of the state it finished in."""
     lines = [line for line in output.splitlines() if "| Task run " in line and "Finished in state" in line]
     return {line.split("'")[1]: line.split("Finished in state ")[1].partition("(")[0] for line in lines}
+
+
+def benchmark(name: str) -> ModuleType:
+    """A module of benchmarks/, which finds its neighbours as a script does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        return importlib.import_module(name)
 
 
 def made(out: Path) -> dict[str, bytes]:

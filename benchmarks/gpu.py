@@ -1,0 +1,519 @@
+"""All that only a GPU can show about this project, most valuable first, in less than 25 minutes on one card.
+
+    benchmarks/gpu.sh FOLDER [--data covidqu.zip] [--parts smoke,throughput] [--minutes 24] [--set KEY=VALUE]
+    benchmarks/gpu.sh FOLDER --rehearse        the same with tiny networks and images; a CPU does
+
+The parts, in their order:
+
+    smoke        on the device, a training that was killed and went on gives the same bytes as one that was
+                 not, and two evaluations the same bytes as each other
+    throughput   benchmarks/train.py --table: the residual U-Net of width 64 at 256x256 over number format,
+                 memory layout, torch.compile and batch size
+    inference    benchmarks/inference.py: the same network's evaluation, and a plain loop's
+    NAME         an experiment of params.yaml, trained for as many of its epochs as there is time for, and
+                 scored on Test; by default best, then both of report 1, then report 2. Two epochs are timed
+                 first, in a training apart; the number of epochs is chosen so that the schedule ends in
+                 time. Nothing is compiled, but by --set training.compile=fused
+
+Each part is cut off at its share of the time that is left. Results are written as they come, to
+FOLDER/results.json and, as tables, to FOLDER/results.md; what the parts print goes to FOLDER/log.txt. A later
+call with the same FOLDER adds its parts, and a training that was cut off continues there. --minutes is for
+one call: where a command may run for ten minutes only, make three with --minutes 9 and different --parts.
+
+It needs neither DVC nor Prefect, but Python 3.11 or newer with the packages that gpu.sh checks for; a machine
+that lacks some takes them from wheels on PYTHONPATH. --data is what data.source takes; without it the images
+are synthetic, as many as the real ones. FOLDER/work holds the images and networks.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from multiprocessing.connection import Connection
+from pathlib import Path
+from threading import Timer
+from typing import Any, NamedTuple, TextIO
+
+import pandas as pd
+import torch
+from common import DEVICE, HALF, ROOT, packed_dataset, plan_words, prepare
+from gpu_tables import Entry, table
+
+from tasks.checkpoints import FOLDER_VARIABLE
+from tasks.cli import InputError, stage_main, without_secrets
+from tasks.consistency import check_pair
+from tasks.files import replacing
+from tasks.params import Params, Plan, parse_assignment, parse_params, with_changes
+from tasks.plan import plan as write_plans
+from tasks.raw import CLASSES
+
+#: The parts that run by default, with their shares of the time.
+SHARES = {"smoke": 2, "throughput": 5, "inference": 2, "best": 6, "report1_bce": 3, "report1_bce_iou": 3}
+SHARES |= {"report2": 3}
+#: The share of an experiment that is not among them.
+SHARE = 3
+
+#: Seconds that a command has to end by itself after its time is up: a training saves.
+GRACE = 20.0
+
+#: Epochs of the training that is timed, share of the time that chosen epochs may fill, and share of a part
+#: that is kept for the evaluation where the part `inference` has not measured one.
+TIMED_EPOCHS, FILLED, FOR_EVALUATION = 2, 0.9, 0.25
+
+#: For `smoke`: all that has a state, of a size that trains in seconds.
+SMALL = ("training.width=16", "epochs=30")
+#: And for everything in a rehearsal.
+TINY = ("image_size=32", "training.width=4", "training.depth=2", "training.threads=1", "epochs=4")
+
+
+class Sizes(NamedTuple):
+    """Of what is measured: options of benchmarks/train.py and inference.py, and images of `smoke`."""
+
+    throughput: tuple[str, ...]
+    inference: tuple[str, ...]
+    smoke: int
+
+
+WHOLE = Sizes(
+    ("--size=256", "--width=64", "--images=512", "--epochs=5"),
+    ("--size=256", "--width=64", "--images=256", "--rounds=3"),
+    smoke=128,
+)
+THUMB = ("--size=32", "--width=4", "--images=8", "--set=training.depth=2", "--set=training.threads=1")
+REHEARSED = Sizes(
+    (*THUMB, "--batches=8", "--epochs=2", "--compile=none", "--layouts=channels_last"),
+    (*THUMB, "--rounds=1", "--epochs=1", "--contestants=evaluation"),
+    smoke=9,
+)
+
+
+class UnfinishedError(Exception):
+    """Why a part did not come to its end, and what that is called in the results."""
+
+    status = "failed"
+
+
+class CutOffError(UnfinishedError):
+    status = "cut off"
+
+
+class SkippedError(UnfinishedError):
+    status = "skipped"
+
+
+# --- commands -----------------------------------------------------------------------------------------------
+
+
+Heard = Callable[[str], object]
+
+
+def ignored(_: str) -> None:
+    """What is said is not listened to."""
+
+
+class Line(NamedTuple):
+    """What a command said, and how many seconds after its start."""
+
+    after: float
+    text: str
+
+
+#: The process group, what it says, and what waits for its end and gives its status.
+Started = tuple[int, TextIO, Callable[[], int | None]]
+
+#: What stages on a CPU start with, so that a rehearsal takes a minute; on CUDA each is a program of its own.
+#: An optimiser loads torch._dynamo.
+PRELOADED = ["tasks.train", "tasks.evaluate", "torch._dynamo"]
+
+
+class Commands:
+    """Runs the project's commands in `work`, each in a process and process group of its own."""
+
+    def __init__(self, work: Path, log: Path) -> None:
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        self._variables = {FOLDER_VARIABLE: str(work / "checkpoints"), "PYTHONPATH": path}
+        self._work, self._log = work, log
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOADED)
+
+    def run(self, command: list[str], limit: float, heard: Heard = ignored) -> list[Line]:
+        """Run a stage (its module first) or a script for so many seconds at most; what it said.
+
+        `heard` is called with each line; where it returns True, the command is killed.
+
+        Raises:
+            SkippedError: there is no time.
+            CutOffError: the time was up.
+            UnfinishedError: the command failed.
+        """
+        if limit < 1:
+            raise SkippedError(f"no time was left for {command[0]}")
+        began, lines, killed = time.monotonic(), [], False
+        preloaded = DEVICE.type == "cpu" and not command[0].endswith(".py")
+        pid, said, ended = self._forked(command) if preloaded else self._started(command)
+        timers = [Timer(limit, _end, [pid, signal.SIGTERM])]
+        timers += [Timer(limit + GRACE, _end, [pid, signal.SIGKILL])]
+        for timer in timers:
+            timer.start()
+        try:
+            with said:
+                for text in said:
+                    lines.append(Line(time.monotonic() - began, text.rstrip()))
+                    self._note(text)
+                    if not killed and heard(text) is True:
+                        _end(pid, signal.SIGKILL)
+                        killed = True
+        finally:
+            for timer in timers:
+                timer.cancel()
+            _end(pid, signal.SIGKILL)  # what it started and left
+            status = ended()
+        if status and not killed:
+            if time.monotonic() - began >= limit:
+                raise CutOffError(f"{command[0]} was cut off after {limit:.0f} s")
+            raise UnfinishedError(f"{command[0]}: {lines[-1].text if lines else status}")
+        return lines
+
+    def _started(self, command: list[str]) -> Started:
+        module = [] if command[0].endswith(".py") else ["-m"]
+        process = subprocess.Popen(
+            [sys.executable, *module, *command],
+            cwd=self._work,
+            env=os.environ | self._variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            process_group=0,
+        )
+        assert process.stdout
+        return process.pid, process.stdout, process.wait
+
+    def _forked(self, command: list[str]) -> Started:
+        reader, writer = self._context.Pipe(duplex=False)
+        arguments = (command, self._work, self._variables, writer)
+        process = self._context.Process(target=_stage, args=arguments)
+        process.start()
+        writer.close()
+        assert process.pid
+
+        def ended() -> int | None:
+            process.join()
+            return process.exitcode
+
+        return process.pid, os.fdopen(os.dup(reader.fileno()), errors="replace"), ended
+
+    def _note(self, text: str) -> None:
+        print(text, end="", flush=True)
+        with self._log.open("a", encoding="utf-8") as log:
+            log.write(text)
+
+
+def _stage(command: list[str], work: Path, variables: dict[str, str], out: Connection) -> None:
+    os.setpgid(0, 0)
+    os.environ.update(variables)
+    for stream in (1, 2):
+        os.dup2(out.fileno(), stream)
+    out.close()
+    os.chdir(work)
+    sys.argv = command
+    stage_main(import_module(command[0]).main)
+
+
+def _end(group: int, how: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, how)
+
+
+# --- the parts ----------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """What the parts share: the data, and the results so far."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.rehearsed, self.sets = args.rehearse, args.sets
+        self.sizes = REHEARSED if args.rehearse else WHOLE
+        self.folder, self.work = args.folder.resolve(), args.folder.resolve() / "work"
+        self.work.mkdir(parents=True, exist_ok=True)
+        images = "45?size=64" if args.rehearse else "5826"
+        self.data = args.data or f"phantom://{images}"
+        if Path(self.data).exists():
+            self.data = str(Path(self.data).resolve())
+        self.results = Results(self.folder)
+        self.commands = Commands(self.work, self.folder / "log.txt")
+
+    def params(self, name: str, *sets: str) -> Params:
+        """params.yaml with the data, the command line's changes and these, and one experiment."""
+        # Compiling would take minutes of the time, and not of the training that is timed.
+        source = {"data": {"source": self.data}, "training": {"seeds": 1, "compile": "none"}}
+        words = [*(TINY if self.rehearsed else ()), *self.sets, *sets]
+        changes = {"the data": source} | {word: parse_assignment(word) for word in words}
+        return parse_params(with_changes((ROOT / "params.yaml").read_text("utf-8"), changes, [name]))
+
+    def write(self, params: Params, label: str) -> Path:
+        """Write the plans under `work`; their folder."""
+        write_plans(params, self.work / "plans" / label)
+        return self.work / "plans" / label
+
+    def save(self) -> None:
+        self.results.save()
+
+
+class Results:
+    """results.json and results.md: an entry a part, of this call and of those before."""
+
+    def __init__(self, folder: Path) -> None:
+        self._json, self._table = folder / "results.json", folder / "results.md"
+        there = self._json.exists()
+        self.parts: dict[str, Entry] = json.loads(self._json.read_text("utf-8"))["parts"] if there else {}
+
+    def save(self) -> None:
+        for path, text in (
+            (self._json, json.dumps({"parts": self.parts}, indent=2)),
+            (self._table, table(self.parts)),
+        ):
+            with replacing(path) as beside:
+                beside.write_text(text + "\n", encoding="utf-8")
+
+
+def smoke(bench: Bench, entry: Entry, limit: float) -> None:
+    """Train whole, killed and gone on; evaluate twice. Fails where the bytes differ."""
+    ends = time.monotonic() + limit
+    params = bench.params("best", *(() if bench.rehearsed else SMALL))
+    count = bench.sizes.smoke
+    take = {"Train": count, "Val": count, "Test": count}
+    images = prepare(bench.data, bench.work, params.image_size, take, CLASSES)
+    plans, out = bench.write(params, "smoke"), bench.work / "smoke"
+    plan, entry["network"] = str(plans / "best.json"), plan_words(params.plans["best"])
+
+    def run(*command: str, heard: Heard = ignored) -> list[Line]:
+        return bench.commands.run([*command], ends - time.monotonic(), heard)
+
+    def train(name: str, heard: Heard = ignored) -> list[Line]:
+        return run("tasks.train", plan, str(images.packed), str(out / name), heard=heard)
+
+    def checkpoints() -> set[Path]:
+        return set((bench.work / "checkpoints").glob("best-*.pt"))
+
+    def saved(line: str) -> bool:
+        return bool(re.search(r" epoch \d+/", line)) and checkpoints() > before
+
+    before = checkpoints()
+    entry["training_seconds"] = round(train("whole")[-1].after, 1)
+    train("killed", heard=saved)
+    went_on = [line.text for line in train("killed") if "goes on after" in line.text]
+    entry["killed"] = went_on[0].partition(": ")[2] if went_on else None
+    same = {"resumed_same_bytes": bool(went_on) and contents(out / "killed") == contents(out / "whole")}
+    for name in ("once", "twice"):
+        prediction = str(plans / "best.prediction.json")
+        paths = [str(out / "whole"), str(images.packed), str(images.raw), str(out / name)]
+        run("tasks.evaluate", plan, prediction, *paths)
+    same["evaluated_same_bytes"] = contents(out / "once") == contents(out / "twice")
+    entry |= same
+    if wrong := [name for name, is_same in same.items() if not is_same]:
+        raise UnfinishedError(f"{', '.join(wrong)}: no")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*.*"))}
+
+
+def measured(script: str, bench: Bench, entry: Entry, limit: float, options: tuple[str, ...]) -> None:
+    """Another benchmark, whose rows are the entry's as they come."""
+    rows = bench.work / f"{script}.jsonl"
+    rows.unlink(missing_ok=True)
+
+    def look(_: str) -> None:
+        if rows.exists():
+            entry["rows"] = [json.loads(line) for line in rows.read_text("utf-8").splitlines()]
+            bench.save()
+
+    places = ["--data", bench.data, "--work", str(bench.work), "--json", str(rows)]
+    try:
+        bench.commands.run([str(ROOT / "benchmarks" / script), *options, *places], limit, look)
+    finally:
+        look("")
+    if not entry.get("rows"):
+        raise UnfinishedError("it measured nothing")
+
+
+def throughput(bench: Bench, entry: Entry, limit: float) -> None:
+    measured("train.py", bench, entry, limit, ("--table", *bench.sizes.throughput))
+
+
+def inference(bench: Bench, entry: Entry, limit: float) -> None:
+    measured("inference.py", bench, entry, limit, bench.sizes.inference)
+
+
+class Experiment:
+    """An experiment of params.yaml, within a time."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, bench: Bench, entry: Entry, limit: float) -> None:
+        ends = time.monotonic() + limit
+        params = bench.params(self._name)
+        plan = params.plans[self._name]
+        if plan.lungs_from:
+            raise SkippedError("it sees predicted lungs, which are not made here")
+        raw, packed = packed_dataset(bench.data, bench.work, params.image_size)
+        entry |= {"network": plan_words(plan), "of_epochs": plan.epochs}
+        if "epochs" not in entry:
+            entry |= self._choose_epochs(bench, params, packed, limit)
+        chosen = bench.params(self._name, f"experiments.{self._name}.epochs={entry['epochs']}")
+        plans, out = bench.write(chosen, self._name), bench.work / "train" / self._name
+        if "training_seconds" not in entry:
+            bench.save()
+            lines = self._train(bench, plans, packed, out, ends - time.monotonic())
+            entry |= {"training_seconds": round(lines[-1].after, 1), **facts_of(out, plan)}
+        entry |= self._evaluate(bench, plans, out, packed, raw, ends - time.monotonic())
+        check_scores(entry["scores"])
+
+    def _train(self, bench: Bench, plans: Path, packed: Path, out: Path, limit: float) -> list[Line]:
+        plan = str(plans / f"{self._name}.json")
+        return bench.commands.run(["tasks.train", plan, str(packed), str(out)], limit)
+
+    def _choose_epochs(self, bench: Bench, params: Params, packed: Path, limit: float) -> Entry:
+        """As many as there is time for, by the seconds of the last of a few."""
+        began, plan = time.monotonic(), params.plans[self._name]
+        few = bench.params(self._name, f"experiments.{self._name}.epochs={TIMED_EPOCHS}")
+        lines = self._train(bench, bench.write(few, "timed"), packed, bench.work / "timed", limit)
+        ends = [line.after for line in lines if re.search(r" epoch \d+/\d+: ", line.text)]
+        seconds = ends[-1] - ends[-2]
+        around = max(0.0, lines[-1].after - TIMED_EPOCHS * seconds)
+        left = limit - (time.monotonic() - began) - around
+        left -= evaluation_seconds(bench.results.parts, plan, packed, limit)
+        epochs = min(plan.epochs, int(FILLED * left / seconds))
+        if epochs < 1:
+            raise SkippedError(f"there was no time for an epoch of {seconds:.1f} s and the evaluation")
+        return {"epochs": epochs, "epoch_seconds": round(seconds, 3)}
+
+    def _evaluate(
+        self, bench: Bench, plans: Path, trained: Path, packed: Path, raw: Path, limit: float
+    ) -> Entry:
+        out = bench.work / "evaluation" / self._name
+        plan, prediction = (str(plans / f"{self._name}{end}.json") for end in ("", ".prediction"))
+        places = [str(trained), str(packed), str(raw), str(out)]
+        lines = bench.commands.run(["tasks.evaluate", plan, prediction, *places], limit)
+        scores = json.loads((out / "metrics.json").read_text("utf-8"))
+        return {"evaluation_seconds": round(lines[-1].after, 1), "scores": scores}
+
+
+def facts_of(trained: Path, plan: Plan) -> Entry:
+    """What the training found."""
+    description = json.loads((trained / "networks" / f"{plan.seed}.json").read_text("utf-8"))
+    wanted = ("precision", "parameters", "train_images", "val_images", "best_epoch", "val_dice")
+    return {name: description[name] for name in wanted}
+
+
+def evaluation_seconds(parts: dict[str, Entry], plan: Plan, packed: Path, limit: float) -> float:
+    """What the evaluation may take, by the rate that `inference` measured of it for one target."""
+    rows = {row["name"]: row for row in parts.get("inference", {}).get("rows", [])}
+    if "evaluation" not in rows:
+        return FOR_EVALUATION * limit
+    table = pd.read_csv(packed / "images.csv")
+    images = ((table["half"] == HALF) & (table["split"] != "Train")).sum()  # Val chooses thresholds
+    rate = statistics.median(rows["evaluation"]["images_per_second"])
+    return min(limit / 2, 10 + float(images) * len(plan.targets) / rate)
+
+
+def check_scores(scores: dict[str, Any]) -> None:
+    """Refuse scores that no masks can have.
+
+    Raises:
+        UnfinishedError: a mean IoU and a mean Dice exclude each other.
+    """
+    for target, sets in scores.items():
+        for name, of in sets.items():
+            if fault := check_pair(of["iou"], of["dice"], 6):
+                raise UnfinishedError(f"measuring fault: {target}, {name}: {fault}")
+
+
+PARTS: dict[str, Callable[[Bench, Entry, float], None]] = {
+    "smoke": smoke,
+    "throughput": throughput,
+    "inference": inference,
+}
+
+
+# --- in their order -----------------------------------------------------------------------------------------
+
+
+def run_parts(bench: Bench, wanted: list[str], ends: float) -> None:
+    parts = bench.results.parts
+    for name in SHARES:
+        reason = "its turn did not come" if name in wanted else "it is not in --parts"
+        parts.setdefault(name, {"status": "skipped", "reason": reason})
+    bench.save()
+    for number, name in enumerate(wanted):
+        shares = [SHARES.get(later, SHARE) for later in wanted[number:]]
+        run_part(bench, name, (ends - time.monotonic()) * shares[0] / sum(shares))
+
+
+def run_part(bench: Bench, name: str, limit: float) -> None:
+    """Run a part and take in what came of it; no error of one keeps the next from its turn."""
+    parts, before, began = bench.results.parts, bench.results.parts.get(name), time.monotonic()
+    entry: Entry = {"status": "running", "device": device_name(bench.rehearsed)}
+    entry["data"] = without_secrets(bench.data)
+    if before and before["status"] in ("cut off", "running") and "epochs" in before:
+        entry = before | entry  # the training continues
+        entry.pop("reason", None)
+    parts[name] = entry
+    print(f"--- {name}: {limit:.0f} s at most", flush=True)
+    try:
+        if limit < 1:
+            raise SkippedError("no time was left")
+        PARTS.get(name, Experiment(name))(bench, entry, limit)
+        entry["status"] = "done"
+    except UnfinishedError as error:
+        entry |= {"status": error.status, "reason": str(error)}
+    except Exception as error:
+        entry |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+    entry["seconds"] = round(time.monotonic() - began, 1)
+    if entry["status"] == "skipped" and before and before["status"] != "skipped":
+        parts[name] = before
+    bench.save()
+    print(f"--- {name}: {': '.join(filter(None, [entry['status'], entry.get('reason')]))}", flush=True)
+
+
+def device_name(rehearsed: bool) -> str:
+    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
+    return f"{name}, torch {torch.__version__}{', rehearsal' if rehearsed else ''}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of the results")
+    parser.add_argument("--data", help="a zip, a folder or a URL, as data.source; default: synthetic")
+    parser.add_argument("--parts", default=",".join(SHARES))
+    parser.add_argument("--minutes", type=float, default=24.0, help="of this call")
+    parser.add_argument("--rehearse", action="store_true", help="tiny, on a CPU too")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="of params.yaml"
+    )
+    args = parser.parse_args()
+    ends, wanted = time.monotonic() + 60 * args.minutes, args.parts.split(",")
+    if DEVICE.type != "cuda" and not args.rehearse:
+        raise InputError("torch finds no GPU; --rehearse runs on the CPU")
+    bench = Bench(args)
+    for name in set(wanted) - set(PARTS):
+        bench.params(name)  # an unknown one ends here
+    print(f"--- the data: {without_secrets(bench.data)}", flush=True)
+    packed_dataset(bench.data, bench.work, bench.params("best").image_size)
+    run_parts(bench, wanted, ends)
+
+
+if __name__ == "__main__":
+    stage_main(main)

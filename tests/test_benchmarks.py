@@ -1,0 +1,98 @@
+"""The benchmarks measure what they say, and refuse numbers that cannot be."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tasks.params import Plan, Training
+from tests.helpers import ROOT, benchmark
+
+common, train, inference = (benchmark(name) for name in ("common", "train", "inference"))
+
+
+def plan_of(*sets: str) -> Plan:
+    words = ["training.depth=2", "training.threads=1", *sets]
+    plan: Plan = common.make_plan("phantom://", 32, 1, {"width": 4}, words)
+    return plan
+
+
+def test_multiply_adds_are_those_of_the_network() -> None:
+    """Worked by hand: 2 weights, 5 channels of 3x3x2, and 5; backward takes twice as many."""
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 5, 3, padding=1), nn.Conv2d(5, 1, 1))
+    forward = 32 * 32 * (2 + 5 * 9 * 2 + 5)
+    counted = common.operations(network, 32)
+    assert counted.forward == 2 * forward
+    assert counted.step == 2 * (3 * forward - 32 * 32 * 2)  # the image needs no gradient
+    assert counted.parameters == (2 + 2) + (90 + 5) + (5 + 1)
+
+
+@pytest.mark.parametrize("kind", ["ours", "plain"])
+def test_a_contestant_counts_the_network_that_it_trains(kind: str, tiny_packed: Path) -> None:
+    def facts(*sets: str) -> Any:
+        files = [(ROOT, ROOT)]  # never opened
+        contestant = train.MAKERS[kind](train.Setting(plan_of(*sets), tiny_packed, files))
+        found = contestant.facts()
+        assert found.operations.parameters == sum(p.numel() for p in contestant.network.parameters())
+        return found
+
+    whole, folded = facts(), facts("training.patch=2")
+    assert whole.network == "residual_unet, width 4, depth 2, patch 1"
+    assert folded.network == "residual_unet, width 4, depth 2, patch 2"
+    assert folded.operations.step < whole.operations.step / 3
+    assert (folded.number_format, folded.threads) == ("fp32", 1)
+
+
+def test_both_contestants_begin_with_the_same_network(tiny_packed: Path) -> None:
+    setting = train.Setting(plan_of("training.patch=2"), tiny_packed, [(ROOT, ROOT)])
+    ours, plain = (train.MAKERS[kind](setting).network.state_dict() for kind in ("ours", "plain"))
+    assert all(torch.equal(weight, plain[name]) for name, weight in ours.items())
+
+
+def test_a_benchmark_is_the_same_in_every_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of `training` is set by the benchmark, but what its experiment sets."""
+    assert common.TRAINING.keys() == Training.model_fields.keys() - {"targets", "train_classes"}
+    plan = plan_of()
+    text = (ROOT / "params.yaml").read_text()
+    for old, new in {"patch: 1": "patch: 2", "ema: 0.0": "ema: 0.9", "flip: 0.0": "flip: 0.5"}.items():
+        assert text.count(f" {old} ") == 1
+        text = text.replace(f" {old} ", f" {new} ")
+    (tmp_path / "params.yaml").write_text(text)
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    assert plan_of() == plan
+    assert plan_of("training.patch=2").patch == 2
+
+
+@pytest.mark.parametrize("number_format", ["fp32", "bf16"])
+def test_a_matrix_rate_takes_seconds_whatever_the_processor(number_format: str) -> None:
+    threads, began = torch.get_num_threads(), time.process_time()
+    rate = common.matrix_rate(number_format, 1)
+    assert time.process_time() - began < 20  # where bf16 is emulated, a product of the largest takes 40
+    assert 1e8 < rate < 1e14
+    assert common.matrix_rate(number_format, 1) == rate  # measured once
+    assert torch.get_num_threads() == threads
+
+
+def test_a_share_above_the_whole_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert common.checked_share("ours", 3.0, 4.0, "the rate") == 0.75
+    assert capsys.readouterr().out == ""
+    assert common.percent(common.checked_share("ours", 1.74, 1.0, "the fp32 matrix rate")) == "refused"
+    line = "measuring fault: ours: 174.0% of the fp32 matrix rate is impossible; the share is left out\n"
+    assert capsys.readouterr().out == line
+
+
+def test_evaluation_is_compared_with_the_network_that_was_trained(tiny_packed: Path, tmp_path: Path) -> None:
+    plan = plan_of("training.patch=2")
+    inference.train(plan, tiny_packed, tmp_path / "trained")
+    setting = inference.Setting(plan, tiny_packed, tiny_packed.parent / "raw", tmp_path / "trained", [])
+    ours, plain = inference.Network(setting), inference.PlainLoop(setting)
+    facts = ours.facts()
+    assert facts[:3] == plain.facts()[:3]
+    found = inference.found_of("network", facts, [ours.run()], images=9)
+    assert found["network"] == "residual_unet, width 4, depth 2, patch 2"
+    assert 0 < found["mfu"] < 1 and found["iou"] is None
+    x = torch.rand(2, 1, 32, 32)
+    torch.testing.assert_close(ours.network(x), plain.network(x))
