@@ -40,12 +40,14 @@ def server() -> Iterator[Callable[[], None]]:
         return
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    api = f"http://127.0.0.1:{port}/api"
+    url = f"http://127.0.0.1:{port}"
+    api = f"{url}/api"
     with TemporaryFile() as log, temporary_settings({PREFECT_API_URL: api}):
         os.environ["PREFECT_API_URL"] = api  # for the processes that it starts
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.guard", "--host", "127.0.0.1", "--port", str(port)],
-            env=environment() | VARIABLES,
+            # No page of another site may use it.
+            env=environment() | VARIABLES | {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -74,5 +76,7 @@ def _wait(api: str, process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
             return check_server(api)
         time.sleep(0.1)
     log.seek(0)
-    said = log.read().decode(errors="replace").strip().splitlines()[-1:]
-    raise InputError("; ".join(["the temporary Prefect server does not start", *said]))
+    lines = log.read().decode(errors="replace").splitlines()
+    errors = [line for line in lines if "Error" in line]
+    why = (errors or lines or [f"no answer within {STARTUP:.0f} s"])[-1]
+    raise InputError(f"the temporary Prefect server does not start: {why}")

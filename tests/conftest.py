@@ -1,10 +1,8 @@
 """A tiny dataset and a tiny repository, made for real: the same code, small images."""
 
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ from tasks.params import Params, parse_assignment, parse_params, with_changes
 from tasks.phantom import PhantomSource
 from tasks.preprocess import preprocess
 from tasks.sources import open_source
-from tests.helpers import ROOT, Repository, make_repository_of
+from tests.helpers import ROOT, Repository, made_once, make_repository_of
 from tests.s3 import s3
 
 __all__ = ["s3"]  # a fixture too
@@ -70,18 +68,6 @@ def kaggle_folder(tmp_path: Path) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(source.read(name))
     return root
-
-
-@contextmanager
-def made_once(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
-    """A folder that the test processes of one session share, and whether it has yet to be filled."""
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    with folder.with_suffix(".lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = folder / "done"
-        yield folder, not done.exists()
-        done.touch()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
 """What several tests need and is no fixture."""
 
+import fcntl
 import importlib
 import io
+import os
 import re
 import shutil
 import socket
@@ -9,8 +11,8 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -72,6 +74,18 @@ def eventually(what: str, seen: Callable[[], Any], patience: float = PATIENCE) -
             return value
         time.sleep(0.3)
     raise AssertionError(f"not within {patience:.0f} s: {what}")
+
+
+@contextmanager
+def made_once(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
+    """A folder that the test processes of one session share, and whether it has yet to be filled."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with folder.with_suffix(".lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder / "done"
+        yield folder, not done.exists()
+        done.touch()
 
 
 def cut_power(running: Callable[[], Iterable[psutil.Process]]) -> None:

@@ -153,13 +153,15 @@ def within(served: Served, seconds: float) -> None:
 
 
 def test_a_run_survives_its_server_being_away(
-    make_repository: Callable[[Path], Repository], tmp_path: Path
+    make_prepared_repository: Callable[[Path], Repository], make_home: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    home = tmp_path / "prefect"
+    home = make_home(tmp_path / "prefect")
     server = PrefectServer(home)
     try:
         server.start()
-        with serving(make_repository(tmp_path / "repository"), home, PREFECT_API_URL=server.api) as served:
+        with serving(
+            make_prepared_repository(tmp_path / "repository"), home, PREFECT_API_URL=server.api
+        ) as served:
             run = served.submit(epochs=60, **SMALL)
             served.training(run.id)
             server.kill()

@@ -1,6 +1,7 @@
 """The flow as its users run it: a real repository, a real Prefect server, real DVC."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,13 +71,30 @@ class TestInOrder:
         assert repository.run("git", "branch", "--show-current").strip() == "main"
 
     def test_again_nothing_has_changed_and_nothing_is_published(self, repository: Repository) -> None:
-        output = retrain(repository, "--name", "again", "--set", "alpha=0.4")
+        output = retrain(repository, "--name", "again", "--set", "alpha=0.4", "--publish", "nowhere")
         stages = repository.run("dvc", "stage", "list", "--name-only").split()
         assert finished(output) == dict.fromkeys(stages, "Cached")
         told = "nothing changed since retrain/first; nothing published; report: "
         assert output.splitlines()[-1].startswith(told)
         assert Path(output.splitlines()[-1].removeprefix(told)).exists()
         assert not repository.run("git", "branch", "--list", "retrain/again")
+        assert not (repository.folder / "runs" / "again").exists()
+
+    def test_a_run_that_would_repeat_another_starts_nothing(self, repository: Repository) -> None:
+        def report(*arguments: str) -> str:
+            told = retrain(repository, "--name", "again", *arguments)
+            assert told.count("\n") == 1
+            assert told.startswith("nothing changed since retrain/first; nothing to do; report: ")
+            return Path(told.partition("report: ")[2].strip()).read_text(encoding="utf-8")
+
+        assert "report1_bce_iou" in report("--set", "alpha=0.4")
+        assert "report1_bce_iou" in report("--experiments", "all", "--set", "alpha=0.4")
+
+    def test_a_report_that_was_deleted_is_back(self, repository: Repository) -> None:
+        shutil.rmtree(repository.folder / "runs" / "first")
+        output = retrain(repository, "--name", "again", "--set", "alpha=0.4")
+        assert set(finished(output).values()) == {"Cached"}
+        assert (repository.folder / "runs" / "first" / "index.html").is_file()
         assert not (repository.folder / "runs" / "again").exists()
 
     def test_dvc_alone_makes_the_same_lock_from_the_same_cache(self, repository: Repository) -> None:
@@ -164,6 +182,7 @@ def test_a_preset_is_a_word_or_a_path_of_its_file(tmp_path: Path, monkeypatch: p
             "error: params.yaml with alhpa=1: alhpa: unknown key (did you mean alpha?)",
         ),
         (["--preset", "dmeo"], "error: presets/dmeo.yaml: no such file in commit"),
+        (["--experiments", "best"], "error: experiments: 'best' is not one of report1_bce, report1_bce_iou"),
         (
             ["--preset", "/elsewhere/laptop.yaml"],
             "error: --preset /elsewhere/laptop.yaml: a run reads presets from presets/ of its commit; ",
