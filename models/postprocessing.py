@@ -15,12 +15,32 @@ EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 def remove_small(mask: Mask, min_pixels: float) -> Mask:
     """The mask without its components of fewer than `min_pixels` pixels."""
-    components, _ = ndimage.label(mask, structure=EIGHT_NEIGHBOURS)
-    kept = np.bincount(components.ravel()) >= min_pixels
-    kept[0] = False  # the background
-    return np.asarray(kept[components])
+    kept, box = mask.copy(), _bounding_box(mask)
+    components, _ = ndimage.label(mask[box], structure=EIGHT_NEIGHBOURS)
+    large = np.bincount(components.ravel()) >= min_pixels
+    large[:1] = False  # the background
+    if not large[1:].all():
+        kept[box] = large[components]
+    return kept
 
 
 def fill_holes(mask: Mask) -> Mask:
     """The mask with every background region that doesn't reach the image's edge."""
-    return np.asarray(ndimage.binary_fill_holes(mask))
+    # One that reaches the edge of the mask's box goes on to the image's edge: all is background out there.
+    filled, box = mask.copy(), _bounding_box(mask)
+    regions, count = ndimage.label(~mask[box])
+    hole = np.ones(count + 1, dtype=bool)
+    for edge in (regions[:1], regions[-1:], regions[:, :1], regions[:, -1:]):
+        hole[edge] = False
+    hole[0] = False  # the mask itself
+    if hole.any():
+        filled[box] |= hole[regions]
+    return filled
+
+
+def _bounding_box(mask: Mask) -> tuple[slice, slice]:
+    """The smallest box that holds the mask, in rows and columns; an empty one if there is nothing to hold."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return slice(0), slice(0)
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)

@@ -5,21 +5,21 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
+from models.surfaces import Mask
 from tasks.cli import InputError, stage_main
 from tasks.files import replacing, write_table
 from tasks.progress import progress
 from tasks.raw import HALF_KINDS, Kind, RawDataset
-from tasks.scoring import Calibration, score, summarise
+from tasks.scoring import Calibration, score_masks, summarise
 
-#: Each makes probabilities (H, W) of 0 and 1 from the true masks of an image.
-PREDICTORS: dict[str, Callable[[dict[Kind, Tensor]], Tensor]] = {
-    "all_background": lambda masks: torch.zeros_like(masks["lung"]).float(),
-    "all_foreground": lambda masks: torch.ones_like(masks["lung"]).float(),
-    "whole_lung": lambda masks: masks["lung"].float(),
+#: Each makes a mask (H, W), whose probabilities are 0 and 1, from the true masks of an image.
+PREDICTORS: dict[str, Callable[[dict[Kind, Mask]], Mask]] = {
+    "all_background": lambda masks: np.zeros_like(masks["lung"]),
+    "all_foreground": lambda masks: np.ones_like(masks["lung"]),
+    "whole_lung": lambda masks: masks["lung"],
 }
 
 
@@ -52,13 +52,14 @@ def _score_all(
     targets: list[Kind] = [kind for kind in HALF_KINDS[half] if kind != "image"]
     shown = progress(zip(images["id"], images["class"], strict=True), len(images), "baselines Test images")
     for image_id, image_class in shown:
-        masks = {target: torch.from_numpy(dataset.read(image_id, target) > 0) for target in targets}
+        masks = {target: dataset.read(image_id, target) > 0 for target in targets}
         for name, predictor in PREDICTORS.items():
-            probability = predictor(masks)
+            predicted = predictor(masks)
             for target in targets:
                 if (name, target) != ("whole_lung", "lung"):  # the truth itself
-                    calibrations[name].add(target, image_class, probability, masks[target])
-                    scores = score(probability > 0, probability, masks[target])
+                    truth = masks[target]
+                    calibrations[name].add(target, image_class, predicted, truth)
+                    scores = score_masks(predicted, truth, mae=float(np.mean(predicted != truth)))
                     yield {"predictor": name, "target": target, "id": image_id, "class": image_class} | scores
 
 

@@ -49,7 +49,8 @@ def set_up(seed: int, precision: str, threads: int, processes: int = 1) -> Compu
     """
     # cuBLAS repeats its results only with a workspace of fixed size.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    # use_deterministic_algorithms(True) does this too, and takes two seconds to load the compiler.
+    torch.set_deterministic_debug_mode("error")
     # That would also write NaN into all memory before its use, a tenth of a step; ours is not read before.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if not threads:
@@ -102,6 +103,7 @@ def compiled(network: nn.Module, how: str, compute: Compute, images_seen: int) -
         return network
     if not compiler:
         raise InputError(f"compile: {how} needs a C++ compiler, g++, and there is none; set compile: none")
+    torch.use_deterministic_algorithms(True)  # tells the compiler too
     mode = "reduce-overhead" if how == "graphs" and on_gpu else "default"
     return torch.compile(network, mode=mode, dynamic=False)  # type: ignore[return-value]
 

@@ -14,14 +14,24 @@ from typing import Any
 import pandas as pd
 import torch
 
-from models.metrics import confusion
+from models.metrics import confusion_of_masks
 from tasks.cli import stage_main
 from tasks.compute import set_up
 from tasks.files import replacing, write_table
 from tasks.network import load_network, trained_seeds
 from tasks.packed import PackedSplit, add_dropped_argument, dropped_ids
 from tasks.params import Plan, Prediction
-from tasks.predict import Case, Mask, Thresholds, choose_thresholds, predict_cases, read_mask, steps, to_masks
+from tasks.predict import (
+    Case,
+    Mask,
+    Recipe,
+    Thresholds,
+    choose_thresholds,
+    predict_cases,
+    read_mask,
+    steps,
+    to_masks,
+)
 from tasks.raw import RawDataset, encode_mask, write_member
 from tasks.scoring import Calibration, Metrics, mean_metrics, overlaps, score, score_within, summarise
 
@@ -111,9 +121,10 @@ class _Evaluation:
         split = PackedSplit(self._images, self._plan.half, "Test")
         what, flip = f"{self._plan.name} Test batches", self._prediction.flip_average
         for case in predict_cases(self._network, self._plan, split, self._raw, self._compute, flip, what):
-            masks = to_masks(case.probabilities, self.thresholds, self._prediction)
+            made: dict[Recipe, Mask] = {}
+            masks = to_masks(case.probabilities, self.thresholds, self._prediction, made)
             self.rows += self._score(case, masks)
-            self.stepped += self._step_by_step(case)
+            self.stepped += self._step_by_step(case, made)
             for target, truth in case.truths.items():
                 self.calibration.add(target, case.image_class, case.probabilities[target], truth)
                 if archive:
@@ -145,11 +156,11 @@ class _Evaluation:
             "predicted_share": _share(masks["infection"], lungs),
         }
 
-    def _step_by_step(self, case: Case) -> Iterator[Row]:
+    def _step_by_step(self, case: Case, made: dict[Recipe, Mask]) -> Iterator[Row]:
         for step, (thresholds, prediction) in self._steps.items():
-            masks = to_masks(case.probabilities, thresholds, prediction)
+            masks = to_masks(case.probabilities, thresholds, prediction, made)
             for target, truth in case.truths.items():
-                counts = confusion(torch.from_numpy(masks[target]), truth)
+                counts = confusion_of_masks(masks[target], truth.numpy())
                 yield {
                     "seed": self._seed,
                     "step": step,

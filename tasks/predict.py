@@ -54,14 +54,15 @@ def predict_cases(
     """Each image of the split with the network's probabilities; 0 outside what the network was shown."""
     batches = predict_batches(network, split, compute, flip_average, what)
     regions = split.regions()
-    for index, (probabilities, (_, row)) in enumerate(zip(batches, split.table.iterrows(), strict=True)):
-        truths = {target: read_mask(raw, row["id"], target) for target in plan.targets}
+    images = zip(batches, split.table["id"], split.table["class"], strict=True)
+    for index, (probabilities, image_id, image_class) in enumerate(images):
+        truths = {target: read_mask(raw, image_id, target) for target in plan.targets}
         shape = truths[plan.targets[0]].shape
         region = None if regions is None else resized(regions[index].float(), shape) >= 0.5
         own = {target: resized(p, shape) for target, p in zip(plan.targets, probabilities, strict=True)}
         if region is not None:
             own = {target: p * region for target, p in own.items()}
-        yield Case(row["id"], row["class"], own, truths, region)
+        yield Case(image_id, image_class, own, truths, region)
 
 
 @torch.no_grad()
@@ -122,16 +123,17 @@ def choose_thresholds(
 
 
 def _dice_at_each(probability: Tensor, truth: Tensor) -> Tensor:
-    """Dice at each of `THRESHOLDS`, from one pass over the pixels."""
-    passed = torch.bucketize(probability, THRESHOLDS, right=True)  # how many thresholds a pixel reaches
-    levels = len(THRESHOLDS) + 1
-    reach = [
-        torch.bincount(of.flatten(), minlength=levels).flip(0).cumsum(0).flip(0)[1:]
-        for of in (passed[truth], passed)
-    ]
-    tp, predicted = reach
-    area = truth.sum()
-    return dice(Confusion(tp, predicted - tp, area - tp, truth.numel() - predicted - area + tp))
+    """Dice at each of `THRESHOLDS`, from one sorting of the pixels."""
+    tp, predicted = (_reaching(pixels) for pixels in (probability[truth], probability))
+    area = np.count_nonzero(truth)
+    counts = Confusion(tp, predicted - tp, area - tp, truth.numel() - predicted - area + tp)
+    return torch.from_numpy(dice(counts))
+
+
+def _reaching(probability: Tensor) -> NDArray[np.intp]:
+    """How many pixels reach each of `THRESHOLDS`."""
+    ordered = np.sort(probability.numpy(), axis=None)
+    return ordered.size - np.searchsorted(ordered, THRESHOLDS.numpy())
 
 
 def _best_threshold(scores: Tensor) -> float:
@@ -144,20 +146,50 @@ def _best_threshold(scores: Tensor) -> float:
 PLAIN = Prediction(threshold=0.5, flip_average=False, within_lungs=False, min_area=0.0, fill_holes=False)
 
 
+class Recipe(NamedTuple):
+    """What makes a mask: a threshold, then within the lungs, small parts off, holes filled."""
+
+    target: Target
+    threshold: float
+    lungs: "Recipe | None"
+    min_area: float
+    fill_holes: bool
+
+
+def recipes(thresholds: Mapping[Target, float], prediction: Prediction) -> dict[Target, Recipe]:
+    """How the mask of each target is made."""
+    after = (prediction.min_area, prediction.fill_holes)
+    lungs = Recipe("lung", thresholds["lung"], None, *after) if prediction.within_lungs else None
+    return {
+        target: Recipe(target, threshold, lungs if target == "infection" else None, *after)
+        for target, threshold in thresholds.items()
+    }
+
+
 def to_masks(
-    probabilities: Mapping[Target, Tensor], thresholds: Mapping[Target, float], prediction: Prediction
+    probabilities: Mapping[Target, Tensor],
+    thresholds: Mapping[Target, float],
+    prediction: Prediction,
+    made: dict[Recipe, Mask] | None = None,
 ) -> dict[Target, Mask]:
-    """The predicted mask of each target: threshold, then within the lungs, small parts off, holes filled."""
-    masks: dict[Target, Mask] = {}
-    # The lung first, for the infection may be kept within it.
-    for target in sorted(probabilities, key=lambda target: target != "lung"):
-        mask = (probabilities[target] >= thresholds[target]).numpy()
-        if prediction.within_lungs and target == "infection":
-            mask = mask & masks["lung"]
-        if prediction.min_area:
-            mask = remove_small(mask, prediction.min_area * mask.size)
-        masks[target] = fill_holes(mask) if prediction.fill_holes else mask
-    return masks
+    """The predicted mask of each target.
+
+    `made` are masks of the same probabilities; what is in it is not made again, and what is made joins it.
+    """
+    made = {} if made is None else made
+    of_targets = recipes({target: thresholds[target] for target in probabilities}, prediction)
+    return {target: _mask(probabilities, recipe, made) for target, recipe in of_targets.items()}
+
+
+def _mask(probabilities: Mapping[Target, Tensor], recipe: Recipe, made: dict[Recipe, Mask]) -> Mask:
+    if recipe not in made:
+        mask = probabilities[recipe.target].numpy() >= recipe.threshold
+        if recipe.lungs:
+            mask &= _mask(probabilities, recipe.lungs, made)
+        if recipe.min_area:
+            mask = remove_small(mask, recipe.min_area * mask.size)
+        made[recipe] = fill_holes(mask) if recipe.fill_holes else mask
+    return made[recipe]
 
 
 def steps(prediction: Prediction, thresholds: Thresholds) -> dict[str, tuple[Thresholds, Prediction]]:

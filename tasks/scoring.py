@@ -1,18 +1,19 @@
 """From predicted and true masks to a row an image, and from the rows to named averages."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
 
 from models.metrics import (
     Confusion,
     calibration_bins,
-    confusion,
+    confusion_of_masks,
     dice,
     expected_calibration_error,
     iou,
@@ -21,8 +22,11 @@ from models.metrics import (
     sensitivity,
     specificity,
 )
-from models.surfaces import hausdorff95, surface_dice, surface_distances
+from models.surfaces import Mask, hausdorff95, surface_dice, surface_distances
 from tasks.raw import IMAGE_SETS
+
+if TYPE_CHECKING:  # torch takes seconds to load, and masks are scored without it
+    from torch import Tensor
 
 #: Pixels that a boundary may be off for the normalised surface distance.
 TOLERANCE = 2.0
@@ -41,15 +45,21 @@ def score(predicted: Tensor, probability: Tensor, truth: Tensor) -> dict[str, fl
         probability: float (H, W) in [0, 1].
         truth: boolean (H, W).
     """
-    counts = confusion(predicted, truth)
-    distances = surface_distances(predicted.numpy(), truth.numpy())
+    error = float(mean_absolute_error(probability, truth))
+    return score_masks(predicted.numpy(), truth.numpy(), error)
+
+
+def score_masks(predicted: Mask, truth: Mask, mae: float) -> dict[str, float]:
+    """The same of two masks, where the mean absolute error of the probability is known."""
+    counts = confusion_of_masks(predicted, truth)
+    distances = surface_distances(predicted, truth)
     return {
-        **{name: int(count) for name, count in counts._asdict().items()},
+        **counts._asdict(),
         **overlaps(counts),
-        "precision": float(precision(counts)),
-        "sensitivity": float(sensitivity(counts)),
-        "specificity": float(specificity(counts)),
-        "mae": float(mean_absolute_error(probability, truth)),
+        "precision": precision(counts),
+        "sensitivity": sensitivity(counts),
+        "specificity": specificity(counts),
+        "mae": mae,
         "hd95": hausdorff95(distances),
         "nsd": surface_dice(distances, TOLERANCE),
     }
@@ -59,10 +69,10 @@ def score_within(region: Tensor, predicted: Tensor, probability: Tensor, truth: 
     """The same of the pixels of a boolean region (H, W) alone; what lies outside is not counted at all."""
     scores = score(predicted & region, probability * region, truth & region)
     pixels = int(region.sum())
-    tp, fp, fn = (torch.tensor(scores[name]) for name in ("tp", "fp", "fn"))
+    tp, fp, fn = (scores[name] for name in ("tp", "fp", "fn"))
     inside = Confusion(tp, fp, fn, pixels - tp - fp - fn)
     error = scores["mae"] * region.numel() / pixels if pixels else 0.0
-    return scores | {"tn": int(inside.tn), "specificity": float(specificity(inside)), "mae": error}
+    return scores | {"tn": inside.tn, "specificity": specificity(inside), "mae": error}
 
 
 def overlaps(counts: Confusion) -> dict[str, float]:
@@ -73,15 +83,15 @@ class Calibration:
     """How often what was predicted with some probability was so, for each target and image set."""
 
     def __init__(self) -> None:
-        self._bins: dict[tuple[str, str], Tensor] = {}
+        self._bins: dict[tuple[str, str], NDArray[np.float64]] = {}
 
-    def add(self, target: str, image_class: str, probability: Tensor, truth: Tensor) -> None:
+    def add(self, target: str, image_class: str, probability: ArrayLike, truth: ArrayLike) -> None:
         """Count the pixels of one image."""
         bins = calibration_bins(probability, truth)
         for name, classes in IMAGE_SETS.items():
             if image_class in classes:
                 key = (target, name)
-                self._bins[key] = self._bins.get(key, torch.zeros_like(bins)) + bins
+                self._bins[key] = self._bins.get(key, 0.0) + bins
 
     def error(self, target: str, image_set: str) -> float:
         return expected_calibration_error(self._bins[target, image_set])
@@ -129,7 +139,7 @@ def summarise(images: pd.DataFrame, calibration: Calibration) -> Metrics:
 
 
 def _averages(rows: pd.DataFrame) -> dict[str, float]:
-    pooled = Confusion(*(torch.tensor(rows[c].to_numpy()) for c in Confusion._fields)).pooled()
+    pooled = Confusion(*(rows[c].to_numpy() for c in Confusion._fields)).pooled()
     averages: dict[str, float] = {name: rows[name].mean() for name in MEANS}
     averages |= {f"{name}_pooled": value for name, value in overlaps(pooled).items()}
     averages["mae_255"] = 255 * averages["mae"]

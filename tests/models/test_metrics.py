@@ -16,8 +16,10 @@ from torchmetrics.classification import (
 )
 
 from models.metrics import (
+    Confusion,
     calibration_bins,
     confusion,
+    confusion_of_masks,
     dice,
     expected_calibration_error,
     iou,
@@ -171,3 +173,30 @@ def test_calibration_bins_add_up_over_images(probabilities: tuple[Tensor, Tensor
     each = [calibration_bins(*image) for image in zip(*probabilities, strict=True)]
     torch.testing.assert_close(sum(each), calibration_bins(*probabilities))
     assert calibration_bins(*probabilities)[:, 0].sum() == 3 * 64 * 64
+
+
+def test_of_numbers_arrays_and_tensors_the_same_counts_score_the_same(masks: tuple[Tensor, Tensor]) -> None:
+    predicted, truth = (torch.cat([mask, torch.zeros(1, 24, 24).bool()]) for mask in masks)
+    truth[3] = False
+    counts = confusion(predicted, truth)
+    arrays = Confusion(*(count.numpy() for count in counts))
+    for metric in (iou, dice, precision, sensitivity, specificity, marked):
+        of_tensors = metric(counts)
+        assert of_tensors.dtype == torch.float64
+        np.testing.assert_array_equal(metric(arrays), of_tensors)
+        for n, one in enumerate(zip(predicted.numpy(), truth.numpy(), strict=True)):
+            numbers = confusion_of_masks(*one)
+            assert all(isinstance(count, int) for count in numbers)
+            assert metric(numbers) == of_tensors[n].item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_calibration_bins_are_those_of_torch_to_the_last_bit(dtype: torch.dtype) -> None:
+    random = torch.Generator().manual_seed(1)
+    probability = torch.rand(50, 40, generator=random, dtype=dtype) ** 4
+    probability[0, :3] = torch.tensor([0.0, 1.0, 1 / 15])
+    for truth in (torch.rand(50, 40, generator=random) < 0.3, torch.zeros(50, 40).bool()):
+        p, t = probability.flatten().double(), truth.flatten().double()
+        index = (p * 15).long().clamp(max=14)
+        columns = [torch.bincount(index, of, minlength=15) for of in (torch.ones_like(t), p, t)]
+        np.testing.assert_array_equal(calibration_bins(probability, truth), torch.stack(columns, dim=1))

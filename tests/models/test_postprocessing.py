@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from models.postprocessing import fill_holes, remove_small
 
@@ -98,3 +99,25 @@ def test_plain_masks_stay_and_inputs_are_left_alone(value: bool) -> None:
         np.testing.assert_array_equal(processed, np.full((8, 5), value))
         processed[:] = ~processed
     np.testing.assert_array_equal(plain, np.full((8, 5), value))
+
+
+def masks(height: int, width: int) -> list[NDArray[np.bool_]]:
+    """Empty, full, single pixels in the middle and at corners, a frame, and noise that touches the border."""
+    plain = [np.zeros((height, width), bool) for _ in range(5)]
+    plain[1][:] = True
+    plain[2][height // 2, width // 2] = plain[3][0, 0] = plain[4][-1, -1] = True
+    frame = np.ones((height, width), bool)
+    frame[1:-1, 1:-1] = False
+    random = np.random.default_rng(4)
+    return [*plain, frame, *(random.random((height, width)) < share for share in (0.1, 0.4, 0.6, 0.9))]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (5, 1), (3, 3), (24, 31)])
+def test_within_the_box_of_a_mask_all_is_as_in_the_whole_image(shape: tuple[int, int]) -> None:
+    for one in masks(*shape):
+        np.testing.assert_array_equal(fill_holes(one), ndimage.binary_fill_holes(one), strict=True)
+        components, _ = ndimage.label(one, structure=np.ones((3, 3)))
+        for least in (1, 2, 9):
+            large = np.bincount(components.ravel()) >= least
+            large[0] = False
+            np.testing.assert_array_equal(remove_small(one, least), large[components], strict=True)

@@ -8,7 +8,9 @@ import torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from scipy.spatial import cKDTree
 
+import models.surfaces
 from models.surfaces import hausdorff95, surface_dice, surface_distances
 
 Mask = NDArray[np.bool_]
@@ -123,3 +125,66 @@ def test_a_pair_of_256_by_256_takes_milliseconds() -> None:
         surface_distances(predicted, truth)
         seconds.append(time.process_time() - start)
     assert min(seconds) < 0.05  # measured: 0.003
+
+
+def degenerate(height: int, width: int) -> list[Mask]:
+    """Empty, full, one pixel in the middle and in each corner, lines along edges, a frame, pixels apart."""
+    masks = [np.zeros((height, width), bool) for _ in range(10)]
+    masks[1][:] = True
+    masks[2][height // 2, width // 2] = True
+    for place, (y, x) in enumerate([(0, 0), (0, -1), (-1, 0), (-1, -1)], start=3):
+        masks[place][y, x] = True
+    masks[7][0], masks[8][:, -1] = True, True
+    masks[9][::2, ::2] = True
+    return [*masks, ~masks[2], ~masks[9]]
+
+
+def plain_boundary(mask: Mask) -> NDArray[np.intp]:
+    padded = np.pad(mask, 1)
+    vertical, horizontal = padded[:-2, 1:-1] & padded[2:, 1:-1], padded[1:-1, :-2] & padded[1:-1, 2:]
+    return np.argwhere(mask & ~(vertical & horizontal))
+
+
+def plain_distances(predicted: Mask, truth: Mask) -> list[NDArray[np.float64]]:
+    ours, theirs = plain_boundary(predicted), plain_boundary(truth)
+    if not len(ours) or not len(theirs):
+        return [np.full(len(points), np.hypot(*truth.shape)) for points in (ours, theirs)]
+    return [cKDTree(theirs).query(ours)[0], cKDTree(ours).query(theirs)[0]]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (5, 1), (2, 2), (9, 7), (40, 33)])
+@pytest.mark.parametrize(("few", "cached"), [(10**9, 2**16), (10**9, 50), (0, 1)])
+def test_scores_are_those_of_the_plain_formulas_to_the_last_bit(
+    shape: tuple[int, int], few: int, cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models.surfaces, "FEW_PAIRS", few)
+    monkeypatch.setattr(models.surfaces, "PAIRS_IN_CACHE", cached)
+    random = np.random.default_rng(3)
+    masks = [*degenerate(*shape), *(random.random((4, *shape)) < [[[0.05]], [[0.3]], [[0.7]], [[0.95]]])]
+    for predicted in masks:
+        for truth in masks:
+            distances, plain = surface_distances(predicted, truth), plain_distances(predicted, truth)
+            for actual, expected in zip(distances, plain, strict=True):
+                assert actual.dtype == np.float64
+                np.testing.assert_array_equal(actual, expected, strict=True)
+            percentiles = [np.percentile(d, 95) for d in plain if d.size]
+            assert hausdorff95(distances) == max(percentiles, default=0.0)
+            both = np.concatenate(plain)
+            assert surface_dice(distances, 2.0) == (np.mean(both <= 2.0) if both.size else 1.0)
+
+
+def test_distances_across_the_largest_image_that_float32_is_trusted_with_are_exact() -> None:
+    side = models.surfaces.EXACT_UP_TO
+    corner, apart = np.zeros((side, side), bool), np.zeros((side, side), bool)
+    corner[0, 0], apart[-1, -1], apart[-1, -2] = True, True, True
+    found = surface_distances(corner, apart)
+    assert found.from_predicted.tolist() == [math.sqrt((side - 1) ** 2 + (side - 2) ** 2)]
+    assert found.from_truth.tolist() == [*found.from_predicted, math.sqrt(2 * (side - 1) ** 2)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 20, 21, 41, 500])
+def test_the_percentile_is_that_of_numpy_to_the_last_bit(size: int) -> None:
+    distances = np.sqrt(np.random.default_rng(size).integers(0, 5000, size).astype(float))
+    nothing = np.empty(0)
+    found = hausdorff95(models.surfaces.SurfaceDistances(distances, nothing))
+    assert found == np.percentile(distances, 95)

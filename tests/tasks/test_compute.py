@@ -2,6 +2,8 @@ import copy
 import ctypes
 import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from torch import nn
 
 from tasks.cli import InputError
 from tasks.compute import compiled, set_up
+from tests.helpers import ROOT
 
 
 class Small(nn.Module):
@@ -65,3 +68,16 @@ def test_a_step_takes_the_memory_of_the_step_before() -> None:
     pages_of_a_map = (16 << 20) // resource.getpagesize()
     # Of the half dozen maps of a step one may find no hole of its size.
     assert sum(page_faults() for _ in range(5)) < 5 * 2 * pages_of_a_map
+
+
+def test_setting_up_is_deterministic_and_loads_no_compiler() -> None:
+    """It would take two seconds of each evaluation."""
+    command = """if True:
+        import sys, torch
+        from tasks.compute import set_up
+        set_up(0, "fp32", 1)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not {"sympy", "torch._dynamo", "torch._inductor"} & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", command], cwd=ROOT, check=True)

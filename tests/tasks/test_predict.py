@@ -14,6 +14,7 @@ from tasks.predict import (
     PLAIN,
     THRESHOLDS,
     Case,
+    Recipe,
     _best_threshold,
     _dice_at_each,
     choose_thresholds,
@@ -150,3 +151,24 @@ def test_the_steps_are_those_that_are_on() -> None:
     assert list(steps(PLAIN, HALVES | {"lung": 0.4})) == ["plain", "threshold", "chosen"]
     thresholds, alone = steps(some, HALVES | {"lung": 0.4})["holes"]
     assert thresholds == HALVES and alone == PLAIN.model_copy(update={"fill_holes": True})
+
+
+@pytest.mark.parametrize("value", [0.0, 0.05, 0.5, 1.0])
+def test_dice_at_each_threshold_of_constant_probabilities(value: float) -> None:
+    probability = torch.full((6, 5), value)
+    for truth in (torch.zeros(6, 5).bool(), torch.ones(6, 5).bool(), torch.eye(6, 5).bool()):
+        each = [dice(confusion(probability >= t, truth)) for t in THRESHOLDS]
+        assert _dice_at_each(probability, truth).tolist() == torch.stack(each).tolist()
+
+
+def test_steps_share_the_masks_that_they_have_in_common() -> None:
+    everything = PLAIN.model_copy(update={"within_lungs": True, "min_area": 2 / 400, "fill_holes": True})
+    thresholds = HALVES | {"infection": 0.7}
+    made: dict[Recipe, np.ndarray] = {}
+    for at, prediction in [(thresholds, everything), *steps(everything, thresholds).values()]:
+        shared = to_masks(case().probabilities, at, prediction, made)
+        for target, mask in to_masks(case().probabilities, at, prediction).items():
+            np.testing.assert_array_equal(shared[target], mask, strict=True)
+    # Plain, small parts off, holes filled, all of these; the infection also at 0.7 and within lungs.
+    assert sum(recipe.target == "lung" for recipe in made) == 4
+    assert sum(recipe.target == "infection" for recipe in made) == 6
