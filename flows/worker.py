@@ -16,7 +16,15 @@ from pathlib import Path
 from prefect.settings import get_current_settings
 from prefect.utilities.callables import parameter_schema
 
-from flows.checkout import ORIGIN, RUNS, find_repository, has_origin, refs_at_origin, remove_leftovers
+from flows.checkout import (
+    CHECKOUTS,
+    ORIGIN,
+    RUNS,
+    find_repository,
+    has_origin,
+    refs_at_origin,
+    remove_leftovers,
+)
 from flows.pools import FLOW
 from flows.processes import family, flow_runs, kill, log_path, only_one, part, until_stopped
 from flows.remote import check_remote
@@ -36,6 +44,9 @@ from flows.slots import compute_slots
 from flows.stage import UNFIT, stage
 from tasks.cli import InputError, stage_main
 from tasks.params import load_params
+
+#: Seconds that processes which are ending may hold the locks of their checkouts.
+LOCK_HELD = 3.0
 
 #: Seconds in which a run that found its machine unfit tells the server so.
 LAST_WORDS = 5.0
@@ -130,8 +141,20 @@ def prefect_worker(
         finally:
             killed = flow_runs(family(name, repository))
             stack.close()
-            remove_leftovers(repository)
+            _remove_checkouts(repository)
             report_ended(api, killed)
+
+
+def _remove_checkouts(repository: Path) -> None:
+    """Remove the checkouts of the runs that were just ended.
+
+    A process that is ending holds its lock for a moment after it can't be found by its environment any more.
+    """
+    deadline = time.monotonic() + LOCK_HELD
+    remove_leftovers(repository)
+    while any((repository / CHECKOUTS).glob("*.lock")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+        remove_leftovers(repository)
 
 
 def worker_variables(repository: Path, api: str) -> dict[str, str]:

@@ -38,6 +38,22 @@ TINY = (
 )
 
 
+#: The files that take minutes, the longest first: begun last, one of them would run alone at the end.
+LONGEST = (
+    "test_pools.py",
+    "test_faults.py",
+    "test_pipeline.py",
+    "test_retrain.py",
+    "test_serve.py",
+    "test_publish.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+
 @pytest.fixture(scope="session")
 def tiny_params_text() -> str:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
