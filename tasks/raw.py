@@ -12,6 +12,7 @@ import io
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO, Literal, get_args
 
 import numpy as np
@@ -64,12 +65,13 @@ def read_manifest(file: Path | BinaryIO) -> pd.DataFrame:
 
 
 class RawDataset:
-    """Read access to `data/raw`."""
+    """Read access to `data/raw`, for several threads too."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self.manifest = read_manifest(root / MANIFEST)
         self._shards: dict[str, zipfile.ZipFile] = {}
+        self._lock = Lock()
         self._files: dict[Kind, set[str]] = {
             kind: set(self.manifest["id"][self.manifest[f"{kind}_sha256"] != ""]) for kind in KIND_FOLDERS
         }
@@ -79,7 +81,8 @@ class RawDataset:
         if image_id not in self._files[kind]:
             return None
         half, split, image_class, name = image_id.split("/")
-        return self._shard(shard_name(half, split)).read(member_name(image_class, kind, name))
+        with self._lock:
+            return self._shard(shard_name(half, split)).read(member_name(image_class, kind, name))
 
     def read(self, image_id: str, kind: Kind) -> np.ndarray:
         """The pixels as uint8 (H, W); masks hold 0 and 255.
