@@ -59,7 +59,6 @@ from tasks.packed import PackedSplit
 from tasks.params import Plan
 from tasks.predict import PLAIN, predict_batches, predict_cases
 from tasks.raw import CLASSES, RawDataset
-from tasks.scoring import Calibration
 from tasks.train import train
 
 
@@ -132,11 +131,11 @@ class Evaluation(Contestant):
         for place, name, part in (
             (tasks.predict, "read_mask", "true masks decoded"),
             (tasks.predict, "resized", "probabilities resized"),
-            (tasks.evaluate, "score", "scores"),
+            (tasks.evaluate, "score_masks", "scores"),
             (tasks.scoring, "surface_distances", "surfaces"),
             (tasks.scoring, "hausdorff95", "surfaces"),
             (tasks.scoring, "surface_dice", "surfaces"),
-            (Calibration, "add", "calibration"),
+            (tasks.evaluate, "calibration_bins", "calibration"),
             (tasks.evaluate, "encode_mask", "predicted masks encoded"),
         ):
             setattr(place, name, watch.on_host(part, getattr(place, name)))

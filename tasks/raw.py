@@ -5,7 +5,12 @@
     data/raw/infection-train.zip    one shard per half and split, members `COVID-19/images/covid_1.png`
 
 The same images give the same bytes, whatever source they came from and in whatever order.
+
+NumPy, pandas and Pillow are loaded where they are used: half a second that the schema of params.yaml, which
+needs the names alone, is spared.
 """
+
+from __future__ import annotations
 
 import hashlib
 import io
@@ -13,13 +18,13 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO, Literal, get_args
-
-import numpy as np
-import pandas as pd
-from PIL import Image
+from typing import TYPE_CHECKING, BinaryIO, Literal, get_args
 
 from tasks.cli import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
 
 Half = Literal["infection", "lung"]
 Split = Literal["Train", "Val", "Test"]
@@ -61,6 +66,8 @@ def write_member(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
 
 def read_manifest(file: Path | BinaryIO) -> pd.DataFrame:
     """All columns as text, empty where a file is missing."""
+    import pandas as pd
+
     return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
@@ -90,6 +97,9 @@ class RawDataset:
         Raises:
             InputError: the dataset has no such file.
         """
+        import numpy as np
+        from PIL import Image
+
         content = self.read_bytes(image_id, kind)
         if content is None:
             raise InputError(f"{self._root}: {image_id} has no {KIND_FOLDERS[kind]} file")
@@ -111,6 +121,8 @@ def sha256(parts: Iterable[bytes]) -> str:
 
 def encode_mask(mask: np.ndarray) -> bytes:
     """A boolean mask (H, W) as a 1 bit PNG."""
+    from PIL import Image
+
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, format="PNG")
     return buffer.getvalue()
