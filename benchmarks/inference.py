@@ -67,7 +67,6 @@ from tasks.packed import PackedSplit
 from tasks.params import Plan
 from tasks.predict import PLAIN, predict_batches, predict_cases
 from tasks.raw import CLASSES, RawDataset
-from tasks.scoring import Calibration
 from tasks.train import train
 
 
@@ -146,11 +145,11 @@ class Evaluation(Predicting):
         for place, name, part in (
             (tasks.predict, "read_mask", "true masks decoded"),
             (tasks.predict, "resized", "probabilities resized"),
-            (tasks.evaluate, "score", "scores"),
+            (tasks.evaluate, "score_masks", "scores"),
             (tasks.scoring, "surface_distances", "surfaces"),
             (tasks.scoring, "hausdorff95", "surfaces"),
             (tasks.scoring, "surface_dice", "surfaces"),
-            (Calibration, "add", "calibration"),
+            (tasks.evaluate, "calibration_bins", "calibration"),
             (tasks.evaluate, "encode_mask", "predicted masks encoded"),
         ):
             if hasattr(place, name):  # else its time is part of what calls it

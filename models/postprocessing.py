@@ -2,11 +2,12 @@
 
 Components are 8-connected: pixels that touch, if only at a corner, belong together. Background is then
 4-connected, so that a diagonal line of pixels closes a hole.
+
+SciPy is loaded at first use: that takes a third of a second, and most experiments leave masks as they are.
 """
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 Mask = NDArray[np.bool_]
 
@@ -15,6 +16,8 @@ EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 def remove_small(mask: Mask, min_pixels: float) -> Mask:
     """The mask without its components of fewer than `min_pixels` pixels."""
+    from scipy import ndimage
+
     kept, box = mask.copy(), _bounding_box(mask)
     components, _ = ndimage.label(mask[box], structure=EIGHT_NEIGHBOURS)
     large = np.bincount(components.ravel()) >= min_pixels
@@ -26,6 +29,8 @@ def remove_small(mask: Mask, min_pixels: float) -> Mask:
 
 def fill_holes(mask: Mask) -> Mask:
     """The mask with every background region that doesn't reach the image's edge."""
+    from scipy import ndimage
+
     # One that reaches the edge of the mask's box goes on to the image's edge: all is background out there.
     filled, box = mask.copy(), _bounding_box(mask)
     regions, count = ndimage.label(~mask[box])

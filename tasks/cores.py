@@ -5,7 +5,7 @@ import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Self, TypeVar
 
@@ -13,6 +13,9 @@ from tasks.cli import InputError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+#: Threads that share work; more of them would wait for Python's lock.
+MOST_THREADS = 4
 
 
 def available_cores() -> int:
@@ -31,6 +34,15 @@ def in_order(
     while asked:
         yield asked.popleft().result()
         asked.extend(pool.submit(work, job) for job in itertools.islice(waiting, 1))
+
+
+def in_threads(work: Callable[[Job], Result], jobs: Iterable[Job], ahead: int) -> Iterator[Result]:
+    """The results in the order of the jobs, which this thread takes while others work, `ahead` at most.
+
+    It pays where the work, and what makes the jobs, is done by libraries that let go of Python's lock.
+    """
+    with ThreadPoolExecutor(min(available_cores(), MOST_THREADS)) as pool:
+        yield from in_order(pool, work, jobs, ahead)
 
 
 class Processes:

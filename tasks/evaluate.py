@@ -8,20 +8,24 @@ import argparse
 import json
 import zipfile
 from collections.abc import Iterator, Set
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
-import torch
+from numpy.typing import NDArray
 
-from models.metrics import confusion_of_masks
+from models.metrics import calibration_bins, confusion_of_masks, mean_absolute_error
 from tasks.cli import stage_main
 from tasks.compute import set_up
+from tasks.cores import in_threads
 from tasks.files import replacing, write_table
 from tasks.network import load_network, trained_seeds
 from tasks.packed import PackedSplit, add_dropped_argument, dropped_ids
-from tasks.params import Plan, Prediction
+from tasks.params import Plan, Prediction, Target
 from tasks.predict import (
+    AHEAD,
     Case,
     Mask,
     Recipe,
@@ -33,9 +37,18 @@ from tasks.predict import (
     to_masks,
 )
 from tasks.raw import RawDataset, encode_mask, write_member
-from tasks.scoring import Calibration, Metrics, mean_metrics, overlaps, score, score_within, summarise
+from tasks.scoring import (
+    Calibration,
+    Metrics,
+    mean_metrics,
+    overlaps,
+    score_masks,
+    score_masks_within,
+    summarise,
+)
 
 Row = dict[str, Any]
+Errors = dict[str, float]
 
 STEP_COLUMNS = ["seed", "step", "target", "id", "class", "iou", "dice"]
 
@@ -118,32 +131,47 @@ class _Evaluation:
 
     def run(self, archive: zipfile.ZipFile | None) -> None:
         """Score each Test image; keep the masks in the archive, if any."""
+        score = partial(self._score, with_masks=archive is not None)
+        for scored in in_threads(score, self._cases(), AHEAD):
+            self.rows += scored.rows
+            self.stepped += scored.stepped
+            for target, bins in scored.bins.items():
+                self.calibration.count(target, scored.image_class, bins)
+            if archive:
+                for name, png in scored.pngs.items():
+                    write_member(archive, name, png)
+
+    def _cases(self) -> Iterator[tuple[Case, Errors]]:
         split = PackedSplit(self._images, self._plan.half, "Test")
         what, flip = f"{self._plan.name} Test batches", self._prediction.flip_average
         for case in predict_cases(self._network, self._plan, split, self._raw, self._compute, flip, what):
-            made: dict[Recipe, Mask] = {}
-            masks = to_masks(case.probabilities, self.thresholds, self._prediction, made)
-            self.rows += self._score(case, masks)
-            self.stepped += self._step_by_step(case, made)
-            for target, truth in case.truths.items():
-                self.calibration.add(target, case.image_class, case.probabilities[target], truth)
-                if archive:
-                    write_member(archive, f"{target}/{case.image_id}.png", encode_mask(masks[target]))
+            yield case, _errors(case)
 
-    def _score(self, case: Case, masks: dict[Any, Mask]) -> Iterator[Row]:
-        for target, truth in case.truths.items():
-            predicted, probability = torch.from_numpy(masks[target]), case.probabilities[target]
+    def _score(self, case_and_errors: tuple[Case, Errors], with_masks: bool) -> "_Scored":
+        """What one image adds. No torch here: each of several threads would start torch's own."""
+        case, errors = case_and_errors
+        made: dict[Recipe, Mask] = {}
+        masks = to_masks(case.probabilities, self.thresholds, self._prediction, made)
+        names = {target: f"{target}/{case.image_id}.png" for target in masks if with_masks}
+        return _Scored(
+            case.image_class,
+            list(self._rows(case, masks, errors)),
+            list(self._step_by_step(case, made)),
+            _bins(case),
+            {name: encode_mask(masks[target]) for target, name in names.items()},
+        )
+
+    def _rows(self, case: Case, masks: dict[Target, Mask], errors: Errors) -> Iterator[Row]:
+        for target, mask in case.truths.items():
+            predicted, truth = masks[target], mask.numpy()
             row = {"seed": self._seed, "target": target, "id": case.image_id, "class": case.image_class}
             shares = self._shares(case, masks) if target == "infection" else {}
-            yield row | score(predicted, probability, truth) | shares
+            yield row | score_masks(predicted, truth, errors[target]) | shares
             if case.region is not None:
-                inside = row | {"target": f"{target}_in_lungs"}
-                yield inside | score_within(case.region, predicted, probability, truth)
-                self.calibration.add(
-                    f"{target}_in_lungs", case.image_class, probability[case.region], truth[case.region]
-                )
+                inside, region = row | {"target": _in_lungs(target)}, case.region.numpy()
+                yield inside | score_masks_within(region, predicted, truth, errors[_in_lungs(target)])
 
-    def _shares(self, case: Case, masks: dict[Any, Mask]) -> Row:
+    def _shares(self, case: Case, masks: dict[Target, Mask]) -> Row:
         """The infected share of the lung, true and predicted, where the experiment knows predicted lungs."""
         lungs = case.region.numpy() if case.region is not None else masks.get("lung")
         if lungs is None:
@@ -169,6 +197,44 @@ class _Evaluation:
                     "class": case.image_class,
                     **overlaps(counts),
                 }
+
+
+class _Scored(NamedTuple):
+    """What one image adds to the tables, to the calibration of each target, and to the archive."""
+
+    image_class: str
+    rows: list[Row]
+    stepped: list[Row]
+    bins: dict[str, NDArray[np.float64]]
+    pngs: dict[str, bytes]
+
+
+def _errors(case: Case) -> Errors:
+    """The mean absolute error of each target, and of its pixels in the lungs if the network saw no more."""
+    errors: Errors = {}
+    for target, truth in case.truths.items():
+        probability = case.probabilities[target]
+        errors[target] = float(mean_absolute_error(probability, truth))
+        if case.region is not None:
+            inside = mean_absolute_error(probability * case.region, truth & case.region)
+            errors[_in_lungs(target)] = float(inside)
+    return errors
+
+
+def _bins(case: Case) -> dict[str, NDArray[np.float64]]:
+    """The pixels of each target by their probability, those in the lungs first."""
+    pairs = {
+        target: (case.probabilities[target].numpy(), truth.numpy()) for target, truth in case.truths.items()
+    }
+    bins: dict[str, NDArray[np.float64]] = {}
+    if case.region is not None:
+        region = case.region.numpy()
+        bins |= {_in_lungs(t): calibration_bins(p[region], truth[region]) for t, (p, truth) in pairs.items()}
+    return bins | {target: calibration_bins(*pair) for target, pair in pairs.items()}
+
+
+def _in_lungs(target: Target) -> str:
+    return f"{target}_in_lungs"
 
 
 def _share(infection: Mask, lungs: Mask) -> float:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from models.metrics import Confusion, dice
 from models.postprocessing import fill_holes, remove_small
 from tasks.compute import Compute
+from tasks.cores import in_threads
 from tasks.packed import PackedSplit, scaled
 from tasks.params import Plan, Prediction, Target
 from tasks.progress import progress
@@ -21,6 +22,9 @@ Mask = NDArray[np.bool_]
 
 #: Images that a network predicts at a time.
 BATCH = 32
+
+#: Predicted images that may wait to be scored: while a batch is predicted, the one before is.
+AHEAD = BATCH + 8
 
 #: The thresholds that `val` chooses from.
 THRESHOLDS = torch.arange(1, 20) / 20
@@ -54,9 +58,13 @@ def predict_cases(
     """Each image of the split with the network's probabilities; 0 outside what the network was shown."""
     batches = predict_batches(network, split, compute, flip_average, what)
     regions = split.regions()
-    images = zip(batches, split.table["id"], split.table["class"], strict=True)
-    for index, (probabilities, image_id, image_class) in enumerate(images):
-        truths = {target: read_mask(raw, image_id, target) for target in plan.targets}
+
+    def read_truths(image_id: str) -> dict[Target, Tensor]:
+        return {target: read_mask(raw, image_id, target) for target in plan.targets}
+
+    ids = split.table["id"]
+    images = zip(batches, ids, split.table["class"], in_threads(read_truths, ids, AHEAD), strict=True)
+    for index, (probabilities, image_id, image_class, truths) in enumerate(images):
         shape = truths[plan.targets[0]].shape
         region = None if regions is None else resized(regions[index].float(), shape) >= 0.5
         own = {target: resized(p, shape) for target, p in zip(plan.targets, probabilities, strict=True)}
@@ -116,23 +124,29 @@ def choose_thresholds(
         return dict.fromkeys(plan.targets, prediction.threshold)
     what = f"{plan.name} Val batches"
     sums = {target: torch.zeros(len(THRESHOLDS), dtype=torch.float64) for target in plan.targets}
-    for case in predict_cases(network, plan, images, raw, compute, prediction.flip_average, what):
-        for target in plan.targets:
-            sums[target] += _dice_at_each(case.probabilities[target], case.truths[target])
+    cases = predict_cases(network, plan, images, raw, compute, prediction.flip_average, what)
+    for found in in_threads(_dice_of_targets, cases, AHEAD):
+        for target, of_each in found.items():
+            sums[target] += of_each
     return {target: _best_threshold(of_target) for target, of_target in sums.items()}
+
+
+def _dice_of_targets(case: Case) -> dict[Target, Tensor]:
+    return {target: _dice_at_each(case.probabilities[target], truth) for target, truth in case.truths.items()}
 
 
 def _dice_at_each(probability: Tensor, truth: Tensor) -> Tensor:
     """Dice at each of `THRESHOLDS`, from one sorting of the pixels."""
-    tp, predicted = (_reaching(pixels) for pixels in (probability[truth], probability))
-    area = np.count_nonzero(truth)
-    counts = Confusion(tp, predicted - tp, area - tp, truth.numel() - predicted - area + tp)
+    pixels, true = probability.numpy(), truth.numpy()
+    tp, predicted = _reaching(pixels[true]), _reaching(pixels)
+    area = np.count_nonzero(true)
+    counts = Confusion(tp, predicted - tp, area - tp, true.size - predicted - area + tp)
     return torch.from_numpy(dice(counts))
 
 
-def _reaching(probability: Tensor) -> NDArray[np.intp]:
+def _reaching(probability: NDArray[np.float32]) -> NDArray[np.intp]:
     """How many pixels reach each of `THRESHOLDS`."""
-    ordered = np.sort(probability.numpy(), axis=None)
+    ordered = np.sort(probability, axis=None)
     return ordered.size - np.searchsorted(ordered, THRESHOLDS.numpy())
 
 

@@ -5,20 +5,26 @@
     data/raw/infection-train.zip    one shard per half and split, members `COVID-19/images/covid_1.png`
 
 The same images give the same bytes, whatever source they came from and in whatever order.
+
+NumPy, pandas and Pillow are loaded where they are used: half a second that the schema of params.yaml, which
+needs the names alone, is spared.
 """
+
+from __future__ import annotations
 
 import hashlib
 import io
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO, Literal, get_args
-
-import numpy as np
-import pandas as pd
-from PIL import Image
+from threading import Lock
+from typing import TYPE_CHECKING, BinaryIO, Literal, get_args
 
 from tasks.cli import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
 
 Half = Literal["infection", "lung"]
 Split = Literal["Train", "Val", "Test"]
@@ -60,16 +66,19 @@ def write_member(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
 
 def read_manifest(file: Path | BinaryIO) -> pd.DataFrame:
     """All columns as text, empty where a file is missing."""
+    import pandas as pd
+
     return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
 class RawDataset:
-    """Read access to `data/raw`."""
+    """Read access to `data/raw`, for several threads too."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self.manifest = read_manifest(root / MANIFEST)
         self._shards: dict[str, zipfile.ZipFile] = {}
+        self._lock = Lock()
         self._files: dict[Kind, set[str]] = {
             kind: set(self.manifest["id"][self.manifest[f"{kind}_sha256"] != ""]) for kind in KIND_FOLDERS
         }
@@ -79,7 +88,8 @@ class RawDataset:
         if image_id not in self._files[kind]:
             return None
         half, split, image_class, name = image_id.split("/")
-        return self._shard(shard_name(half, split)).read(member_name(image_class, kind, name))
+        with self._lock:
+            return self._shard(shard_name(half, split)).read(member_name(image_class, kind, name))
 
     def read(self, image_id: str, kind: Kind) -> np.ndarray:
         """The pixels as uint8 (H, W); masks hold 0 and 255.
@@ -87,6 +97,9 @@ class RawDataset:
         Raises:
             InputError: the dataset has no such file.
         """
+        import numpy as np
+        from PIL import Image
+
         content = self.read_bytes(image_id, kind)
         if content is None:
             raise InputError(f"{self._root}: {image_id} has no {KIND_FOLDERS[kind]} file")
@@ -108,6 +121,8 @@ def sha256(parts: Iterable[bytes]) -> str:
 
 def encode_mask(mask: np.ndarray) -> bytes:
     """A boolean mask (H, W) as a 1 bit PNG."""
+    from PIL import Image
+
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -67,11 +67,17 @@ def score_masks(predicted: Mask, truth: Mask, mae: float) -> dict[str, float]:
 
 def score_within(region: Tensor, predicted: Tensor, probability: Tensor, truth: Tensor) -> dict[str, float]:
     """The same of the pixels of a boolean region (H, W) alone; what lies outside is not counted at all."""
-    scores = score(predicted & region, probability * region, truth & region)
-    pixels = int(region.sum())
+    error = float(mean_absolute_error(probability * region, truth & region))
+    return score_masks_within(region.numpy(), predicted.numpy(), truth.numpy(), error)
+
+
+def score_masks_within(region: Mask, predicted: Mask, truth: Mask, mae: float) -> dict[str, float]:
+    """The same of two masks; `mae` is the mean over the whole image of errors that are 0 outside."""
+    scores = score_masks(predicted & region, truth & region, mae)
+    pixels = int(np.count_nonzero(region))
     tp, fp, fn = (scores[name] for name in ("tp", "fp", "fn"))
     inside = Confusion(tp, fp, fn, pixels - tp - fp - fn)
-    error = scores["mae"] * region.numel() / pixels if pixels else 0.0
+    error = mae * region.size / pixels if pixels else 0.0
     return scores | {"tn": inside.tn, "specificity": specificity(inside), "mae": error}
 
 
@@ -87,7 +93,10 @@ class Calibration:
 
     def add(self, target: str, image_class: str, probability: ArrayLike, truth: ArrayLike) -> None:
         """Count the pixels of one image."""
-        bins = calibration_bins(probability, truth)
+        self.count(target, image_class, calibration_bins(probability, truth))
+
+    def count(self, target: str, image_class: str, bins: NDArray[np.float64]) -> None:
+        """The same, where they are in bins already."""
         for name, classes in IMAGE_SETS.items():
             if image_class in classes:
                 key = (target, name)

@@ -1,6 +1,8 @@
 """What holds the house together: who may import whom, and that dvc.yaml names all that results stand on."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,3 +101,17 @@ def test_each_stage_depends_on_just_the_code_that_its_results_stand_on() -> None
 
 def test_every_experiment_has_its_stages() -> None:
     assert {"train@report1_bce", "evaluate@report1_bce_iou", "plan", "report"} <= stages().keys()
+
+
+def test_stages_load_no_library_that_they_do_not_use() -> None:
+    """torch takes seconds to load, NumPy, pandas and SciPy half a second each."""
+    command = """if True:
+        import sys
+        import tasks.plan
+        assert not {"numpy", "pandas", "PIL"} & set(sys.modules)
+        import tasks.audit, tasks.baselines, tasks.download, tasks.look, tasks.preprocess, tasks.report
+        assert not {"torch", "scipy"} & set(sys.modules)
+        import tasks.evaluate, tasks.lungs, tasks.train
+        assert "scipy" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", command], cwd=ROOT, check=True)

@@ -1,0 +1,83 @@
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import tasks.cores
+from models.metrics import confusion, dice, iou
+from tasks.compute import set_up
+from tasks.evaluate import evaluate
+from tasks.network import load_network
+from tasks.packed import PackedSplit
+from tasks.params import Params, Plan
+from tasks.predict import PLAIN, predict_cases, steps, to_masks
+from tasks.raw import RawDataset
+from tasks.scoring import score
+from tasks.train import train
+from tests.helpers import made
+
+EVERY_STEP = {"flip_average": True, "within_lungs": True, "min_area": 0.01, "fill_holes": True}
+PREDICTION = PLAIN.model_copy(update={"threshold": "val", **EVERY_STEP})
+
+
+@pytest.fixture(scope="module")
+def plan(tiny_params: Params) -> Plan:
+    return tiny_params.plans["report1_bce"].model_copy(update={"targets": ("infection", "lung"), "epochs": 4})
+
+
+@pytest.fixture(scope="module")
+def trained(plan: Plan, tiny_packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "both"
+    train(plan, tiny_packed, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def evaluated(plan: Plan, trained: Path, tiny_packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("evaluated") / "both"
+    evaluate(plan, PREDICTION, trained, tiny_packed, tiny_packed.parent / "raw", out)
+    return out
+
+
+@pytest.mark.parametrize("cores", [1, 4])
+def test_any_number_of_cores_writes_the_same_bytes(
+    cores: int,
+    plan: Plan,
+    trained: Path,
+    evaluated: Path,
+    tiny_packed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tasks.cores, "available_cores", lambda: cores)
+    evaluate(plan, PREDICTION, trained, tiny_packed, tiny_packed.parent / "raw", tmp_path / "again")
+    assert made(tmp_path / "again") == made(evaluated)
+
+
+def test_the_tables_are_those_of_one_image_after_another(
+    plan: Plan, trained: Path, evaluated: Path, tiny_packed: Path
+) -> None:
+    """Each mask made and scored alone, by tensors."""
+    compute = set_up(plan.seed, plan.precision, plan.threads)
+    network = load_network(trained, plan.seed, compute)
+    thresholds = json.loads((evaluated / "settings.json").read_text())["thresholds"][str(plan.seed)]
+    rows = pd.read_csv(evaluated / "images.csv").set_index(["target", "id"])
+    stepped = pd.read_csv(evaluated / "steps.csv").set_index(["step", "target", "id"])
+    split, raw = PackedSplit(tiny_packed, plan.half, "Test"), RawDataset(tiny_packed.parent / "raw")
+    cases = list(predict_cases(network, plan, split, raw, compute, True, ""))
+    assert len(rows) == 2 * len(cases)
+    for case in cases:
+        masks = to_masks(case.probabilities, thresholds, PREDICTION)
+        for target, truth in case.truths.items():
+            expected = score(torch.from_numpy(masks[target]), case.probabilities[target], truth)
+            assert rows.loc[(target, case.image_id), list(expected)].to_dict() == {
+                name: float(f"{value:.8g}") for name, value in expected.items()
+            }
+        for step, (at, prediction) in steps(PREDICTION, thresholds).items():
+            masks = to_masks(case.probabilities, at, prediction)
+            for target, truth in case.truths.items():
+                counts = confusion(torch.from_numpy(masks[target]), truth)
+                found = stepped.loc[(step, target, case.image_id), ["iou", "dice"]]
+                assert list(found) == [float(f"{metric(counts).item():.8g}") for metric in (iou, dice)]
