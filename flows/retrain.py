@@ -31,7 +31,6 @@ from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 from pydantic import ValidationError
 
-from flows import temporary
 from flows.checkout import (
     RUNS,
     checked_out,
@@ -64,6 +63,7 @@ from flows.running import Here, run_stages, urgency_of
 from flows.slots import compute_slots
 from flows.stage import CHECKPOINTS
 from flows.stages import StageRunner, restore_output, restore_pipeline, sort_lock
+from flows.temporary import start_server
 from tasks.cli import InputError, stage_main
 from tasks.files import replacing
 from tasks.look import look
@@ -447,9 +447,10 @@ def main() -> None:
             print(f"nothing changed since {branch}; nothing to do; report: {report}")
             return
     name = args.name or f"{preset or 'params'}-{datetime.now():%Y%m%d-%H%M%S}"
-    with temporary.server() as wait_for_server:
-        wait_for_server()
-        state = retrain.with_options(flow_run_name=name)(request, as_pools(args.pool), return_state=True)
+    pools = as_pools(args.pool)
+    wait_for_server = start_server()
+    wait_for_server()
+    state = retrain.with_options(flow_run_name=name)(request, pools, return_state=True)
     if not state.is_completed():
         raise InputError(state.message or "the flow did not complete")
     logging.getLogger("prefect").setLevel(logging.WARNING)  # the end of its server is not the last word

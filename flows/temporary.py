@@ -4,14 +4,14 @@ Prefect starts one by itself too, but only when it is needed, and after loading 
 the command's own process first.
 """
 
-import os
+import atexit
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from tempfile import TemporaryFile
 from typing import IO
 
@@ -28,36 +28,34 @@ GRACE = 5.0
 VARIABLES = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
 
 
-@contextmanager
-def server() -> Iterator[Callable[[], None]]:
-    """A server while the context lasts, unless the settings name one; gives what waits until it answers.
+def start_server() -> Callable[[], None]:
+    """Start a server for this process, unless the settings name one; gives what waits until it answers.
+
+    It ends when this process exits, after Prefect has sent it the last logs and events.
 
     Raises:
         InputError: when waited for, it does not start.
     """
     if get_current_settings().api.url:
-        yield lambda: None
-        return
+        return lambda: None
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    api = f"{url}/api"
-    with TemporaryFile() as log, temporary_settings({PREFECT_API_URL: api}):
-        os.environ["PREFECT_API_URL"] = api  # for the processes that it starts
-        process = subprocess.Popen(
-            [sys.executable, "-m", "flows.guard", "--host", "127.0.0.1", "--port", str(port)],
-            # No page of another site may use it.
-            env=environment() | VARIABLES | {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C ends the run first, which has to tell the server
-        )
-        try:
-            yield lambda: _wait(api, process, log)
-        finally:
-            del os.environ["PREFECT_API_URL"]
-            _end(process)
+    until_exit = ExitStack()
+    atexit.register(until_exit.close)
+    log = until_exit.enter_context(TemporaryFile())  # noqa: SIM115  # its context is the stack
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.guard", "--host", "127.0.0.1", "--port", str(port)],
+        # No page of another site may use it.
+        env=environment() | VARIABLES | {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url},
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C ends the run first, which has to tell the server
+    )
+    until_exit.callback(_end, process)
+    until_exit.enter_context(temporary_settings({PREFECT_API_URL: f"{url}/api"}))
+    return lambda: _wait(f"{url}/api", process, log)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
