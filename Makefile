@@ -1,4 +1,4 @@
-# make demo    the whole pipeline on embedded synthetic X-rays, in two minutes: no network, account or GPU.
+# make demo    the whole pipeline on embedded synthetic X-rays, in minutes: no network, account or GPU.
 #              EXPERIMENTS=all trains every experiment of params.yaml, not only the preset's four
 # make serve   a Prefect server, a worker and the retrain deployment, until Ctrl-C: [NAME=...] (docs/operating.md)
 # make worker  a worker of a pool: POOL=gpu SERVER=http://HOST:4200 [NAME=...] [LIMIT=N]
