@@ -85,7 +85,11 @@ def mean_absolute_error(probability: Tensor, truth: Tensor) -> Tensor:
 
     Times 255 it is the error on the grey scale of 8 bit masks.
     """
-    return (probability.double() - truth.double()).abs_().mean(dim=(-2, -1))
+    import torch
+
+    # NumPy's steps stay in this thread; for each of torch's its other threads wake up, and spin for a while.
+    errors = np.abs(np.asarray(probability, np.float64) - np.asarray(truth))
+    return torch.from_numpy(errors).mean(dim=(-2, -1))
 
 
 def calibration_bins(probability: ArrayLike, truth: ArrayLike, bins: int = 15) -> NDArray[np.float64]:

@@ -36,13 +36,24 @@ def in_order(
         asked.extend(pool.submit(work, job) for job in itertools.islice(waiting, 1))
 
 
-def in_threads(work: Callable[[Job], Result], jobs: Iterable[Job], ahead: int) -> Iterator[Result]:
-    """The results in the order of the jobs, which this thread takes while others work, `ahead` at most.
+def in_threads(work: Callable[[Job], Result], jobs: Iterable[Job], at_a_time: int) -> Iterator[Result]:
+    """The results in the order of the jobs, which this thread takes while others work, `at_a_time` each.
 
-    It pays where the work, and what makes the jobs, is done by libraries that let go of Python's lock.
+    It pays where the jobs take long to make in libraries that let go of Python's lock, as a network's batches
+    do: while one is made, those before are worked on. Threads that worked on single jobs would be in the way.
     """
-    with ThreadPoolExecutor(min(available_cores(), MOST_THREADS)) as pool:
-        yield from in_order(pool, work, jobs, ahead)
+    threads = min(available_cores(), MOST_THREADS)
+    with ThreadPoolExecutor(threads) as pool:
+        for results in in_order(
+            pool, lambda jobs: [work(job) for job in jobs], _lists(jobs, at_a_time), threads + 1
+        ):
+            yield from results
+
+
+def _lists(items: Iterable[Job], size: int) -> Iterator[list[Job]]:
+    waiting = iter(items)
+    while items_of_one := list(itertools.islice(waiting, size)):
+        yield items_of_one
 
 
 class Processes:

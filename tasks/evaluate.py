@@ -25,7 +25,7 @@ from tasks.network import load_network, trained_seeds
 from tasks.packed import PackedSplit, add_dropped_argument, dropped_ids
 from tasks.params import Plan, Prediction, Target
 from tasks.predict import (
-    AHEAD,
+    BATCH,
     Case,
     Mask,
     Recipe,
@@ -132,7 +132,7 @@ class _Evaluation:
     def run(self, archive: zipfile.ZipFile | None) -> None:
         """Score each Test image; keep the masks in the archive, if any."""
         score = partial(self._score, with_masks=archive is not None)
-        for scored in in_threads(score, self._cases(), AHEAD):
+        for scored in in_threads(score, self._cases(), BATCH):
             self.rows += scored.rows
             self.stepped += scored.stepped
             for target, bins in scored.bins.items():

@@ -23,9 +23,6 @@ Mask = NDArray[np.bool_]
 #: Images that a network predicts at a time.
 BATCH = 32
 
-#: Predicted images that may wait to be scored: while a batch is predicted, the one before is.
-AHEAD = BATCH + 8
-
 #: The thresholds that `val` chooses from.
 THRESHOLDS = torch.arange(1, 20) / 20
 
@@ -62,9 +59,10 @@ def predict_cases(
     def read_truths(image_id: str) -> dict[Target, Tensor]:
         return {target: read_mask(raw, image_id, target) for target in plan.targets}
 
-    ids = split.table["id"]
-    images = zip(batches, ids, split.table["class"], in_threads(read_truths, ids, AHEAD), strict=True)
-    for index, (probabilities, image_id, image_class, truths) in enumerate(images):
+    ids, classes = split.table["id"], split.table["class"]
+    # The true masks come first, so that those of the next batch are read while this one is predicted.
+    images = zip(in_threads(read_truths, ids, BATCH), batches, ids, classes, strict=True)
+    for index, (truths, probabilities, image_id, image_class) in enumerate(images):
         shape = truths[plan.targets[0]].shape
         region = None if regions is None else resized(regions[index].float(), shape) >= 0.5
         own = {target: resized(p, shape) for target, p in zip(plan.targets, probabilities, strict=True)}
@@ -125,7 +123,7 @@ def choose_thresholds(
     what = f"{plan.name} Val batches"
     sums = {target: torch.zeros(len(THRESHOLDS), dtype=torch.float64) for target in plan.targets}
     cases = predict_cases(network, plan, images, raw, compute, prediction.flip_average, what)
-    for found in in_threads(_dice_of_targets, cases, AHEAD):
+    for found in in_threads(_dice_of_targets, cases, BATCH):
         for target, of_each in found.items():
             sums[target] += of_each
     return {target: _best_threshold(of_target) for target, of_target in sums.items()}

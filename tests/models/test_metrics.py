@@ -200,3 +200,15 @@ def test_calibration_bins_are_those_of_torch_to_the_last_bit(dtype: torch.dtype)
         index = (p * 15).long().clamp(max=14)
         columns = [torch.bincount(index, of, minlength=15) for of in (torch.ones_like(t), p, t)]
         np.testing.assert_array_equal(calibration_bins(probability, truth), torch.stack(columns, dim=1))
+
+
+def test_the_mean_absolute_error_is_that_of_torch_to_the_last_bit() -> None:
+    random = torch.Generator().manual_seed(6)
+    probability, truth = torch.rand(2, 3, 250, 240, generator=random)
+    for p, t in (
+        (probability, truth < 0.2),
+        (probability[0], truth[0] < 0),
+        (truth[0] < 0.5, truth[0] < 0.4),
+    ):
+        expected = (p.double() - t.double()).abs().mean(dim=(-2, -1))
+        assert mean_absolute_error(p, t).tolist() == expected.tolist()

@@ -30,7 +30,7 @@ def test_jobs_are_taken_in_this_thread_and_worked_on_in_others() -> None:
             makers.add(threading.get_ident())
             yield job
 
-    results = list(in_threads(lambda job: (job, threading.get_ident()), jobs(), ahead=3))
+    results = list(in_threads(lambda job: (job, threading.get_ident()), jobs(), at_a_time=3))
     assert [job for job, _ in results] == list(range(20))
     assert makers == {threading.get_ident()}
     assert threading.get_ident() not in {thread for _, thread in results}
@@ -38,6 +38,6 @@ def test_jobs_are_taken_in_this_thread_and_worked_on_in_others() -> None:
 
 def test_what_a_thread_or_a_job_raises_is_raised_here() -> None:
     with pytest.raises(ZeroDivisionError):
-        list(in_threads(lambda job: 1 // job, iter([1, 0, 2]), ahead=2))
+        list(in_threads(lambda job: 1 // job, iter([1, 0, 2]), at_a_time=2))
     with pytest.raises(ZeroDivisionError):
-        list(in_threads(abs, (1 // job for job in (1, 0, 2)), ahead=2))
+        list(in_threads(abs, (1 // job for job in (1, 0, 2)), at_a_time=2))
