@@ -8,6 +8,9 @@ of its own, into a temporary folder. Prints the median seconds of importing, of 
 else, by the clock and of CPU time; with `--against`, the ratio of both, and whether they wrote the same
 bytes.
 
+Work that other threads do during a forward pass is not in "all else", but on a CPU it slows the pass down.
+"Added to forward passes alone" counts that: all but importing and what the other checkout's passes take.
+
 CPU time counts all cores, and says more on a machine that does other work too. Masks of a network that was
 hardly trained have more parts and longer outlines than others, and so take longer to score.
 """
@@ -21,41 +24,51 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-#: Evaluates as the stage's command does, in the checkout that PYTHONPATH names; prints seconds last.
+#: Runs the stage's command in the checkout that PYTHONPATH names, and prints seconds last.
 MEASURED = """
-import json, sys, time
+import runpy, time
 
 def now():
     return time.perf_counter(), time.process_time()
 
 start = now()
-import tasks.evaluate as stage
-imported = now()
-import torch
+import tasks.cli
 
 forward = [0.0, 0.0]
-load_network = stage.load_network
 
-def loaded(*arguments):
-    network = load_network(*arguments)
-    call = network.forward
+def timed(load_network):
+    def loaded(*arguments):
+        import torch
 
-    def timed(x):
-        begin = now()
-        y = call(x)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        for clock, end in enumerate(now()):
-            forward[clock] += end - begin[clock]
-        return y
+        network = load_network(*arguments)
+        call = network.forward
 
-    network.forward = timed
-    return network
+        def timed_forward(x):
+            begin = now()
+            y = call(x)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            for clock, end in enumerate(now()):
+                forward[clock] += end - begin[clock]
+            return y
 
-stage.load_network = loaded
-stage.main()
-rest = [end - begin - within for end, begin, within in zip(now(), imported, forward)]
-print(json.dumps([[imported[clock] - start[clock], forward[clock], rest[clock]] for clock in (0, 1)]))
+        network.forward = timed_forward
+        return network
+
+    return loaded
+
+def stage_main(main):
+    imported = now()
+    main.__globals__["load_network"] = timed(main.__globals__["load_network"])
+    main()
+    end = now()
+    seconds = [(i - s, f, e - i - f) for s, i, f, e in zip(start, imported, forward, end)]
+    import json
+
+    print(json.dumps(seconds))
+
+tasks.cli.stage_main = stage_main
+runpy.run_module("tasks.evaluate", run_name="__main__")
 """
 PARTS = ("importing", "forward passes", "all else", "total")
 
@@ -76,6 +89,16 @@ def measure(checkout: Path, folder: Path, name: str, images: str, out: Path) -> 
         check=True,
     )
     return [[*seconds, sum(seconds)] for seconds in json.loads(done.stdout.splitlines()[-1])]
+
+
+def added(rounds: dict[str, list[list[list[float]]]], clock: int) -> str:
+    """What each checkout's total exceeds importing and the other checkout's forward passes by."""
+    importing, forward, total = (PARTS.index(part) for part in ("importing", "forward passes", "total"))
+    alone = median(one[clock][forward] for one in rounds["there"])
+    here, there = (
+        median(one[clock][total] - one[clock][importing] for one in of) - alone for of in rounds.values()
+    )
+    return f"here {here:.2f} s, there {there:.2f} s, ratio {here / there:.2f}"
 
 
 def made(out: Path) -> dict[Path, bytes]:
@@ -106,6 +129,8 @@ def main() -> None:
                 line = ", ".join(f"{place} {value:.2f} s" for place, value in found.items())
                 ratio = f", ratio {found['here'] / found['there']:.2f}" if args.against else ""
                 print(f"{kind}, {part}: {line}{ratio}")
+            if args.against:
+                print(f"{kind}, added to forward passes alone: {added(rounds, clock)}")
         if args.against:
             same = made(outs["here"]) == made(outs["there"])
             print("the same bytes" if same else "NOT THE SAME BYTES")

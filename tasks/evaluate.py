@@ -6,11 +6,16 @@ trained at different image sizes stand in one table.
 
 import argparse
 import json
+import os
 import zipfile
 from collections.abc import Iterator, Set
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+if __name__ == "__main__":  # read when torch is loaded
+    # Threads of torch that wait for each other would else keep the cores from those that score.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import pandas as pd
