@@ -131,8 +131,7 @@ class Line(NamedTuple):
 Started = tuple[int, TextIO, Callable[[], int | None]]
 
 #: What stages on a CPU start with, so that a rehearsal takes a minute; on CUDA each is a program of its own.
-#: An optimiser loads torch._dynamo.
-PRELOADED = ["tasks.train", "tasks.evaluate", "torch._dynamo"]
+PRELOADED = ["tasks.train", "tasks.evaluate"]
 
 
 class Commands:

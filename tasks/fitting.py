@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from inspect import unwrap
 from typing import Any, NamedTuple
 
 import torch
@@ -226,8 +227,29 @@ class Average:
         self._steps = state["steps"]
 
 
+class _Eager(torch.optim.Optimizer):
+    """An optimiser that is never compiled.
+
+    torch wraps these methods so that torch.compile leaves them alone, for which it loads torch._dynamo: two
+    seconds at the start of every training. Only networks and losses are compiled here.
+    """
+
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class Adam(_Eager, torch.optim.Adam):
+    step = torch.no_grad()(unwrap(torch.optim.Adam.step))
+
+
+class AdamW(_Eager, torch.optim.AdamW):
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
+
+
 def make_optimiser(plan: Plan, network: nn.Module) -> torch.optim.Optimizer:
-    make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[plan.optimiser]
+    make = {"adam": Adam, "adamw": AdamW}[plan.optimiser]
     optimiser: torch.optim.Optimizer = make(
         network.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True
     )

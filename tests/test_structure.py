@@ -104,7 +104,7 @@ def test_every_experiment_has_its_stages() -> None:
 
 
 def test_stages_load_no_library_that_they_do_not_use() -> None:
-    """torch takes seconds to load, NumPy, pandas and SciPy half a second each."""
+    """torch and torch._dynamo take two seconds each to load, NumPy, pandas and SciPy half a second."""
     command = """if True:
         import sys
         import tasks.plan
@@ -113,5 +113,17 @@ def test_stages_load_no_library_that_they_do_not_use() -> None:
         assert not {"torch", "scipy"} & set(sys.modules)
         import tasks.evaluate, tasks.lungs, tasks.train
         assert "scipy" not in sys.modules
+        from pathlib import Path
+        import torch
+        from tasks.fitting import make_optimiser
+        from tasks.params import load_params
+        for plan in load_params(Path("params.yaml")).plans.values():
+            network = torch.nn.Linear(1, 1)
+            optimiser = make_optimiser(plan, network)
+            network(torch.ones(1)).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            optimiser.load_state_dict(optimiser.state_dict())
+        assert "torch._dynamo" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", command], cwd=ROOT, check=True)

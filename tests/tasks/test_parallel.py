@@ -170,7 +170,7 @@ def test_parts_add_up_to_the_batch(plan: Plan, tiny_packed: Path) -> None:
 #: Runs a stage within what it has got by now and so many MiB more.
 WITHIN = """
 import resource, sys
-import psutil, torch, torch._dynamo
+import psutil, torch
 from tasks.cli import stage_main
 from tasks.train import main
 limit = psutil.Process().memory_info().vms + int(sys.argv.pop(1)) * 2**20

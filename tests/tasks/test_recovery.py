@@ -50,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fresh() -> ForkServerContext:
     """Processes that have loaded all they need, but share nothing that has a state."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tasks.train", "torch._dynamo"])  # which an optimiser loads
+    context.set_forkserver_preload(["tasks.train"])
     return context
 
 
