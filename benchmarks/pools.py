@@ -64,8 +64,6 @@ class Measured:
         self.cluster, self.parent, self.name = cluster, parent, f"by-{len(workers)}"
         alone = self._server_share() if costs else 0.0
         hosts = [*workers, cluster.host("cpu")]
-        for host in hosts:
-            del host.variables["PREFECT_WORKER_QUERY_SECONDS"]  # as users have it
         programs = [worker.worker("gpu", limit=1) for worker in workers]
         programs.append(hosts[-1].worker("cpu", limit=1))
         for program in programs:

@@ -1,6 +1,8 @@
 """The stages of a pipeline as Prefect tasks, in the order that dvc.yaml asks for, each in its place."""
 
 import logging
+import math
+import time
 from collections import Counter
 from collections.abc import Callable
 from graphlib import TopologicalSorter
@@ -31,6 +33,10 @@ RETRIES: dict[str, dict[str, Any]] = {
     "train": {"retries": 2, "retry_delay_seconds": [5, 60]},
 }
 RETRY_ONCE: dict[str, Any] = {"retries": 1, "retry_delay_seconds": 5}
+
+
+#: Seconds between two updates of a progress bar: each is a request to the server.
+PROGRESS_EVERY = 2.0
 
 
 class Place(Protocol):
@@ -168,13 +174,15 @@ def _was_interrupted(task: Task[..., Any], run: TaskRun, state: State[Any]) -> b
 def watcher(stage: str, log: Tell) -> Tell:
     """Hand a stage's lines to the log, and keep a progress bar in the UI where they tell of progress."""
     artifact: Any = None
+    shown = -math.inf
 
     def tell(line: str) -> None:
-        nonlocal artifact
+        nonlocal artifact, shown
         log(line)
-        fraction = fraction_done(line)
-        if fraction is None:
+        fraction, now = fraction_done(line), time.monotonic()
+        if fraction is None or (fraction < 1 and now < shown + PROGRESS_EVERY):
             return
+        shown = now
         percent = round(100 * fraction, 1)
         try:
             if artifact is None:

@@ -141,20 +141,22 @@ def prefect_worker(
         finally:
             killed = flow_runs(family(name, repository))
             stack.close()
-            _remove_checkouts(repository)
+            # Told to end by others too, the worker may have killed its runs before they could be counted.
+            killed |= _remove_checkouts(repository)
             report_ended(api, killed)
 
 
-def _remove_checkouts(repository: Path) -> None:
-    """Remove the checkouts of the runs that were just ended.
+def _remove_checkouts(repository: Path) -> set[str]:
+    """Remove the checkouts of the runs that were just ended; the ids of those.
 
     A process that is ending holds its lock for a moment after it can't be found by its environment any more.
     """
     deadline = time.monotonic() + LOCK_HELD
-    remove_leftovers(repository)
+    removed = remove_leftovers(repository)
     while any((repository / CHECKOUTS).glob("*.lock")) and time.monotonic() < deadline:
         time.sleep(0.1)
-        remove_leftovers(repository)
+        removed += remove_leftovers(repository)
+    return {leftover.run for leftover in removed}
 
 
 def worker_variables(repository: Path, api: str) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """A tiny dataset and a tiny repository, made for real: the same code, small images."""
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from tasks.params import Params, parse_assignment, parse_params, with_changes
 from tasks.phantom import PhantomSource
 from tasks.preprocess import preprocess
 from tasks.sources import open_source
-from tests.helpers import ROOT, Repository, made_once, make_repository_of
+from tests.helpers import ROOT, Repository, made_once, make_repository_of, with_cache_of
 from tests.s3 import s3
 
 __all__ = ["s3"]  # a fixture too
@@ -113,8 +112,6 @@ def make_prepared_repository(
     """
 
     def make(folder: Path) -> Repository:
-        repository = make_repository(folder)
-        shutil.copytree(finished_repository.folder / ".dvc" / "cache", folder / ".dvc" / "cache")
-        return repository
+        return with_cache_of(finished_repository, make_repository(folder))
 
     return make

@@ -79,13 +79,57 @@ def eventually(what: str, seen: Callable[[], Any], patience: float = PATIENCE) -
 @contextmanager
 def made_once(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
     """A folder that the test processes of one session share, and whether it has yet to be filled."""
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    with folder.with_suffix(".lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = _of_the_session(factory) / name
+    with _locked(folder):
         done = folder / "done"
         yield folder, not done.exists()
         done.touch()
+
+
+@contextmanager
+def shared(
+    factory: pytest.TempPathFactory, name: str, start: Callable[[], str], stop: Callable[[str], None]
+) -> Iterator[str]:
+    """A server that the test processes of one session share: the first starts it, the last ends it.
+
+    Gives what `start` has said of it, which `stop` is told too.
+    """
+    place = _of_the_session(factory) / name
+    users, said = place.with_suffix(".users"), place.with_suffix(".said")
+    with _locked(place):
+        others = int(users.read_text()) if users.exists() else 0
+        if not others:
+            said.write_text(start())
+        users.write_text(str(others + 1))
+    try:
+        yield said.read_text()
+    finally:
+        with _locked(place):
+            others = int(users.read_text()) - 1
+            users.write_text(str(others))
+            if not others:
+                stop(said.read_text())
+
+
+def _of_the_session(factory: pytest.TempPathFactory) -> Path:
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    with place.with_suffix(".lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def end(pid: int) -> None:
+    """End a process of whichever test process, and wait until it is gone."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        process.terminate()
+        with suppress(psutil.NoSuchProcess):
+            eventually(f"{pid} ends", lambda: process.status() == psutil.STATUS_ZOMBIE, patience=30)
 
 
 def cut_power(running: Callable[[], Iterable[psutil.Process]]) -> None:
@@ -162,6 +206,12 @@ def make_repository_of(params_text: str) -> Callable[[Path], Repository]:
         return repository
 
     return make
+
+
+def with_cache_of(finished: Repository, repository: Repository) -> Repository:
+    """Give a repository the DVC cache of another, which knows the results of its stages."""
+    shutil.copytree(finished.folder / ".dvc" / "cache", repository.folder / ".dvc" / "cache")
+    return repository
 
 
 def retrain(repository: Repository, *arguments: str, fails: bool = False) -> str:

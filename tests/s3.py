@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ import pytest
 import requests
 from s3fs import S3FileSystem
 
-from tests.helpers import free_ports
+from tests.helpers import free_ports, shared
 
 PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 KEY, SECRET = "test", "testtest"
@@ -86,30 +86,42 @@ class S3Server(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def s3() -> Iterator[S3Server]:
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     missing = [program for program in PROGRAMS if not shutil.which(program)]
     if missing:
         pytest.skip(f"no S3 server: {', '.join(missing)} not installed (tests/s3.py says how)")
-    with serving() as server:
-        yield server
+    with shared(tmp_path_factory, "s3", start, stop) as said:
+        yield S3Server(said.split()[0])
+
+
+def start() -> str:
+    """Start a server with nothing in it: its endpoint, and the folder of its data."""
+    for last in (False, False, True):
+        # Sockets have short paths, shorter than pytest's folders.
+        folder = Path(tempfile.mkdtemp(prefix="s3-"))
+        try:
+            return f"{_start(folder).endpoint} {folder}"
+        except BaseException as error:
+            _stop(folder)
+            # A port that was free is another's, as tests run side by side.
+            if last or not isinstance(error, AssertionError):
+                raise
+    raise AssertionError
+
+
+def stop(said: str) -> None:
+    """End it, with all of its data."""
+    _stop(Path(said.split()[1]))
 
 
 @contextmanager
 def serving() -> Iterator[S3Server]:
-    """A server with nothing in it, ended with all of its data."""
-    with ExitStack() as stack:
-        for last in (False, False, True):
-            # Sockets have short paths, shorter than pytest's folders.
-            temporary = tempfile.TemporaryDirectory(prefix="s3-", ignore_cleanup_errors=True)
-            folder = Path(stack.enter_context(temporary))
-            stack.callback(_stop, folder)
-            try:
-                server = _start(folder)
-                break
-            except AssertionError:  # a port that was free is another's, as tests run side by side
-                if last:
-                    raise
-        yield server
+    """A server of one's own."""
+    said = start()
+    try:
+        yield S3Server(said.split()[0])
+    finally:
+        stop(said)
 
 
 def _start(folder: Path) -> S3Server:
@@ -175,3 +187,4 @@ def _stop(folder: Path) -> None:
             os.kill(pid, signal.SIGKILL)  # its data go too
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         time.sleep(0.05)
+    shutil.rmtree(folder, ignore_errors=True)

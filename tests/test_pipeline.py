@@ -136,36 +136,32 @@ class TestInOrder:
         assert "third" in json.dumps(shown)
         assert YAML(typ="safe").load(repository.read("params.yaml"))["alpha"] == 0.3
 
-    def test_a_new_experiment_is_one_entry(self, repository: Repository) -> None:
+    def test_an_experiment_is_an_entry_and_a_second_network_needs_the_one_that_finds_the_lungs(
+        self, repository: Repository
+    ) -> None:
         repository.set(
             "experiments.plain="
-            "{network: unet, loss: bce, images: packed, targets: [lung], train_classes: [Normal]}"
-        )
-        ran = stages_run(repository.run("dvc", "repro"))
-        assert ran == {"plan", "train@plain", "evaluate@plain", "report"}
-        assert "plain" in repository.read("reports/index.html")
-        assert json.loads(repository.read("metrics.json"))["plain"].keys() == {"lung"}
-
-    def test_a_second_network_depends_on_the_one_that_finds_the_lungs(self, repository: Repository) -> None:
-        repository.set(
+            "{network: unet, loss: bce, images: packed, targets: [lung], train_classes: [Normal]}",
             "lungs_from=[plain]",
             "experiments.second={network: unet, loss: focal, images: lungs/plain, targets: [infection]}",
         )
         ran = stages_run(repository.run("dvc", "repro"))
-        assert ran == {"plan", "lungs@plain", "train@second", "evaluate@second", "report"}
-        metrics = json.loads(repository.read("metrics.json"))["second"]
-        assert metrics.keys() == {"infection", "infection_in_lungs"}
+        first, second = {"train@plain", "evaluate@plain"}, {"lungs@plain", "train@second", "evaluate@second"}
+        assert ran == {"plan", *first, *second, "report"}
+        assert "plain" in repository.read("reports/index.html")
+        metrics = json.loads(repository.read("metrics.json"))
+        assert metrics["plain"].keys() == {"lung"}
+        assert metrics["second"].keys() == {"infection", "infection_in_lungs"}
 
-    def test_masks_made_otherwise_retrain_only_who_sees_them(self, repository: Repository) -> None:
-        repository.set("experiments.plain.prediction={threshold: val, fill_holes: true}")
+    def test_masks_made_otherwise_retrain_only_who_sees_them_and_seeds_is_one_word(
+        self, repository: Repository
+    ) -> None:
+        repository.set(
+            "experiments.plain.prediction={threshold: val, fill_holes: true}", "experiments.second.seeds=2"
+        )
         ran = stages_run(repository.run("dvc", "repro"))
-        assert {"plan", "evaluate@plain", "lungs@plain"} <= ran
-        assert "train@plain" not in ran
-
-    def test_seeds_is_one_word(self, repository: Repository) -> None:
-        repository.set("experiments.second.seeds=2")
-        ran = stages_run(repository.run("dvc", "repro"))
-        assert ran == {"plan", "train@second", "evaluate@second", "report"}
+        of_second = {"train@second", "evaluate@second"}
+        assert ran == {"plan", "evaluate@plain", "lungs@plain", *of_second, "report"}
         names = sorted(p.name for p in (repository.folder / "artifacts/train/second/networks").iterdir())
         assert names == ["0.json", "0.safetensors", "1.json", "1.safetensors"]
 

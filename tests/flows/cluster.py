@@ -99,7 +99,6 @@ class Host:
             "PREFECT_HOME": str(folder / "prefect"),
             "DVC_SITE_CACHE_DIR": str(folder / "dvc"),
             "OMP_NUM_THREADS": "1",
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PYTHONUNBUFFERED": "1",
         } | variables
         self.programs: list[Program] = []

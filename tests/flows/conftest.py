@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import FlowRun
 from flows.checkout import environment
 from tests.flows.cluster import Cluster, running
 from tests.flows.server import PrefectServer, User
-from tests.helpers import Repository, eventually, free_ports, made_once
+from tests.helpers import Repository, end, eventually, free_ports, made_once, shared
 from tests.s3 import S3Server
 
 
@@ -33,7 +33,6 @@ class Served(User):
             "PREFECT_HOME": str(home),
             "PREFECT_SERVER_API_HOST": "127.0.0.1",
             "PREFECT_SERVER_API_PORT": str(server),
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_DEPLOYMENT_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
             "TMPDIR": str(repository.folder.parent),  # other runs on this machine may hold all cores
             "http_proxy": "http://127.0.0.1:9",  # nothing here may be asked by way of a proxy
@@ -175,13 +174,20 @@ def prefect_api(
     make_home: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, Path]]:
     """A Prefect server of the tests' own: its address and its home."""
-    home = make_home(tmp_path_factory.mktemp("server") / "prefect")
-    server = PrefectServer(home)
-    try:
-        server.start()
-        yield server.api, home
-    finally:
-        server.stop()
+
+    def start() -> str:
+        home = make_home(tmp_path_factory.mktemp("server") / "prefect")
+        server = PrefectServer(home)
+        try:
+            server.start()
+        except BaseException:
+            server.kill()
+            raise
+        return f"{server.process.pid} {server.api} {home}"
+
+    with shared(tmp_path_factory, "server", start, lambda said: end(int(said.split()[0]))) as said:
+        _, api, home = said.split(maxsplit=2)
+        yield api, Path(home)
 
 
 @pytest.fixture(scope="module")

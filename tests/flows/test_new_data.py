@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from tasks.params import with_changes
 from tasks.phantom import PhantomSource
-from tests.helpers import Repository, finished, make_repository_of, retrain
+from tests.helpers import Repository, finished, make_repository_of, retrain, with_cache_of
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -27,11 +27,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def repository(
     source: Path,
     tiny_params_text: str,
+    finished_repository: Repository,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Repository:
     """One that was trained on the source, and says so in its main branch."""
     one = with_changes(tiny_params_text, {}, ["report1_bce"])
     repository = make_repository_of(one)(tmp_path_factory.mktemp("data"))
+    with_cache_of(finished_repository, repository)  # of the same images
     repository.set(f"data.source={source}")
     repository.run("dvc", "repro")
     repository.commit("trained")

@@ -25,7 +25,7 @@ from tests.s3 import SECRET
 
 TRAIN = "train@report1_bce"
 ELSEWHERE = ("--pool", "train@*=gpu")
-LONG = ("--set", "epochs=60")
+ONE = ("--experiments", "report1_bce")
 
 
 def test_the_longest_pattern_that_fits_says_where() -> None:
@@ -129,13 +129,13 @@ class TestInOrder:
 
     def test_two_that_want_the_same_train_it_once(self, cluster: Cluster, workers: list[Host]) -> None:
         hosts = [host for host in cluster.hosts if host.name in ("parent", "other")]
-        runs = [host.retrain("--name", host.name, "--set", "epochs=3", *ELSEWHERE) for host in hosts]
+        runs = [host.retrain("--name", host.name, "--set", "epochs=3", *ONE, *ELSEWHERE) for host in hosts]
         for run in runs:
             run.finish(400)
         locks = {lock(host.repository, host.name) for host in hosts}
         assert len(locks) == 1
         ran = [run for host in hosts for run in stages(cluster, host.name) if run.state_name == "Completed"]
-        assert sorted(run.name.partition(" of ")[0] for run in ran) == [TRAIN, f"{TRAIN}_iou"]
+        assert [run.name.partition(" of ")[0] for run in ran] == [TRAIN]
 
     def test_a_cancel_ends_what_runs_elsewhere(
         self, cluster: Cluster, parent: Host, workers: list[Host]
@@ -195,7 +195,7 @@ class TestFaults:
     """Each with its own run; those before it are in the DVC cache of the parent."""
 
     def run(self, parent: Host, name: str, *changes: str) -> Program:
-        return parent.retrain("--name", name, "--set", "training.seed=7", *changes, *ELSEWHERE)
+        return parent.retrain("--name", name, "--set", "training.seed=7", *changes, *ONE, *ELSEWHERE)
 
     def test_a_training_goes_on_elsewhere_after_a_power_cut(
         self, cluster: Cluster, parent: Host, workers: list[Host]
@@ -203,12 +203,9 @@ class TestFaults:
         silence(cluster, 40)
         before = saved(cluster)  # by runs that were cancelled, which might go on
         run = self.run(parent, "power", "--set", "epochs=400")
-        victim = workers.pop()
-        training(cluster, victim, "power")
-        eventually(
-            "both have checkpoints on the remote",
-            lambda: len(saved(cluster) - before) == 2,
-        )
+        eventually("a checkpoint is on the remote", lambda: saved(cluster) - before)
+        (victim,) = (host for host in workers if host.processes("tasks.train"))
+        workers.remove(victim)
         victim.cut_power()
         began = time.monotonic()
         said = run.finish(600)
@@ -236,7 +233,7 @@ class TestFaults:
         time.sleep(60 if away == "S3" else 20)
         come_back()
         run.finish(400)
-        assert "on gpu-1" in where(cluster, name)
+        assert f"on {workers[0].name}" in where(cluster, name)
 
     def test_machines_that_can_do_no_stage_refuse_and_end(
         self, cluster: Cluster, parent: Host, workers: list[Host], tmp_path: Path

@@ -28,14 +28,14 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 @pytest.fixture(scope="module")
 def repository(
-    make_repository: Callable[[Path], Repository], tmp_path_factory: pytest.TempPathFactory
+    make_prepared_repository: Callable[[Path], Repository], tmp_path_factory: pytest.TempPathFactory
 ) -> Repository:
     """One with an origin, and a DVC remote whose address is relative and known to this machine alone.
 
     Its user signs commits and pushes, with a key that is locked.
     """
     folder = tmp_path_factory.mktemp("remotes")
-    repository = make_repository(folder / "repository")
+    repository = make_prepared_repository(folder / "repository")
     repository.run("git", "init", "--quiet", "--bare", "--initial-branch=main", str(folder / "origin"))
     repository.run("git", "remote", "add", "origin", "../origin")
     repository.run("git", "push", "--quiet", "origin", "main")

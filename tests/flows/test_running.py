@@ -1,6 +1,8 @@
 """Which stage starts first where several could."""
 
-from flows.running import urgency_of
+import pytest
+
+from flows.running import urgency_of, watcher
 from flows.stages import Pipeline
 from tasks.params import Params, load_params, parse_params, read_preset, with_changes
 from tests.helpers import ROOT
@@ -45,3 +47,25 @@ def test_the_demo_leaves_no_core_idle_at_its_end() -> None:
         "train@report1_bce",
         "train@report1_bce_iou",
     ]
+
+
+def test_progress_is_shown_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[float] = []
+
+    def create(percent: float, description: str) -> str:
+        shown.append(percent)
+        return "artifact"
+
+    def update(artifact: str, percent: float, description: str) -> None:
+        assert artifact == "artifact"
+        shown.append(percent)
+
+    monkeypatch.setattr("flows.running.create_progress_artifact", create)
+    monkeypatch.setattr("flows.running.update_progress_artifact", update)
+    monkeypatch.setattr("flows.running.PROGRESS_EVERY", 3600)
+    said: list[str] = []
+    tell = watcher("train@report1_bce", said.append)
+    for epoch in range(1, 51):
+        tell(f"report1_bce epoch {epoch}/50: train loss 0.1")
+    assert len(said) == 50
+    assert shown == [2.0, 100.0]
