@@ -184,7 +184,7 @@ class Fitter:
         self._optimiser.step()
         self._scheduler.step()
         if self._average:
-            self._average.update(self._fitted)
+            self._average.update()
 
     def _gradients_shared(self, shared: bool) -> AbstractContextManager[None]:
         """Gradients go to the other processes with the last part alone."""
@@ -207,17 +207,18 @@ class Average:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self._decay, self._steps = decay, 0
         self.network = copy.deepcopy(network).requires_grad_(False)
+        # Asked for each step, the tensors' names would cost more than the averages.
+        self._own, self._new = _tensors(self.network), _tensors(network)
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
+    def update(self) -> None:
+        """Take in the network's weights as they are now."""
         self._steps += 1
         decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
-        pairs = list(zip(self.network.state_dict().values(), network.state_dict().values(), strict=True))
-        weights = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_([own for own, _ in weights], [new for _, new in weights], 1 - decay)
-        for own, new in pairs:
-            if not own.is_floating_point():  # the number of batches that a normalisation has seen
-                own.copy_(new)
+        (own, own_counts), (new, new_counts) = self._own, self._new
+        torch._foreach_lerp_(own, new, 1 - decay)
+        for own_count, new_count in zip(own_counts, new_counts, strict=True):
+            own_count.copy_(new_count)
 
     def state(self) -> dict[str, Any]:
         return {"network": self.network.state_dict(), "steps": self._steps}
@@ -225,6 +226,13 @@ class Average:
     def restore(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self._steps = state["steps"]
+
+
+def _tensors(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """The weights and statistics of a network; and what it counts, as the batches a normalisation has seen."""
+    tensors = [*network.parameters(), *network.buffers()]
+    counts = [tensor for tensor in tensors if not tensor.is_floating_point()]
+    return [tensor for tensor in tensors if tensor.is_floating_point()], counts
 
 
 class _Eager(torch.optim.Optimizer):

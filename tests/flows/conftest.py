@@ -183,6 +183,7 @@ def prefect_api(
         except BaseException:
             server.kill()
             raise
+        server.process.returncode = 0  # it may outlive this test process, of which Python would warn
         return f"{server.process.pid} {server.api} {home}"
 
     with shared(tmp_path_factory, "server", start, lambda said: end(int(said.split()[0]))) as said:

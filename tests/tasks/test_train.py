@@ -227,7 +227,7 @@ def test_an_average_of_one_value_is_that_value() -> None:
     network = nn.Linear(2, 1)
     average = Average(network, 0.99)
     for _ in range(3):
-        average.update(network)
+        average.update()
     assert torch.equal(average.network.weight, network.weight)
     assert not average.network.weight.requires_grad
 
