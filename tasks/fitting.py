@@ -229,7 +229,7 @@ class Average:
 
 
 def _tensors(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The weights and statistics of a network; and what it counts, as the batches a normalisation has seen."""
+    """The weights and statistics of a network, and its counts, as of the batches a normalisation has seen."""
     tensors = [*network.parameters(), *network.buffers()]
     counts = [tensor for tensor in tensors if not tensor.is_floating_point()]
     return [tensor for tensor in tensors if tensor.is_floating_point()], counts
