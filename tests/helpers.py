@@ -92,7 +92,7 @@ def shared(
 ) -> Iterator[str]:
     """A server that the test processes of one session share: the first starts it, the last ends it.
 
-    Gives what `start` has said of it, which `stop` is told too.
+    Yields the text that `start` returned, such as an address; `stop` gets the same text.
     """
     place = _of_the_session(factory) / name
     users, said = place.with_suffix(".users"), place.with_suffix(".said")
