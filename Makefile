@@ -3,7 +3,7 @@
 # make serve   a Prefect server, a worker and the retrain deployment, until Ctrl-C: [NAME=...] (docs/operating.md)
 # make worker  a worker of a pool: POOL=gpu SERVER=http://HOST:4200 [NAME=...] [LIMIT=N]
 # make test    the tests
-# make soak    long repetitions of what the tests show once
+# make soak    tests that take minutes each: weekly, and before a release
 # make check   lint and types
 # Each sets up .venv first, with the locked versions; make install does that alone.
 
@@ -40,10 +40,12 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Importing compiles just the modules that are used; pip would take a minute longer, over all of them.
 .venv/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.11 or the like")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.lock
+	@$(BIN)/python -c 'import dvc.cli, dvc.commands.repro, dvc_s3, flows.guard, flows.retrain, tasks.evaluate, tasks.train'
 	@touch $@
 
 # The versions that pyproject.toml's ranges give today, without torch's CUDA packages: those that torch

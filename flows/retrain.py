@@ -66,7 +66,6 @@ from flows.stages import StageRunner, restore_output, restore_pipeline, sort_loc
 from flows.temporary import start_server
 from tasks.cli import InputError, stage_main
 from tasks.files import replacing
-from tasks.look import look
 from tasks.params import ALL, add_change_arguments, fault_line, load_params, with_changes
 
 #: Where `make serve` shows runs/ to a browser.
@@ -188,6 +187,8 @@ def look_for_new_data(checkout: Path, repository: Path) -> None:
 
     The data as the revision has them stay beside, so that only what changed is fetched.
     """
+    from tasks.look import look  # loads pandas, which most runs do without
+
     path = checkout / "params.yaml"
     raw = None
     if restore_output(checkout, RAW.as_posix()):

@@ -1,7 +1,7 @@
 """`make serve`: all that one machine needs to retrain from the Prefect UI, until Ctrl-C.
 
-Starts a Prefect server, unless PREFECT_API_URL names one, makes the work pool and the deployment of
-prefect.yaml, and starts a worker. Prefect's own settings hold: PREFECT_SERVER_API_PORT for another port,
+Starts a Prefect server, unless PREFECT_API_URL names one, makes the work pool and the deployment, and starts
+a worker. Prefect's own settings hold: PREFECT_SERVER_API_PORT for another port,
 PREFECT_SERVER_DATABASE_CONNECTION_URL for PostgreSQL instead of SQLite.
 """
 
@@ -24,10 +24,11 @@ import psutil
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import get_current_settings
 
-from flows.checkout import RUNS, environment, find_repository
+from flows.checkout import RUNS, find_repository
+from flows.deployments import AT_FIRST, deploy
 from flows.pools import FLOW as STAGE_FLOW
 from flows.processes import lock_path, log_path, only_one, part, until_stopped
-from flows.retrain import REPORTS_URL
+from flows.retrain import REPORTS_URL, retrain
 from flows.server import (
     POOL_NAME,
     RUN_FLOW,
@@ -35,7 +36,6 @@ from flows.server import (
     AwayError,
     api_of,
     check_server,
-    client_of,
     crash_the_silent,
     find_deployment,
     has_to_start,
@@ -46,7 +46,7 @@ from flows.server import (
     report_ended,
     ui_of,
 )
-from flows.worker import end_leftovers, prefect_worker, worker_variables
+from flows.worker import end_leftovers, prefect_worker
 from tasks.cli import InputError, stage_main
 
 #: What a deployment's job variables say of the clone that made it.
@@ -164,10 +164,10 @@ def _listens(server: "subprocess.Popen[bytes]", api: str) -> bool:
 
 
 def _deploy(repository: Path, api: str, name: str) -> str:
-    """Make or update the pool and the deployment, keeping its schedules; the address of its page.
+    """Make the pool and the deployment, or bring it up to date; the address of its page.
 
     Raises:
-        InputError: the name is another clone's, or a worker's, or prefect.yaml is wrong.
+        InputError: the name is another clone's, or a worker's.
     """
     clone = f"{socket.gethostname()}:{repository}"
     before = find_deployment(api, f"{RUN_FLOW}/{name}")
@@ -176,22 +176,9 @@ def _deploy(repository: Path, api: str, name: str) -> str:
     if find_deployment(api, f"{STAGE_FLOW}/{name}"):
         raise InputError(f"--name {name}: workers use the pool of this name for stages; choose another name")
     make_pool(api, name)
-    variables = worker_variables(repository, api) | {"RETRAIN_NAME": name, "RETRAIN_CLONE": clone}
-    done = subprocess.run(
-        ["prefect", "--no-prompt", "deploy", "--all"],
-        cwd=repository,
-        env=environment() | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    after = find_deployment(api, f"{RUN_FLOW}/{name}")
-    if done.returncode or after is None:
-        raise InputError(f"prefect.yaml: {(done.stderr or done.stdout).strip()}")
-    if before:
-        _keep_schedules(api, before, after)
-    crash_the_silent(api, after.id, SILENT)
-    return f"{ui_of(api)}/deployments/deployment/{after.id}"
+    deployment = deploy(api, retrain, name, {CLONE: clone}, **AT_FIRST)
+    crash_the_silent(api, deployment, SILENT)
+    return f"{ui_of(api)}/deployments/deployment/{deployment}"
 
 
 def _check_ours(deployment: DeploymentResponse, clone: str, ui: str) -> None:
@@ -204,23 +191,6 @@ def _check_ours(deployment: DeploymentResponse, clone: str, ui: str) -> None:
             f"the deployment {RUN_FLOW}/{deployment.name} at {ui} belongs to the clone {owner}; "
             "give this one another name with `make serve NAME=...`"
         )
-
-
-def _keep_schedules(api: str, before: DeploymentResponse, after: DeploymentResponse) -> None:
-    """Undo what deploying did to the schedules: they are set in the UI, and prefect.yaml has the first."""
-    with client_of(api) as client:
-        for schedule in after.schedules:
-            client.delete_deployment_schedule(after.id, schedule.id)
-        for schedule in before.schedules:
-            client._client.post(
-                f"/deployments/{after.id}/schedules",
-                json=[
-                    schedule.model_dump(
-                        mode="json",
-                        include={"schedule", "active", "max_scheduled_runs", "parameters", "slug"},
-                    )
-                ],
-            ).raise_for_status()
 
 
 # --- the reports --------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from prefect.settings import get_current_settings
-from prefect.utilities.callables import parameter_schema
 
 from flows.checkout import (
     CHECKOUTS,
@@ -25,14 +24,13 @@ from flows.checkout import (
     refs_at_origin,
     remove_leftovers,
 )
-from flows.pools import FLOW
+from flows.deployments import deploy
 from flows.processes import family, flow_runs, kill, log_path, only_one, part, until_stopped
 from flows.remote import check_remote
 from flows.server import (
     POOL_NAME,
     RUN_FLOW,
     api_of,
-    client_of,
     crash_the_silent,
     find_deployment,
     make_pool,
@@ -105,24 +103,7 @@ def offer_stages(api: str, pool: str) -> None:
     """
     if find_deployment(api, f"{RUN_FLOW}/{pool}"):
         raise InputError(f"--pool {pool}: `make serve` uses this pool for whole runs; choose another name")
-    with client_of(api) as client:
-        deployment = client.create_deployment(
-            client.create_flow_from_name(FLOW),
-            name=pool,
-            entrypoint="flows/stage.py:stage",
-            path=".",
-            work_pool_name=pool,
-            pull_steps=[
-                {
-                    "prefect.deployments.steps.set_working_directory": {
-                        "directory": "{{ $RETRAIN_REPOSITORY }}"
-                    }
-                }
-            ],
-            parameter_openapi_schema=parameter_schema(stage).model_dump_for_openapi(),
-            enforce_parameter_schema=True,
-            description="One stage of a run that another machine does. `retrain` makes its runs.",
-        )
+    deployment = deploy(api, stage, pool)
     crash_the_silent(api, deployment, f"Silent stages in {pool} are crashed")
 
 

@@ -30,12 +30,17 @@ TRIES = 3
 
 
 @contextmanager
-def browsing(width: int = 1400, height: int = 900) -> Iterator[Page]:
-    """An empty page of a new browser."""
+def browsing(width: int = 1400, height: int = 900, timeline: bool = True) -> Iterator[Page]:
+    """An empty page of a new browser.
+
+    The timeline of a run, drawn without a GPU, takes more of the processor than all else that is shown.
+    """
+    options = OPTIONS if timeline else [*OPTIONS, "--disable-3d-apis"]
     expect.set_options(timeout=SOON)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        page = browser.new_page(viewport={"width": width, "height": height})
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        # What moves would be drawn again and again, without a GPU at great cost.
+        page = browser.new_page(viewport={"width": width, "height": height}, reduced_motion="reduce")
         page.set_default_timeout(SOON)
         yield page
         browser.close()

@@ -81,7 +81,7 @@ def made_once(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path
     """A folder that the test processes of one session share, and whether it has yet to be filled."""
     folder = _of_the_session(factory) / name
     with _locked(folder):
-        done = folder / "done"
+        done = folder.with_suffix(".done")
         yield folder, not done.exists()
         done.touch()
 

@@ -1,8 +1,7 @@
 """The pipeline as its users run it: real DVC commands in a real repository, on tiny phantoms."""
 
-import hashlib
 import json
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,57 +9,20 @@ from ruamel.yaml import YAML
 
 from tests.helpers import Repository
 
-STAGES = {
-    "plan",
-    "download",
-    "preprocess",
-    "audit",
-    "baselines",
-    "train@report1_bce",
-    "train@report1_bce_iou",
-    "evaluate@report1_bce",
-    "evaluate@report1_bce_iou",
-    "report",
-}
-
 
 def stages_run(output: str) -> set[str]:
     return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
 
 
-def results(repository: Repository) -> dict[str, str]:
-    """Hashes of all that has to repeat: the metrics and every weight and prediction."""
-    paths = [repository.folder / "metrics.json"]
-    for pattern in ("*.safetensors", "metrics.json", "images.csv", "predictions.zip", "*.npy", "*.html"):
-        paths += [
-            p for top in ("artifacts", "data", "reports") for p in (repository.folder / top).rglob(pattern)
-        ]
-    return {
-        str(p.relative_to(repository.folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(paths)
-    }
-
-
 @pytest.fixture(scope="module")
-def repository(
-    make_repository: Callable[[Path], Repository], tmp_path_factory: pytest.TempPathFactory
-) -> Repository:
-    """A repository in which `dvc repro` ran once and its results are committed."""
-    repository = make_repository(tmp_path_factory.mktemp("pipeline"))
-    assert stages_run(repository.run("dvc", "repro")) == STAGES
-    return repository
+def repository(finished_repository: Repository, tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """A repository in which `dvc repro` ran once."""
+    folder = tmp_path_factory.mktemp("pipeline") / "repository"
+    return Repository(Path(shutil.copytree(finished_repository.folder, folder, symlinks=True)))
 
 
 class TestInOrder:
     """Each of these takes up where the one before left the repository."""
-
-    def test_two_clean_runs_give_the_same_bytes(
-        self, repository: Repository, finished_repository: Repository
-    ) -> None:
-        ours, others = results(repository), results(finished_repository)
-        assert ours == others
-        assert repository.read("dvc.lock") == finished_repository.read("dvc.lock")  # of all that stages make
-        assert len(ours) > 20
 
     def test_a_reproduction_leaves_results_and_a_clean_tree(self, repository: Repository) -> None:
         assert repository.run("git", "status", "--porcelain").split() == [

@@ -79,6 +79,7 @@ class TestInOrder:
         assert "Retry 1/2 will start 5 second(s) from now" in served.logs(run.id)
         assert re.search(r"goes on after epoch \d+, step", served.logs(run.id))
 
+    @pytest.mark.soak
     def test_where_the_worker_is_killed_all_ends_and_says_why(self, served: Served) -> None:
         run = served.submit(epochs=5000, **SMALL)
         served.training(run.id)
@@ -122,6 +123,7 @@ class TestInOrder:
             (TRAIN, "evaluate@report1_bce", "report"), "Completed"
         )
 
+    @pytest.mark.soak
     def test_a_run_of_which_nothing_is_heard_crashes_by_itself(self, served: Served) -> None:
         run = served.submit(epochs=5000, **SMALL)
         served.training(run.id)
@@ -152,6 +154,7 @@ def within(served: Served, seconds: float) -> None:
     client.put(f"/automations/{automation['id']}", json={key: changed[key] for key in kept})
 
 
+@pytest.mark.soak
 def test_a_run_survives_its_server_being_away(
     make_prepared_repository: Callable[[Path], Repository], make_home: Callable[[Path], Path], tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import FlowRun
 
 from flows.pools import pool_of
 from flows.remote import CHECKPOINTS
-from flows.stage import StageRequest, versions
+from flows.stage import RefusedError, StageRequest, _check_versions, versions
 from tests.flows.cluster import AUTH, Cluster, Host, Program
 from tests.helpers import Repository, eventually
 from tests.postgresql import PASSWORD
@@ -53,9 +53,21 @@ def test_a_request_holds_names_and_no_commands(wrong: dict[str, str]) -> None:
         StageRequest.model_validate(right | wrong | {"versions": versions()})
 
 
+def test_a_stage_is_refused_where_the_versions_are_others() -> None:
+    _check_versions(versions())
+    with pytest.raises(RefusedError, match=r"^other versions than the run's: torch \S+, not 9\.9\.9$"):
+        _check_versions(versions() | {"torch": "9.9.9"})
+
+
 @pytest.fixture(scope="module")
 def parent(cluster: Cluster) -> Host:
     return cluster.host("parent")
+
+
+@pytest.fixture(scope="module")
+def other(cluster: Cluster) -> Host:
+    """The machine of another user."""
+    return cluster.host("other")
 
 
 @pytest.fixture(scope="module")
@@ -118,17 +130,18 @@ class TestInOrder:
         assert shown == alone.read("metrics.json")
 
     def test_another_machine_takes_what_is_known_and_asks_nobody(
-        self, cluster: Cluster, parent: Host, workers: list[Host]
+        self, cluster: Cluster, parent: Host, other: Host, workers: list[Host]
     ) -> None:
-        other = cluster.host("other")
         before = len(cluster.user.runs("stage"))
         other.retrain("--name", "again", *ELSEWHERE).finish()
         assert len(cluster.user.runs("stage")) == before
         assert cluster.user.tasks(of(cluster, "again").id)[TRAIN].state_name == "Cached"
         assert lock(other.repository, "again") == lock(parent.repository, "spread")
 
-    def test_two_that_want_the_same_train_it_once(self, cluster: Cluster, workers: list[Host]) -> None:
-        hosts = [host for host in cluster.hosts if host.name in ("parent", "other")]
+    def test_two_that_want_the_same_train_it_once(
+        self, cluster: Cluster, parent: Host, other: Host, workers: list[Host]
+    ) -> None:
+        hosts = [parent, other]
         runs = [host.retrain("--name", host.name, "--set", "epochs=3", *ONE, *ELSEWHERE) for host in hosts]
         for run in runs:
             run.finish(400)
@@ -216,6 +229,7 @@ class TestFaults:
         assert state == "Completed" and "goes on after epoch" in log
         assert saved(cluster) == before
 
+    @pytest.mark.soak
     @pytest.mark.parametrize("away", ["S3", "the Prefect server", "PostgreSQL"])
     def test_a_run_survives_that_something_is_away(
         self, cluster: Cluster, parent: Host, workers: list[Host], away: str
@@ -235,6 +249,7 @@ class TestFaults:
         run.finish(400)
         assert f"on {workers[0].name}" in where(cluster, name)
 
+    @pytest.mark.soak
     def test_machines_that_can_do_no_stage_refuse_and_end(
         self, cluster: Cluster, parent: Host, workers: list[Host], tmp_path: Path
     ) -> None:
@@ -263,20 +278,25 @@ class TestFaults:
         good.worker("gpu", limit=2)
         run.finish(400)
         assert "on good" in where(cluster, "refused")
+        no_secret_is_in_any_log(cluster)
 
     def options(self, cluster: Cluster, name: str) -> list[str]:
         return ["--pool", "gpu", "--server", cluster.server.url, "--name", name, "--limit", "1"]
 
     def test_no_secret_is_in_any_log(self, cluster: Cluster) -> None:
-        runs = [*cluster.user.runs("retrain"), *cluster.user.runs("stage")]
-        texts = [cluster.user.logs(run.id) + run.model_dump_json() for run in runs]
-        texts += [str(cluster.user.artifacts(run.id)) for run in runs]
-        for host in cluster.hosts:
-            logs = [*host.folder.glob("*.log"), *host.repository.folder.glob("runs/.logs/*")]
-            texts += [path.read_text(errors="replace") for path in logs]
-        texts.append(cluster.server.output.read_text(errors="replace"))
-        for secret in (SECRET, AUTH.split(":")[1], PASSWORD):
-            assert not [text for text in texts if secret in text]
+        no_secret_is_in_any_log(cluster)
+
+
+def no_secret_is_in_any_log(cluster: Cluster) -> None:
+    runs = [*cluster.user.runs("retrain"), *cluster.user.runs("stage")]
+    texts = [cluster.user.logs(run.id) + run.model_dump_json() for run in runs]
+    texts += [str(cluster.user.artifacts(run.id)) for run in runs]
+    for host in cluster.hosts:
+        logs = [*host.folder.glob("*.log"), *host.repository.folder.glob("runs/.logs/*")]
+        texts += [path.read_text(errors="replace") for path in logs]
+    texts.append(cluster.server.output.read_text(errors="replace"))
+    for secret in (SECRET, AUTH.split(":")[1], PASSWORD):
+        assert not [text for text in texts if secret in text]
 
 
 class TestWrong:

@@ -17,6 +17,7 @@ def database() -> Iterator[Database]:
         yield database
 
 
+@pytest.mark.soak
 def test_a_run_is_in_postgresql_and_its_password_in_no_log(
     make_prepared_repository: Callable[[Path], Repository], tmp_path: Path, database: Database
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ruamel.yaml import YAML
 
 from flows.checkout import environment
 from flows.retrain import main, preset_of
@@ -70,6 +71,15 @@ class TestInOrder:
         assert repository.run("git", "worktree", "list").count("\n") == 1
         assert repository.run("git", "branch", "--show-current").strip() == "main"
 
+    def test_two_clean_runs_give_the_same_bytes(
+        self, repository: Repository, finished_repository: Repository
+    ) -> None:
+        ours = results(repository.run("git", "show", "retrain/first:dvc.lock"))
+        others = results(finished_repository.read("dvc.lock"))  # by `dvc repro`
+        of_alpha = {"plan", "train@report1_bce_iou", "evaluate@report1_bce_iou", "report"}
+        same = {stage for stage in others if ours[stage] == others[stage]}
+        assert same == others.keys() - of_alpha
+
     def test_again_nothing_has_changed_and_nothing_is_published(self, repository: Repository) -> None:
         output = retrain(repository, "--name", "again", "--set", "alpha=0.4", "--publish", "nowhere")
         stages = repository.run("dvc", "stage", "list", "--name-only").split()
@@ -125,6 +135,12 @@ class TestInOrder:
             for s in last
         )
         assert repository.run("git", "worktree", "list").count("\n") == 1
+
+
+def results(lock: str) -> dict[str, dict[str, str]]:
+    """The hashes of all that each stage of a dvc.lock made."""
+    stages = YAML(typ="safe").load(lock)["stages"]
+    return {name: {out["path"]: out["md5"] for out in stage["outs"]} for name, stage in stages.items()}
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

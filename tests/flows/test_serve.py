@@ -164,6 +164,9 @@ class TestInOrder:
         served.client._client.post(f"/deployments/{deployment.id}/schedules", json=[added]).raise_for_status()
         chosen = {(*WEEKLY[:2], True), LEAP_DAY}
         assert schedules(served) == chosen
+        parameters = {"request": {"look_for_new_data": False}, "pools": {"train@*": "gpu"}}
+        changed = {"parameters": parameters, "concurrency_limit": 2}
+        served.client._client.patch(f"/deployments/{deployment.id}", json=changed).raise_for_status()
         before = psutil.Process(served.process.pid).children()
 
         second = subprocess.run(
@@ -180,7 +183,13 @@ class TestInOrder:
         )
         assert psutil.Process(served.process.pid).children() == before
         assert schedules(served) == chosen
+        after = served.client.read_deployment_by_name("retrain/retrain")
+        assert after.parameters == parameters
+        assert after.global_concurrency_limit and after.global_concurrency_limit.limit == 2
         assert len(workers_online(served)) == 1
+        served.client._client.patch(
+            f"/deployments/{deployment.id}", json={"parameters": deployment.parameters}
+        ).raise_for_status()
 
     def test_ctrl_c_ends_it_with_the_run_that_it_has(self, served: Served) -> None:
         run = served.submit(epochs=5000, publish="nowhere")

@@ -20,7 +20,7 @@ RUN = 1000 * PATIENCE
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
-    with browsing() as page:
+    with browsing(timeline=False) as page:
         yield page
 
 
