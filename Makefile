@@ -45,7 +45,7 @@ check: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.11 or the like")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.lock
-	@$(BIN)/python -c 'import dvc.cli, dvc.commands.repro, dvc_s3, flows.guard, flows.retrain, tasks.evaluate, tasks.train'
+	@$(BIN)/python -c 'import dvc.cli, dvc.commands.repro, dvc_s3, pandas, prefect.main, prefect.server.api.server, scipy.ndimage, torch'
 	@touch $@
 
 # The versions that pyproject.toml's ranges give today, without torch's CUDA packages: those that torch
