@@ -23,12 +23,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from tasks.common.files import replacing, write_table
+from tasks.common.raw import KIND_FOLDERS, RawDataset, Split
 from tasks.download import download
-from tasks.files import replacing, write_table
-from tasks.params import Augment, Plan, parse_assignment, parse_params, with_changes
 from tasks.preprocess import preprocess
-from tasks.raw import KIND_FOLDERS, RawDataset, Split
-from tasks.sources import open_source
+from tasks.settings.changes import parse_assignment, with_changes
+from tasks.settings.schema import Augment, Plan, parse_params
+from tasks.sources.open import open_source
 
 ROOT = Path(__file__).parent.parent
 MIB = 2**20

@@ -39,10 +39,10 @@ from dvc.repo.reproduce import plan_repro
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from flows.checkout import environment
-from tasks.cores import available_cores
-from tasks.phantom import PhantomSource
-from tasks.raw import HALF_KINDS, RawDataset, write_member
+from flows.repository.git import environment
+from tasks.common.cores import available_cores
+from tasks.common.raw import HALF_KINDS, RawDataset, write_member
+from tasks.sources.phantom import PhantomSource
 from tests.s3 import serving
 
 ROOT = Path(__file__).parent.parent

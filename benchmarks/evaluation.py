@@ -32,7 +32,7 @@ def now():
     return time.perf_counter(), time.process_time()
 
 start = now()
-import tasks.cli
+import tasks.support.cli
 
 forward = [0.0, 0.0]
 
@@ -67,7 +67,7 @@ def stage_main(main):
 
     print(json.dumps(seconds))
 
-tasks.cli.stage_main = stage_main
+tasks.support.cli.stage_main = stage_main
 runpy.run_module("tasks.evaluate", run_name="__main__")
 """
 PARTS = ("importing", "forward passes", "all else", "total")

@@ -48,13 +48,14 @@ import torch
 from common import DEVICE, HALF, ROOT, packed_dataset, plan_words, prepare
 from gpu_tables import Entry, table
 
-from tasks.checkpoints import FOLDER_VARIABLE
-from tasks.cli import InputError, stage_main, without_secrets
-from tasks.consistency import check_pair
-from tasks.files import replacing
-from tasks.params import Params, Plan, parse_assignment, parse_params, with_changes
+from tasks.common.files import replacing
+from tasks.common.raw import CLASSES
 from tasks.plan import plan as write_plans
-from tasks.raw import CLASSES
+from tasks.reporting.consistency import check_pair
+from tasks.settings.changes import parse_assignment, with_changes
+from tasks.settings.schema import Params, Plan, parse_params
+from tasks.support.checkpoints import FOLDER_VARIABLE
+from tasks.support.cli import InputError, stage_main, without_secrets
 
 #: The parts that run by default, with their shares of the time.
 SHARES = {"smoke": 2, "throughput": 5, "inference": 2, "best": 6, "report1_bce": 3, "report1_bce_iou": 3}

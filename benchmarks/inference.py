@@ -5,9 +5,9 @@
 First a network is trained for a few epochs, so that its masks have outlines as real ones have. Then, each in
 a process of its own and over the same Test images of all classes:
 
-    network         its probabilities at its own size, tasks.predict.predict_batches
+    network         its probabilities at its own size, tasks.inference.predict.predict_batches
     network, twice  the same, averaged with those of the mirror images
-    own size        probabilities and true masks at the size of the masks, tasks.predict.predict_cases
+    own size        probabilities and true masks at the masks' size, tasks.inference.predict.predict_cases
     evaluation      all that the stage does: every score, calibration, masks as PNGs, tables
     plain, N        what users write: batches of N PNG files decoded by Pillow and resized, the network in
                     float32 and the default memory layout, sigmoid, resized to the mask's size, threshold, and
@@ -59,14 +59,14 @@ from torch import Tensor
 from torch.nn import functional
 
 import tasks.evaluate
-import tasks.predict
-import tasks.scoring
-from tasks.compute import Compute, set_up
-from tasks.network import load_network
-from tasks.packed import PackedSplit
-from tasks.params import Plan
-from tasks.predict import PLAIN, predict_batches, predict_cases
-from tasks.raw import CLASSES, RawDataset
+import tasks.inference.predict
+import tasks.scoring.images
+from tasks.common.raw import CLASSES, RawDataset
+from tasks.inference.predict import PLAIN, predict_batches, predict_cases
+from tasks.networks.device import Compute, set_up
+from tasks.networks.network import load_network
+from tasks.packed.reader import PackedSplit
+from tasks.settings.schema import Plan
 from tasks.train import train
 
 
@@ -140,15 +140,15 @@ class Evaluation(Predicting):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        watch, batches = self.watch, tasks.predict.predict_batches
-        tasks.predict.predict_batches = lambda *args: watch.each("network", batches(*args))
+        watch, batches = self.watch, tasks.inference.predict.predict_batches
+        tasks.inference.predict.predict_batches = lambda *args: watch.each("network", batches(*args))
         for place, name, part in (
-            (tasks.predict, "read_mask", "true masks decoded"),
-            (tasks.predict, "resized", "probabilities resized"),
+            (tasks.inference.predict, "read_mask", "true masks decoded"),
+            (tasks.inference.predict, "resized", "probabilities resized"),
             (tasks.evaluate, "score_masks", "scores"),
-            (tasks.scoring, "surface_distances", "surfaces"),
-            (tasks.scoring, "hausdorff95", "surfaces"),
-            (tasks.scoring, "surface_dice", "surfaces"),
+            (tasks.scoring.images, "surface_distances", "surfaces"),
+            (tasks.scoring.images, "hausdorff95", "surfaces"),
+            (tasks.scoring.images, "surface_dice", "surfaces"),
             (tasks.evaluate, "calibration_bins", "calibration"),
             (tasks.evaluate, "encode_mask", "predicted masks encoded"),
         ):

@@ -22,18 +22,16 @@ from typing import Any
 from ruamel.yaml import YAML
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from flows.checkout import (
-    checked_out,
+from flows.remote.run_cache import Remote
+from flows.repository.checkout import checked_out
+from flows.repository.git import (
     commit,
     find_repository,
-    forget_commits,
     resolve,
     run,
-    send_commit,
-    sent_commits,
 )
-from flows.remote import Remote
-from tasks.cli import stage_main
+from flows.repository.refs import forget_commits, send_commit, sent_commits
+from tasks.support.cli import stage_main
 
 #: The run under which origin has the commits meanwhile.
 RUN = "benchmark"

@@ -31,8 +31,8 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from prefect.client.schemas.objects import FlowRun
 
-from tasks.cli import stage_main
-from tasks.params import parse_assignment, parse_preset, with_changes
+from tasks.settings.changes import parse_assignment, parse_preset, with_changes
+from tasks.support.cli import stage_main
 from tests.conftest import make_repository_of
 from tests.flows.cluster import Cluster, Host, running
 from tests.helpers import ROOT
@@ -40,7 +40,7 @@ from tests.s3 import serving
 
 POOLS = ("--pool", "train@*=gpu", "--pool", "evaluate@*=gpu", "--pool", "baselines=cpu")
 
-#: Seconds between two uploads of a checkpoint at most, as flows.remote.Checkpoints has it for small ones.
+#: Seconds between two uploads of a checkpoint at most, as flows.remote.checkpoints has it for small ones.
 CHECKPOINT_EVERY = 5.0
 
 #: Seconds in which a server comes to rest, and for which it is then measured.

@@ -27,8 +27,8 @@ from dvc.repo import Repo
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from tasks.cli import InputError, stage_main
-from tasks.params import fault_line
+from tasks.settings.schema import fault_line
+from tasks.support.cli import InputError, stage_main
 
 ROOT = Path(__file__).parent.parent
 

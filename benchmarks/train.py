@@ -7,7 +7,7 @@ Each contestant trains a network from seed 0 in a process of its own on the same
 in its turn, without random changes to images; the order of turns is reversed every other time. The first
 epoch warms up and is not timed, nor is validation.
 
-    ours            the engine of tasks/fitting.py, the residual U-Net; "ours, fused" with torch.compile
+    ours            the engine of tasks/training, the residual U-Net; "ours, fused" with torch.compile
     plain, N        what users write: a DataLoader with N processes, whose dataset opens the PNG files of an
                     image and its mask by Pillow and resizes them; float32, default memory layout, Adam,
                     loss.item() at each step. The same network with the same initial weights, the same
@@ -88,12 +88,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from models.losses import make_loss
 from models.metrics import confusion, dice
-from tasks.batches import Batches
-from tasks.compute import Compute, set_up
-from tasks.fitting import Fitter
-from tasks.network import build_network
-from tasks.packed import PackedSplit, scaled
-from tasks.params import Plan
+from tasks.networks.device import Compute, set_up
+from tasks.networks.network import build_network
+from tasks.packed.reader import PackedSplit, scaled
+from tasks.settings.schema import Plan
+from tasks.training.batches import Batches
+from tasks.training.fitting import Fitter
 
 WAIT = "wait for data"
 VALIDATION_BATCH = 32

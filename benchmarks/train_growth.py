@@ -21,11 +21,11 @@ import pandas as pd
 import torch
 from common import make_plan
 
-from tasks.batches import Batches
-from tasks.compute import set_up
-from tasks.fitting import Fitter
-from tasks.network import build_network
-from tasks.packed import PackedSplit
+from tasks.networks.device import set_up
+from tasks.networks.network import build_network
+from tasks.packed.reader import PackedSplit
+from tasks.training.batches import Batches
+from tasks.training.fitting import Fitter
 
 BATCH = 16
 

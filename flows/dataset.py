@@ -21,9 +21,9 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc_data.index import DataIndexDirError
 
-from flows.checkout import find_repository, resolve
-from tasks.cli import InputError, stage_main
-from tasks.raw import KIND_WORDS, MANIFEST, Kind, read_manifest
+from flows.repository.git import find_repository, resolve
+from tasks.common.raw import KIND_WORDS, MANIFEST, Kind, read_manifest
+from tasks.support.cli import InputError, stage_main
 
 RAW = "data/raw"
 WORKSPACE = "the workspace"

@@ -12,20 +12,21 @@ from string import ascii_letters, digits
 
 from dvc.config import Config
 
-from flows.checkout import (
-    ORIGIN,
-    RUNS,
+from flows.repository.checkout import RUNS, numbered
+from flows.repository.git import (
     GitError,
     git,
-    has_origin,
-    numbered,
-    push_refs,
-    refs_at_origin,
     resolve,
     run,
 )
-from flows.remote import DeniedError, RemoteAwayError, patiently
-from tasks.cli import InputError
+from flows.repository.refs import (
+    ORIGIN,
+    has_origin,
+    push_refs,
+    refs_at_origin,
+)
+from flows.repository.retry import DeniedError, RemoteAwayError, with_retries
+from tasks.support.cli import InputError
 
 #: What a run commits, and by what two runs are the same.
 RESULTS = ("params.yaml", "dvc.lock", "metrics.json")
@@ -105,7 +106,7 @@ def check_origin(repository: Path, commit: str, run: str, tell: Callable[[str], 
         return _refs_at_origin(repository)
 
     try:
-        refs = patiently(ORIGIN, look, tell, delays=DELAYS)
+        refs = with_retries(ORIGIN, look, tell, delays=DELAYS)
     except (DeniedError, RemoteAwayError) as error:
         raise InputError(f"publish: nothing can be pushed to {error}; `here` needs no {ORIGIN}") from None
     if IN_THE_WAY in refs:

@@ -5,9 +5,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from flows.checkout import git
-from tasks.cli import InputError
-from tasks.params import ALL, Preset, parse_assignment, parse_mapping, parse_preset, with_changes
+from flows.repository.git import git
+from tasks.settings.changes import (
+    Preset,
+    parse_assignment,
+    parse_preset,
+    with_changes,
+)
+from tasks.settings.schema import ALL, parse_mapping
+from tasks.support.cli import InputError
 
 PRESETS = PurePosixPath("presets")
 PROJECT = Path(__file__).parent.parent

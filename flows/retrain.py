@@ -31,19 +31,12 @@ from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 from pydantic import ValidationError
 
-from flows.checkout import (
-    RUNS,
-    checked_out,
-    commit,
-    find_repository,
-    git,
-    has_origin,
-    remove_leftovers,
-    resolve,
-    uncommitted,
-)
 from flows.comparison import as_lines, as_rows, compare
-from flows.pools import RemoteRun, elsewhere
+from flows.deployment.temporary import start_server
+from flows.engine.order import Here, run_stages, urgency_of
+from flows.engine.pipeline import restore_output, restore_pipeline, sort_lock
+from flows.engine.runner import StageRunner
+from flows.engine.slots import compute_slots
 from flows.publish import (
     PREFIX,
     RESULTS,
@@ -58,15 +51,22 @@ from flows.publish import (
     rename,
     report_with,
 )
+from flows.remote.pool import RemoteRun, remote_places
+from flows.repository.checkout import RUNS, checked_out, remove_leftovers
+from flows.repository.git import (
+    commit,
+    find_repository,
+    git,
+    resolve,
+    uncommitted,
+)
+from flows.repository.refs import has_origin
 from flows.request import PRESETS, RetrainRequest
-from flows.running import Here, run_stages, urgency_of
-from flows.slots import compute_slots
 from flows.stage import CHECKPOINTS
-from flows.stages import StageRunner, restore_output, restore_pipeline, sort_lock
-from flows.temporary import start_server
-from tasks.cli import InputError, stage_main
-from tasks.files import replacing
-from tasks.params import ALL, add_change_arguments, fault_line, load_params, with_changes
+from tasks.common.files import replacing
+from tasks.settings.changes import add_change_arguments, with_changes
+from tasks.settings.schema import ALL, fault_line, load_params
+from tasks.support.cli import InputError, stage_main
 
 #: Where `make serve` shows runs/ to a browser.
 REPORTS_URL = "RETRAIN_REPORTS_URL"
@@ -143,7 +143,7 @@ def _retrain(
         checked = load_params(path)
         here = Here(runner, compute_slots(checked))
         remote_run = RemoteRun(checkout, pipeline, repository, run, name, logger.info)
-        with elsewhere(pools, remote_run, logger.info) as places:
+        with remote_places(pools, remote_run, logger.info) as places:
             try:
                 run_stages(pipeline, lambda stage: places.get(stage) or here, urgency_of(pipeline, checked))
             finally:

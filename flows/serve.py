@@ -11,43 +11,36 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import get_current_settings
 
-from flows.checkout import RUNS, find_repository
-from flows.deployments import AT_FIRST, deploy
-from flows.pools import FLOW as STAGE_FLOW
-from flows.processes import lock_path, log_path, only_one, part, until_stopped
-from flows.retrain import REPORTS_URL, retrain
-from flows.server import (
-    POOL_NAME,
-    RUN_FLOW,
+from flows.deployment.addresses import (
+    api_of,
+    host_and_port,
+)
+from flows.deployment.automations import crash_the_silent, report_ended
+from flows.deployment.deployments import AT_FIRST, RUN_FLOW, deploy, find_deployment
+from flows.deployment.prefect_api import (
     STARTUP,
     AwayError,
-    api_of,
     check_server,
-    crash_the_silent,
-    find_deployment,
     has_to_start,
-    host_and_port,
-    is_own,
-    make_pool,
-    own_names,
-    report_ended,
     ui_of,
 )
+from flows.deployment.reports import serving_reports
+from flows.deployment.supervision import lock_path, log_path, only_one, part, until_stopped
+from flows.deployment.work_pools import POOL_NAME, make_pool
+from flows.remote.pool import FLOW as STAGE_FLOW
+from flows.repository.checkout import RUNS
+from flows.repository.git import find_repository
+from flows.retrain import REPORTS_URL, retrain
 from flows.worker import end_leftovers, prefect_worker
-from tasks.cli import InputError, stage_main
+from tasks.support.cli import InputError, stage_main
 
 #: What a deployment's job variables say of the clone that made it.
 CLONE = "clone"
@@ -57,6 +50,7 @@ LOCK = "serve"
 
 #: The parts, by their names in logs.
 SERVER = "Prefect server"
+
 WORKER = "worker"
 
 #: The automation that ends runs of which nothing was heard for a while.
@@ -98,7 +92,7 @@ def serve(repository: Path, name: str, reports_host: str, reports_port: int | No
             _deploy_again(repository)
             return
         killed = end_leftovers(repository, WORKER, SERVER)
-        reports = stack.enter_context(_reports(repository / RUNS, reports_host, reports_port))
+        reports = stack.enter_context(serving_reports(repository / RUNS, reports_host, reports_port))
         parts = {}
         chosen = get_current_settings().api.url
         api = api_of(chosen, "PREFECT_API_URL") if chosen else _own_api()
@@ -126,9 +120,6 @@ def _deploy_again(repository: Path) -> None:
     print(f"already served here as {name}; the deployment is up to date.\nPrefect UI: {ui_of(api)}")
 
 
-# --- the server ---------------------------------------------------------------------------------------------
-
-
 def _own_api() -> str:
     settings = get_current_settings().server.api
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -137,7 +128,7 @@ def _own_api() -> str:
 
 def _server(repository: Path, api: str) -> AbstractContextManager["subprocess.Popen[bytes]"]:
     host, port = host_and_port(api)
-    command = [sys.executable, "-m", "flows.guard", "--host", host, "--port", str(port)]
+    command = [sys.executable, "-m", "flows.deployment.guard", "--host", host, "--port", str(port)]
     return part(SERVER, command, repository, server_variables(api), ends_at=signal.SIGINT)
 
 
@@ -158,9 +149,6 @@ def _listens(server: "subprocess.Popen[bytes]", api: str) -> bool:
         ports = [one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN]
         return host_and_port(api)[1] in ports
     return False
-
-
-# --- the deployment -----------------------------------------------------------------------------------------
 
 
 def _deploy(repository: Path, api: str, name: str) -> str:
@@ -191,48 +179,6 @@ def _check_ours(deployment: DeploymentResponse, clone: str, ui: str) -> None:
             f"the deployment {RUN_FLOW}/{deployment.name} at {ui} belongs to the clone {owner}; "
             "give this one another name with `make serve NAME=...`"
         )
-
-
-# --- the reports --------------------------------------------------------------------------------------------
-
-
-class ReportHandler(SimpleHTTPRequestHandler):
-    """Shows a browser what lies under runs/, but for hidden files: those are checkouts, locks and logs."""
-
-    def send_head(self) -> Any:
-        if not is_own(self.headers.get("Host", ""), own_names()):  # another site's page, led here by its name
-            self.send_error(403)
-            return None
-        if any(
-            part.startswith(".")
-            for part in Path(self.translate_path(self.path)).relative_to(self.directory).parts
-        ):
-            self.send_error(404)
-            return None
-        return super().send_head()
-
-    def log_message(self, *args: Any) -> None:
-        """Say nothing."""
-
-
-@contextmanager
-def _reports(folder: Path, host: str, port: int | None) -> Iterator[str]:
-    """Serve the reports on one of this machine's addresses; where its own browsers find them."""
-    chosen = get_current_settings().server.api.port + 1 if port is None else port
-    try:
-        server = ThreadingHTTPServer((host, chosen), partial(ReportHandler, directory=str(folder)))
-    except OSError as error:
-        raise InputError(
-            f"--reports-port {chosen}: {error.strerror}; choose another, 0 takes any that is free"
-        ) from None
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        seen_at = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104
-        yield f"http://{seen_at}:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def main() -> None:

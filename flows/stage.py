@@ -6,57 +6,41 @@ that commit, and what it made goes to the DVC remote.
 """
 
 import os
-import platform
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
-from uuid import UUID
+from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Failed
-from pydantic import BaseModel, ConfigDict, Field
 
-from flows.checkout import GitError, checked_out, fetch_commit, find_repository
-from flows.clock import Clock
+from flows.engine.order import INTERRUPTED, as_state, watcher
+from flows.engine.runner import (
+    Outcome,
+    StageRun,
+    StageRunner,
+    Tell,
+)
+from flows.engine.slots import compute_slots
 from flows.publish import as_name
-from flows.remote import DeniedError, Remote, RemoteAwayError, patiently
-from flows.running import INTERRUPTED, as_state, watcher
-from flows.slots import compute_slots
-from flows.stages import Outcome, StageRun, StageRunner, Tell
-from tasks.cli import InputError
-from tasks.params import load_params
+from flows.remote.clock import Clock
+from flows.remote.run_cache import Remote
+from flows.remote.stage_request import REFUSED, StageRequest, versions
+from flows.repository.checkout import checked_out
+from flows.repository.git import GitError, find_repository
+from flows.repository.refs import fetch_commit
+from flows.repository.retry import DeniedError, RemoteAwayError, with_retries
+from tasks.settings.schema import load_params
+from tasks.support.cli import InputError
 
 #: Where a run says why its machine can do no stage, for the worker to read.
 UNFIT = "RETRAIN_UNFIT"
 
 #: Where trainings leave their checkpoints, below a repository or a checkout of it.
 CHECKPOINTS = Path(".dvc/tmp/checkpoints")
-
-#: Packages whose versions may change a result.
-PACKAGES = ("dvc", "numpy", "pandas", "pillow", "safetensors", "scipy", "torch")
-
-#: The name of a failed state that says that the worker, not the stage, is at fault.
-REFUSED = "Refused"
-
-
-class StageRequest(BaseModel):
-    """Which stage to bring up to date, and for whom."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    stage: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*(@[A-Za-z0-9_-]+)?$")] = Field(
-        description="A stage of dvc.yaml."
-    )
-    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] = Field(
-        description="A commit of this repository, with the stage's inputs in its dvc.lock."
-    )
-    run: UUID = Field(description="The flow run that wants it, by which origin's ref is named.")
-    versions: dict[str, str] = Field(description="What its results stand on: Python and the packages.")
 
 
 class UnfitError(Exception):
@@ -88,12 +72,6 @@ def stage(request: StageRequest) -> State[Any]:
 def worker_name() -> str:
     """The name of the worker that this process works for, else of the machine."""
     return os.environ.get("PREFECT__WORKER_NAME") or socket.gethostname()
-
-
-def versions() -> dict[str, str]:
-    """The versions that results stand on; torch's without the word for what it was built for."""
-    packages = {name: version(name).partition("+")[0] for name in PACKAGES}
-    return {"python": ".".join(platform.python_version_tuple()[:2])} | packages
 
 
 def _run(request: StageRequest, repository: Path, worker: str, tell: Tell) -> StageRun:
@@ -128,7 +106,7 @@ def _fetch(repository: Path, request: StageRequest, tell: Tell) -> None:
         if not fetch_commit(repository, str(request.run), request.commit):
             raise RemoteAwayError(f"origin has commit {request.commit[:10]} no more: its run has ended")
 
-    patiently("origin", fetch, tell)
+    with_retries("origin", fetch, tell)
 
 
 def _reproduce(stage: str, repository: Path, checkout: Path, clock: Clock, tell: Tell) -> StageRun:

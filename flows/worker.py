@@ -15,33 +15,20 @@ from pathlib import Path
 
 from prefect.settings import get_current_settings
 
-from flows.checkout import (
-    CHECKOUTS,
-    ORIGIN,
-    RUNS,
-    find_repository,
-    has_origin,
-    refs_at_origin,
-    remove_leftovers,
-)
-from flows.deployments import deploy
-from flows.processes import family, flow_runs, kill, log_path, only_one, part, until_stopped
-from flows.remote import check_remote
-from flows.server import (
-    POOL_NAME,
-    RUN_FLOW,
-    api_of,
-    crash_the_silent,
-    find_deployment,
-    make_pool,
-    report_ended,
-    ui_of,
-    wait_for,
-)
-from flows.slots import compute_slots
+from flows.deployment.addresses import api_of
+from flows.deployment.automations import crash_the_silent, report_ended
+from flows.deployment.deployments import RUN_FLOW, deploy, find_deployment
+from flows.deployment.prefect_api import ui_of, wait_for
+from flows.deployment.supervision import family, flow_runs, kill, log_path, only_one, part, until_stopped
+from flows.deployment.work_pools import POOL_NAME, make_pool
+from flows.engine.slots import compute_slots
+from flows.remote.run_cache import check_remote
+from flows.repository.checkout import CHECKOUTS, RUNS, remove_leftovers
+from flows.repository.git import find_repository
+from flows.repository.refs import ORIGIN, has_origin, refs_at_origin
 from flows.stage import UNFIT, stage
-from tasks.cli import InputError, stage_main
-from tasks.params import load_params
+from tasks.settings.schema import load_params
+from tasks.support.cli import InputError, stage_main
 
 #: Seconds that processes which are ending may hold the locks of their checkouts.
 LOCK_HELD = 3.0

@@ -19,11 +19,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tasks.cli import InputError, stage_main
-from tasks.files import replacing, write_table
-from tasks.params import Audit, load_params
-from tasks.progress import progress
-from tasks.raw import CLASSES, MANIFEST, SPLITS, read_manifest
+from tasks.common.files import replacing, write_table
+from tasks.common.raw import CLASSES, MANIFEST, SPLITS, read_manifest
+from tasks.settings.schema import Audit, load_params
+from tasks.support.cli import InputError, stage_main
+from tasks.support.progress import progress
 
 #: Images that are compared with as many others at a time; bounds memory whatever the dataset's size.
 BLOCK = 2048

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from models.surfaces import Mask
-from tasks.cli import InputError, stage_main
-from tasks.files import replacing, write_table
-from tasks.progress import progress
-from tasks.raw import HALF_KINDS, Kind, RawDataset
-from tasks.scoring import Calibration, score_masks, summarise
+from tasks.common.files import replacing, write_table
+from tasks.common.raw import HALF_KINDS, Kind, RawDataset
+from tasks.scoring.images import Calibration, score_masks, summarise
+from tasks.support.cli import InputError, stage_main
+from tasks.support.progress import progress
 
 #: Each makes a mask (H, W), whose probabilities are 0 and 1, from the true masks of an image.
 PREDICTORS: dict[str, Callable[[dict[Kind, Mask]], Mask]] = {

@@ -10,22 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from tasks.cli import InputError, stage_main, without_secrets
-from tasks.files import replacing, write_table
-from tasks.listing import (
-    Image,
-    Images,
-    Listing,
-    Place,
-    Stored,
-    find_images,
-    fingerprint,
-    list_files,
-    open_earlier,
-)
-from tasks.params import load_params
-from tasks.progress import progress
-from tasks.raw import (
+from tasks.common.files import replacing, write_table
+from tasks.common.raw import (
     CLASSES,
     HALF_KINDS,
     KIND_FOLDERS,
@@ -37,7 +23,22 @@ from tasks.raw import (
     shard_name,
     write_member,
 )
-from tasks.sources import Source, open_source
+from tasks.settings.schema import load_params
+from tasks.sources.listing import (
+    Image,
+    Images,
+    Listing,
+    Place,
+    Stored,
+    find_images,
+    fingerprint,
+    list_files,
+    open_earlier,
+)
+from tasks.sources.open import open_source
+from tasks.sources.source import Source
+from tasks.support.cli import InputError, stage_main, without_secrets
+from tasks.support.progress import progress
 
 
 def download(
@@ -49,7 +50,7 @@ def download(
 
     Args:
         source: the files, in the layout of COVID-QU-Ex.
-        out: the folder to make, described in `tasks.raw`.
+        out: the folder to make, described in `tasks.common.raw`.
         where: the name of the source in messages.
         pinned: the fingerprint that the source has to have; None takes whatever it holds.
         previous: an earlier `out`, if it is there. What it holds as the source does is taken from it,
@@ -125,7 +126,7 @@ def how_to_accept(found: str) -> str:
 
 
 def _refuse_another(pinned: str, listing: Listing | None, where: str) -> None:
-    assert listing is not None, "tasks.params lets nobody pin a source that never changes"
+    assert listing is not None, "tasks.settings.schema lets nobody pin a source that never changes"
     found = fingerprint(listing)
     if found != pinned:
         raise InputError(

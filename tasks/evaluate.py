@@ -22,14 +22,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from models.metrics import calibration_bins, confusion_of_masks, mean_absolute_error
-from tasks.cli import stage_main
-from tasks.compute import set_up
-from tasks.cores import in_threads
-from tasks.files import replacing, write_table
-from tasks.network import load_network, trained_seeds
-from tasks.packed import PackedSplit, add_dropped_argument, dropped_ids
-from tasks.params import Plan, Prediction, Target
-from tasks.predict import (
+from tasks.common.cores import in_threads
+from tasks.common.files import replacing, write_table
+from tasks.common.raw import RawDataset, encode_mask, write_member
+from tasks.inference.predict import (
     BATCH,
     Case,
     Mask,
@@ -41,8 +37,10 @@ from tasks.predict import (
     steps,
     to_masks,
 )
-from tasks.raw import RawDataset, encode_mask, write_member
-from tasks.scoring import (
+from tasks.networks.device import set_up
+from tasks.networks.network import load_network, trained_seeds
+from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids
+from tasks.scoring.images import (
     Calibration,
     Metrics,
     mean_metrics,
@@ -51,6 +49,8 @@ from tasks.scoring import (
     score_masks_within,
     summarise,
 )
+from tasks.settings.schema import Plan, Prediction, Target
+from tasks.support.cli import stage_main
 
 Row = dict[str, Any]
 Errors = dict[str, float]

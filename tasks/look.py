@@ -9,11 +9,11 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.cli import stage_main, without_secrets
 from tasks.download import how_to_accept
-from tasks.listing import find_images, fingerprint, list_files, open_earlier
-from tasks.params import load_params
-from tasks.sources import open_source
+from tasks.settings.schema import load_params
+from tasks.sources.listing import find_images, fingerprint, list_files, open_earlier
+from tasks.sources.open import open_source
+from tasks.support.cli import stage_main, without_secrets
 
 
 class News(NamedTuple):

@@ -14,15 +14,15 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from tasks.arrays import ArrayWriter
-from tasks.cli import InputError, stage_main
-from tasks.compute import Compute, set_up
-from tasks.files import replacing, write_table
-from tasks.network import load_network, trained_seeds
-from tasks.packed import PackedSplit, add_dropped_argument, dropped_ids
-from tasks.params import Plan, Prediction
-from tasks.predict import Thresholds, choose_thresholds, predict_batches, to_masks
-from tasks.raw import SPLITS, RawDataset
+from tasks.common.files import replacing, write_table
+from tasks.common.raw import SPLITS, RawDataset
+from tasks.inference.predict import Thresholds, choose_thresholds, predict_batches, to_masks
+from tasks.networks.device import Compute, set_up
+from tasks.networks.network import load_network, trained_seeds
+from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids
+from tasks.packed.writer import ArrayWriter
+from tasks.settings.schema import Plan, Prediction
+from tasks.support.cli import InputError, stage_main
 
 #: The arrays that are blanked outside the lungs.
 BLANKED = ("image", "infection")

@@ -7,9 +7,9 @@ alpha, a new threshold retrains none, and every change of params.yaml passes the
 import argparse
 from pathlib import Path
 
-from tasks.cli import stage_main
-from tasks.files import replacing
-from tasks.params import Params, load_params
+from tasks.common.files import replacing
+from tasks.settings.schema import Params, load_params
+from tasks.support.cli import stage_main
 
 
 def plan(params: Params, out: Path) -> None:

@@ -23,13 +23,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image, PngImagePlugin
 
-from tasks.arrays import ArrayWriter
-from tasks.cli import InputError, stage_main
-from tasks.cores import Processes
-from tasks.files import replacing, write_table
-from tasks.params import load_params
-from tasks.progress import progress
-from tasks.raw import HALF_KINDS, KIND_FOLDERS, KIND_WORDS, Kind, RawDataset, sha256
+from tasks.common.cores import Processes
+from tasks.common.files import replacing, write_table
+from tasks.common.raw import HALF_KINDS, KIND_FOLDERS, KIND_WORDS, Kind, RawDataset, sha256
+from tasks.packed.writer import ArrayWriter
+from tasks.settings.schema import load_params
+from tasks.support.cli import InputError, stage_main
+from tasks.support.progress import progress
 
 #: Images that a worker process takes at a time; bounds memory whatever the dataset's size.
 CHUNK = 32

@@ -18,18 +18,23 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from tasks import dataset_page, figures
-from tasks.cli import InputError, stage_main, without_secrets
-from tasks.curves import loss_charts, reliability_charts, share_chart
-from tasks.differences import against_best, matrix, steps, whiskers
-from tasks.files import replacing
-from tasks.findings import Sentences, opening, sentences, title
-from tasks.gallery import LEADERS, Gallery, class_cases, figure_cases, spreads
-from tasks.params import DATASET, Params, load_params
-from tasks.raw import SPLITS, RawDataset
-from tasks.reported import REPORT_2_HEADINGS, REPORT_2_PRINTED, own_pairs, printed_pairs, report_2_rows
-from tasks.results import Audited, Experiment, Inputs
-from tasks.scores import (
+from tasks.common.files import replacing
+from tasks.common.raw import SPLITS, RawDataset
+from tasks.reporting import charts as figures
+from tasks.reporting import dataset as dataset_page
+from tasks.reporting.curves import loss_charts, reliability_charts, share_chart
+from tasks.reporting.differences import against_best, matrix, steps, whiskers
+from tasks.reporting.findings import Sentences, opening, sentences, title
+from tasks.reporting.gallery import LEADERS, Gallery, class_cases, figure_cases, spreads
+from tasks.reporting.inputs import Audited, Experiment, Inputs
+from tasks.reporting.published import (
+    REPORT_2_HEADINGS,
+    REPORT_2_PRINTED,
+    own_pairs,
+    printed_pairs,
+    report_2_rows,
+)
+from tasks.reporting.score_tables import (
     MAIN_COLUMNS,
     NSD_TOLERANCE,
     POOLED_COLUMNS,
@@ -37,12 +42,14 @@ from tasks.scores import (
     score_table,
     score_tiles,
 )
-from tasks.summary import summarise
-from tasks.tables import NUMERIC_COLUMNS, published_rows, settings
-from tasks.wording import IMAGE_SET_NAMES, IMAGE_SET_WORDS, formatted, target_words
+from tasks.reporting.settings import NUMERIC_COLUMNS, published_rows, settings
+from tasks.reporting.summary import summarise
+from tasks.reporting.words import IMAGE_SET_NAMES, IMAGE_SET_WORDS, formatted, target_words
+from tasks.settings.schema import DATASET, Params, load_params
+from tasks.support.cli import InputError, stage_main, without_secrets
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
-FIGURES = Path(__file__).with_name("figures.svg.j2")
+TEMPLATE = Path(__file__).parent / "reporting" / "report.html.j2"
+FIGURES = Path(__file__).parent / "reporting" / "figures.svg.j2"
 
 
 def report(

@@ -18,18 +18,18 @@ from torch import Tensor, nn
 
 from models.losses import Loss
 from models.metrics import confusion, dice, iou, marked
-from tasks.batches import Batches
-from tasks.checkpoints import Checkpoint, key_of
-from tasks.cli import InputError, stage_main
-from tasks.compute import Compute, is_memory_short, set_up
-from tasks.files import replacing, write_table
-from tasks.fitting import Fitted, Fitter
-from tasks.network import build_network, write_description
-from tasks.packed import PackedSplit, add_dropped_argument, dropped_ids
-from tasks.parallel import ALONE, MEMORY_SHORT, Group, is_member, joined, launch
-from tasks.params import Plan
-from tasks.raw import Split
-from tasks.symptoms import new_symptoms
+from tasks.common.files import replacing, write_table
+from tasks.common.raw import Split
+from tasks.networks.device import Compute, is_memory_short, set_up
+from tasks.networks.network import build_network, write_description
+from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids
+from tasks.settings.schema import Plan
+from tasks.support.checkpoints import Checkpoint, key_of
+from tasks.support.cli import InputError, stage_main
+from tasks.support.symptoms import new_symptoms
+from tasks.training.batches import Batches
+from tasks.training.fitting import Fitted, Fitter
+from tasks.training.processes import ALONE, MEMORY_SHORT, Group, is_member, joined, launch
 
 #: Images a forward pass takes in validation, where no gradient fills the memory.
 VALIDATION_BATCH = 32
@@ -143,6 +143,13 @@ class Record:
         return 0 < patience <= len(self.history) - self.best_epoch
 
 
+def _facts(plan: Plan, seed: int, compute: Compute, data: Data) -> list[str]:
+    """What determines a training, but for its code: plan, data, versions and the kind of device."""
+    on = torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else "cpu"
+    numbers = (seed, *data.digests, torch.__version__, on, compute, torch.get_num_threads())
+    return [plan.to_json(), *map(str, numbers)]
+
+
 class Training:
     """The epochs of one seed, from the checkpoint on if there is one; the group's first says and saves."""
 
@@ -156,7 +163,7 @@ class Training:
             plan.name if plan.seeds == 1 else f"{plan.name} seed {seed - plan.seed + 1} of {plan.seeds}"
         )
         self.record = Record()
-        key = group.shared(key_of(plan, seed, self._compute, data.digests))
+        key = group.shared(key_of(_facts(plan, seed, self._compute, data)))
         self.checkpoint = Checkpoint(plan.name, seed, key)
         self._facts = {
             "precision": self._compute.precision,

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from tasks.download import download
-from tasks.params import Params, parse_assignment, parse_params, with_changes
-from tasks.phantom import PhantomSource
 from tasks.preprocess import preprocess
-from tasks.sources import open_source
+from tasks.settings.changes import parse_assignment, with_changes
+from tasks.settings.schema import Params, parse_params
+from tasks.sources.open import open_source
+from tasks.sources.phantom import PhantomSource
 from tests.helpers import ROOT, Repository, made_once, make_repository_of, with_cache_of
 from tests.s3 import s3
 
@@ -39,7 +40,7 @@ TINY = (
 
 #: The files that take minutes, the longest first: begun last, one of them would run alone at the end.
 LONGEST = (
-    "test_pools.py",
+    "test_pool.py",
     "test_faults.py",
     "test_pipeline.py",
     "test_retrain.py",

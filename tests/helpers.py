@@ -22,7 +22,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from flows.checkout import environment
+from flows.repository.git import environment
 
 ROOT = Path(__file__).parent.parent
 REAL_ZIP = ROOT.parent / "shared" / "data" / "covidqu-infection.zip"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.params import Plan, Training
+from tasks.settings.schema import Plan, Training
 from tests.helpers import ROOT, benchmark
 
 common, train, inference = (benchmark(name) for name in ("common", "train", "inference"))

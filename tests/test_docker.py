@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from flows.checkout import environment
+from flows.repository.git import environment
 from tests.helpers import ROOT
 from tests.s3 import S3Server
 

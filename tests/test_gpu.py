@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.cli import InputError
-from tasks.params import Params
+from tasks.settings.schema import Params
+from tasks.support.cli import InputError
 from tests.helpers import ROOT, benchmark
 
 train, inference, gpu = (benchmark(name) for name in ("train", "inference", "gpu"))
@@ -142,7 +142,7 @@ def test_what_takes_too_long_is_cut_off_and_the_rest_goes_on(tmp_path: Path) -> 
 def test_on_cuda_a_stage_is_a_program_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "DEVICE", torch.device("cuda"))
     commands = gpu.Commands(tmp_path, tmp_path / "log.txt")
-    lines = commands.run(["tasks.cores", "--help"], 60)  # a module that does nothing by itself
+    lines = commands.run(["tasks.common.cores", "--help"], 60)  # a module that does nothing by itself
     assert lines == [] and (tmp_path / "log.txt").exists() is False
     with pytest.raises(gpu.UnfinishedError, match=r"tasks\.other: .*No module named tasks\.other"):
         commands.run(["tasks.other"], 60)

@@ -10,10 +10,10 @@ import pytest
 from tasks.audit import audit
 from tasks.baselines import baselines
 from tasks.download import download
-from tasks.packed import PackedSplit
-from tasks.params import Audit
+from tasks.packed.reader import PackedSplit
 from tasks.preprocess import preprocess
-from tasks.sources import open_source
+from tasks.settings.schema import Audit
+from tasks.sources.open import open_source
 from tests.helpers import REAL_ZIP
 
 pytestmark = pytest.mark.skipif(not REAL_ZIP.is_file(), reason=f"the real dataset is not at {REAL_ZIP}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.params import with_changes
+from tasks.settings.changes import with_changes
 from tests.helpers import Repository
 from tests.s3 import SECRET, S3Server
 

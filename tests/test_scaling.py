@@ -23,7 +23,7 @@ from benchmarks.scaling import (
     shortest_training,
     simulate,
 )
-from tasks.cli import InputError
+from tasks.support.cli import InputError
 from tests.helpers import ROOT
 
 #: No measurements: an hour between checkpoints, and all else for nothing.

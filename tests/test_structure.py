@@ -3,12 +3,15 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers import ROOT
+
 LAYERS = ("flows", "tasks", "models")
 FORBIDDEN = {
     "tasks": {"prefect", "dvc", "flows"},
@@ -28,12 +31,29 @@ FORBIDDEN = {
     },
 }
 
-#: Modules that change no result: the schema (what a stage takes from it, it names as params or as a plan
-#: file), the command line, the progress display, and what a broken off training goes on from.
-WITHOUT_RESULT = {"tasks/params.py", "tasks/cli.py", "tasks/progress.py", "tasks/checkpoints.py"}
+#: The rooms of each layer, the lowest first: one imports from those before it alone.
+ROOMS = {
+    "tasks": (
+        "support",
+        "common",
+        "settings",
+        "packed",
+        "sources",
+        "networks",
+        "inference",
+        "training",
+        "scoring",
+        "reporting",
+    ),
+    "flows": ("repository", "engine", "remote", "deployment"),
+}
 
-#: Modules whose results are lines of a stage's log alone.
-SAID_ALONE = {"train": {"tasks/symptoms.py"}}
+#: More files in a folder than anybody overlooks.
+MOST_FILES = 16
+
+#: Rooms that change no result: the command line, the progress display, checkpoints and logs; and the schema
+#: of params.yaml, since what a stage takes from it, it names as params or as a plan file.
+WITHOUT_RESULT = ("tasks/support/", "tasks/settings/")
 
 
 def imported(path: Path) -> set[str]:
@@ -66,6 +86,39 @@ def test_models_open_no_files() -> None:
         assert not opened, path
 
 
+def room_of(path: Path) -> str:
+    """The room of a module, empty for one that lies on top of its layer."""
+    parts = path.relative_to(ROOT).parts
+    return parts[1] if len(parts) > 2 else ""
+
+
+def own_imports(path: Path) -> set[Path]:
+    """The project's modules that one imports."""
+    files = [ROOT / Path(*name.split(".")).with_suffix(".py") for name in imported(path)]
+    return {file for file in files if file.is_file() and file.relative_to(ROOT).parts[0] in LAYERS}
+
+
+@pytest.mark.parametrize("layer", ROOMS)
+def test_rooms_import_downwards(layer: str) -> None:
+    assert {room_of(path) for path in modules(layer)} - {""} == set(ROOMS[layer])
+    floors = {room: floor for floor, room in enumerate(ROOMS[layer])} | {"": len(ROOMS[layer])}
+    for path in modules(layer):
+        for other in own_imports(path):
+            same_layer = other.relative_to(ROOT).parts[0] == layer
+            upwards = same_layer and floors[room_of(other)] > floors[room_of(path)]
+            assert not upwards, f"{path.relative_to(ROOT)} imports {other.relative_to(ROOT)}"
+
+
+def test_no_import_leads_back() -> None:
+    order = TopologicalSorter({path: own_imports(path) for layer in LAYERS for path in modules(layer)})
+    order.prepare()  # which refuses circles, and names one
+
+
+def test_folders_can_be_overlooked() -> None:
+    files = Counter(path.parent for layer in LAYERS for path in modules(layer))
+    assert max(files.values()) <= MOST_FILES, files.most_common(1)
+
+
 def closure(path: Path) -> set[Path]:
     """The project's files that a module imports, itself and what those import included."""
     found, waiting = set(), [path]
@@ -74,8 +127,7 @@ def closure(path: Path) -> set[Path]:
         if current in found:
             continue
         found.add(current)
-        files = [ROOT / Path(*name.split(".")).with_suffix(".py") for name in imported(current)]
-        waiting += [file for file in files if file.is_file() and file.relative_to(ROOT).parts[0] in LAYERS]
+        waiting += own_imports(current)
     return found
 
 
@@ -93,9 +145,9 @@ def test_each_stage_depends_on_just_the_code_that_its_results_stand_on() -> None
         }
         code = {d for d in dependencies if d.partition("/")[0] in ("tasks", "models")}
         covered = {path for path in needed for d in code if path == d or path.startswith(f"{d}/")}
-        left_out = needed - covered - WITHOUT_RESULT - SAID_ALONE.get(name.partition("@")[0], set())
+        left_out = {path for path in needed - covered if not path.startswith(WITHOUT_RESULT)}
         assert not left_out, f"{name} does not depend on {sorted(left_out)}, which it imports"
-        unused = {d for d in code if d.endswith(".py") and d not in needed}
+        unused = {d for d in code if not any(path == d or path.startswith(f"{d}/") for path in needed)}
         assert not unused, f"{name} depends on {sorted(unused)}, which it does not import"
 
 
@@ -115,8 +167,8 @@ def test_stages_load_no_library_that_they_do_not_use() -> None:
         assert "scipy" not in sys.modules
         from pathlib import Path
         import torch
-        from tasks.fitting import make_optimiser
-        from tasks.params import load_params
+        from tasks.training.fitting import make_optimiser
+        from tasks.settings.schema import load_params
         for plan in load_params(Path("params.yaml")).plans.values():
             network = torch.nn.Linear(1, 1)
             optimiser = make_optimiser(plan, network)

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from flows.checkout import environment
+from flows.repository.git import environment
 from flows.serve import ON_POSTGRESQL, REMEMBERING
 from tests import postgresql
 from tests.flows.server import PrefectServer, User

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
-from flows.checkout import environment
+from flows.repository.git import environment
 from tests.flows.cluster import Cluster, running
 from tests.flows.server import PrefectServer, User
 from tests.helpers import Repository, end, eventually, free_ports, made_once, shared

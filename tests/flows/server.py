@@ -11,7 +11,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.states import AwaitingRetry, Cancelling
 
-from flows.checkout import environment
+from flows.repository.git import environment
 from tests.helpers import PATIENCE, eventually, free_ports
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from flows.dataset import Difference, compare, count
-from tasks.raw import MANIFEST_COLUMNS
+from tasks.common.raw import MANIFEST_COLUMNS
 from tests.helpers import Repository, environment
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.checkout import environment
-from flows.slots import Slot, Slots
-from flows.stages import Outcome, StageRunner
+from flows.engine.runner import Outcome, StageRunner
+from flows.engine.slots import Slot, Slots
+from flows.repository.git import environment
 from tests.flows.conftest import Served, serving
 from tests.flows.server import PrefectServer
 from tests.helpers import Repository, cut_power, eventually
@@ -128,7 +128,7 @@ class TestInOrder:
         run = served.submit(epochs=5000, **SMALL)
         served.training(run.id)
         waiting = served.submit(**SMALL)
-        server = served.part("flows.guard")
+        server = served.part("flows.deployment.guard")
         cut_power(lambda: set(served.processes()) - {server})
         served.process.wait(60)
         began = time.monotonic()
@@ -207,9 +207,9 @@ def test_two_stages_of_one_checkout_run_side_by_side(
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from flows.slots import Slots
-import flows.slots
-flows.slots.POLL = 0.01
+from flows.engine.slots import Slots
+import flows.engine.slots
+flows.engine.slots.POLL = 0.01
 slots = Slots(["one", "two"], 1, lambda units: {"UNIT": units[0]})
 for _ in range(int(sys.argv[1])):
     with slots.take(lambda line: None) as slot:

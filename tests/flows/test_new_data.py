@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageOps
 
-from tasks.params import with_changes
-from tasks.phantom import PhantomSource
+from tasks.settings.changes import with_changes
+from tasks.sources.phantom import PhantomSource
 from tests.helpers import Repository, finished, make_repository_of, retrain, with_cache_of
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -8,7 +8,6 @@ import httpx
 import pytest
 from prefect.logging import disable_run_logger
 
-from flows.checkout import GitError, sent_commits
 from flows.publish import (
     as_name,
     check_here,
@@ -19,8 +18,10 @@ from flows.publish import (
     push,
     rename,
 )
+from flows.repository.git import GitError
+from flows.repository.refs import sent_commits
 from flows.retrain import show
-from tasks.cli import InputError
+from tasks.support.cli import InputError
 from tests.helpers import Repository, finished, retrain
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -235,7 +236,7 @@ def test_an_origin_that_stalls_is_not_waited_for_for_ever(
     stalled.write_text("#!/bin/sh\nexec sleep 30\n")
     stalled.chmod(0o755)
     monkeypatch.setenv("GIT_SSH", str(stalled))
-    monkeypatch.setattr("flows.checkout.ORIGIN_PATIENCE", 0.5)
+    monkeypatch.setattr("flows.repository.refs.ORIGIN_PATIENCE", 0.5)
     with pytest.raises(GitError, match=r"^git ls-remote: no end within 0\.5 s$"):
         sent_commits(tmp_path)
 

@@ -13,9 +13,9 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from flows.checkout import environment
+from flows.repository.git import environment
 from flows.retrain import main, preset_of
-from tasks.cli import InputError
+from tasks.support.cli import InputError
 from tests.helpers import Repository, finished, retrain
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -9,9 +9,9 @@ import pytest
 
 from tasks import audit as audit_module
 from tasks.audit import audit, correlations, find_pairs, to_drop
-from tasks.cli import InputError
-from tasks.packed import dropped_ids
-from tasks.params import Audit
+from tasks.packed.reader import dropped_ids
+from tasks.settings.schema import Audit
+from tasks.support.cli import InputError
 
 REPORT, DROP = (Audit(correlation=0.98, duplicates=what) for what in ("report", "drop"))
 NOISE = np.random.default_rng(0)

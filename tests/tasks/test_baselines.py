@@ -5,9 +5,9 @@ import pandas as pd
 import torch
 
 from tasks.baselines import PREDICTORS, baselines
-from tasks.predict import read_mask
-from tasks.raw import RawDataset
-from tasks.scoring import Calibration, score
+from tasks.common.raw import RawDataset
+from tasks.inference.predict import read_mask
+from tasks.scoring.images import Calibration, score
 
 
 def test_scores_are_those_of_probabilities_of_0_and_1(tiny_packed: Path, tmp_path: Path) -> None:

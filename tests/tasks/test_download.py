@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tasks.cli import InputError
 from tasks.download import download
-from tasks.listing import Listing, find_images, fingerprint, list_files
-from tasks.params import parse_assignment, with_changes
-from tasks.sources import FolderSource, Stamp, open_source
+from tasks.settings.changes import parse_assignment, with_changes
+from tasks.sources.archives import FolderSource
+from tasks.sources.listing import Listing, find_images, fingerprint, list_files
+from tasks.sources.open import open_source
+from tasks.sources.source import Stamp
+from tasks.support.cli import InputError
 from tests.helpers import ROOT, zipped
 
 DATA = "Infection Segmentation Data/Infection Segmentation Data"

@@ -5,16 +5,16 @@ import pandas as pd
 import pytest
 import torch
 
-import tasks.cores
+import tasks.common.cores
 from models.metrics import confusion, dice, iou
-from tasks.compute import set_up
+from tasks.common.raw import RawDataset
 from tasks.evaluate import evaluate
-from tasks.network import load_network
-from tasks.packed import PackedSplit
-from tasks.params import Params, Plan
-from tasks.predict import PLAIN, predict_cases, steps, to_masks
-from tasks.raw import RawDataset
-from tasks.scoring import score
+from tasks.inference.predict import PLAIN, predict_cases, steps, to_masks
+from tasks.networks.device import set_up
+from tasks.networks.network import load_network
+from tasks.packed.reader import PackedSplit
+from tasks.scoring.images import score
+from tasks.settings.schema import Params, Plan
 from tasks.train import train
 from tests.helpers import made
 
@@ -51,7 +51,7 @@ def test_any_number_of_cores_writes_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tasks.cores, "available_cores", lambda: cores)
+    monkeypatch.setattr(tasks.common.cores, "available_cores", lambda: cores)
     evaluate(plan, PREDICTION, trained, tiny_packed, tiny_packed.parent / "raw", tmp_path / "again")
     assert made(tmp_path / "again") == made(evaluated)
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tasks.cli import InputError
 from tasks.download import download
 from tasks.look import News, look
-from tasks.params import parse_assignment, with_changes
-from tasks.sources import open_source
+from tasks.settings.changes import parse_assignment, with_changes
+from tasks.sources.open import open_source
+from tasks.support.cli import InputError
 from tests.helpers import ROOT, zipped
 
 DATA = "Infection Segmentation Data/Infection Segmentation Data"

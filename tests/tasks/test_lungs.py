@@ -5,13 +5,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.cli import InputError
+from tasks.common.raw import SPLITS
 from tasks.evaluate import evaluate
+from tasks.inference.predict import PLAIN
 from tasks.lungs import restrict
-from tasks.packed import PackedSplit
-from tasks.params import Params, Plan
-from tasks.predict import PLAIN
-from tasks.raw import SPLITS
+from tasks.packed.reader import PackedSplit
+from tasks.settings.schema import Params, Plan
+from tasks.support.cli import InputError
 from tasks.train import train
 
 

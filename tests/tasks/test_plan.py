@@ -1,8 +1,8 @@
 import json
 from pathlib import Path
 
-from tasks.params import Params, Plan, Prediction
 from tasks.plan import plan
+from tasks.settings.schema import Params, Plan, Prediction
 
 
 def test_writes_two_files_an_experiment(tiny_params: Params, tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tasks.arrays import ArrayWriter
-from tasks.cli import InputError
+from tasks.common.raw import KIND_FOLDERS, Kind, RawDataset
 from tasks.download import download
+from tasks.packed.writer import ArrayWriter
 from tasks.preprocess import preprocess
-from tasks.raw import KIND_FOLDERS, Kind, RawDataset
-from tasks.sources import open_source
-from tests.helpers import png
+from tasks.sources.open import open_source
+from tasks.support.cli import InputError
+from tests.helpers import ROOT, png
 
 TRAIN = "Infection Segmentation Data/Infection Segmentation Data/Train/COVID-19"
 
@@ -83,7 +83,7 @@ def test_many_processes_give_what_one_does(
 ) -> None:
     packed(kaggle_folder, tmp_path / "whole")
     monkeypatch.setattr("tasks.preprocess.CHUNK", 1)
-    monkeypatch.setattr("tasks.cores.available_cores", lambda: 3)
+    monkeypatch.setattr("tasks.common.cores.available_cores", lambda: 3)
     packed(kaggle_folder, tmp_path / "split")
     whole, split = (sorted((tmp_path / n / "packed").rglob("*.*")) for n in ("whole", "split"))
     assert [path.name for path in whole] == [path.name for path in split]
@@ -147,7 +147,7 @@ def test_infection_outside_the_lung_is_measured(kaggle_folder: Path, tmp_path: P
 def test_workers_need_no_torch() -> None:
     # It takes seconds and hundreds of megabytes a process.
     code = "import sys, tasks.preprocess; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_a_missing_mask_is_named(kaggle_folder: Path, tmp_path: Path) -> None:
@@ -173,15 +173,15 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(kaggle_folder: Path, tmp_pat
     download(open_source(str(kaggle_folder), Path()), tmp_path / "raw", "here")
     code = (
         "import resource, signal, sys\n"
-        "from tasks.cli import stage_main\n"
+        "from tasks.support.cli import stage_main\n"
         "from tasks.preprocess import main\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
         "stage_main(main)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parents[2] / "params.yaml"), "raw", "out/packed"],
+        [sys.executable, "-c", code, str(ROOT / "params.yaml"), "raw", "out/packed"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

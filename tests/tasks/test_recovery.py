@@ -20,12 +20,11 @@ import pandas as pd
 import pytest
 import torch
 
-from tasks import checkpoints
-from tasks.checkpoints import FOLDER_VARIABLE, Checkpoint, key_of
-from tasks.cli import InputError, stage_main
-from tasks.compute import set_up
-from tasks.packed import PackedSplit
-from tasks.params import Params, Plan
+from tasks.packed.reader import PackedSplit
+from tasks.settings.schema import Params, Plan
+from tasks.support import checkpoints
+from tasks.support.checkpoints import FOLDER_VARIABLE, Checkpoint, key_of
+from tasks.support.cli import InputError, stage_main
 from tasks.train import train
 from tests.helpers import EVERY_CHANGE, ROOT, made
 
@@ -188,7 +187,7 @@ def test_other_pixels_or_another_program_start_anew(
 ) -> None:
     def key() -> str:
         split = PackedSplit(tmp_path / "packed", plan.half, "Train", plan.targets, plan.train_classes)
-        return key_of(plan, 0, set_up(0, "fp32", 1), [split.digest()])
+        return key_of([split.digest()])
 
     shutil.copytree(tiny_packed, tmp_path / "packed")
     first = key()

@@ -17,14 +17,22 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tasks.cli import InputError
-from tasks.params import Params
-from tasks.raw import CLASSES, KIND_FOLDERS, MANIFEST_COLUMNS, SPLITS, member_name, shard_name, write_member
+from tasks.common.raw import (
+    CLASSES,
+    KIND_FOLDERS,
+    MANIFEST_COLUMNS,
+    SPLITS,
+    member_name,
+    shard_name,
+    write_member,
+)
 from tasks.report import (
     TEMPLATE,
     figure_ids,
     report,
 )
+from tasks.settings.schema import Params
+from tasks.support.cli import InputError
 
 SIZE = 64
 CLASS_OF = {f"covid_{number}": "COVID-19" for number in range(1, 7)}

@@ -12,16 +12,16 @@ from torch import nn
 
 from models.losses import make_loss
 from models.networks import NETWORKS
-from tasks.batches import Batches
-from tasks.checkpoints import FOLDER_VARIABLE
-from tasks.cli import InputError
-from tasks.compute import Compute, set_up
-from tasks.fitting import Average, Fitted, Fitter, make_optimiser, make_schedule
-from tasks.network import build_network, load_network, trained_seeds, write_description
-from tasks.packed import PackedSplit
-from tasks.params import Params, Plan
-from tasks.progress import fraction_done
+from tasks.networks.device import Compute, set_up
+from tasks.networks.network import build_network, load_network, trained_seeds, write_description
+from tasks.packed.reader import PackedSplit
+from tasks.settings.schema import Params, Plan
+from tasks.support.checkpoints import FOLDER_VARIABLE
+from tasks.support.cli import InputError
+from tasks.support.progress import fraction_done
 from tasks.train import train, validate
+from tasks.training.batches import Batches
+from tasks.training.fitting import Average, Fitted, Fitter, make_optimiser, make_schedule
 from tests.helpers import EVERY_CHANGE
 
 

@@ -1,0 +1,80 @@
+"""A Prefect server for one command that has none: it starts while the command prepares its run.
+
+Prefect starts one by itself too, but only when it is needed, and after loading all of the server's code into
+the command's own process first.
+"""
+
+import atexit
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from tempfile import TemporaryFile
+from typing import IO
+
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+
+from flows.deployment.prefect_api import STARTUP, AwayError, check_server
+from flows.repository.git import environment
+from tasks.support.cli import InputError
+
+#: Seconds that it has to end.
+GRACE = 5.0
+
+#: What Prefect sets for the servers that it starts itself: no UI, and only the services of a single run.
+VARIABLES = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
+
+
+def start_server() -> Callable[[], None]:
+    """Start a server for this process, unless the settings name one; gives what waits until it answers.
+
+    It ends when this process exits, after Prefect has sent it the last logs and events.
+
+    Raises:
+        InputError: when waited for, it does not start.
+    """
+    if get_current_settings().api.url:
+        return lambda: None
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    until_exit = ExitStack()
+    atexit.register(until_exit.close)
+    log = until_exit.enter_context(TemporaryFile())  # noqa: SIM115  # its context is the stack
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.deployment.guard", "--host", "127.0.0.1", "--port", str(port)],
+        # No page of another site may use it.
+        env=environment() | VARIABLES | {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url},
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C ends the run first, which has to tell the server
+    )
+    until_exit.callback(_end, process)
+    until_exit.enter_context(temporary_settings({PREFECT_API_URL: f"{url}/api"}))
+    return lambda: _wait(f"{url}/api", process, log)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _wait(api: str, process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
+    deadline = time.monotonic() + STARTUP
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(AwayError):
+            return check_server(api)
+        time.sleep(0.1)
+    log.seek(0)
+    lines = log.read().decode(errors="replace").splitlines()
+    errors = [line for line in lines if "Error" in line]
+    why = (errors or lines or [f"no answer within {STARTUP:.0f} s"])[-1]
+    raise InputError(f"the temporary Prefect server does not start: {why}")

@@ -1,0 +1,118 @@
+"""The checkpoints of trainings on the DVC remote, where they outlive the machine that trains."""
+
+import re
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from flows.engine.runner import Tell
+from flows.repository.dvc_internals import find_files, get_file, opened, remote_files
+from flows.repository.retry import in_a_line, with_retries
+
+#: A folder that nobody else makes: a DVC remote may be a bucket with other folders in it.
+CHECKPOINTS = "retrain-checkpoints"
+
+#: The path of a checkpoint. Nothing else is ever deleted in that folder.
+CHECKPOINT = re.compile(rf".*/{CHECKPOINTS}/[0-9a-f]{{64}}/[A-Za-z0-9_-]+-\d+-[0-9a-f]{{16}}\.pt")
+
+
+class Checkpoints:
+    """The checkpoints of one training, here and on the remote, where they outlive this machine.
+
+    with remote.checkpoints(key, folder) as checkpoints:
+        ...
+        checkpoints.remove()
+    """
+
+    #: Seconds between two looks at the folder.
+    EVERY = 5.0
+
+    #: Sending may take this share of the time: a checkpoint is three times as large as its network.
+    SHARE_OF_TIME = 0.1
+
+    def __init__(self, files: Any, there: str, folder: Path, tell: Tell) -> None:
+        self._files, self._there, self._folder, self._tell = files, there, folder, tell
+        self._sent: dict[str, tuple[int, int]] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep_sending, daemon=True)
+
+    def __enter__(self) -> "Checkpoints":
+        """Take up those that are on the remote, and send each new one there from now on."""
+        with_retries("looking for checkpoints", self._fetch, self._tell)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        """Send the last."""
+        self._ended.set()
+        self._thread.join()
+        self._send()
+
+    def remove(self) -> None:
+        """Delete them on the remote: the training is finished."""
+        self._ended.set()
+        self._thread.join()
+        for path in self._folder.glob("*.pt"):
+            path.unlink()
+        try:
+            for there in _checkpoints(self._files, self._there):
+                self._files.rm_file(there)
+        except Exception as error:  # another run has no use for it, and the next sweep takes it
+            self._tell(f"checkpoints stay on the remote: {in_a_line(error)}")
+
+    def _fetch(self) -> None:
+        for path in _checkpoints(self._files, self._there):
+            name = self._files.name(path)
+            get_file(self._files, path, self._folder / name)
+            self._sent[name] = _version(self._folder / name)
+            self._tell(f"took up the checkpoint {name}")
+
+    def _keep_sending(self) -> None:
+        pause = self.EVERY
+        while not self._ended.wait(pause):
+            started = time.monotonic()
+            self._send()
+            pause = max(self.EVERY, (time.monotonic() - started) / self.SHARE_OF_TIME)
+
+    def _send(self) -> None:
+        """Send what is new; a training goes on where that fails, and the next look tries again."""
+        for path in sorted(self._folder.glob("*.pt")):
+            snapshot = path.with_suffix(".sent")
+            try:
+                version = _version(path)
+                if self._sent.get(path.name) == version:
+                    continue
+                # The training may replace it meanwhile.
+                snapshot.unlink(missing_ok=True)
+                snapshot.hardlink_to(path)
+                self._files.makedirs(self._there)
+                self._files.put_file(str(snapshot), self._files.join(self._there, path.name))
+                self._sent[path.name] = version
+            except FileNotFoundError:  # finished, just now
+                continue
+            except Exception as error:
+                self._tell(f"warning: the checkpoint is not on the remote: {in_a_line(error)}")
+            finally:
+                snapshot.unlink(missing_ok=True)
+
+
+def _version(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns
+
+
+def _checkpoints(files: Any, folder: str) -> list[str]:
+    """The checkpoints in a folder and below it."""
+    return [path for path in find_files(files, folder) if CHECKPOINT.fullmatch(path)]
+
+
+def sweep_checkpoints(checkout: Path, older_than: float) -> None:
+    """Delete checkpoints on the remote that were sent more than so many seconds ago."""
+    with opened(checkout) as repo:
+        files, root = remote_files(repo)
+    for path in _checkpoints(files, files.join(root, CHECKPOINTS)):
+        with suppress(FileNotFoundError):  # finished, just now
+            if time.time() - files.modified(path).timestamp() > older_than:
+                files.rm_file(path)

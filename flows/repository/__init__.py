@@ -1,0 +1,1 @@
+"""Git and DVC: commands, checkouts of runs, refs at origin."""

@@ -1,0 +1,1 @@
+"""What every stage stands on: the raw dataset, writing files, the cores of the machine."""

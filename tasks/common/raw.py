@@ -1,0 +1,128 @@
+"""The raw dataset: a few deterministic zip shards of verbatim PNG files, and a manifest.
+
+    data/raw/manifest.csv           one row an image: id (half/split/class/name), half, split, class,
+                                    sha256 of each of its files, empty where it has none
+    data/raw/infection-train.zip    one shard per half and split, members `COVID-19/images/covid_1.png`
+
+The same images give the same bytes, whatever source they came from and in whatever order.
+
+NumPy, pandas and Pillow are loaded where they are used: half a second that the schema of params.yaml, which
+needs the names alone, is spared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, BinaryIO, Literal, get_args
+
+from tasks.support.cli import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+Half = Literal["infection", "lung"]
+Split = Literal["Train", "Val", "Test"]
+ImageClass = Literal["COVID-19", "Non-COVID", "Normal"]
+Kind = Literal["image", "lung", "infection"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+CLASSES: tuple[ImageClass, ...] = get_args(ImageClass)
+#: The named sets of Test images that scores are averaged over, by the classes they hold.
+IMAGE_SETS: dict[str, tuple[ImageClass, ...]] = {
+    "covid": ("COVID-19",),
+    "controls": ("Non-COVID", "Normal"),
+    "all": CLASSES,
+}
+KIND_FOLDERS: dict[Kind, str] = {"image": "images", "lung": "lung masks", "infection": "infection masks"}
+KIND_WORDS: dict[Kind, str] = {"image": "image", "lung": "lung mask", "infection": "infection mask"}
+HALF_KINDS: dict[str, tuple[Kind, ...]] = {
+    "infection": ("image", "lung", "infection"),
+    "lung": ("image", "lung"),
+}
+MANIFEST = "manifest.csv"
+MANIFEST_COLUMNS = ["id", "half", "split", "class", "image_sha256", "lung_sha256", "infection_sha256"]
+
+
+def shard_name(half: str, split: str) -> str:
+    return f"{half}-{split.lower()}.zip"
+
+
+def member_name(image_class: str, kind: Kind, name: str) -> str:
+    return f"{image_class}/{KIND_FOLDERS[kind]}/{name}.png"
+
+
+def write_member(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    """Store a member so that the archive's bytes depend on names and contents alone."""
+    info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    info.create_system = 3  # as written on Unix, wherever it is written
+    info.external_attr = 0o644 << 16
+    archive.writestr(info, content)
+
+
+def read_manifest(file: Path | BinaryIO) -> pd.DataFrame:
+    """All columns as text, empty where a file is missing."""
+    import pandas as pd
+
+    return pd.read_csv(file, dtype=str, keep_default_na=False)
+
+
+class RawDataset:
+    """Read access to `data/raw`, for several threads too."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.manifest = read_manifest(root / MANIFEST)
+        self._shards: dict[str, zipfile.ZipFile] = {}
+        self._lock = Lock()
+        self._files: dict[Kind, set[str]] = {
+            kind: set(self.manifest["id"][self.manifest[f"{kind}_sha256"] != ""]) for kind in KIND_FOLDERS
+        }
+
+    def read_bytes(self, image_id: str, kind: Kind) -> bytes | None:
+        """The PNG file of an image or of one of its masks, None where the dataset has none."""
+        if image_id not in self._files[kind]:
+            return None
+        half, split, image_class, name = image_id.split("/")
+        with self._lock:
+            return self._shard(shard_name(half, split)).read(member_name(image_class, kind, name))
+
+    def read(self, image_id: str, kind: Kind) -> np.ndarray:
+        """The pixels as uint8 (H, W); masks hold 0 and 255.
+
+        Raises:
+            InputError: the dataset has no such file.
+        """
+        import numpy as np
+        from PIL import Image
+
+        content = self.read_bytes(image_id, kind)
+        if content is None:
+            raise InputError(f"{self._root}: {image_id} has no {KIND_FOLDERS[kind]} file")
+        with Image.open(io.BytesIO(content)) as image:
+            return np.asarray(image.convert("L"))
+
+    def _shard(self, name: str) -> zipfile.ZipFile:
+        if name not in self._shards:
+            self._shards[name] = zipfile.ZipFile(self._root / name)
+        return self._shards[name]
+
+
+def sha256(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def encode_mask(mask: np.ndarray) -> bytes:
+    """A boolean mask (H, W) as a 1 bit PNG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, format="PNG")
+    return buffer.getvalue()

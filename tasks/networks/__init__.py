@@ -1,0 +1,1 @@
+"""A network on disk, and the device that it runs on."""

@@ -1,0 +1,162 @@
+"""The report's tables of what was trained on what, and of published figures: cells of text."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from tasks.reporting.differences import postprocessing
+from tasks.reporting.inputs import Experiment, Inputs
+from tasks.reporting.words import formatted, listed, target_words
+
+
+@dataclass(frozen=True)
+class Published:
+    source: str
+    doi: str | None
+    target: str
+    measured_on: str
+    iou: float
+    dice: float | None
+    decimals: int  # as printed
+
+
+TAHIR, TAHIR_DOI = "Tahir et al. 2021", "10.1016/j.compbiomed.2021.105002"
+MEDSEGBENCH = "MedSegBench, best of five encoders"
+UBENCH, UBENCH_SET = "U-Bench, 100 networks, 256×256, 300 epochs", "466 COVID-19 Val images, 90th percentile"
+PUBLISHED = (
+    Published(MEDSEGBENCH, None, "infection", "583 COVID-19 Test images, mean per image", 0.647, 0.756, 3),
+    Published(UBENCH, None, "infection", UBENCH_SET, 0.697, None, 3),
+    Published(TAHIR, TAHIR_DOI, "infection", "infection, control images counted", 0.8305, 0.8821, 4),
+    Published(TAHIR, TAHIR_DOI, "lung", "lung", 0.9611, 0.9799, 4),
+)
+
+
+def published_rows(inputs: Inputs, target: str) -> list[tuple[Published | None, tuple[str, ...]]]:
+    """The field's figures and, under them, those of our best of each image set; none for phantoms."""
+    if inputs.phantoms:
+        return []
+    rows: list[tuple[Published | None, tuple[str, ...]]] = [
+        (p, (p.source, p.measured_on, formatted(p.iou, p.decimals), formatted(p.dice, p.decimals)))
+        for p in PUBLISHED
+        if p.target == target
+    ]
+    if not rows:
+        return []
+    words = {"covid": "COVID-19 Test images", "all": "Test images, control images counted"}
+    for image_set, where in words.items():
+        best = inputs.ranking(target, image_set)[0]
+        if scores := best.results[target].get(image_set):
+            measured_on = f"{scores['images']:,.0f} {where}, mean per image"
+            cells = (f"{best.name} (here)", measured_on, formatted(scores["iou"]), formatted(scores["dice"]))
+            rows.append((None, cells))
+    return rows
+
+
+NETWORKS = {
+    "unet": "U-Net",
+    "residual_unet": "U-Net, residual encoder",
+    "attention_unet": "Attention U-Net",
+    "unet_plus_plus": "U-Net++",
+}
+LOSSES = {
+    "bce": "BCE",
+    "bce_iou": "α · BCE + (1 − α) · (1 − soft IoU)",
+    "dice": "1 − soft Dice",
+    "dice_bce": "α · BCE + (1 − α) · (1 − soft Dice)",
+    "focal": "focal",
+    "focal_tversky": "focal Tversky",
+}
+LOSS_OPTIONS = {"alpha": "α", "gamma": "γ"}
+Setting = Callable[[Experiment], str]
+SETTINGS: dict[str, Setting] = {
+    "Network": lambda e: NETWORKS.get(e.plan["network"], e.plan["network"]) + _supervision(e.plan),
+    "Parameters": lambda e: f"{e.network['parameters']:,}",
+    "Loss": lambda e: _loss(e.plan),
+    "Epochs": lambda e: _plain(e.plan["epochs"]),
+    "Best epoch": lambda e: ", ".join(_plain(network["best_epoch"]) for network in e.networks.values()),
+    "Val Dice": lambda e: formatted(mean(network["val_dice"] for network in e.networks.values())),
+    "Targets": lambda e: listed([target_words(target) for target in e.plan["targets"]]),
+    "Sees": lambda e: _images(e.plan["images"]),
+    "Trained on": lambda e: f"{e.network['train_images']:,} Train images, {listed(e.plan['train_classes'])}",
+    "Validated on": lambda e: f"{e.network['val_images']:,} Val images",
+    "Augmentation": lambda e: _augmentation(e.plan.get("augment")),
+    "Averaged weights": lambda e: f"EMA {e.plan['ema']:g}" if e.plan.get("ema") else "–",
+    "Prediction": lambda e: _prediction(e.prediction),
+    "Image size": lambda e: f"{e.plan['image_size']} × {e.plan['image_size']}",
+    "Width": lambda e: f"{e.plan['width']} channels, {e.plan['depth']} levels down",
+    "Batch size": lambda e: _plain(e.plan["batch_size"]),
+    "Optimiser": lambda e: f"{e.plan['optimiser']}, learning rate {e.plan['learning_rate']:g}",
+    "Schedule": lambda e: e.plan["schedule"].replace("_", " "),
+    "Seeds": lambda e: ", ".join(map(str, e.seeds)),
+    "Precision": lambda e: e.network["precision"],
+    "PyTorch": lambda e: e.network["torch"],
+}
+SHOWN_KEYS = {  # of a plan, by the settings above or on purpose nowhere
+    *("name", "network", "deep_supervision", "loss", "loss_options", "epochs", "targets", "images"),
+    *("train_classes", "half", "augment", "ema", "image_size", "width", "depth", "batch_size", "optimiser"),
+    *("learning_rate", "schedule", "seed", "seeds", "precision"),
+    "threads",  # of the CPU: where it ran, not what was trained
+}
+NUMERIC_COLUMNS = ("Parameters", "Epochs", "Best epoch", "Val Dice", "Batch size", "Seeds")
+ALWAYS_COLUMNS = ("Network", "Parameters", "Loss", "Epochs", "Best epoch", "Val Dice")
+
+
+def settings(experiments: Sequence[Experiment]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Settings that differ (or matter most), a column each with a cell an experiment; and the common ones.
+
+    A key of the plans that this module does not know is shown under its own name.
+    """
+    more = sorted({key for e in experiments for key in e.plan} - SHOWN_KEYS)
+    columns = {label: [show(e) for e in experiments] for label, show in SETTINGS.items()}
+    columns |= {
+        key.replace("_", " ").capitalize(): [_plain(e.plan.get(key)) for e in experiments] for key in more
+    }
+    differing = {k: v for k, v in columns.items() if k in ALWAYS_COLUMNS or len(set(v)) > 1}
+    common = {k: v[0] for k, v in columns.items() if k not in differing and v[0] != "–"}
+    return differing, common
+
+
+def _supervision(plan: dict[str, Any]) -> str:
+    return ", deep supervision" if plan.get("deep_supervision") else ""
+
+
+def _images(source: str) -> str:
+    kind, _, name = source.partition("/")
+    return f"the lungs that {name} predicts, alone" if kind == "lungs" else "the whole X-ray"
+
+
+def _loss(plan: dict[str, Any]) -> str:
+    options = plan.get("loss_options") or {}
+    words = [f"{LOSS_OPTIONS.get(key, key)} {_plain(value)}" for key, value in options.items()]
+    return ", ".join([LOSSES.get(plan["loss"], plan["loss"]), *words])
+
+
+def _augmentation(strengths: dict[str, Any] | None) -> str:
+    """What is switched on, with its strength."""
+    words = [
+        key.replace("_", " ") if value is True else f"{key.replace('_', ' ')} {_plain(value)}"
+        for key, value in (strengths or {}).items()
+        if value
+    ]
+    return ", ".join(words) or "none"
+
+
+def _prediction(prediction: dict[str, Any]) -> str:
+    averaged = ["mean over the image and its mirror image"] if prediction.get("flip_average") else []
+    return "; ".join([*averaged, *postprocessing(prediction)]) or "threshold 0.5, nothing else"
+
+
+def _plain(value: Any) -> str:
+    match value:
+        case None:
+            return "–"
+        case bool():
+            return "yes" if value else "no"
+        case list():
+            return ", ".join(map(_plain, value))
+        case dict():
+            return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+        case float():
+            return f"{value:g}"
+    return str(value)

@@ -1,0 +1,185 @@
+"""From predicted and true masks to a row an image, and from the rows to named averages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from models.metrics import (
+    Confusion,
+    calibration_bins,
+    confusion_of_masks,
+    dice,
+    expected_calibration_error,
+    iou,
+    mean_absolute_error,
+    precision,
+    sensitivity,
+    specificity,
+)
+from models.surfaces import Mask, hausdorff95, surface_dice, surface_distances
+from tasks.common.raw import IMAGE_SETS
+
+if TYPE_CHECKING:  # torch takes seconds to load, and masks are scored without it
+    from torch import Tensor
+
+#: Pixels that a boundary may be off for the normalised surface distance.
+TOLERANCE = 2.0
+
+#: Scores of single images whose mean over a set is given under the same name.
+MEANS = ("iou", "dice", "precision", "sensitivity", "specificity", "mae", "hd95", "nsd")
+
+Metrics = dict[str, dict[str, dict[str, float]]]
+
+
+def score(predicted: Tensor, probability: Tensor, truth: Tensor) -> dict[str, float]:
+    """Counts and scores of one mask.
+
+    Args:
+        predicted: boolean (H, W), from the probabilities and what was done to them.
+        probability: float (H, W) in [0, 1].
+        truth: boolean (H, W).
+    """
+    error = float(mean_absolute_error(probability, truth))
+    return score_masks(predicted.numpy(), truth.numpy(), error)
+
+
+def score_masks(predicted: Mask, truth: Mask, mae: float) -> dict[str, float]:
+    """The same of two masks, where the mean absolute error of the probability is known."""
+    counts = confusion_of_masks(predicted, truth)
+    distances = surface_distances(predicted, truth)
+    return {
+        **counts._asdict(),
+        **overlaps(counts),
+        "precision": precision(counts),
+        "sensitivity": sensitivity(counts),
+        "specificity": specificity(counts),
+        "mae": mae,
+        "hd95": hausdorff95(distances),
+        "nsd": surface_dice(distances, TOLERANCE),
+    }
+
+
+def score_within(region: Tensor, predicted: Tensor, probability: Tensor, truth: Tensor) -> dict[str, float]:
+    """The same of the pixels of a boolean region (H, W) alone; what lies outside is not counted at all."""
+    error = float(mean_absolute_error(probability * region, truth & region))
+    return score_masks_within(region.numpy(), predicted.numpy(), truth.numpy(), error)
+
+
+def score_masks_within(region: Mask, predicted: Mask, truth: Mask, mae: float) -> dict[str, float]:
+    """The same of two masks; `mae` is the mean over the whole image of errors that are 0 outside."""
+    scores = score_masks(predicted & region, truth & region, mae)
+    pixels = int(np.count_nonzero(region))
+    tp, fp, fn = (scores[name] for name in ("tp", "fp", "fn"))
+    inside = Confusion(tp, fp, fn, pixels - tp - fp - fn)
+    error = mae * region.size / pixels if pixels else 0.0
+    return scores | {"tn": inside.tn, "specificity": specificity(inside), "mae": error}
+
+
+def overlaps(counts: Confusion) -> dict[str, float]:
+    return {"iou": float(iou(counts)), "dice": float(dice(counts))}
+
+
+class Calibration:
+    """How often what was predicted with some probability was so, for each target and image set."""
+
+    def __init__(self) -> None:
+        self._bins: dict[tuple[str, str], NDArray[np.float64]] = {}
+
+    def add(self, target: str, image_class: str, probability: ArrayLike, truth: ArrayLike) -> None:
+        """Count the pixels of one image."""
+        self.count(target, image_class, calibration_bins(probability, truth))
+
+    def count(self, target: str, image_class: str, bins: NDArray[np.float64]) -> None:
+        """The same, where they are in bins already."""
+        for name, classes in IMAGE_SETS.items():
+            if image_class in classes:
+                key = (target, name)
+                self._bins[key] = self._bins.get(key, 0.0) + bins
+
+    def error(self, target: str, image_set: str) -> float:
+        return expected_calibration_error(self._bins[target, image_set])
+
+    def table(self) -> pd.DataFrame:
+        """A row a target, image set and bin that holds pixels."""
+        rows = [
+            {
+                "target": target,
+                "image_set": image_set,
+                "bin": number,
+                "pixels": int(pixels),
+                "mean_probability": probability / pixels,
+                "true_share": true / pixels,
+            }
+            for (target, image_set), bins in self._bins.items()
+            for number, (pixels, probability, true) in enumerate(bins.tolist())
+            if pixels
+        ]
+        return pd.DataFrame(rows)
+
+
+def summarise(images: pd.DataFrame, calibration: Calibration) -> Metrics:
+    """target -> image set -> metric, from the rows of images.csv; sets without an image are left out.
+
+    `MEANS` are means over the images; `iou_pooled` and `dice_pooled` count the pixels of all images as one.
+    `mae_255` is `mae` on the grey scale of 8 bit masks, `ece` the expected calibration error over pixels.
+    `hd95` is in pixels, all else in [0, 1]. What empty masks score stands in `models.metrics` and
+    `models.surfaces`.
+
+    Where some images have truth, `missed` is the share of these with nothing predicted; where some have none,
+    `false_positive_rate` is the share of these with anything predicted; where some have and some have not,
+    `iou_nonempty` and `dice_nonempty` are means over those that have. `share_error` is the mean absolute
+    error of the infected share of the lung, `share_correlation` Pearson's with the true one.
+    """
+    metrics: Metrics = {}
+    for target, of_target in images.groupby("target", sort=False):
+        for name, classes in IMAGE_SETS.items():
+            rows = of_target[of_target["class"].isin(classes)]
+            if not rows.empty:
+                found = _averages(rows) | {"ece": calibration.error(str(target), name)}
+                of_set = {key: round(float(value), 6) for key, value in found.items() if math.isfinite(value)}
+                metrics.setdefault(str(target), {})[name] = {"images": len(rows), **of_set}
+    return metrics
+
+
+def _averages(rows: pd.DataFrame) -> dict[str, float]:
+    pooled = Confusion(*(rows[c].to_numpy() for c in Confusion._fields)).pooled()
+    averages: dict[str, float] = {name: rows[name].mean() for name in MEANS}
+    averages |= {f"{name}_pooled": value for name, value in overlaps(pooled).items()}
+    averages["mae_255"] = 255 * averages["mae"]
+    true, predicted = rows["tp"] + rows["fn"] > 0, rows["tp"] + rows["fp"] > 0
+    if true.any():
+        averages["missed"] = float((~predicted[true]).mean())
+    if not true.all():
+        averages["false_positive_rate"] = float(predicted[~true].mean())
+        if true.any():
+            averages |= {f"{name}_nonempty": rows[name][true].mean() for name in ("iou", "dice")}
+    if "predicted_share" in rows and rows["predicted_share"].notna().any():
+        averages |= _of_shares(rows["predicted_share"].to_numpy(), rows["true_share"].to_numpy())
+    return averages
+
+
+def _of_shares(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    shares = {"share_error": float(np.abs(predicted - true).mean())}
+    if predicted.std() and true.std():  # else there is nothing to correlate
+        shares["share_correlation"] = float(np.corrcoef(predicted, true)[0, 1])
+    return shares
+
+
+def mean_metrics(of_seeds: Sequence[Metrics]) -> Metrics:
+    """The means over seeds; a metric that not every seed has is left out."""
+    means: Metrics = _mean(of_seeds)
+    return means
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], Mapping):
+        keys = [key for key in values[0] if all(key in value for value in values)]
+        return {key: _mean([value[key] for value in values]) for key in keys}
+    mean = sum(values) / len(values)
+    return values[0] if isinstance(values[0], int) else round(mean, 6)

@@ -1,0 +1,167 @@
+"""Changes to params.yaml, from presets and single assignments: merged into its text, comments kept."""
+
+import argparse
+import io
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
+
+from tasks.settings.schema import (
+    LUNGS,
+    PINS,
+    SHARED_BY_ALL,
+    parse_mapping,
+    parse_params,
+    read_text,
+)
+from tasks.support.cli import InputError, without_secrets
+
+
+def with_changes(text: str, changes: Mapping[str, Mapping[str, Any]], experiments: Sequence[str] = ()) -> str:
+    """The text of params.yaml with nested changes merged in, comments kept, and checked.
+
+    Mappings are merged, everything else is replaced. A changed `alpha` or `epochs` holds for all experiments:
+    those that an experiment had for itself go, unless the same change sets them. With another `data.source`,
+    what pinned the one before goes, unless one of the changes sets it.
+
+    Args:
+        changes: each under the name of where it came from, which is named where the result won't do.
+        experiments: those to keep, of the changed text, with those that they build on; none named keeps
+            them all.
+
+    Raises:
+        InputError: the text is no params.yaml, the changed one does not fit the schema, or it has no
+            such experiment.
+    """
+    parse_mapping(text, "params.yaml")
+    yaml = YAML()
+    yaml.Representer = _Representer
+    yaml.width, yaml.preserve_quotes = 4096, True
+    document = yaml.load(text)
+    for change in changes.values():
+        _drop_own(document, SHARED_BY_ALL & change.keys())
+        _drop_pins(document, change, set_there={pin for c in changes.values() for pin in _section(c, "data")})
+        _merge(document, change.among(document) if isinstance(change, Preset) else change)
+    if experiments:
+        _keep_experiments(document, experiments)
+    buffer = io.StringIO()
+    yaml.dump(document, buffer)
+    parse_params(
+        buffer.getvalue(), " with ".join(filter(None, ["params.yaml", without_secrets(", ".join(changes))]))
+    )
+    return buffer.getvalue()
+
+
+class _Representer(RoundTripRepresenter):
+    """Writes null as null, where ruamel.yaml would leave the value out."""
+
+
+_Representer.add_representer(
+    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+)
+
+
+def _drop_own(document: Any, keys: Set[str]) -> None:
+    entries = document.get("experiments")
+    for entry in entries.values() if isinstance(entries, Mapping) else ():
+        for key in keys if isinstance(entry, Mapping) else ():
+            entry.pop(key, None)
+
+
+def _drop_pins(document: Any, change: Mapping[str, Any], set_there: Set[str]) -> None:
+    data = _section(document, "data")
+    if _section(change, "data").get("source", data.get("source")) != data.get("source"):
+        for pin in PINS:
+            if pin in data and pin not in set_there:
+                data[pin] = None
+
+
+def _section(document: Any, name: str) -> Any:
+    section = document.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _keep_experiments(document: Any, names: Sequence[str]) -> None:
+    there = document.get("experiments") or {}
+    if unknown := [name for name in names if name not in there]:
+        raise InputError(f"experiments: {unknown[0]!r} is not one of {', '.join(there)}")
+    kept = {*names, *filter(None, (_lungs_from(there[name]) for name in names))}
+    for name in [name for name in there if name not in kept]:
+        del there[name]
+    lungs_from = document.get("lungs_from")
+    for name in set(lungs_from) - kept if isinstance(lungs_from, list) else ():
+        lungs_from.remove(name)
+
+
+def _lungs_from(entry: Any) -> str | None:
+    """The other experiment that one of params.yaml builds on."""
+    images = str(entry.get("images", "")) if isinstance(entry, Mapping) else ""
+    return images.removeprefix(LUNGS) if images.startswith(LUNGS) else None
+
+
+def read_changes(preset: Path | None, assignments: list[str]) -> dict[str, dict[str, Any]]:
+    """The changes that a command line asks for: a preset first, then each KEY=VALUE."""
+    changes = {str(preset): read_preset(preset)} if preset else {}
+    return changes | {assignment: parse_assignment(assignment) for assignment in assignments}
+
+
+def _merge(document: Any, changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(document.get(key), Mapping):
+            _merge(document[key], value)
+        else:
+            document[key] = value
+
+
+class Preset(dict[str, Any]):
+    """The changes of a preset. What it changes in experiments concerns those alone that there are.
+
+    `only` names the experiments that a flow trains with it; where it is empty, a flow trains all of them.
+    `python -m tasks.params` ignores it: it would delete the others from the user's params.yaml.
+    """
+
+    only: tuple[str, ...] = ()
+
+    def among(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        there = document.get("experiments") or {}
+        own = self.get("experiments") or {}
+        return {**self, "experiments": {name: own[name] for name in own if name in there}}
+
+
+def read_preset(path: Path) -> Preset:
+    """The changes that a preset makes to params.yaml."""
+    return parse_preset(read_text(path, "presets/ holds those that come with the project"), str(path))
+
+
+def parse_preset(text: str, where: str) -> Preset:
+    preset = Preset(parse_mapping(text, where))
+    only = preset.pop("only", [])
+    if not (isinstance(only, list) and all(isinstance(name, str) for name in only)):
+        raise InputError(f"{where}: only: {only!r} is not a list of experiments, such as [report2, best]")
+    preset.only = tuple(only)
+    return preset
+
+
+def parse_assignment(assignment: str) -> dict[str, Any]:
+    """`"training.width=32"` as `{"training": {"width": 32}}`; the value is read as YAML."""
+    key, separator, value = assignment.partition("=")
+    if not separator or not all(key.split(".")):
+        raise InputError(f"{assignment}: expected KEY=VALUE, for example alpha=0.3")
+    try:
+        nested: Any = YAML(typ="safe", pure=True).load(value)
+    except YAMLError:
+        raise InputError(f"{assignment}: the value is not valid YAML") from None
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    result: dict[str, Any] = nested
+    return result
+
+
+def add_change_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that `read_changes` reads."""
+    parser.add_argument("--preset", type=Path, help="a YAML file of changes, for example presets/laptop.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments")

@@ -1,0 +1,428 @@
+"""params.yaml, checked once.
+
+Outside input ends here: what `load_params` returns is complete, typed and within bounds, and the stages
+trust it. A wrong word is answered with its place, the word itself and the words that would do.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from tasks.common.raw import Half, ImageClass
+from tasks.support.cli import InputError
+
+Network = Literal["unet", "residual_unet", "attention_unet", "unet_plus_plus"]
+Loss = Literal["bce", "bce_iou", "dice", "dice_bce", "focal", "focal_tversky"]
+Target = Literal["infection", "lung"]
+
+#: The losses that read the shared weight `alpha`; a change of alpha retrains these alone.
+LOSSES_WITH_ALPHA: frozenset[Loss] = frozenset({"bce_iou", "dice_bce"})
+
+#: The keys at the top of params.yaml that an experiment may set for itself.
+SHARED_BY_ALL = frozenset({"alpha", "epochs"})
+
+#: What holds for one source of the data and no other.
+PINS = ("fingerprint", "sha256")
+
+#: What an experiment's `images` begins with where it sees only the lungs that another one predicts.
+LUNGS = "lungs/"
+
+#: The trivial predictors that stand beside the experiments in metrics.json.
+BASELINES = frozenset({"all_background", "all_foreground", "whole_lung"})
+
+#: What stands for every experiment where some may be chosen.
+ALL = "all"
+
+#: What metrics.json calls the audit's figures.
+DATASET = "dataset"
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        return cls.model_validate_json(text)
+
+
+def _distinct(words: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(words)) < len(words):
+        raise ValueError("a word stands there twice")
+    return words
+
+
+def _threshold(value: Any) -> Any:
+    if value == "val" or (type(value) is float and 0 < value < 1):
+        return value
+    raise ValueError(f"{value!r} is neither val nor a number between 0 and 1")
+
+
+class Data(_Section):
+    source: Annotated[str, Field(min_length=1)]
+    fingerprint: Annotated[str, Field(pattern=r"^f[0-9a-f]{31}$")] | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+    @model_validator(mode="after")
+    def _can_be_pinned(self) -> Self:
+        if self.phantoms:
+            if self.fingerprint:
+                raise ValueError("phantom:// never changes and has no fingerprint; set data.fingerprint=null")
+            if self.sha256:
+                raise ValueError("phantom:// is no zip and has no sha256; set data.sha256=null")
+        return self
+
+    @model_validator(mode="after")
+    def _has_no_password(self) -> Self:
+        if self.source.startswith(("http://", "https://")) and "@" in urlsplit(self.source).netloc:
+            raise ValueError("source: a user or password in a URL is for all to read; put it into ~/.netrc")
+        return self
+
+    @property
+    def phantoms(self) -> bool:
+        return self.source.startswith("phantom://")
+
+
+class Preprocess(_Section):
+    max_rejected: Share
+
+
+class Audit(_Section):
+    """From what correlation of their thumbnails on two images are duplicates, and what is done about them."""
+
+    correlation: Annotated[float, Field(gt=0, le=1)]
+    duplicates: Literal["report", "drop"]
+
+
+class Augment(_Section):
+    """How far the random changes to training images go, as `models.augmentation.Strength` says; 0 is off."""
+
+    flip: Share
+    rotation: Annotated[float, Field(ge=0, le=180)]
+    scale: Share
+    translation: Share
+    elastic: Annotated[float, Field(ge=0, le=0.2)]
+    brightness: Share
+    contrast: Annotated[float, Field(ge=0, le=10)]
+    gamma: Annotated[float, Field(ge=0, le=10)]
+    noise: Share
+
+
+class FocalLoss(_Section):
+    gamma: Annotated[float, Field(ge=0)]
+    balance: Share
+
+
+class FocalTverskyLoss(_Section):
+    gamma: Annotated[float, Field(ge=1)]
+    balance: Share
+
+
+class Losses(_Section):
+    """The constants in the formulas of single losses."""
+
+    focal: FocalLoss
+    focal_tversky: FocalTverskyLoss
+
+
+class Prediction(_Section):
+    """How probabilities become masks; one experiment's file for the stage evaluate."""
+
+    threshold: Annotated[float | Literal["val"], PlainValidator(_threshold)]
+    flip_average: bool
+    within_lungs: bool
+    min_area: Annotated[float, Field(ge=0, lt=1)]
+    fill_holes: bool
+
+
+class Training(_Section):
+    """What the experiments share, and each may set for itself."""
+
+    targets: Annotated[tuple[Target, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
+    train_classes: Annotated[
+        tuple[ImageClass, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)
+    ]
+    batch_size: Positive
+    width: Positive
+    depth: Annotated[int, Field(ge=1, le=6)]
+    patch: Annotated[int, Field(ge=1, le=8)]
+    deep_supervision: bool
+    optimiser: Literal["adam", "adamw"]
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    schedule: Literal["constant", "cosine", "one_cycle"]
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    augment: Augment
+    seed: Annotated[int, Field(ge=0, lt=2**62)]
+    seeds: Annotated[int, Field(ge=1, le=100)]
+    patience: Annotated[int, Field(ge=0)]
+    precision: Literal["auto", "fp32", "bf16"]
+    compile: Literal["auto", "none", "fused", "graphs"]
+    threads: Annotated[int, Field(ge=0)]
+    processes: Positive
+    accumulate: Positive
+
+
+class Fit(Training):
+    """All that one training reads of params.yaml, but for what is the dataset's."""
+
+    network: Network
+    loss: Loss
+    images: Annotated[str, Field(pattern=rf"^(packed|{LUNGS}[A-Za-z0-9_-]+)$")]
+    epochs: Positive
+
+    @property
+    def lungs_from(self) -> str | None:
+        """The experiment whose predicted lungs are all that this one sees, if any."""
+        return self.images.removeprefix(LUNGS) if self.images.startswith(LUNGS) else None
+
+
+class Experiment(Fit):
+    """An entry under `experiments`, the shared values merged in."""
+
+    prediction: Prediction
+    alpha: Share | None = None
+
+    @model_validator(mode="after")
+    def _has_the_alpha_it_reads(self) -> Self:
+        reads = self.loss in LOSSES_WITH_ALPHA
+        if reads != (self.alpha is not None):
+            raise ValueError(
+                f"loss {self.loss} {'reads alpha, which is missing' if reads else 'reads no alpha'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.deep_supervision and self.network != "unet_plus_plus":
+            raise ValueError(f"network {self.network} has no deep_supervision; unet_plus_plus has")
+        if self.processes * self.accumulate > self.batch_size:
+            shares = f"{self.processes} processes and accumulate: {self.accumulate}"
+            raise ValueError(f"batch_size: {self.batch_size} images are too few for {shares}")
+        if self.compile == "graphs" and self.accumulate > 1:
+            raise ValueError("compile: graphs computes a batch whole; set accumulate: 1, or compile: fused")
+        if self.network == "attention_unet" and self.width < 2:
+            raise ValueError("network attention_unet needs a width of at least 2")
+        if self.prediction.within_lungs and set(self.targets) != {"infection", "lung"}:
+            raise ValueError("prediction.within_lungs needs targets: [infection, lung]")
+        if self.lungs_from and self.targets != ("infection",):
+            raise ValueError(f"images: {self.images} holds infection alone; set targets: [infection]")
+        return self
+
+
+class Plan(Fit):
+    """One experiment with everything that determines its training, and nothing else.
+
+    `loss_options` holds what its loss reads alone, so that no other plan changes with alpha.
+    """
+
+    name: str
+    half: Half
+    image_size: int
+    loss_options: dict[str, float]
+
+
+class Report(_Section):
+    figures: Annotated[tuple[Positive, ...], Field(strict=False)]
+
+
+class Params(_Section):
+    """The whole of params.yaml."""
+
+    alpha: Share
+    epochs: Positive
+    data: Data
+    half: Half
+    image_size: Annotated[int, Field(ge=16)]
+    preprocess: Preprocess
+    audit: Audit
+    training: Training
+    losses: Losses
+    prediction: Prediction
+    experiments: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], Experiment], Field(min_length=1)
+    ]
+    lungs_from: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_distinct)]
+    report: Report
+
+    @property
+    def plans(self) -> dict[str, Plan]:
+        """What each experiment's training depends on, by its name, in the order of params.yaml."""
+        return {
+            name: Plan(
+                name=name,
+                half=self.half,
+                image_size=self.image_size,
+                loss_options=self._loss_options(experiment),
+                **experiment.model_dump(include=set(Fit.model_fields)),
+            )
+            for name, experiment in self.experiments.items()
+        }
+
+    def _loss_options(self, experiment: Experiment) -> dict[str, float]:
+        if experiment.alpha is not None:
+            return {"alpha": experiment.alpha}
+        constants = getattr(self.losses, experiment.loss, None)
+        return constants.model_dump() if constants else {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """Give each experiment the shared values that it does not set for itself."""
+        entries, training = raw.get("experiments"), raw.get("training")
+        if not isinstance(entries, dict) or not isinstance(training, dict):
+            return raw
+        merged = {name: cls._merged(raw, entry) for name, entry in entries.items()}
+        return {**raw, "experiments": merged}
+
+    @staticmethod
+    def _merged(raw: dict[str, Any], entry: Any) -> Any:
+        if not isinstance(entry, dict):
+            return entry
+        shared = {**raw["training"], "epochs": raw.get("epochs"), "prediction": raw.get("prediction")}
+        if entry.get("loss") in LOSSES_WITH_ALPHA:
+            shared["alpha"] = raw.get("alpha")
+        merged = {**shared, **entry}
+        for section in ("augment", "prediction"):
+            if isinstance(shared.get(section), dict) and isinstance(entry.get(section), dict):
+                merged[section] = {**shared[section], **entry[section]}
+        return merged
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for name, experiment in self.experiments.items():
+            place, stride = f"experiments.{name}", experiment.patch * 2**experiment.depth
+            if name in BASELINES:
+                raise ValueError(f"{place}: a trivial predictor has this name; choose another")
+            if name == ALL:
+                raise ValueError(f"{place}: this word stands for all experiments; choose another")
+            if name == DATASET:
+                raise ValueError(f"{place}: metrics.json has this name for the dataset; choose another")
+            if self.image_size % stride or self.image_size == stride:
+                raise ValueError(
+                    f"{place}: image_size {self.image_size} is not 2, 3, ... times patch * 2^depth = {stride}"
+                )
+            if "infection" in experiment.targets and self.half == "lung":
+                raise ValueError(f"{place}: the lung half holds no infection masks; set targets: [lung]")
+            if experiment.lungs_from and experiment.lungs_from not in self.lungs_from:
+                raise ValueError(
+                    f"{place}: images: {experiment.images} needs {experiment.lungs_from} in lungs_from"
+                )
+        for name in self.lungs_from:
+            self._check_lungs_from(name)
+        return self
+
+    def _check_lungs_from(self, name: str) -> None:
+        if name not in self.experiments:
+            raise ValueError(f"lungs_from: {name!r} is not one of {', '.join(self.experiments)}")
+        experiment = self.experiments[name]
+        if "lung" not in experiment.targets or experiment.lungs_from:
+            raise ValueError(f"lungs_from: {name} does not predict lungs from whole images")
+
+
+def load_params(path: Path) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        InputError: the file is missing, is no YAML, or a value in it won't do; one line a fault.
+    """
+    return parse_params(read_text(path, "run this in the folder that holds params.yaml"), str(path))
+
+
+def parse_params(text: str, where: str = "params.yaml") -> Params:
+    """Check the text of a params.yaml; `where` names it in what is said of its faults."""
+    raw = parse_mapping(text, where)
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise InputError("\n".join(_fault_lines(error, where))) from None
+
+
+def parse_mapping(text: str, where: str) -> dict[str, Any]:
+    """Parse YAML 1.2 text whose top level is a mapping."""
+    try:
+        raw = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{where}: expected keys and values, found {type(raw).__name__}")
+    return raw
+
+
+def read_text(path: Path, hint: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {hint}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def _fault_lines(error: ValidationError, where: str) -> list[str]:
+    faults = error.errors()
+    # Experiments are made of what is shared: where that is at fault, theirs are its consequences.
+    faults = [fault for fault in faults if _place(fault)[:1] != ("experiments",)] or faults
+    misspelt = {(*_place(f)[:-1], _near_key(_place(f))) for f in faults if f["type"] == "extra_forbidden"}
+    # A misspelt key is a missing key too: one line, of the word that stands there.
+    faults = [f for f in faults if f["type"] != "missing" or _place(f) not in misspelt]
+    return [f"{where}: {fault_line(fault)}" for fault in faults]
+
+
+def fault_line(fault: ErrorDetails) -> str:
+    """One fault that pydantic found: its place, the value, and what would do."""
+    return ": ".join(filter(None, [".".join(_place(fault)), _say(fault)]))
+
+
+def _place(fault: ErrorDetails) -> tuple[str, ...]:
+    return tuple(str(part) for part in fault["loc"])
+
+
+def _say(fault: ErrorDetails) -> str:
+    place = _place(fault)
+    match fault["type"]:
+        case "extra_forbidden":
+            near = _near_key(place)
+            hint = f" (did you mean {near}?)" if near else ""
+            return f"unknown key{hint}; the keys here are {', '.join(_keys_at(place[:-1]))}"
+        case "missing":
+            return "this key is missing"
+        case "literal_error":
+            return f"{fault['input']!r} is not one of {fault['ctx']['expected']}"
+        case "value_error":
+            return str(fault["ctx"]["error"])
+        case "dict_type" | "model_type":
+            return f"{fault['input']!r} won't do: expected keys and values"
+    return f"{fault['input']!r} won't do: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _near_key(place: tuple[str, ...]) -> str | None:
+    """The key that somebody who wrote the last word of `place` may have meant."""
+    return next(iter(difflib.get_close_matches(place[-1], _keys_at(place[:-1]), n=1)), None)
+
+
+def _keys_at(place: tuple[str, ...]) -> list[str]:
+    section: Any = Params
+    if place[:1] == ("experiments",):
+        section, place = Experiment, place[2:]
+    for part in place:
+        section = section.model_fields[part].annotation
+    return sorted(section.model_fields) if section is Experiment else list(section.model_fields)

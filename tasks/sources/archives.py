@@ -1,0 +1,190 @@
+"""Folders and zip archives, on this machine or far away, none of whose members lead out of them."""
+
+import contextlib
+import hashlib
+import io
+import itertools
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from tasks.sources.source import Stamp, refuse_large
+from tasks.sources.transfer import Far, FarFile, staging_folder
+from tasks.support.cli import InputError
+
+#: Bytes that a file is read in at a time.
+BLOCK = 1 << 20
+
+#: A member above this size may be so many times its packed size; deflate reaches 1,000.
+SMALL_FILE, LARGEST_RATIO = 1 << 20, 100
+#: Bytes of a member's own header, before its name.
+HEADER = 30
+
+
+class FolderSource:
+    """The files below a folder; their names begin with the folder's own."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.resolve()
+
+    def names(self) -> list[str]:
+        return [
+            path.relative_to(self._root.parent).as_posix()
+            for path in self._root.rglob("*")
+            if not path.is_dir()
+        ]
+
+    def stamps(self, names: Iterable[str], /) -> dict[str, Stamp]:
+        return {name: self._stamp(self._path(name)) for name in names}
+
+    def read(self, name: str) -> bytes:
+        return self._path(name).read_bytes()
+
+    @contextlib.contextmanager
+    def reading(self, names: Sequence[str], /) -> Iterator[Iterator[bytes]]:
+        yield map(self.read, names)
+
+    def _path(self, name: str) -> Path:
+        path = self._root.parent / name
+        if not path.resolve().is_relative_to(self._root):
+            raise InputError(f"{path}: a link that leads out of {self._root}; put the file itself there")
+        if not path.is_file():  # a pipe, say, which would never end
+            raise InputError(f"{path}: no regular file; refused")
+        refuse_large(self._root, name, path.stat().st_size)
+        return path
+
+    @staticmethod
+    def _stamp(path: Path) -> Stamp:
+        size = crc32 = 0
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                size, crc32 = size + len(block), zlib.crc32(block, crc32)
+        return Stamp(size, crc32)
+
+
+class ZipSource:
+    """The members of a zip archive, none of which may lead out of it.
+
+    Args:
+        file: the archive.
+        where: its name in messages; the path, if it has one.
+        sha256: of the archive as a whole; checked before a member is read.
+
+    Raises:
+        InputError: the archive is cut short or damaged, or a member's name or kind is not safe.
+    """
+
+    def __init__(self, file: Path | FarFile, where: str | None = None, sha256: str | None = None) -> None:
+        self._where = where or str(file)
+        self._file, self._sha256 = file, sha256
+        try:
+            self._archive = zipfile.ZipFile(file)
+        except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{self._where}: not a whole zip archive, it may be cut short ({error})"
+            ) from None
+        seen = set()
+        for info in self._archive.infolist():
+            self._refuse_unsafe(info)
+            if info.filename in seen:
+                raise InputError(f"{self._where}: member {info.filename!r} is there twice")
+            seen.add(info.filename)
+        self._ends = dict(self._extents())
+
+    def names(self) -> list[str]:
+        return [info.filename for info in self._archive.infolist() if not info.is_dir()]
+
+    def stamps(self, names: Iterable[str], /) -> dict[str, Stamp]:
+        infos = {name: self._harmless(name) for name in names}
+        return {name: Stamp(info.file_size, info.CRC) for name, info in infos.items()}
+
+    def read(self, name: str) -> bytes:
+        self._harmless(name)
+        try:
+            return self._archive.read(name)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            raise InputError(f"{self._where}: member {name!r} can't be read: {error}") from None
+
+    @contextlib.contextmanager
+    def reading(self, names: Sequence[str], /) -> Iterator[Iterator[bytes]]:
+        if names and self._sha256:
+            assert isinstance(self._file, Path)
+            with self._file.open("rb") as file:
+                self._check_whole(file)
+        yield map(self.read, names)
+
+    def _check_whole(self, file: io.BufferedReader | FarFile) -> None:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != self._sha256:
+            raise InputError(
+                f"{self._where}: not the file that data.sha256 pins: came {found}, pinned {self._sha256}; "
+                f"to accept what came: python -m tasks.params --set data.sha256={found}"
+            )
+
+    def _refuse_unsafe(self, info: zipfile.ZipInfo) -> None:
+        name = PurePosixPath(info.orig_filename)
+        drive = ":" in next(iter(name.parts), "")
+        if name.is_absolute() or ".." in name.parts or "\\" in info.orig_filename or drive:
+            raise InputError(
+                f"{self._where}: member {info.orig_filename!r} leads out of the archive; refused"
+            )
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise InputError(f"{self._where}: member {info.orig_filename!r} is a link; refused")
+
+    def _extents(self) -> Iterator[tuple[str, int]]:
+        """Each member and where the next begins; one may not lie within another, as in a bomb."""
+        infos = sorted(self._archive.infolist(), key=lambda info: info.header_offset)
+        begins = [info.header_offset for info in infos] + [self._archive.start_dir]
+        for info, end in zip(infos, begins[1:], strict=True):
+            if info.header_offset + HEADER + len(info.orig_filename) + info.compress_size > end:
+                raise InputError(f"{self._where}: member {info.filename!r} overlaps another; refused")
+            yield info.filename, end
+
+    def _harmless(self, name: str) -> zipfile.ZipInfo:
+        info = self._archive.getinfo(name)
+        refuse_large(self._where, name, info.file_size)
+        if info.file_size > max(SMALL_FILE, LARGEST_RATIO * info.compress_size):
+            raise InputError(
+                f"{self._where}: {name!r} unpacks to {info.file_size} bytes from {info.compress_size}, "
+                f"over {LARGEST_RATIO} times as many; refused"
+            )
+        return info
+
+
+class FarZip(ZipSource):
+    """A zip that is far away. To list it fetches its directory, to read the pieces that hold the members.
+
+    Raises:
+        UnavailableError: it can't be reached.
+    """
+
+    def __init__(self, far: Far, source: str, base: Path, sha256: str | None = None) -> None:
+        self._far = FarFile(far, staging_folder(base, source, far.version))
+        try:
+            super().__init__(self._far, far.where, sha256)
+        except InputError:
+            self._far.transfer.discard()
+            raise
+
+    @contextlib.contextmanager
+    def reading(self, names: Sequence[str], /) -> Iterator[Iterator[bytes]]:
+        transfer = self._far.transfer
+        for name in names:  # before they are fetched
+            self._harmless(name)
+        if names and self._sha256:
+            transfer.bring(transfer.pieces(0, transfer.size))
+            self._far.seek(0)
+            try:
+                self._check_whole(self._far)
+            except InputError:
+                transfer.close()  # and keep it, until it is accepted or a next version comes
+                raise
+        else:
+            transfer.bring(itertools.chain.from_iterable(map(self._pieces, names)))
+        with transfer.used():
+            yield map(self.read, names)
+
+    def _pieces(self, name: str) -> range:
+        return self._far.transfer.pieces(self._archive.getinfo(name).header_offset, self._ends[name])

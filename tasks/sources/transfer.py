@@ -1,0 +1,376 @@
+"""Bring what is far away: in pieces side by side, again where one fails, and on from there after a break.
+
+    .dvc/tmp/transfers/SOURCE-VERSION/content    each piece at its place, holes where one is missing
+    .dvc/tmp/transfers/SOURCE-VERSION/journal    a line for each piece that is whole: index, length, CRC-32
+    .dvc/tmp/transfers/SOURCE-VERSION/lock       held by the process that works there
+
+A process that is killed loses the pieces that were under way, no others.
+"""
+
+import bisect
+import contextlib
+import fcntl
+import hashlib
+import io
+import itertools
+import os
+import random
+import shutil
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Protocol, TypeVar
+
+from tasks.common.cores import in_order
+from tasks.support.cli import InputError
+from tasks.support.progress import progress
+
+Result = TypeVar("Result")
+
+#: Bytes of a large file that are asked for at a time.
+PIECE = 4 << 20
+SIDE_BY_SIDE = 8
+
+TRIES = 8
+#: Seconds before the second try and at most, each shortened by up to half at random.
+FIRST_WAIT, LONGEST_WAIT = 0.25, 30.0
+#: Seconds to wait for a server that names a time itself, at most.
+LONGEST_REQUESTED_WAIT = 300.0
+
+
+class UnavailableError(ConnectionError):
+    """What is far away doesn't answer as it should, and may at another try, in `after` seconds."""
+
+    def __init__(self, message: str, after: float = 0.0) -> None:
+        super().__init__(message)
+        self.after = min(after, LONGEST_REQUESTED_WAIT)
+
+
+class Far(Protocol):
+    """One file that is far away."""
+
+    @property
+    def where(self) -> str:
+        """Its name in messages."""
+
+    @property
+    def version(self) -> str | None:
+        """Changes with its content; None where its server tells nothing of the kind."""
+
+    @property
+    def size(self) -> int | None: ...
+
+    @property
+    def ranges(self) -> bool:
+        """Whether parts of it may be read. If not, `size` may be None."""
+
+    def chunks(self, start: int, size: int | None) -> Iterator[bytes]:
+        """The bytes from `start` on, or all.
+
+        Raises:
+            UnavailableError: it may succeed at another try.
+            InputError: it won't, or it is another version by now.
+        """
+
+
+def retrying(work: Callable[[], Result], stop: threading.Event | None = None) -> Result:
+    """The result of `work`, tried again, later and later, while it raises UnavailableError."""
+    stop = stop or threading.Event()
+    for attempt in itertools.count(1):
+        try:
+            return work()
+        except UnavailableError as error:
+            wait = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT) * random.uniform(0.5, 1)
+            if attempt == TRIES or stop.wait(max(wait, error.after)):
+                raise
+    raise AssertionError("counting ends never")
+
+
+def staging_folder(base: Path, source: str, version: str | None) -> Path:
+    """Where the pieces of a version of a source lie; without a version, where nothing ever lay."""
+    words = [source.encode(), version.encode() if version else os.urandom(16)]
+    return base / ".dvc/tmp/transfers" / "-".join(hashlib.sha256(word).hexdigest()[:16] for word in words)
+
+
+class Transfer:
+    """Pieces that are far away, as one file, laid one after another.
+
+    What is read before it was brought is held in memory: right for a directory, not for much more.
+
+    Args:
+        where: its name in messages.
+        lengths: of the pieces; the last may be None, where it ends will then be seen.
+        fetch: the bytes of a piece, by its index.
+        folder: where pieces are brought to.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        lengths: Sequence[int | None],
+        fetch: Callable[[int], Iterable[bytes]],
+        folder: Path,
+    ) -> None:
+        self._where, self._fetch, self._folder = where, fetch, folder
+        self._lengths = list(lengths)
+        self._offsets = [0, *itertools.accumulate(length or 0 for length in lengths)]
+        self._held: dict[int, bytes] = {}
+        self._staging: _Staging | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of all pieces; the last one's count once it is there."""
+        return self._offsets[-2] + (self._lengths[-1] or 0)
+
+    def pieces(self, start: int, end: int) -> range:
+        """The indices of the pieces that hold these bytes."""
+        return range(self._piece_at(start), self._piece_at(max(start, end - 1)) + 1)
+
+    def read(self, start: int, size: int) -> bytes:
+        end = min(start + size, self.size)
+        if start >= end:
+            return b""
+        return b"".join(self._read_piece(i, start, end) for i in self.pieces(start, end))
+
+    def read_piece(self, index: int) -> bytes:
+        start, length = self._offsets[index], self._lengths[index]
+        assert length is not None
+        return self._read_piece(index, start, start + length)
+
+    def bring(self, pieces: Iterable[int]) -> None:
+        """Fetch those of the pieces that are not here yet. `close` or `discard` lets go of them.
+
+        Waits where another process is at it.
+
+        Raises:
+            UnavailableError: a piece did not come at any try. Those that did will be there the next time.
+            InputError: as `fetch` says.
+        """
+        wanted = set(pieces)
+        if not wanted:
+            return
+        try:
+            self._bring(wanted)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let another process go on with what was brought."""
+        if self._staging:
+            self._staging.close()
+            self._staging = None
+
+    def discard(self) -> None:
+        """Remove what was brought."""
+        if self._staging:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self.close()
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """Discard what was brought at the end, or where it turns out to be no good; else keep it."""
+        try:
+            yield
+        except InputError:
+            self.discard()
+            raise
+        except BaseException:
+            self.close()
+            raise
+        self.discard()
+
+    def _piece_at(self, position: int) -> int:
+        return bisect.bisect_right(self._offsets, position, hi=len(self._offsets) - 1) - 1
+
+    def _bring(self, pieces: set[int]) -> None:
+        staging = self._staging = self._staging or _Staging(self._folder, self._where)
+        missing = sorted(pieces - staging.whole.keys())
+        if missing and staging.whole:
+            print(f"{self._where}: going on, {len(missing)} of {len(pieces)} pieces are missing", flush=True)
+        stop = threading.Event()
+
+        def fetch_once(index: int) -> None:
+            chunks = [self._held[index]] if index in self._held else self._fetch(index)
+            staging.write(index, self._offsets[index], self._lengths[index], _until(stop, chunks))
+
+        def fetch(index: int) -> None:
+            retrying(lambda: fetch_once(index), stop)
+
+        with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+            try:
+                done = in_order(pool, fetch, missing, ahead=4 * SIDE_BY_SIDE)
+                for _ in progress(done, len(missing), "fetch"):
+                    pass
+            finally:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+        self._held.clear()
+        if self._lengths[-1] is None:
+            self._lengths[-1] = staging.whole.get(len(self._lengths) - 1)
+
+    def _read_piece(self, index: int, start: int, end: int) -> bytes:
+        """What of these bytes is in this piece."""
+        offset, length = self._offsets[index], self._lengths[index]
+        assert length is not None
+        start, end = max(start, offset), min(end, offset + length)
+        if self._staging and index in self._staging.whole:
+            return self._staging.read(start, end - start)
+        if index not in self._held:
+            self._held[index] = retrying(lambda: self._fetch_whole(index, length))
+        return self._held[index][start - offset : end - offset]
+
+    def _fetch_whole(self, index: int, length: int) -> bytes:
+        content = b"".join(self._fetch(index))
+        if len(content) != length:
+            raise UnavailableError(f"{self._where}: {len(content)} bytes came of {length}")
+        return content
+
+
+class FarFile(io.RawIOBase):
+    """A file that is far away, to be read from any place; `transfer` brings what will be needed."""
+
+    def __init__(self, far: Far, folder: Path) -> None:
+        self.transfer = Transfer(far.where, _lengths(far), lambda index: _piece_of(far, index), folder)
+        self._position = 0
+        if not far.ranges:
+            self.transfer.bring([0])
+
+    @property
+    def size(self) -> int:
+        return self.transfer.size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        if start + offset < 0:
+            raise OSError("before the beginning of the file")
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
+        content = self.transfer.read(self._position, len(buffer))
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
+
+
+def _lengths(far: Far) -> Sequence[int | None]:
+    if not far.ranges or far.size is None:
+        return [far.size]
+    whole, rest = divmod(far.size, PIECE)
+    return [PIECE] * whole + [rest] * bool(rest or not whole)
+
+
+def _piece_of(far: Far, index: int) -> Iterator[bytes]:
+    if not far.ranges or far.size is None:
+        return far.chunks(0, None)
+    start = index * PIECE
+    return far.chunks(start, min(PIECE, far.size - start))
+
+
+def _until(stop: threading.Event, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    for chunk in chunks:
+        if stop.is_set():
+            raise UnavailableError("stopped, for another piece failed")
+        yield chunk
+
+
+class _Staging:
+    """The folder of a transfer, locked: the pieces that are whole, by index their length."""
+
+    def __init__(self, folder: Path, where: str) -> None:
+        self._folder, self._where = folder, where
+        self._open = contextlib.ExitStack()
+        _remove_other_versions(folder)
+        self._open.enter_context(_locked(folder / "lock", where))
+        content = os.open(folder / "content", os.O_RDWR | os.O_CREAT, 0o644)
+        self._content = self._open.enter_context(os.fdopen(content, "r+b", 0))
+        self._journal = self._open.enter_context((folder / "journal").open("a+", encoding="ascii"))
+        self._writing = threading.Lock()
+        self.whole = self._read_journal()
+
+    def write(self, index: int, offset: int, length: int | None, chunks: Iterable[bytes]) -> None:
+        """Put a piece in its place.
+
+        Raises:
+            UnavailableError: it was cut short.
+        """
+        size = crc32 = 0
+        for chunk in chunks:
+            self._pwrite(chunk, offset + size)
+            size, crc32 = size + len(chunk), zlib.crc32(chunk, crc32)
+        if length is not None and size != length:
+            raise UnavailableError(f"{self._where}: {size} bytes came of {length}")
+        with self._writing:
+            self._journal.write(f"{index} {offset} {size} {crc32}\n")
+            self._journal.flush()
+            self.whole[index] = size
+
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self._content.fileno(), size, offset)
+
+    def close(self) -> None:
+        self._open.close()
+
+    __del__ = close
+
+    def _pwrite(self, chunk: bytes, offset: int) -> None:
+        view = memoryview(chunk)
+        try:
+            while view:
+                written = os.pwrite(self._content.fileno(), view, offset)
+                view, offset = view[written:], offset + written
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._folder)) from error
+
+    def _read_journal(self) -> dict[int, int]:
+        """The pieces that are as they were written: a crashed system may keep the line and not the piece."""
+        self._journal.seek(0)
+        text = self._journal.read()
+        complete = text.rpartition("\n")[0]
+        self._journal.truncate(len(complete) + bool(complete))
+        whole = {}
+        for line in complete.splitlines():
+            index, offset, size, crc32 = map(int, line.split())
+            if self._crc32(offset, size) == crc32:
+                whole[index] = size
+        return whole
+
+    def _crc32(self, offset: int, size: int) -> int:
+        crc32 = 0
+        for start in range(offset, offset + size, PIECE):
+            crc32 = zlib.crc32(self.read(start, min(PIECE, offset + size - start)), crc32)
+        return crc32
+
+
+def _locked(path: Path, where: str) -> IO[str]:
+    """The lock file, opened and held by this process."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{where}: waiting for another process that fetches it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # Who held it may have removed it.
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            return file
+        file.close()
+
+
+def _remove_other_versions(folder: Path) -> None:
+    """What is left of a source that changed since; but for what another process works at."""
+    for other in folder.parent.glob(f"{folder.name.partition('-')[0]}-*"):
+        if other != folder and (other / "lock").exists():
+            with (other / "lock").open("w") as lock, contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(other, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""From images to a network: batches, steps, processes."""

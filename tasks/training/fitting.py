@@ -1,0 +1,279 @@
+"""One training, step by step: what it consists of, and its state, from which it goes on to the same end."""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from inspect import unwrap
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler
+
+from models.augmentation import Augmentation, Strength
+from models.losses import make_loss
+from tasks.networks.device import Compute, compiled
+from tasks.settings.schema import Plan
+from tasks.support.cli import InputError
+from tasks.support.progress import progress
+from tasks.training.batches import Batches
+from tasks.training.processes import ALONE, Group
+
+
+class Fitted(NamedTuple):
+    """One pass over the training images: mean loss, the learning rate it began with, its images and time."""
+
+    loss: float
+    learning_rate: float
+    images: int
+    seconds: float
+    waited: float
+    """Seconds of these that were spent waiting for images."""
+
+
+class Fitter:
+    """Network, data, loss, optimiser and schedule of one training.
+
+    `parts` is how many parts a batch is computed in, one after another, their gradients added up.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        seed: int,
+        network: nn.Module,
+        compute: Compute,
+        batches: Batches,
+        group: Group = ALONE,
+        parts: int = 1,
+    ) -> None:
+        self._compute, self._batches, self._group = compute, batches, group
+        self.parts = parts
+        self._batch_size = plan.batch_size
+        self.steps = math.ceil(len(batches) / plan.batch_size)
+        self._fitted = group.synchronised(network)
+        self._optimiser = make_optimiser(plan, self._fitted)
+        self._scheduler = make_schedule(plan, self._optimiser, self.steps * plan.epochs)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._augment = Augmentation(Strength(**plan.augment.model_dump()), seed, compute.device)
+        self._average = Average(self._fitted, plan.ema) if plan.ema else None
+        self._wrapped = group.wrapped(self._fitted)
+        self._compile, self._images_seen = plan.compile, len(batches) * plan.epochs
+        self.loss = make_loss(plan.loss, **plan.loss_options)
+        self.epoch, self.step = 0, 0
+        """Epochs that are done, and steps of the next one."""
+        self._order = torch.empty(0, dtype=torch.int64)
+        self._learning_rate = plan.learning_rate
+        self._losses = torch.zeros(self.steps, device=compute.device)
+
+    @property
+    def network(self) -> nn.Module:
+        """What the training has come to: the fitted network, or the average of its weights."""
+        return self._average.network if self._average else self._fitted
+
+    @cached_property
+    def _forward(self) -> nn.Module:
+        # A CUDA graph of the next part would take back the memory of this one's gradients.
+        how = "fused" if self._compile == "graphs" and self.parts > 1 else self._compile
+        return compiled(self._wrapped, how, self._compute, self._images_seen)
+
+    def run_epoch(self, what: str, after_step: Callable[[], None] = lambda: None) -> Fitted:
+        """Pass once over the training images in a new random order, or over what is left of them.
+
+        Args:
+            what: names the epoch to the user.
+            after_step: is called after each step, when `state` holds all that came before.
+
+        Raises:
+            InputError: the loss stopped being a number.
+        """
+        started, waited, done = time.perf_counter(), self._batches.waited, self.step
+        if not self.step:
+            self._learning_rate = self._optimiser.param_groups[0]["lr"]
+            self._order = torch.randperm(len(self._batches), generator=self._generator)
+            self._losses.zero_()
+        self._fitted.train()
+        left = torch.split(self._order, self._batch_size)[done:]
+        loaded = self._batches([batch[self._group.rows(len(batch))] for batch in left])
+        steps = zip(left, loaded, strict=True)
+        for batch, (x, y) in progress(steps, len(left), what) if self._group.first else steps:
+            self._take_step(*self._changed(x, y, len(batch)), len(batch))
+            self.step += 1
+            after_step()
+        self._require_finite()
+        return Fitted(
+            loss=self._losses.sum().item() / len(self._batches),
+            learning_rate=self._learning_rate,
+            images=sum(map(len, left)),
+            seconds=time.perf_counter() - started,
+            waited=self._batches.waited - waited,
+        )
+
+    def end_epoch(self) -> None:
+        """Count the epoch as done."""
+        self.epoch, self.step = self.epoch + 1, 0
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the training depends on."""
+        return {
+            "network": self._fitted.state_dict(),
+            "average": self._average.state() if self._average else None,
+            "optimiser": self._optimiser.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+            "generators": [self._generator.get_state(), self._augment.generator.get_state()],
+            "epoch": self.epoch,
+            "step": self.step,
+            "order": self._order,
+            "learning_rate": self._learning_rate,
+            "losses": self._losses,
+            "parts": self.parts,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state, as if there had been no break."""
+        self._fitted.load_state_dict(state["network"])
+        if self._average:
+            self._average.restore(state["average"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._scheduler.load_state_dict(state["scheduler"])
+        for generator, of in zip(
+            (self._generator, self._augment.generator), state["generators"], strict=True
+        ):
+            generator.set_state(of)
+        self.epoch, self.step = state["epoch"], state["step"]
+        self._order, self._learning_rate = state["order"], state["learning_rate"]
+        self._losses.copy_(state["losses"])
+        self.parts = max(self.parts, state["parts"])
+
+    def is_sound(self) -> bool:
+        """Whether all losses of the epoch so far are numbers, and all weights."""
+        numbers = [self._losses[: self.step], *self._fitted.parameters()]
+        return all(bool(tensor.isfinite().all()) for tensor in numbers)
+
+    def _require_finite(self) -> None:
+        finite = self._losses[: self.step].isfinite()
+        if not finite.all():
+            step = int((~finite).nonzero()[0])
+            what = f"the loss became {self._losses[step].item()} in epoch {self.epoch + 1}, step {step + 1}"
+            raise InputError(f"{what} of {self.steps}; lower learning_rate")
+
+    def _changed(self, x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """This process's images (n, 1, S, S) and masks (n, C, S, S) of a batch of `count`, augmented."""
+        x, y = self._augment(x, y, count, self._group.rows(count))
+        return self._compute.place(x), self._compute.place(y)
+
+    def _take_step(self, x: Tensor, y: Tensor, count: int) -> None:
+        of_all = max(count, self._group.size)  # images that the processes have, some twice if they are few
+        total = torch.zeros((), device=x.device)  # reading it each step would stall
+        self._optimiser.zero_grad()
+        count_of_parts = min(self.parts, max(1, count // self._group.size))  # as many in each process
+        parts = list(zip(x.tensor_split(count_of_parts), y.tensor_split(count_of_parts), strict=True))
+        for part, (images, masks) in enumerate(parts, start=1):
+            with self._gradients_shared(part == len(parts)):
+                with self._compute.autocast():
+                    logits = self._forward(images)
+                loss = self._loss_of(logits, masks)
+                # Processes get the mean of their gradients: the weights make it the mean over the batch.
+                (loss * (len(images) * self._group.size / of_all)).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() * (len(images) * count / of_all)
+        self._losses[self.step] = self._group.total(total)
+        self._optimiser.step()
+        self._scheduler.step()
+        if self._average:
+            self._average.update()
+
+    def _gradients_shared(self, shared: bool) -> AbstractContextManager[None]:
+        """Gradients go to the other processes with the last part alone."""
+        if shared or not isinstance(self._wrapped, DistributedDataParallel):
+            return nullcontext()
+        return self._wrapped.no_sync()
+
+    def _loss_of(self, logits: Tensor | tuple[Tensor, ...], y: Tensor) -> Tensor:
+        """The loss; its mean where a network under deep supervision gives several logits."""
+        outputs = logits if isinstance(logits, tuple) else (logits,)
+        return torch.stack([self.loss(output, y) for output in outputs]).mean()
+
+
+class Average:
+    """A copy of a network whose weights are the exponential moving average of the network's.
+
+    The first steps, whose weights are no better than random, are forgotten faster.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self._decay, self._steps = decay, 0
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        # Asked for each step, the tensors' names would cost more than the averages.
+        self._own, self._new = _tensors(self.network), _tensors(network)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the network's weights as they are now."""
+        self._steps += 1
+        decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
+        (own, own_counts), (new, new_counts) = self._own, self._new
+        torch._foreach_lerp_(own, new, 1 - decay)
+        for own_count, new_count in zip(own_counts, new_counts, strict=True):
+            own_count.copy_(new_count)
+
+    def state(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "steps": self._steps}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self._steps = state["steps"]
+
+
+def _tensors(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """The weights and statistics of a network, and its counts, as of the batches a normalisation has seen."""
+    tensors = [*network.parameters(), *network.buffers()]
+    counts = [tensor for tensor in tensors if not tensor.is_floating_point()]
+    return [tensor for tensor in tensors if tensor.is_floating_point()], counts
+
+
+class _Eager(torch.optim.Optimizer):
+    """An optimiser that is never compiled.
+
+    torch wraps these methods so that torch.compile leaves them alone, for which it loads torch._dynamo: two
+    seconds at the start of every training. Only networks and losses are compiled here.
+    """
+
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class Adam(_Eager, torch.optim.Adam):
+    step = torch.no_grad()(unwrap(torch.optim.Adam.step))
+
+
+class AdamW(_Eager, torch.optim.AdamW):
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
+
+
+def make_optimiser(plan: Plan, network: nn.Module) -> torch.optim.Optimizer:
+    make = {"adam": Adam, "adamw": AdamW}[plan.optimiser]
+    optimiser: torch.optim.Optimizer = make(
+        network.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True
+    )
+    return optimiser
+
+
+def make_schedule(plan: Plan, optimiser: torch.optim.Optimizer, steps: int) -> LRScheduler:
+    """The learning rate of each of `steps` steps; `learning_rate` is its highest value.
+
+    one_cycle rises for three tenths of the steps and falls to nought, Adam's beta1 the other way, from
+    0.95 to 0.85 and back (Smith and Topin 2018, arXiv 1708.07120).
+    """
+    match plan.schedule:
+        case "constant":
+            return torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
+        case "cosine":
+            return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        case "one_cycle":
+            return torch.optim.lr_scheduler.OneCycleLR(optimiser, plan.learning_rate, total_steps=steps)

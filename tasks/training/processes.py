@@ -1,0 +1,150 @@
+"""Several processes that train one network together, which torchrun's engine starts and watches."""
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models.normalisation import synchronised
+from tasks.support.cli import InputError
+
+#: Seconds that the other processes have to end after the first one, or after a signal.
+GRACE = 10
+
+#: Exit status of a process whose memory was too short.
+MEMORY_SHORT = 12
+
+
+class Group(NamedTuple):
+    """This process and how many there are; the first alone says and writes things."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def rows(self, count: int) -> slice | Tensor:
+        """Which images of a batch of `count` are this process's; it shares one where they are too few."""
+        if count >= self.size:
+            return slice(self.rank, None, self.size)
+        return torch.tensor([self.rank % count])
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The tensor, now the sum over all processes."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def shared(self, text: str) -> str:
+        """What the first process has."""
+        if self.size == 1:
+            return text
+        box = [text]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def synchronised(self, network: nn.Module) -> nn.Module:
+        """The network, with batch normalisation over the batches of all processes."""
+        return network if self.size == 1 else synchronised(network)
+
+    def wrapped(self, network: nn.Module) -> nn.Module:
+        """What gives the network's output, and its gradients as means over all processes."""
+        if self.size == 1:
+            return network
+        return DistributedDataParallel(network, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+
+ALONE = Group()
+
+#: How a process ends that is told to, as the others are when one has failed.
+TOLD_TO_END = (-signal.SIGTERM, 128 + signal.SIGTERM)
+
+
+@contextmanager
+def joined(processes: int) -> Iterator[Group]:
+    """This process's place among those that torchrun started; alone, where it started none.
+
+    Raises:
+        InputError: there are not so many as the plan wants, or fewer GPUs than processes.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size != processes:
+        raise InputError(f"processes: {processes}, but torchrun started {size}; they must be as many")
+    if size == 1:
+        yield ALONE
+        return
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < size:
+        raise InputError(f"processes: {processes}, but there are {gpus} GPUs here; each wants one of its own")
+    rank = int(os.environ["RANK"])
+    if gpus:
+        torch.cuda.set_device(rank)
+    dist.init_process_group("nccl" if gpus else "gloo")
+    yield Group(rank, size)
+    dist.destroy_process_group()
+
+
+def is_member() -> bool:
+    """Whether torchrun started this process."""
+    return "WORLD_SIZE" in os.environ
+
+
+def launch(processes: int, *command: str) -> None:
+    """Run `python COMMAND` so many times, as torchrun does; end as the first that fails does.
+
+    Raises:
+        torch.OutOfMemoryError: the memory of one was too short.
+    """
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the stage says itself what is wrong
+    with tempfile.TemporaryDirectory() as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            shutdown_timeout=GRACE,
+            logs_specs=DefaultLogsSpecs(folder, redirects=dict.fromkeys(range(1, processes), Std.ERR)),
+        )
+        try:
+            elastic_launch(config, sys.executable)(*command)
+        except SignalException as ended:
+            sys.exit(128 + ended.sigval)
+        except ChildFailedError as error:
+            statuses = {rank: failure.exitcode for rank, failure in error.failures.items()}
+            if MEMORY_SHORT in statuses.values():
+                raise torch.OutOfMemoryError from None
+            # A user's mistake is found by all; the first has said it, if it was not ended before.
+            said = statuses.get(0) not in TOLD_TO_END
+            for log in sorted(Path(folder).rglob("stderr.log")):
+                lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+                sys.stderr.writelines(line for line in lines if not (said and line.startswith("error: ")))
+            sys.exit(_status(statuses))
+
+
+def _status(statuses: dict[int, int]) -> int:
+    """How all end: by the signal that killed one, since the others only fail then; or as the first."""
+    own = {rank: status for rank, status in statuses.items() if status not in TOLD_TO_END}
+    if killed := [-status for status in own.values() if status < 0]:
+        return 128 + killed[0]
+    return own[min(own)] if own else 128 + signal.SIGTERM

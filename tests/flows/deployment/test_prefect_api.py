@@ -1,0 +1,191 @@
+"""How a Prefect server is asked, here and elsewhere."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_CLIENT_CUSTOM_HEADERS,
+    temporary_settings,
+)
+
+from flows.deployment.addresses import api_of, is_own
+from flows.deployment.prefect_api import AwayError, check_server, has_to_start
+from tasks.support.cli import InputError
+from tests.helpers import ROOT, free_ports
+
+
+@pytest.mark.parametrize(
+    ("address", "api"),
+    [
+        ("http://host:4200", "http://host:4200/api"),
+        ("http://host:4200/", "http://host:4200/api"),
+        ("http://host:4200/api", "http://host:4200/api"),
+        ("http://host:4200/api/", "http://host:4200/api"),
+        ("http://host:4200//api", "http://host:4200/api"),
+        ("http://[::1]:4200", "http://[::1]:4200/api"),
+        ("https://host/prefect/", "https://host/prefect/api"),
+        ("https://host/v2/api/", "https://host/v2/api"),
+        (
+            "https://api.prefect.cloud/api/accounts/a/workspaces/b",
+            "https://api.prefect.cloud/api/accounts/a/workspaces/b",
+        ),
+    ],
+)
+def test_an_address_is_understood_as_people_write_it(address: str, api: str) -> None:
+    assert api_of(address, "--server") == api
+
+
+@pytest.mark.parametrize("address", ["", "host:4200", "::1:4200", "ftp://host", "http://:4200", "http://h:x"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(InputError, match=r"--server: .* is not the address of a server"):
+        api_of(address, "--server")
+
+
+def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
+    with pytest.raises(InputError, match="PREFECT_API_AUTH_STRING=USER:PASSWORD") as refused:
+        api_of("https://me:secret@host/api", "PREFECT_API_URL")
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("host", ["localhost:4200", "LOCALHOST", "10.0.0.7:4200", "[::1]:4200", "gpu1:80"])
+def test_addresses_and_own_names_are_own(host: str) -> None:
+    assert is_own(host, {"localhost", "gpu1"})
+
+
+@pytest.mark.parametrize("host", ["", "elsewhere.example:4200", "localhost.elsewhere.example", "[", "gpu1.x"])
+def test_other_names_are_not(host: str) -> None:
+    assert not is_own(host, {"localhost", "gpu1"})
+
+
+# --- servers that answer ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of an API that such a server seems to have."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/api"
+        server.shutdown()
+        thread.join()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def away_with(code: int) -> type[BaseHTTPRequestHandler]:
+    class Away(Quiet):
+        def do_POST(self) -> None:
+            self.send_error(code)
+
+    return Away
+
+
+@pytest.fixture(scope="module")
+def front(prefect_api: tuple[str, Path]) -> Iterator[str]:
+    """A real server behind one that wants a password and a header for all that it passes on."""
+
+    class Front(Quiet):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            allowed = (
+                self.headers["Authorization"] == "Basic bWU6c2VjcmV0" and self.headers["X-Team"] == "ours"
+            )
+            if not allowed:
+                self.send_error(401)
+                return
+            passed = httpx.post(f"{prefect_api[0]}{self.path.removeprefix('/api')}", content=body)
+            self.send_response(passed.status_code)
+            self.send_header("Content-Length", str(len(passed.content)))
+            self.end_headers()
+            self.wfile.write(passed.content)
+
+    with listening(Front) as api:
+        yield api
+
+
+def test_a_server_behind_a_password_is_asked_with_it(front: str) -> None:
+    settings = {PREFECT_API_AUTH_STRING: "me:secret", PREFECT_CLIENT_CUSTOM_HEADERS: {"X-Team": "ours"}}
+    with temporary_settings(settings):
+        check_server(front)
+        assert not has_to_start(front, chosen=True)
+
+
+def test_a_server_that_wants_a_password_says_so(front: str) -> None:
+    with pytest.raises(InputError, match="wants a password: PREFECT_API_AUTH_STRING=USER:PASSWORD"):
+        check_server(front)
+
+
+def test_another_web_server_is_told_from_a_prefect_server() -> None:
+    with listening(away_with(404)) as api, pytest.raises(InputError, match="something other than a Prefect"):
+        check_server(api)
+
+
+@pytest.mark.parametrize("code", [500, 502, 503])
+def test_a_server_that_is_away_behind_its_proxy_is_waited_for(code: int) -> None:
+    with listening(away_with(code)) as api, pytest.raises(AwayError, match=f"status {code}"):
+        check_server(api)
+
+
+def test_what_listens_and_says_nothing_is_no_reason_to_start_a_server_there() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        temporary_settings({PREFECT_API_REQUEST_TIMEOUT: 0.5}),
+    ):
+        api = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        with pytest.raises(AwayError, match="no Prefect server answers"):
+            has_to_start(api, chosen=True)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+@pytest.mark.parametrize("chosen", [True, False])
+def test_where_nothing_listens_here_a_server_is_started(host: str, chosen: bool) -> None:
+    assert has_to_start(f"http://{host}:{free_ports(1)[0]}/api", chosen)
+
+
+def test_none_is_started_on_another_machine() -> None:
+    with pytest.raises(AwayError, match="no Prefect server answers"):
+        has_to_start(f"http://127.0.0.2:{free_ports(1)[0]}/api", chosen=True)
+
+
+# --- proxies ------------------------------------------------------------------------------------------------
+
+#: What programs that start with `import flows` hold of proxies.
+NO_PROXY = "import flows, os; print(os.environ['no_proxy'], os.environ['NO_PROXY'])"
+LOCAL = "127.0.0.1,localhost,::1,0.0.0.0"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, [LOCAL, LOCAL]),
+        ({"NO_PROXY": "a.example"}, [f"a.example,{LOCAL}"] * 2),
+        ({"no_proxy": "b", "NO_PROXY": "a"}, [f"b,{LOCAL}"] * 2),
+        ({"no_proxy": "*", "NO_PROXY": "*"}, ["*", "*"]),
+    ],
+)
+def test_no_proxy_is_asked_for_what_is_on_this_machine(before: dict[str, str], after: list[str]) -> None:
+    kept = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
+    done = subprocess.run(
+        [sys.executable, "-c", NO_PROXY],
+        cwd=ROOT,
+        env=kept | before,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == after

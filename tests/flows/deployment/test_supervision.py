@@ -1,0 +1,83 @@
+"""What ends `make serve`, around a part that does nothing."""
+
+import fcntl
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from tests.helpers import ROOT
+
+SERVE = """
+import sys, time
+from pathlib import Path
+from flows.deployment.supervision import part, until_stopped
+
+def serve():
+    with part("sleeper", ["sleep", "600"], Path(sys.argv[1]), {}):
+        print("Ctrl-C stops it", flush=True)
+        time.sleep(600)
+
+until_stopped(serve)
+"""
+
+
+def take_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+
+
+def ignore_hangups() -> None:
+    take_terminal()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+@contextmanager
+def in_terminal(folder: Path, first: Callable[[], None]) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
+    """It serves in a terminal of its own, whose other end is given too."""
+    (folder / "runs").mkdir()
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(folder)],
+        cwd=ROOT,
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+        preexec_fn=first,
+    )
+    os.close(its)
+    try:
+        said = b""
+        while b"Ctrl-C" not in said:
+            said += os.read(ours, 1000)
+        yield process, ours
+    finally:
+        process.kill()
+        process.wait()
+        with suppress(OSError):
+            os.close(ours)
+
+
+def test_a_terminal_that_is_closed_ends_it(tmp_path: Path) -> None:
+    with in_terminal(tmp_path, take_terminal) as (process, terminal):
+        (part,) = psutil.Process(process.pid).children()
+        os.close(terminal)
+        assert process.wait(20) == 0
+        assert not part.is_running()
+
+
+def test_under_nohup_it_outlives_its_terminal(tmp_path: Path) -> None:
+    with in_terminal(tmp_path, ignore_hangups) as (process, _):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        ignored = int(status.partition("SigIgn:")[2].split()[0], base=16)
+        assert ignored & 1 << signal.SIGHUP - 1
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0

@@ -1,0 +1,64 @@
+"""The server of a command that has none."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from flows.repository.git import environment
+from tests.helpers import ROOT
+
+#: Runs a flow on it, as a page of another site may not.
+COMMAND = """
+import httpx
+from prefect import flow
+from prefect.settings import get_current_settings
+from flows.deployment.temporary import start_server
+from tasks.support.cli import stage_main
+
+@flow(log_prints=True)
+def addition():
+    print(1 + 2)
+
+def main():
+    wait = start_server()
+    wait()
+    api = get_current_settings().api.url
+    addition()
+    runs = httpx.post(f"{api}/flow_runs/filter", json={}).json()
+    foreign = httpx.post(f"{api}/flow_runs/filter", headers={"Origin": "https://evil.example"})
+    print(api, runs[0]["state_name"], foreign.status_code)
+
+stage_main(main)
+"""
+
+
+def run(home: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
+    own = environment() | {"PREFECT_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)} | variables
+    own.pop("PREFECT_API_URL", None)
+    return subprocess.run(
+        [sys.executable, "-c", COMMAND], cwd=ROOT, env=own, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_command_has_a_server_until_it_exits(make_home: Callable[[Path], Path], tmp_path: Path) -> None:
+    # Were the server gone first, Prefect would try for minutes to send it the last logs.
+    done = run(make_home(tmp_path / "prefect"))
+    assert done.returncode == 0, done.stderr
+    api, state, foreign = done.stdout.splitlines()[-1].split()
+    assert (state, foreign) == ("Completed", "403")
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(api)
+
+
+def test_a_server_that_does_not_start_is_one_line(tmp_path: Path) -> None:
+    nowhere = f"sqlite+aiosqlite:///{tmp_path}/no/such/folder/prefect.db"
+    done = run(tmp_path, PREFECT_SERVER_DATABASE_CONNECTION_URL=nowhere)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: the temporary Prefect server does not start: ")
+    assert line.endswith("unable to open database file")

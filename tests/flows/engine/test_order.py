@@ -1,0 +1,72 @@
+"""Which stage starts first where several could."""
+
+import pytest
+
+from flows.engine.order import urgency_of, watcher
+from flows.engine.pipeline import Pipeline
+from tasks.settings.changes import read_preset, with_changes
+from tasks.settings.schema import Params, load_params, parse_params
+from tests.helpers import ROOT
+
+
+def pipeline_of(params: Params) -> Pipeline:
+    """The stages of dvc.yaml for some experiments."""
+    upstream: dict[str, set[str]] = {"plan": set(), "download": set(), "preprocess": {"download"}}
+    upstream |= {"audit": {"preprocess"}, "baselines": {"preprocess"}}
+    for name, experiment in params.experiments.items():
+        images = f"lungs@{experiment.lungs_from}" if experiment.lungs_from else "preprocess"
+        upstream[f"train@{name}"] = {"plan", "audit", images}
+        upstream[f"evaluate@{name}"] = {f"train@{name}"}
+    upstream |= {f"lungs@{name}": {f"train@{name}"} for name in params.lungs_from}
+    upstream["report"] = {"baselines", *(f"evaluate@{name}" for name in params.experiments)}
+    return Pipeline(upstream, list(upstream), frozenset())
+
+
+def in_order(params: Params, *words: str) -> list[str]:
+    pipeline = pipeline_of(params)
+    urgency = urgency_of(pipeline, params)
+    return [stage for stage in sorted(pipeline.upstream, key=urgency) if stage.startswith(words)]
+
+
+def test_what_others_wait_for_comes_first_and_then_the_longest_training() -> None:
+    params = load_params(ROOT / "params.yaml")
+    trainings = in_order(params, "train@")
+    assert trainings[0] == "train@two_step_lungs"  # another training waits for what it predicts
+    # 100 epochs of one class, 30 epochs of three, 100 epochs of three with a quarter of the pixels.
+    ranked = [trainings.index(f"train@{name}") for name in ("report1_bce", "report2", "best")]
+    assert ranked == sorted(ranked)
+    assert in_order(params, "audit", "baselines", "report") == ["audit", "baselines", "report"]
+
+
+def test_the_demo_leaves_no_core_idle_at_its_end() -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    preset = read_preset(ROOT / "presets" / "demo.yaml")
+    params = parse_params(with_changes(text, {"demo": preset}, preset.only))
+    assert in_order(params, "train@") == [
+        "train@best",
+        "train@report2",
+        "train@report1_bce",
+        "train@report1_bce_iou",
+    ]
+
+
+def test_progress_is_shown_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[float] = []
+
+    def create(percent: float, description: str) -> str:
+        shown.append(percent)
+        return "artifact"
+
+    def update(artifact: str, percent: float, description: str) -> None:
+        assert artifact == "artifact"
+        shown.append(percent)
+
+    monkeypatch.setattr("flows.engine.order.create_progress_artifact", create)
+    monkeypatch.setattr("flows.engine.order.update_progress_artifact", update)
+    monkeypatch.setattr("flows.engine.order.PROGRESS_EVERY", 3600)
+    said: list[str] = []
+    tell = watcher("train@report1_bce", said.append)
+    for epoch in range(1, 51):
+        tell(f"report1_bce epoch {epoch}/50: train loss 0.1")
+    assert len(said) == 50
+    assert shown == [2.0, 100.0]

@@ -1,0 +1,148 @@
+"""Stages through real DVC, in repositories of a few lines."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.engine.pipeline import restore_output, restore_pipeline, sort_lock
+from flows.engine.runner import Outcome, StageRunner
+from flows.engine.slots import Slot
+from tasks.support.cli import TEMPORARY
+from tests.helpers import Repository
+
+NO_SLOT = Slot({}, ())
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[[str], Repository]:
+    def make(dvc_yaml: str) -> Repository:
+        repository = Repository(tmp_path / "repository")
+        repository.folder.mkdir()
+        repository.run("git", "init", "--quiet", "--initial-branch=main")
+        repository.run("dvc", "init", "--quiet")
+        repository.run("dvc", "config", "core.analytics", "false")
+        (repository.folder / "dvc.yaml").write_text(dvc_yaml)
+        return repository
+
+    return make
+
+
+def run(repository: Repository, stage: str) -> tuple[Outcome, str]:
+    done = StageRunner(repository.folder).run(stage, NO_SLOT, lambda line: None)
+    return done.outcome, done.tail
+
+
+@pytest.mark.parametrize(
+    ("command", "outcome", "tail"),
+    [
+        ("echo done > out", Outcome.RAN, ""),
+        ("echo wrong; exit 1", Outcome.FAILED, "wrong"),
+        (f"echo away; exit {TEMPORARY}", Outcome.INTERRUPTED, "away"),
+        ("echo memory; kill -KILL $$", Outcome.INTERRUPTED, "memory"),
+        ("echo memory; exit 137", Outcome.INTERRUPTED, "memory"),  # as dash tells of a KILL
+        ("echo told to; kill -TERM $$", Outcome.FAILED, "told to"),
+        ("echo told to; exit 143", Outcome.FAILED, "told to"),
+        ("exit 3", Outcome.FAILED, "ERROR: failed to reproduce 'a': failed to run: exit 3, exited with 3"),
+    ],
+)
+def test_how_a_stage_ends_says_whether_another_try_is_worth_it(
+    make: Callable[[str], Repository], command: str, outcome: Outcome, tail: str
+) -> None:
+    repository = make(f"stages:\n  a:\n    cmd: {command}\n    outs: [out]\n")
+    assert run(repository, "a") == (outcome, tail)
+
+
+def test_nothing_starts_after_a_stop(make: Callable[[str], Repository]) -> None:
+    repository = make("stages:\n  a:\n    cmd: touch out\n    outs: [out]\n")
+    runner = StageRunner(repository.folder)
+    runner.stop()
+    assert runner.run("a", NO_SLOT, lambda line: None).outcome is Outcome.FAILED
+    assert not (repository.folder / "out").exists()
+
+
+CHAIN = """
+stages:
+  first:
+    cmd: echo first > first.txt
+    deps: [seed.txt]
+    outs: [first.txt]
+  second:
+    cmd: cat first.txt other.txt > second.txt
+    deps: [first.txt, other.txt]
+    outs: [second.txt]
+  last:
+    cmd: cp second.txt last.txt
+    deps: [second.txt]
+    metrics:
+      - last.txt:
+          cache: false
+"""
+
+
+@pytest.fixture
+def chain(make: Callable[[str], Repository]) -> Repository:
+    repository = make(CHAIN)
+    for name in ("seed.txt", "other.txt"):
+        (repository.folder / name).write_text(name)
+    repository.run("dvc", "repro")
+    return repository
+
+
+def forget_outputs(repository: Repository) -> None:
+    for name in ("first.txt", "second.txt", "last.txt"):
+        (repository.folder / name).unlink()
+
+
+@pytest.mark.parametrize("forget", ["run cache", "dvc.lock"])
+def test_the_cache_restores_all_that_it_has(chain: Repository, forget: str) -> None:
+    forget_outputs(chain)
+    lock = chain.read("dvc.lock")
+    if forget == "run cache":
+        chain.run("rm", "-r", ".dvc/cache/runs")
+        (chain.folder / "last.txt").write_text("seed.txtother.txt")  # as git has it
+    else:
+        (chain.folder / "dvc.lock").unlink()
+    pipeline = restore_pipeline(chain.folder)
+    whole = {"first", "second"} if forget == "run cache" else {"first", "second", "last"}
+    assert whole <= pipeline.restored
+    assert pipeline.upstream == {"first": set(), "second": {"first"}, "last": {"second"}}
+    assert pipeline.order == ["first", "second", "last"]
+    assert chain.read("second.txt") == "first\nother.txt"
+    if forget == "dvc.lock":
+        sort_lock(chain.folder, pipeline.order)
+        assert chain.read("dvc.lock") == lock
+
+
+def test_what_stands_on_a_change_is_not_restored(chain: Repository) -> None:
+    forget_outputs(chain)
+    (chain.folder / "other.txt").write_text("changed")
+    assert restore_pipeline(chain.folder).restored == {"first"}
+    assert not (chain.folder / "second.txt").exists()
+    assert run(chain, "second")[0] is Outcome.RAN
+    assert run(chain, "first")[0] is Outcome.CACHED
+
+
+def test_the_order_of_dvc_lock_does_not_depend_on_what_the_cache_has(
+    make: Callable[[str], Repository],
+) -> None:
+    repository = make(
+        "stages:\n"
+        "  a: {cmd: cp seed a.txt, deps: [seed], outs: [a.txt]}\n"
+        "  b: {cmd: cp other b.txt, deps: [other], outs: [b.txt]}\n"
+    )
+    for name in ("seed", "other"):
+        (repository.folder / name).write_text(name)
+    repository.run("dvc", "repro")
+    (repository.folder / "dvc.lock").unlink()
+    (repository.folder / "seed").write_text("changed")
+    pipeline = restore_pipeline(repository.folder)
+    assert (pipeline.restored, pipeline.order) == ({"b"}, ["a", "b"])
+
+
+def test_one_output_is_put_there_if_the_cache_has_it(chain: Repository) -> None:
+    forget_outputs(chain)
+    assert restore_output(chain.folder, "first.txt")
+    assert chain.read("first.txt") == "first\n"
+    chain.run("rm", "-r", ".dvc/cache/files")
+    assert not restore_output(chain.folder, "second.txt")

@@ -1,0 +1,156 @@
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.engine.slots import Slot, Slots, compute_slots
+from tasks.settings.schema import Params, parse_params
+from tasks.support.cli import InputError
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks of the test's own: the machine's may be held."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
+def say_nothing(line: str) -> None:
+    pass
+
+
+@pytest.fixture
+def with_threads(tiny_params_text: str) -> Callable[[int], Params]:
+    return lambda threads: parse_params(tiny_params_text.replace("threads: 1", f"threads: {threads}"))
+
+
+def test_on_a_cpu_as_many_run_as_their_threads_fit(
+    with_threads: Callable[[int], Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    fits = {threads: len(compute_slots(with_threads(threads))) for threads in (1, 2, 3, 4, 8, 0)}
+    assert fits == {1: 4, 2: 2, 3: 1, 4: 1, 8: 1, 0: 1}
+
+
+def with_gpus(monkeypatch: pytest.MonkeyPatch, gpus: str, cores: int) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+
+
+def test_each_gpu_is_a_slot_with_its_share_of_the_threads(
+    tiny_params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpus(monkeypatch, "2,5", 8)
+    slots = compute_slots(tiny_params)
+    assert len(slots) == 2
+    with slots.take(say_nothing) as first, slots.take(say_nothing) as second:
+        assert [slot.variables for slot in (first, second)] == [
+            {"CUDA_VISIBLE_DEVICES": "2", "OMP_NUM_THREADS": "4"},
+            {"CUDA_VISIBLE_DEVICES": "5", "OMP_NUM_THREADS": "4"},
+        ]
+
+
+def test_a_training_in_several_processes_takes_a_gpu_for_each(
+    tiny_params_text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpus(monkeypatch, "0,1,2", 6)
+    slots = compute_slots(parse_params(tiny_params_text.replace("processes: 1", "processes: 2")))
+    with slots.take(say_nothing, "train@report1_bce") as two, slots.take(say_nothing, "baselines") as one:
+        assert two.variables == {"CUDA_VISIBLE_DEVICES": "0,1", "OMP_NUM_THREADS": "4"}
+        assert one.variables == {"CUDA_VISIBLE_DEVICES": "2", "OMP_NUM_THREADS": "2"}
+
+
+def test_hidden_gpus_are_no_slots(tiny_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    with compute_slots(tiny_params).take(say_nothing) as slot:
+        assert slot.variables == {}
+
+
+def two_of_four() -> Slots:
+    return Slots(
+        [f"core-{n}" for n in range(4)], per_stage=2, variables=lambda units: {"UNITS": ",".join(units)}
+    )
+
+
+def test_who_finds_no_slot_waits_says_so_once_and_gets_the_one_that_is_let_go() -> None:
+    said: list[str] = []
+    got: list[Slot] = []
+
+    def third() -> None:
+        with two_of_four().take(said.append) as slot:
+            got.append(slot)
+
+    waiting = threading.Thread(target=third)
+    with two_of_four().take(say_nothing) as first:
+        with two_of_four().take(say_nothing) as second:
+            assert {first.variables["UNITS"], second.variables["UNITS"]} == {"core-0,core-1", "core-2,core-3"}
+            waiting.start()
+            time.sleep(1.2)
+            assert not got
+        waiting.join(10)
+    assert [slot.variables["UNITS"] for slot in got] == ["core-2,core-3"]
+    assert said == ["waiting: other runs on this machine hold core-0, core-1, core-2, core-3"]
+
+
+def test_a_child_that_inherits_the_locks_keeps_the_slot() -> None:
+    slots = Slots(["gpu-0"], per_stage=1, variables=lambda _: {})
+    with slots.take(say_nothing) as slot:
+        child = subprocess.Popen(
+            [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=slot.locks
+        )
+    taken = threading.Thread(target=lambda: slots.take(say_nothing).__enter__())
+    taken.start()
+    taken.join(1.2)
+    assert taken.is_alive()
+    child.communicate(b"\n")
+    taken.join(10)
+    assert not taken.is_alive()
+
+
+def lock_folder(tmp_path: Path) -> Path:
+    return tmp_path / f"covid-qu-ex-slots-{os.getuid()}"
+
+
+def link_to_another(folder: Path) -> None:
+    (folder.parent / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to("elsewhere")
+
+
+def open_to_all(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+
+
+def another_users(folder: Path) -> None:
+    if os.getuid():
+        pytest.skip("only root can give a folder to another user")
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 65534, 65534)
+
+
+@pytest.mark.parametrize("prepare", [link_to_another, open_to_all, another_users])
+def test_a_folder_that_somebody_else_prepared_is_refused(
+    prepare: Callable[[Path], None], tmp_path: Path
+) -> None:
+    folder = lock_folder(tmp_path)
+    prepare(folder)
+    with pytest.raises(InputError, match="must be a folder that belongs to you and has mode 0700"):
+        two_of_four()
+    assert not list(folder.iterdir())
+
+
+def test_locks_empty_no_file_and_follow_no_link(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("bytes")
+    slots = two_of_four()
+    (lock_folder(tmp_path) / "choosing").symlink_to(precious)
+    with pytest.raises(OSError, match="symbolic links"), slots.take(say_nothing):
+        pass
+    assert precious.read_text() == "bytes"

@@ -1,0 +1,80 @@
+"""How runs are waited for, on a real Prefect server."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import Completed
+
+from flows.remote.poll import Watch
+from flows.repository.retry import RemoteAwayError
+from tests.helpers import free_ports
+
+
+@flow
+def nothing() -> None:
+    pass
+
+
+@pytest.fixture
+def client(prefect_api: tuple[str, Path]) -> Iterator[SyncPrefectClient]:
+    with SyncPrefectClient(prefect_api[0]) as client:
+        yield client
+
+
+def test_one_request_tells_of_all_and_is_repeated_when_it_is_old(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.remote.poll.POLL", 0.5)
+    asked: list[str] = []
+    client._client.event_hooks["request"].append(lambda request: asked.append(request.url.path))
+    runs = [client.create_flow_run(nothing).id for _ in range(3)]
+    asked.clear()
+    watch = Watch()
+    with ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(watch.over(run))
+        seen = [watch.look(client, run) for run in runs]
+        assert [run and run.id for run in seen] == runs
+        assert asked == ["/api/flow_runs/filter"]
+
+        client.set_flow_run_state(runs[1], Completed(), force=True)
+        client.delete_flow_run(runs[2])
+        asked.clear()
+        time.sleep(0.5)
+        states = [run.state for run in (watch.look(client, run_id) for run_id in runs[:2]) if run]
+        assert [state and state.is_final() for state in states] == [False, True]
+        with pytest.raises(RemoteAwayError, match=f"^its run {runs[2]} was deleted$"):
+            watch.look(client, runs[2])
+        assert asked == ["/api/flow_runs/filter"]
+
+
+def test_more_runs_than_a_page_holds(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.remote.poll.PAGE", 2)
+    runs = [client.create_flow_run(nothing).id for _ in range(5)]
+    watch = Watch()
+    with ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(watch.over(run))
+        assert all(watch.look(client, run) for run in runs)
+
+
+def test_a_server_that_is_away_says_nothing_and_is_asked_again(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.remote.poll.POLL", 0.0)
+    run = client.create_flow_run(nothing).id
+    away = httpx.URL(f"http://127.0.0.1:{free_ports(1)[0]}/api/")
+    there = client._client.base_url
+    watch = Watch()
+    with watch.over(run), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        client._client.base_url = away
+        assert watch.look(client, run) is None
+        client._client.base_url = there
+        assert watch.look(client, run)

@@ -1,0 +1,330 @@
+"""Stages on other machines, and what goes wrong there, done on purpose.
+
+The tests of one class take up where the one before left it.
+"""
+
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from prefect.client.schemas.objects import FlowRun
+
+from flows.remote.checkpoints import CHECKPOINTS
+from flows.remote.pool import pool_of
+from flows.remote.stage_request import StageRequest, versions
+from flows.stage import RefusedError, _check_versions
+from tests.flows.cluster import AUTH, Cluster, Host, Program
+from tests.helpers import Repository, eventually
+from tests.postgresql import PASSWORD
+from tests.s3 import SECRET
+
+TRAIN = "train@report1_bce"
+ELSEWHERE = ("--pool", "train@*=gpu")
+ONE = ("--experiments", "report1_bce")
+
+
+def test_the_longest_pattern_that_fits_says_where() -> None:
+    pools = {"train@*": "gpu", "train@best": "large", "*": "cpu"}
+    placed = {stage: pool_of(stage, pools) for stage in ("train@best", "train@report2", "evaluate@best")}
+    assert placed == {"train@best": "large", "train@report2": "gpu", "evaluate@best": "cpu"}
+    assert pool_of("report", {"train@*": "gpu"}) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"stage": "train@x; touch /tmp/x"},
+        {"stage": "$(touch x)"},
+        {"stage": "--all-pipelines"},
+        {"commit": "main"},
+        {"commit": "--upload-pack=touch x"},
+        {"run": "../../heads/main"},
+    ],
+)
+def test_a_request_holds_names_and_no_commands(wrong: dict[str, str]) -> None:
+    right = {"stage": TRAIN, "commit": "0" * 40, "run": "6a4b8b3e-55a4-4a3e-9a37-9a1c2a1f0c57"}
+    assert StageRequest.model_validate(right | {"versions": versions()})
+    with pytest.raises(ValueError, match="validation error"):
+        StageRequest.model_validate(right | wrong | {"versions": versions()})
+
+
+def test_a_stage_is_refused_where_the_versions_are_others() -> None:
+    _check_versions(versions())
+    with pytest.raises(RefusedError, match=r"^other versions than the run's: torch \S+, not 9\.9\.9$"):
+        _check_versions(versions() | {"torch": "9.9.9"})
+
+
+@pytest.fixture(scope="module")
+def parent(cluster: Cluster) -> Host:
+    return cluster.host("parent")
+
+
+@pytest.fixture(scope="module")
+def other(cluster: Cluster) -> Host:
+    """The machine of another user."""
+    return cluster.host("other")
+
+
+@pytest.fixture(scope="module")
+def workers(cluster: Cluster) -> list[Host]:
+    """Two machines with a core each, at work."""
+    hosts = [cluster.host(name, core) for core, name in enumerate(("gpu-1", "gpu-2"))]
+    for program in [host.worker("gpu", limit=1) for host in hosts]:
+        program.says("stages of pool gpu at a time")
+    return hosts
+
+
+def of(cluster: Cluster, name: str) -> FlowRun:
+    """The run of that name."""
+    return next(run for run in reversed(cluster.user.runs("retrain")) if run.name == name)
+
+
+def stages(cluster: Cluster, name: str) -> list[FlowRun]:
+    """The runs of stages that a run has made."""
+    return [run for run in cluster.user.runs("stage") if name in run.tags]
+
+
+def where(cluster: Cluster, name: str, stage: str = TRAIN) -> str:
+    """What a stage's task says of its machine."""
+    task = cluster.user.tasks(of(cluster, name).id)[stage]
+    assert task.state
+    return task.state.message or ""
+
+
+def training(cluster: Cluster, host: Host, name: str) -> UUID:
+    """The run of a stage that trains on a host, once it does."""
+    eventually(f"{host.name} trains", lambda: host.processes("tasks.train"))
+    return stages(cluster, name)[-1].id
+
+
+def saved(cluster: Cluster) -> set[str]:
+    """The stages of which checkpoints are on the remote, by their keys."""
+    return {path.split("/")[1] for path in cluster.objects(CHECKPOINTS)}
+
+
+def lock(repository: Repository, name: str) -> str:
+    return repository.run("git", "show", f"retrain/{name}:dvc.lock")
+
+
+class TestInOrder:
+    def test_trainings_spread_over_machines_and_give_the_same_bytes(
+        self, cluster: Cluster, parent: Host, workers: list[Host], finished_repository: Repository
+    ) -> None:
+        everything = ("--pool", "train@*=gpu", "--pool", "evaluate@*=gpu", "--pool", "report=gpu")
+        said = parent.retrain("--name", "spread", *everything).finish(400)
+        assert "report runs here: DVC does not hand over what it makes" in said
+        messages = [where(cluster, "spread", f"train@{name}") for name in ("report1_bce", "report1_bce_iou")]
+        assert sorted(message.partition(":")[0] for message in messages) == ["on gpu-1", "on gpu-2"]
+        assert cluster.refs().keys() == {"refs/heads/main"}
+        assert cluster.objects(CHECKPOINTS) == []
+        assert len(cluster.objects("runs")) == 4  # entries of its own stages alone
+
+        alone = finished_repository  # by `dvc repro`
+        assert lock(parent.repository, "spread") == alone.read("dvc.lock")
+        shown = parent.repository.run("git", "show", "retrain/spread:metrics.json")
+        assert shown == alone.read("metrics.json")
+
+    def test_another_machine_takes_what_is_known_and_asks_nobody(
+        self, cluster: Cluster, parent: Host, other: Host, workers: list[Host]
+    ) -> None:
+        before = len(cluster.user.runs("stage"))
+        other.retrain("--name", "again", *ELSEWHERE).finish()
+        assert len(cluster.user.runs("stage")) == before
+        assert cluster.user.tasks(of(cluster, "again").id)[TRAIN].state_name == "Cached"
+        assert lock(other.repository, "again") == lock(parent.repository, "spread")
+
+    def test_two_that_want_the_same_train_it_once(
+        self, cluster: Cluster, parent: Host, other: Host, workers: list[Host]
+    ) -> None:
+        hosts = [parent, other]
+        runs = [host.retrain("--name", host.name, "--set", "epochs=3", *ONE, *ELSEWHERE) for host in hosts]
+        for run in runs:
+            run.finish(400)
+        locks = {lock(host.repository, host.name) for host in hosts}
+        assert len(locks) == 1
+        ran = [run for host in hosts for run in stages(cluster, host.name) if run.state_name == "Completed"]
+        assert [run.name.partition(" of ")[0] for run in ran] == [TRAIN]
+
+    def test_a_cancel_ends_what_runs_elsewhere(
+        self, cluster: Cluster, parent: Host, workers: list[Host]
+    ) -> None:
+        run = parent.retrain("--name", "cancelled", "--set", "epochs=5000", *ELSEWHERE)
+        for host in workers:
+            training(cluster, host, "cancelled")
+        run.stop(signal.SIGINT)
+        began = time.monotonic()
+        eventually(
+            "none trains any more",
+            lambda: not any(host.processes("tasks.train") for host in workers),
+            patience=30,
+        )
+        print(f"ended {time.monotonic() - began:.1f} s after the parent")
+        for stage in stages(cluster, "cancelled"):
+            assert cluster.user.finished(stage.id).state_name == "Cancelled"
+        assert cluster.refs().keys() == {"refs/heads/main"}
+
+    def test_nobody_can_have_something_else_run(
+        self, cluster: Cluster, workers: list[Host], tmp_path: Path
+    ) -> None:
+        deployment = cluster.user.client.read_deployment_by_name("stage/gpu")
+        right = {"stage": TRAIN, "run": "6a4b8b3e-55a4-4a3e-9a37-9a1c2a1f0c57", "versions": versions()}
+
+        def ask(job_variables: dict[str, Any] | None = None, **wrong: str) -> str:
+            body = {
+                "parameters": {"request": right | {"commit": "0" * 40} | wrong},
+                "job_variables": job_variables or {},
+            }
+            made = cluster.user.client._client.post(
+                f"/deployments/{deployment.id}/create_flow_run", json=body
+            )
+            return str(made.json()["id"])
+
+        with pytest.raises(httpx.HTTPStatusError, match=r"409|422"):
+            ask(stage="train@x; touch /tmp/x")
+        deep = {"command": f"touch {tmp_path}/made", "env": {"GIT_SSH_COMMAND": f"touch {tmp_path}/made"}}
+        run = ask(job_variables=deep)
+        ended = cluster.user.finished(UUID(run))
+        assert ended.state and ended.state_name == "Interrupted"
+        assert "origin has commit 0000000000 no more" in (ended.state.message or "")
+        assert not (tmp_path / "made").exists()
+
+
+def silence(cluster: Cluster, seconds: float) -> None:
+    """How long nothing may be heard of a stage, edited as on the automation's page in the UI."""
+    client = cluster.user.client._client
+    for automation in client.post("/automations/filter", json={}).json():
+        if automation["name"] == "Silent stages in gpu are crashed":
+            changed = automation | {"trigger": automation["trigger"] | {"within": seconds}}
+            kept = ("name", "description", "enabled", "trigger", "actions")
+            client.put(f"/automations/{automation['id']}", json={key: changed[key] for key in kept})
+
+
+class TestFaults:
+    """Each with its own run; those before it are in the DVC cache of the parent."""
+
+    def run(self, parent: Host, name: str, *changes: str) -> Program:
+        return parent.retrain("--name", name, "--set", "training.seed=7", *changes, *ONE, *ELSEWHERE)
+
+    def test_a_training_goes_on_elsewhere_after_a_power_cut(
+        self, cluster: Cluster, parent: Host, workers: list[Host]
+    ) -> None:
+        silence(cluster, 40)
+        before = saved(cluster)  # by runs that were cancelled, which might go on
+        run = self.run(parent, "power", "--set", "epochs=400")
+        eventually("a checkpoint is on the remote", lambda: saved(cluster) - before)
+        (victim,) = (host for host in workers if host.processes("tasks.train"))
+        workers.remove(victim)
+        victim.cut_power()
+        began = time.monotonic()
+        said = run.finish(600)
+        print(f"completed {time.monotonic() - began:.0f} s after the power cut")
+        assert "Crashed" in said
+        logs = [(stage.state_name, cluster.user.logs(stage.id)) for stage in stages(cluster, "power")]
+        ((state, log),) = [(state, log) for state, log in logs if "took up the checkpoint" in log]
+        assert state == "Completed" and "goes on after epoch" in log
+        assert saved(cluster) == before
+
+    @pytest.mark.soak
+    @pytest.mark.parametrize("away", ["S3", "the Prefect server", "PostgreSQL"])
+    def test_a_run_survives_that_something_is_away(
+        self, cluster: Cluster, parent: Host, workers: list[Host], away: str
+    ) -> None:
+        name = away.split()[-1].lower()
+        run = self.run(parent, name, "--set", f"epochs={60 + len(name)}")
+        trains = eventually(
+            "one trains", lambda: next((host for host in workers if host.processes("tasks.train")), None)
+        )
+        gone: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
+            "S3": (cluster.proxy.off, cluster.proxy.on),
+            "the Prefect server": (cluster.server.kill, cluster.server.start),
+            "PostgreSQL": (lambda: cluster.database.stop(signal.SIGQUIT), cluster.database.start),
+        }
+        leave, come_back = gone[away]
+        leave()
+        time.sleep(60 if away == "S3" else 20)
+        come_back()
+        run.finish(400)
+        assert f"on {trains.name}" in where(cluster, name)
+
+    @pytest.mark.soak
+    def test_machines_that_can_do_no_stage_refuse_and_end(
+        self, cluster: Cluster, parent: Host, workers: list[Host], tmp_path: Path
+    ) -> None:
+        for worker in workers:
+            worker.programs[0].stop()
+        other = tmp_path / "torch-9.9.9.dist-info"
+        other.mkdir()
+        (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9.9\n")
+        newer = cluster.host("newer").start(
+            "flows.worker", *self.options(cluster, "newer"), PYTHONPATH=str(tmp_path)
+        )
+        run = self.run(parent, "refused", "--set", "epochs=4")
+        eventually("it is refused", lambda: "other versions than the run's: torch 9.9.9, not " in run.said())
+        newer.stop()
+
+        broken = cluster.host("broken")
+        checkouts = broken.repository.folder / "runs" / ".checkouts"
+        checkouts.mkdir(parents=True)
+        program = broken.worker("gpu", limit=1)
+        program.says("stages of pool gpu at a time")
+        shutil.rmtree(checkouts)
+        checkouts.write_text("no folder")
+        program.says("error: no checkout can be made here: ")
+
+        good = cluster.host("good")
+        good.worker("gpu", limit=2)
+        run.finish(400)
+        assert "on good" in where(cluster, "refused")
+        no_secret_is_in_any_log(cluster)
+
+    def options(self, cluster: Cluster, name: str) -> list[str]:
+        return ["--pool", "gpu", "--server", cluster.server.url, "--name", name, "--limit", "1"]
+
+    def test_no_secret_is_in_any_log(self, cluster: Cluster) -> None:
+        no_secret_is_in_any_log(cluster)
+
+
+def no_secret_is_in_any_log(cluster: Cluster) -> None:
+    runs = [*cluster.user.runs("retrain"), *cluster.user.runs("stage")]
+    texts = [cluster.user.logs(run.id) + run.model_dump_json() for run in runs]
+    texts += [str(cluster.user.artifacts(run.id)) for run in runs]
+    for host in cluster.hosts:
+        logs = [*host.folder.glob("*.log"), *host.repository.folder.glob("runs/.logs/*")]
+        texts += [path.read_text(errors="replace") for path in logs]
+    texts.append(cluster.server.output.read_text(errors="replace"))
+    for secret in (SECRET, AUTH.split(":")[1], PASSWORD):
+        assert not [text for text in texts if secret in text]
+
+
+class TestWrong:
+    def test_the_server_wants_its_password(self, cluster: Cluster) -> None:
+        asked = f"{cluster.server.api}/flow_runs/filter"
+        name, password = AUTH.split(":")
+        assert httpx.post(asked, json={}).status_code == httpx.codes.UNAUTHORIZED
+        assert httpx.post(asked, json={}, auth=(name, "wrong")).status_code == httpx.codes.UNAUTHORIZED
+        assert httpx.post(asked, json={}, auth=(name, password)).status_code == httpx.codes.OK
+        host = cluster.host("stranger")
+        said = host.start(
+            "flows.worker", "--pool", "gpu", "--server", cluster.server.url, PREFECT_API_AUTH_STRING="a:b"
+        ).finish(fails=True)
+        wanted = "the server wants a password: PREFECT_API_AUTH_STRING=USER:PASSWORD"
+        assert said.splitlines()[-1] == f"error: {cluster.server.api}: {wanted}"
+
+    def test_what_can_not_work_is_refused_before_anything_runs(self, cluster: Cluster) -> None:
+        host = cluster.host("wrong")
+        said = {
+            pools: host.retrain("--name", "wrong", "--pool", pools).finish(fails=True).splitlines()[-1]
+            for pools in ("trian@*=gpu", "train@*=nobody", "train@*")
+        }
+        assert said["trian@*=gpu"].startswith("error: pools: 'trian@*' fits no stage; stages are audit, ")
+        assert "pools: nobody: no worker has offered to do stages" in said["train@*=nobody"]
+        assert said["train@*"] == "error: --pool train@*: PATTERN=POOL is wanted, such as train@*=gpu"
+        host.repository.run("dvc", "remote", "default", "--unset")
+        told = host.retrain("--name", "wrong", *ELSEWHERE).finish(fails=True).splitlines()[-1]
+        assert told.startswith(f"error: {host.repository.folder}: no default DVC remote is set")

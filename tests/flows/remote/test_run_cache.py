@@ -1,0 +1,122 @@
+"""What is deleted on a DVC remote, which others use too."""
+
+import os
+import shutil
+import time
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+
+from flows.remote.checkpoints import CHECKPOINTS, sweep_checkpoints
+from flows.remote.run_cache import Remote
+from tasks.support import checkpoints
+from tests.helpers import Repository
+
+#: Seconds.
+DAY = 24 * 3600.0
+
+KEY = "0123456789abcdef" * 4
+NAME = f"report1_bce-1-{KEY[:16]}.pt"
+
+#: What other people may have there, in folders of the same name too.
+NOT_OURS = (
+    "checkpoints/resnet50/my-only-copy.ckpt",
+    f"checkpoints/{KEY}/{NAME}",
+    f"{CHECKPOINTS}/notes.txt",
+    f"{CHECKPOINTS}/resnet50/{NAME}",
+    f"{CHECKPOINTS}/{KEY}/my-only-copy.pt",
+    f"{CHECKPOINTS}/{KEY}/deeper/{NAME}",
+    f"{CHECKPOINTS}/deeper/{KEY}/{NAME}",
+)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """One whose DVC remote is a folder with other things in it."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    Repository(folder).run("git", "init", "--quiet")
+    with Repo.init(str(folder)) as repo, repo.config.edit() as config:
+        config["remote"]["store"] = {"url": str(tmp_path / "store")}
+        config["core"]["remote"] = "store"
+    return folder
+
+
+def put(store: Path, path: str, age: float) -> None:
+    (store / path).parent.mkdir(parents=True, exist_ok=True)
+    (store / path).touch()
+    os.utime(store / path, (time.time() - age,) * 2)
+
+
+def there(store: Path) -> set[str]:
+    return {path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()}
+
+
+def test_the_sweep_deletes_old_checkpoints_alone(repository: Path, tmp_path: Path) -> None:
+    store, young = tmp_path / "store", f"{CHECKPOINTS}/{KEY}/report2-7-{KEY[:16]}.pt"
+    for path in (*NOT_OURS, f"{CHECKPOINTS}/{KEY}/{NAME}"):
+        put(store, path, age=40 * DAY)
+    put(store, young, age=20 * DAY)
+    sweep_checkpoints(repository, 30 * DAY)
+    assert there(store) == {*NOT_OURS, young}
+
+
+def test_a_finished_training_deletes_its_own_checkpoints_alone(repository: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    for path in (*NOT_OURS, f"{CHECKPOINTS}/{KEY}/{NAME}"):
+        put(store, path, age=0)
+    folder = tmp_path / "folder"
+    with Remote(repository, print).checkpoints(KEY, folder) as those:
+        assert [path.name for path in folder.iterdir()] == [NAME]
+        those.remove()
+    assert there(store) == set(NOT_OURS)
+
+
+def test_what_a_training_saves_is_known_as_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(checkpoints.FOLDER_VARIABLE, str(tmp_path))
+    assert checkpoints.NAME.fullmatch(NAME)
+    assert checkpoints.Checkpoint("report1_bce", 1, KEY).path.name == NAME
+
+
+#: Each time with other bytes, as on GPUs of another kind.
+PIPELINE = """
+stages:
+  make: {cmd: "mkdir c; cat a > b; date +%N | tee -a b > c/d", deps: [a], outs: [b, c]}
+"""
+
+
+def reproduce(repository: Path) -> None:
+    with chdir(repository), Repo() as repo:
+        repo.reproduce()
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_result_is_replaced_only_where_its_data_are_gone(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    monkeypatch.setattr("flows.repository.retry.DELAYS", (0.01, 0.01, 0.01))
+    (repository / "a").write_text("input")
+    (repository / "dvc.yaml").write_text(PIPELINE)
+    reproduce(repository)
+    Remote(repository, print).push_result("make")
+    first = there(tmp_path / "store")
+    (entry,) = [path for path in first if path.startswith("runs/")]
+
+    for made_here in ("dvc.lock", ".dvc/cache"):
+        path = repository / made_here
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    remote = Remote(repository, print)
+    (tmp_path / "store" / "files").rename(tmp_path / "away")
+    assert not remote.restore("make")
+    reproduce(repository)
+    if not gone:
+        (tmp_path / "away").rename(tmp_path / "store" / "files")
+    remote.push_result("make")
+    if gone:
+        assert entry not in there(tmp_path / "store") and len(there(tmp_path / "store")) == len(first)
+    else:
+        assert there(tmp_path / "store") == first

@@ -1,0 +1,129 @@
+"""What the flows use of DVC that it does not promise to keep; each test says what a new DVC has changed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.repository.dvc_internals import (
+    cached_entries,
+    entries,
+    entry_folder,
+    get_file,
+    is_restored,
+    lacks_data,
+    opened,
+    planned,
+    remote_files,
+    share_cache,
+    stage_key,
+    stage_value,
+)
+from tests.helpers import Repository
+
+STAGES = """
+stages:
+  second:
+    cmd: cp first.txt second.txt
+    deps: [first.txt]
+    outs: [second.txt]
+  first:
+    cmd: cp seed.txt first.txt
+    deps: [seed.txt]
+    outs: [first.txt]
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    """Two stages that have run, and a remote beside."""
+    repository = Repository(tmp_path / "repository")
+    repository.folder.mkdir()
+    repository.run("git", "init", "--quiet")
+    repository.run("dvc", "init", "--quiet")
+    repository.run("dvc", "remote", "add", "--default", "beside", str(tmp_path / "remote"))
+    (repository.folder / "dvc.yaml").write_text(STAGES)
+    (repository.folder / "seed.txt").write_text("seed")
+    repository.run("dvc", "repro")
+    return repository
+
+
+def test_stages_come_in_the_order_of_dvc_repro(repository: Repository) -> None:
+    with opened(repository.folder) as repo:
+        names = {stage.name: {up.name for up in ups} for stage, ups in planned(repo).items()}
+    assert names == {"first": set(), "second": {"first"}}
+    assert list(names) == ["first", "second"]
+
+
+def test_the_run_cache_lies_where_it_is_looked_for_under_the_same_names(repository: Repository) -> None:
+    with opened(repository.folder) as repo:
+        stage = repo.stage.load_one(name="second")
+        key, value = stage_key(stage), stage_value(stage)
+        assert (cached_entries(repo, key) / value).is_file()
+    assert (repository.folder / ".dvc/cache").joinpath(*entry_folder(key), value).is_file()
+
+
+def test_a_stage_is_restored_as_dvc_repro_does_it(repository: Repository) -> None:
+    lock = repository.read("dvc.lock")
+    for path in ("first.txt", "second.txt", "dvc.lock"):
+        (repository.folder / path).unlink()
+    with opened(repository.folder) as repo, repo.lock:
+        assert all(is_restored(stage) for stage in planned(repo))
+    assert repository.read("second.txt") == "seed"
+    repository.run("dvc", "status", "--quiet")
+    assert sorted(repository.read("dvc.lock").splitlines()) == sorted(lock.splitlines())
+
+    (repository.folder / "seed.txt").write_text("another")
+    with opened(repository.folder) as repo, repo.lock:
+        assert not is_restored(repo.stage.load_one(name="first"))
+
+
+def test_the_remote_is_read_as_dvc_push_leaves_it(repository: Repository, tmp_path: Path) -> None:
+    repository.run("dvc", "push", "--run-cache", "--quiet")
+    with opened(repository.folder) as repo:
+        files, root = remote_files(repo)
+        assert Path(root) == tmp_path / "remote"
+        stage = repo.stage.load_one(name="second")
+        (entry,) = entries(files, files.join(root, *entry_folder(stage_key(stage))))
+        assert files.name(entry) == stage_value(stage)
+        get_file(files, entry, tmp_path / "got" / "entry")
+        assert "second.txt" in (tmp_path / "got" / "entry").read_text()
+        assert not lacks_data(repo, stage, entry)
+        for path in (tmp_path / "remote" / "files").rglob("*"):
+            if path.is_file():
+                path.unlink()
+    with opened(repository.folder) as repo:
+        assert lacks_data(repo, repo.stage.load_one(name="second"), entry)
+
+
+#: Takes DVC's lock for a second.
+HOLDER = """
+import sys, time
+from dvc.repo import Repo
+with Repo(sys.argv[1]) as repo, repo.lock:
+    print("held", flush=True)
+    time.sleep(1)
+"""
+
+
+def test_the_lock_of_another_process_is_waited_for(repository: Repository) -> None:
+    command = [sys.executable, "-c", HOLDER, str(repository.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout and holder.stdout.readline() == "held\n"
+        with opened(repository.folder) as repo, repo.lock:
+            assert holder.wait(1) == 0
+
+
+def test_a_checkout_shares_cache_remotes_and_credentials(repository: Repository, tmp_path: Path) -> None:
+    repository.run("dvc", "remote", "modify", "--local", "beside", "url", str(tmp_path / "elsewhere"))
+    repository.run("git", "config", "user.name", "Tester")
+    repository.run("git", "config", "user.email", "tester@example.org")
+    repository.commit("all")
+    repository.run("git", "worktree", "add", "--quiet", "--detach", str(tmp_path / "checkout"))
+    share_cache(repository.folder, tmp_path / "checkout")
+    checkout = Repository(tmp_path / "checkout")
+    assert checkout.run("dvc", "config", "remote.beside.url").strip() == str(tmp_path / "elsewhere")
+    assert (tmp_path / "checkout/.dvc/config.local").stat().st_mode & 0o077 == 0
+    checkout.run("dvc", "checkout")
+    assert checkout.read("second.txt") == "seed"

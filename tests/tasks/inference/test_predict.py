@@ -1,0 +1,174 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from models.metrics import confusion, dice
+from tasks.common.raw import RawDataset, encode_mask
+from tasks.inference.predict import (
+    PLAIN,
+    THRESHOLDS,
+    Case,
+    Recipe,
+    _best_threshold,
+    _dice_at_each,
+    choose_thresholds,
+    predict_batches,
+    predict_cases,
+    resized,
+    steps,
+    to_masks,
+)
+from tasks.networks.device import set_up
+from tasks.packed.reader import PackedSplit
+from tasks.settings.schema import Params
+
+
+class Darkness(nn.Module):
+    """Takes what is dark for infected, surer on the left, whatever it is shown."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ramp = torch.linspace(1, -1, x.shape[-1])
+        return (4 * (0.5 - x) + ramp).repeat(1, 2, 1, 1)
+
+
+@pytest.fixture
+def val(tiny_params: Params, tiny_packed: Path) -> PackedSplit:
+    return PackedSplit(tiny_packed, "infection", "Val", ("infection", "lung"))
+
+
+@pytest.fixture
+def raw(tiny_packed: Path) -> RawDataset:
+    return RawDataset(tiny_packed.parent / "raw")
+
+
+COMPUTE = set_up(0, "fp32", 1)
+
+
+def test_probabilities_are_resized_to_the_mask_and_kept_where_they_fit() -> None:
+    probability = torch.rand(8, 8)
+    assert resized(probability, torch.Size([8, 8])) is probability
+    larger = resized(probability, torch.Size([20, 12]))
+    assert larger.shape == (20, 12)
+    assert larger.min() >= probability.min()
+    assert larger.max() <= probability.max()
+    assert resized(torch.full((4, 4), 0.3), torch.Size([9, 9])).allclose(torch.tensor(0.3))
+
+
+def test_masks_survive_their_png(tmp_path: Path) -> None:
+    mask = np.random.default_rng(0).random((13, 7)) > 0.5
+    (tmp_path / "m.png").write_bytes(encode_mask(mask))
+    with Image.open(tmp_path / "m.png") as image:
+        assert image.mode == "1"
+        np.testing.assert_array_equal(np.asarray(image), mask)
+
+
+def test_the_mean_over_the_mirror_image_does_not_know_left_from_right(val: PackedSplit) -> None:
+    plain = torch.stack(list(predict_batches(Darkness(), val, COMPUTE, False, "")))
+    averaged = torch.stack(list(predict_batches(Darkness(), val, COMPUTE, True, "")))
+    images = val.images().float() / 255
+    mirrored = torch.sigmoid(Darkness()(images.flip(-1))).flip(-1)
+    torch.testing.assert_close(averaged, (plain + mirrored) / 2)
+    assert not torch.allclose(averaged, plain)
+
+
+def test_dice_at_each_threshold_is_that_of_thresholding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    probability = torch.rand(16, 16, generator=generator)
+    probability[0, :3] = torch.tensor([0.05, 0.5, 0.95])  # on the very threshold
+    for truth in (torch.rand(16, 16, generator=generator) > 0.7, torch.zeros(16, 16).bool()):
+        each = [dice(confusion(probability >= float(t), truth)) for t in THRESHOLDS]
+        torch.testing.assert_close(_dice_at_each(probability, truth), torch.stack(each))
+
+
+def test_of_equally_good_thresholds_the_one_nearest_to_a_half() -> None:
+    scores = torch.zeros(len(THRESHOLDS))
+    assert _best_threshold(scores) == 0.5
+    scores[[2, 12, 15]] = 1.0
+    assert _best_threshold(scores) == 0.65
+
+
+def test_the_threshold_is_as_params_say_or_the_best_on_val(
+    tiny_params: Params, val: PackedSplit, raw: RawDataset
+) -> None:
+    plan = tiny_params.plans["report1_bce"].model_copy(update={"targets": ("infection", "lung")})
+    said = PLAIN.model_copy(update={"threshold": 0.3})
+    assert choose_thresholds(Darkness(), plan, said, val, raw, COMPUTE) == {"infection": 0.3, "lung": 0.3}
+    chosen = choose_thresholds(
+        Darkness(), plan, PLAIN.model_copy(update={"threshold": "val"}), val, raw, COMPUTE
+    )
+    cases = list(predict_cases(Darkness(), plan, val, raw, COMPUTE, False, ""))
+    for target in ("infection", "lung"):
+        means = {
+            float(t): np.mean(
+                [float(dice(confusion(c.probabilities[target] >= t, c.truths[target]))) for c in cases]
+            )
+            for t in THRESHOLDS
+        }
+        assert means[min(means, key=lambda t: abs(t - chosen[target]))] == pytest.approx(max(means.values()))
+
+
+def case() -> Case:
+    """A lung with an infection that has a hole and reaches out, and a speck."""
+    lung, infection = torch.zeros(20, 20), torch.zeros(20, 20)
+    lung[2:18, 2:10] = 0.9
+    infection[4:12, 4:12] = 0.8
+    infection[7, 6] = 0.1
+    infection[16, 5] = 0.6
+    return Case("id", "COVID-19", {"infection": infection, "lung": lung}, {}, None)
+
+
+HALVES = {"infection": 0.5, "lung": 0.5}
+
+
+def test_each_step_from_probabilities_to_masks() -> None:
+    plain = to_masks(case().probabilities, HALVES, PLAIN)["infection"]
+    assert plain.sum() == 64 - 1 + 1
+    assert to_masks(case().probabilities, HALVES | {"infection": 0.7}, PLAIN)["infection"].sum() == 63
+    within = to_masks(case().probabilities, HALVES, PLAIN.model_copy(update={"within_lungs": True}))[
+        "infection"
+    ]
+    assert within.sum() == 8 * 6 - 1 + 1 and not within[:, 10:].any()
+    small = to_masks(case().probabilities, HALVES, PLAIN.model_copy(update={"min_area": 2 / 400}))[
+        "infection"
+    ]
+    assert small.sum() == 63 and not small[16, 5]
+    assert (
+        to_masks(case().probabilities, HALVES, PLAIN.model_copy(update={"fill_holes": True}))[
+            "infection"
+        ].sum()
+        == 65
+    )
+
+
+def test_the_steps_are_those_that_are_on() -> None:
+    assert steps(PLAIN, HALVES) == {}
+    some = PLAIN.model_copy(update={"fill_holes": True, "min_area": 0.01})
+    assert list(steps(some, HALVES)) == ["plain", "small", "holes", "chosen"]
+    assert list(steps(PLAIN, HALVES | {"lung": 0.4})) == ["plain", "threshold", "chosen"]
+    thresholds, alone = steps(some, HALVES | {"lung": 0.4})["holes"]
+    assert thresholds == HALVES and alone == PLAIN.model_copy(update={"fill_holes": True})
+
+
+@pytest.mark.parametrize("value", [0.0, 0.05, 0.5, 1.0])
+def test_dice_at_each_threshold_of_constant_probabilities(value: float) -> None:
+    probability = torch.full((6, 5), value)
+    for truth in (torch.zeros(6, 5).bool(), torch.ones(6, 5).bool(), torch.eye(6, 5).bool()):
+        each = [dice(confusion(probability >= t, truth)) for t in THRESHOLDS]
+        assert _dice_at_each(probability, truth).tolist() == torch.stack(each).tolist()
+
+
+def test_steps_share_the_masks_that_they_have_in_common() -> None:
+    everything = PLAIN.model_copy(update={"within_lungs": True, "min_area": 2 / 400, "fill_holes": True})
+    thresholds = HALVES | {"infection": 0.7}
+    made: dict[Recipe, np.ndarray] = {}
+    for at, prediction in [(thresholds, everything), *steps(everything, thresholds).values()]:
+        shared = to_masks(case().probabilities, at, prediction, made)
+        for target, mask in to_masks(case().probabilities, at, prediction).items():
+            np.testing.assert_array_equal(shared[target], mask, strict=True)
+    # Plain, small parts off, holes filled, all of these; the infection also at 0.7 and within lungs.
+    assert sum(recipe.target == "lung" for recipe in made) == 4
+    assert sum(recipe.target == "infection" for recipe in made) == 6

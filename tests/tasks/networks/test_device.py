@@ -1,0 +1,83 @@
+import copy
+import ctypes
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tasks.networks.device import compiled, set_up
+from tasks.support.cli import InputError
+from tests.helpers import ROOT
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.layers(x).mean(dim=1)
+        return y
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
+def test_compiled_it_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compute = set_up(0, "fp32", 1)
+    plain = Small()
+    fused = compiled(copy.deepcopy(plain), "fused", compute, 1)
+    x = torch.rand(2, 1, 16, 16)
+    outputs = [network(x) for network in (plain, fused)]
+    torch.testing.assert_close(outputs[1], outputs[0])
+    for output in outputs:
+        output.square().sum().backward()
+    for own, other in zip(fused.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-3, atol=1e-3)
+    assert list(tmp_path.rglob("*.so"))  # it was compiled
+
+
+def test_auto_compiles_nothing_on_a_cpu() -> None:
+    network, compute = nn.Conv2d(1, 1, 1), set_up(0, "fp32", 1)
+    assert compute.device.type != "cpu" or compiled(network, "auto", compute, 10**9) is network
+    assert compiled(network, "none", compute, 10**9) is network
+
+
+def test_where_there_is_no_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(InputError, match=r"compile: fused needs a C\+\+ compiler, g\+\+, and there is none"):
+        compiled(nn.Conv2d(1, 1, 1), "fused", set_up(0, "fp32", 1), 1)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this is not glibc")
+def test_a_step_takes_the_memory_of_the_step_before() -> None:
+    set_up(0, "fp32", 1)
+    network, x = Small(), torch.rand(16, 1, 256, 256)  # maps of 16 MiB
+
+    def page_faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        network(x).sum().backward()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    for _ in range(3):
+        page_faults()
+    pages_of_a_map = (16 << 20) // resource.getpagesize()
+    # Of the half dozen maps of a step one may find no hole of its size.
+    assert sum(page_faults() for _ in range(5)) < 5 * 2 * pages_of_a_map
+
+
+def test_setting_up_is_deterministic_and_loads_no_compiler() -> None:
+    """It would take two seconds of each evaluation."""
+    command = """if True:
+        import sys, torch
+        from tasks.networks.device import set_up
+        set_up(0, "fp32", 1)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not {"sympy", "torch._dynamo", "torch._inductor"} & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", command], cwd=ROOT, check=True)

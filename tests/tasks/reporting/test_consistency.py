@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+import torch
+
+from models.metrics import confusion, dice, iou
+from tasks.reporting.consistency import PRINTED_PAIRS, check_pair, greatest_dice, possible_pairs
+
+
+@pytest.mark.parametrize(
+    ("iou", "dice", "decimals"),
+    [
+        (0.0, 0.0, 4),
+        (1.0, 1.0, 4),
+        (0.5, 0.5, 4),
+        (0.5, 0.6667, 4),  # one image: 2 * 0.5 / 1.5
+        (0.5001, 0.5, 4),  # 0.50005, once rounded up and once down
+        (0.3421, 0.5099, 4),  # 0.34215 allows 0.50985; 0.3421 itself only 0.5098
+        (0.5, 0.7, 1),
+        (0.9, 1.0, 1),
+    ],
+)
+def test_possible(iou: float, dice: float, decimals: int) -> None:
+    assert check_pair(iou, dice, decimals) is None
+
+
+@pytest.mark.parametrize(
+    ("iou", "dice", "decimals", "said"),
+    [
+        (
+            0.5,
+            0.4,
+            4,
+            "Dice 0.4000 is below the IoU: "
+            "over the same images an IoU of 0.5000 allows a Dice of 0.5000 to 0.6667 only.",
+        ),
+        (
+            0.5,
+            0.75,
+            2,
+            "Dice 0.75 is above 2 IoU / (1 + IoU): "
+            "over the same images an IoU of 0.50 allows a Dice of 0.50 to 0.67 only.",
+        ),
+        (0.5002, 0.5, 4, "is below the IoU"),
+        (0.3421, 0.51, 4, "is above 2 IoU / (1 + IoU)"),
+        (0.0, 0.1, 3, "allows a Dice of 0.000 to 0.001 only"),
+        (1.0, 0.9, 3, "allows a Dice of 1.000 to 1.000 only"),
+    ],
+)
+def test_impossible(iou: float, dice: float, decimals: int, said: str) -> None:
+    assert said in str(check_pair(iou, dice, decimals))
+
+
+def test_what_report_2_printed() -> None:
+    said = {pair.where: check_pair(pair.iou, pair.dice, pair.decimals) for pair in PRINTED_PAIRS}
+    allows = "over the same images an IoU of {} allows a Dice of {} to {} only."
+    assert said == {
+        "Report 2, lung": f"Dice 0.5767 is below the IoU: {allows.format(0.9344, 0.9344, 0.9661)}",
+        "Report 2, lung, as in its conclusion": (
+            f"Dice 0.5737 is below the IoU: {allows.format(0.9344, 0.9344, 0.9661)}"
+        ),
+        "Report 2, infection": (
+            f"Dice 0.8692 is above 2 IoU / (1 + IoU): {allows.format(0.3421, 0.3421, 0.5099)}"
+        ),
+        "Report 2, last epoch": None,
+    }
+
+
+@pytest.mark.parametrize("lung_dice", [0.5767, 0.5737])
+def test_no_two_of_report_2s_final_scores_belong_together(lung_dice: float) -> None:
+    assert possible_pairs([lung_dice, 0.9344, 0.8692, 0.3421], decimals=4) == []
+
+
+def test_possible_pairs_finds_swapped_names() -> None:
+    assert possible_pairs([0.66, 0.5, 0.1], decimals=2) == [(0.5, 0.66)]
+
+
+@pytest.mark.parametrize("decimals", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("images", [1, 2, 20])
+def test_real_scores_are_never_flagged(decimals: int, images: int) -> None:
+    random = torch.Generator().manual_seed(images)
+    for _ in range(100):
+        shares = torch.rand(2, images, 1, 1, generator=random) ** 2
+        predicted, truth = torch.rand(2, images, 8, 8, generator=random) < shares
+        counts = confusion(predicted, truth)
+        for c in (counts, counts.pooled()):
+            mean_iou, mean_dice = iou(c).mean().item(), dice(c).mean().item()
+            assert check_pair(round(mean_iou, decimals), round(mean_dice, decimals), decimals) is None
+
+
+def test_the_bounds_hold_for_means_and_are_reached() -> None:
+    ious = np.random.default_rng(0).random((500, 30))
+    mean_iou, mean_dice = ious.mean(axis=1), (2 * ious / (1 + ious)).mean(axis=1)
+    assert (mean_iou <= mean_dice).all()
+    assert (mean_dice <= 2 * mean_iou / (1 + mean_iou)).all()
+    assert check_pair(0.5, 0.5, 12) is None  # half the images exact, half missed
+    assert check_pair(0.25, greatest_dice(0.25), 12) is None  # all images alike

@@ -1,0 +1,437 @@
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from models.augmentation import Strength
+from models.losses import LOSS_OPTIONS, LOSSES
+from models.networks import NETWORKS
+from tasks.baselines import PREDICTORS
+from tasks.settings import schema as params
+from tasks.settings.changes import (
+    parse_assignment,
+    parse_preset,
+    read_preset,
+    with_changes,
+)
+from tasks.settings.schema import load_params, parse_params
+from tasks.support.cli import InputError
+from tests.helpers import ROOT
+
+TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+ENTRY = "{network: unet, loss: bce, images: packed, targets: [lung], train_classes: [Normal]}"
+
+
+def changed(*assignments: str) -> params.Params:
+    return parse_params(with_changes(TEXT, {a: parse_assignment(a) for a in assignments}))
+
+
+def test_changes_are_judged_together_in_any_order() -> None:
+    assignments = ["image_size=24", "training.depth=2"]
+    assert changed(*assignments) == changed(*reversed(assignments))
+
+
+def test_what_was_wrong_before_a_change_is_not_the_change_s_fault(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^params.yaml: not valid YAML"):
+        with_changes("alpha: [", {"x": {"alpha": 1}})
+    with pytest.raises(InputError, match=r"^params.yaml: expected keys and values"):
+        with_changes("", {"x": {"alpha": 1}})
+    (tmp_path / "latin.yaml").write_bytes("# caf\xe9".encode("latin-1"))
+    with pytest.raises(InputError, match=r"latin\.yaml: not UTF-8 text"):
+        read_preset(tmp_path / "latin.yaml")
+
+
+def test_words_are_those_of_the_registries() -> None:
+    assert get_args(params.Network) == tuple(NETWORKS)
+    assert get_args(params.Loss) == tuple(LOSSES)
+    assert set(PREDICTORS) == params.BASELINES
+
+
+def test_the_options_of_losses_are_those_that_they_read() -> None:
+    assert {name for name, options in LOSS_OPTIONS.items() if "alpha" in options} == params.LOSSES_WITH_ALPHA
+    constants = {
+        name: tuple(getattr(load_params(ROOT / "params.yaml").losses, name).model_dump())
+        for name in params.Losses.model_fields
+    }
+    assert constants == {n: o for n, o in LOSS_OPTIONS.items() if o and n not in params.LOSSES_WITH_ALPHA}
+    plans = changed(*(f"experiments.{n}={{network: unet, loss: {n}, images: packed}}" for n in LOSSES)).plans
+    assert {name: tuple(plans[name].loss_options) for name in LOSSES} == LOSS_OPTIONS
+
+
+def test_every_change_to_images_can_be_set() -> None:
+    assert tuple(params.Augment.model_fields) == Strength._fields
+
+
+def test_report_1_stands_in_params_with_its_settings() -> None:
+    experiments = load_params(ROOT / "params.yaml").plans
+    assert [experiments[name].loss for name in ("report1_bce", "report1_bce_iou")] == ["bce", "bce_iou"]
+    for name in ("report1_bce", "report1_bce_iou"):
+        plan = experiments[name]
+        assert (plan.network, plan.targets, plan.image_size, plan.epochs) == (
+            "residual_unet",
+            ("infection",),
+            256,
+            100,
+        )
+        assert (plan.train_classes, plan.augment.model_dump()) == (("COVID-19",), Strength()._asdict())
+
+
+def test_report_2_stands_in_params_with_its_settings_and_its_next_steps_differ_by_one() -> None:
+    plans = load_params(ROOT / "params.yaml").plans
+    report2 = plans["report2"]
+    assert (report2.network, report2.loss, report2.epochs) == ("unet", "bce", 30)
+    assert (report2.targets, report2.train_classes) == (
+        ("infection", "lung"),
+        ("COVID-19", "Non-COVID", "Normal"),
+    )
+    steps = {name: differing(report2, plan) for name, plan in plans.items() if name.startswith("report2_")}
+    assert steps == {
+        "report2_dice_bce": {"loss"},
+        "report2_focal": {"loss"},
+        "report2_focal_tversky": {"loss"},
+        "report2_augmented": {"augment"},
+        "report2_attention": {"network"},
+        "report2_plus_plus": {"network", "deep_supervision"},
+    }
+
+
+def differing(one: params.Plan, other: params.Plan) -> set[str]:
+    names = set(params.Plan.model_fields) - {"name", "loss_options"}
+    return {name for name in names if getattr(one, name) != getattr(other, name)}
+
+
+def test_the_second_step_s_network_sees_the_lungs_of_the_first() -> None:
+    plans = load_params(ROOT / "params.yaml").plans
+    assert plans["two_step_lungs"].targets == ("lung",)
+    assert plans["two_step_infection"].lungs_from == "two_step_lungs"
+    assert plans["two_step_lungs"].lungs_from is None
+
+
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_fits_and_keeps_every_comment(preset: Path) -> None:
+    text = with_changes(TEXT, {str(preset): read_preset(preset)})
+    parse_params(text)
+    assert comments(text) == comments(TEXT)
+
+
+def test_a_preset_changes_those_experiments_alone_that_there_are() -> None:
+    laptop = {"laptop": read_preset(ROOT / "presets" / "laptop.yaml")}
+    kept = parse_params(with_changes(with_changes(TEXT, {}, ["report2"]), laptop))
+    assert list(kept.experiments) == ["report2"]
+    every = parse_params(with_changes(TEXT, laptop)).experiments
+    assert every["best"].epochs > every["report2"].epochs
+
+
+def test_a_preset_may_choose_experiments_but_deletes_none() -> None:
+    demo = read_preset(ROOT / "presets" / "demo.yaml")
+    assert demo.only == ("report1_bce", "report1_bce_iou", "report2", "best")
+    assert "only" not in demo
+    assert (
+        parse_params(with_changes(TEXT, {"demo": demo})).experiments.keys()
+        == parse_params(TEXT).experiments.keys()
+    )
+    with pytest.raises(InputError, match=r"^here: only: 'best' is not a list of experiments"):
+        parse_preset("only: best", "here")
+
+
+def comments(text: str) -> list[str]:
+    return [
+        comment.strip()
+        for _, hash_sign, comment in (s.partition("#") for s in text.splitlines())
+        if hash_sign
+    ]
+
+
+def test_an_experiment_overrides_what_is_shared() -> None:
+    plans = changed(
+        "epochs=7", "experiments.report1_bce.epochs=3", "experiments.report1_bce.width=8"
+    ).experiments
+    assert (plans["report1_bce"].epochs, plans["report1_bce_iou"].epochs) == (3, 7)
+    assert (plans["report1_bce"].width, plans["report1_bce_iou"].width) == (8, 64)
+
+
+def test_a_section_is_merged_key_by_key() -> None:
+    experiments = changed(
+        "training.augment.noise=0.1",
+        "prediction.min_area=0.001",
+        "experiments.report2_attention.augment={flip: 0.5, noise: 0.2}",
+        "experiments.report2_attention.prediction={threshold: val}",
+    ).experiments
+    other, own = experiments["report2"], experiments["report2_attention"]
+    assert own.augment == other.augment.model_copy(update={"flip": 0.5, "noise": 0.2})
+    assert own.prediction == other.prediction.model_copy(update={"threshold": "val"})
+    assert (other.augment.noise, other.prediction.min_area, other.prediction.threshold) == (0.1, 0.001, 0.5)
+
+
+def test_alpha_stands_in_the_plans_of_losses_that_read_it_alone() -> None:
+    before, after = changed("alpha=0.5").plans, changed("alpha=0.3").plans
+    for name, plan in before.items():
+        if plan.loss in params.LOSSES_WITH_ALPHA:
+            assert (plan.loss_options, after[name].loss_options) == ({"alpha": 0.5}, {"alpha": 0.3})
+        else:
+            assert plan == after[name]
+
+
+def test_a_loss_s_constants_stand_in_its_plans_alone() -> None:
+    before, after = changed().plans, changed("losses.focal.gamma=3.0").plans
+    assert {name for name in before if before[name] != after[name]} == {"report2_focal"}
+    assert after["report2_focal"].loss_options == {"gamma": 3.0, "balance": 0.25}
+
+
+def test_how_masks_are_made_stands_in_no_plan() -> None:
+    assert changed("prediction.threshold=val", "prediction.flip_average=true").plans == changed().plans
+
+
+@pytest.mark.parametrize(("key", "value"), [("epochs", 7), ("alpha", 0.3)])
+def test_a_changed_epochs_or_alpha_holds_for_all_experiments(key: str, value: float) -> None:
+    own = f"experiments.report2_dice_bce.{key}=1"
+
+    def values(*assignments: str) -> set[Any]:
+        experiments = changed(*assignments).experiments.values()
+        return {getattr(experiment, key) for experiment in experiments} - {None}
+
+    assert values(f"{key}={value}", own) == {value, 1}
+    assert values(own, f"{key}={value}") == {value}
+
+
+def test_a_change_of_all_experiments_may_set_one_beside() -> None:
+    both = {"epochs": 7, "experiments": {"best": {"epochs": 9}}}
+    plans = parse_params(with_changes(TEXT, {"preset": both})).plans
+    assert {name for name, plan in plans.items() if plan.epochs != 7} == {"best"}
+    assert plans["best"].epochs == 9
+
+
+def test_experiments_are_kept_with_those_that_they_build_on() -> None:
+    kept = parse_params(with_changes(TEXT, {}, ["report2", "two_step_infection"]))
+    assert list(kept.experiments) == ["report2", "two_step_lungs", "two_step_infection"]
+    assert kept.lungs_from == ("two_step_lungs",)
+    assert kept.experiments["two_step_infection"].lungs_from == "two_step_lungs"
+
+    text = with_changes(TEXT, {}, ["best"])
+    assert list(parse_params(text).experiments) == ["best"]
+    assert parse_params(text).lungs_from == ()
+    with pytest.raises(InputError, match=r"^experiments: 'bset' is not one of report1_bce, "):
+        with_changes(TEXT, {}, ["bset"])
+
+
+def test_lines_outside_of_the_experiments_stay_when_some_are_kept() -> None:
+    with_lungs = with_changes(TEXT, {}, ["two_step_infection"])
+    end = TEXT[TEXT.index("\nlungs_from:") :]
+    assert with_lungs.endswith(end)
+    assert with_changes(TEXT, {}, ["best"]).endswith(end.replace("[two_step_lungs]", "[]              "))
+
+
+def test_a_plan_survives_its_json() -> None:
+    for plan in load_params(ROOT / "params.yaml").plans.values():
+        assert params.Plan.from_json(plan.to_json()) == plan
+
+
+def test_changes_keep_comments() -> None:
+    text = with_changes(TEXT, {"test": {"alpha": 0.3}})
+    differing = [(a, b) for a, b in zip(TEXT.splitlines(), text.splitlines(), strict=True) if a != b]
+    assert len(differing) == 1
+    assert differing[0][1].startswith("alpha: 0.3    # weight of BCE")
+
+
+def test_null_stays_null() -> None:
+    assert "\n  fingerprint: null\n" in with_changes(TEXT, {"test": {"data": {"fingerprint": None}}})
+
+
+def test_a_pin_is_refused_for_phantoms_and_the_demo_takes_it_away() -> None:
+    pin = f"data.fingerprint=f{31 * '0'}"
+    with pytest.raises(InputError, match=r": data: phantom:// never changes .* set data\.fingerprint=null$"):
+        changed(pin, "data.source=phantom://9")
+    pinned = with_changes(TEXT, {pin: parse_assignment(pin)})
+    demo = with_changes(pinned, {"demo": read_preset(ROOT / "presets" / "demo.yaml")})
+    assert parse_params(demo).data.fingerprint is None
+
+
+SHA256 = f"data.sha256={64 * 'a'}"
+
+
+def test_another_source_takes_the_pins_of_the_one_before_away() -> None:
+    pinned = with_changes(TEXT, {"pin": {"data": {"fingerprint": f"f{31 * '0'}"}}})
+    assert parse_params(pinned).data.sha256
+    data = parse_params(with_changes(pinned, {"test": {"data": {"source": "x.zip"}}})).data
+    assert data == params.Data(source="x.zip")
+    same = with_changes(pinned, {"test": {"data": {"source": parse_params(pinned).data.source}}})
+    assert parse_params(same) == parse_params(pinned)
+
+
+def test_a_pin_that_is_set_beside_a_source_stays_in_any_order() -> None:
+    for order in (("data.source=x.zip", SHA256), (SHA256, "data.source=x.zip")):
+        assert changed(*order).data == params.Data(source="x.zip", sha256=64 * "a")
+
+
+def test_a_sha256_is_refused_for_phantoms() -> None:
+    with pytest.raises(InputError, match=r": data: phantom:// is no zip .*; set data\.sha256=null$"):
+        changed(SHA256, "data.source=phantom://9")
+
+
+@pytest.mark.parametrize("source", ["https://user:password@host/a.zip", "http://user@127.0.0.1/a.zip"])
+def test_a_password_in_a_url_is_refused_and_not_said(source: str) -> None:
+    with pytest.raises(
+        InputError, match=r": data: source: a user or password .*; put it into ~/\.netrc$"
+    ) as caught:
+        changed(f"data.source={source}")
+    assert "password@" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "line"),
+    [
+        (
+            "alhpa=0.3",
+            ": alhpa: unknown key (did you mean alpha?); the keys here are alpha, epochs",
+        ),
+        ("training.widht=8", ": training.widht: unknown key (did you mean width?)"),
+        (
+            "experiments.report1_bce.los=bce",
+            ": experiments.report1_bce.los: unknown key (did you mean loss?)",
+        ),
+        ("alpha=1.5", ": alpha: 1.5 won't do: input should be less than or equal to 1"),
+        ("alpha=half", ": alpha: 'half' won't do: input should be a valid number"),
+        ("epochs=0", ": epochs: 0 won't do: input should be greater than or equal to 1"),
+        ("epochs=true", ": epochs: True won't do: input should be a valid integer"),
+        (
+            "experiments.report1_bce.loss=bec",
+            "experiments.report1_bce.loss: 'bec' is not one of 'bce', 'bce_iou', 'dice', ",
+        ),
+        ("experiments.report1_bce.network=vnet", "'vnet' is not one of 'unet', 'residual_unet', "),
+        ("experiments.report1_bce=bce", "experiments.report1_bce: 'bce' won't do: expected keys and values"),
+        ("data=zip", ": data: 'zip' won't do: expected keys and values"),
+        (
+            "experiments.report2.patch=3",
+            ": experiments.report2: image_size 256 is not 2, 3, ... times patch * 2^depth = 48",
+        ),
+        ("training.patch=16", ": training.patch: 16 won't do: input should be less than or equal to 8"),
+        (
+            "prediction.threshold=1.5",
+            ": prediction.threshold: 1.5 is neither val nor a number between 0 and 1",
+        ),
+        ("prediction.threshold=test", ": prediction.threshold: 'test' is neither val nor"),
+        (
+            "experiments.best.prediction={threshold: 0.0}",
+            ": experiments.best.prediction.threshold: 0.0 is neither val nor",
+        ),
+        (
+            "experiments.best.augment={rotaton: 3}",
+            ": experiments.best.augment.rotaton: unknown key (did you mean rotation?); the keys here are ",
+        ),
+        ("training.augment.flip=2", ": training.augment.flip: 2 won't do"),
+        (
+            "experiments.best.augment=none",
+            ": experiments.best.augment: 'none' won't do: expected keys and values",
+        ),
+        ("losses.focal.gama=1", ": losses.focal.gama: unknown key (did you mean gamma?)"),
+        ("losses.focal_tversky.gamma=0.5", ": losses.focal_tversky.gamma: 0.5 won't do"),
+        ("training.seeds=0", ": training.seeds: 0 won't do"),
+        ("training.ema=1.0", ": training.ema: 1.0 won't do"),
+        (
+            "experiments.report2_attention.width=1",
+            ": experiments.report2_attention: network attention_unet needs a width of at least 2",
+        ),
+        (
+            "experiments.report2={compile: graphs, accumulate: 2}",
+            ": experiments.report2: compile: graphs computes a batch whole; set accumulate: 1, "
+            "or compile: fused",
+        ),
+        (
+            "experiments.report2={processes: 8, accumulate: 4}",
+            ": experiments.report2: batch_size: 16 images are too few for 8 processes and accumulate: 4",
+        ),
+        (
+            "experiments.report2.deep_supervision=true",
+            ": experiments.report2: network unet has no deep_supervision; unet_plus_plus has",
+        ),
+        (
+            "experiments.report1_bce.prediction={within_lungs: true}",
+            ": experiments.report1_bce: prediction.within_lungs needs targets: [infection, lung]",
+        ),
+        ("experiments.best.images=raw", ": experiments.best.images: 'raw' won't do"),
+        (
+            "experiments.report1_bce.images=lungs/report2",
+            ": experiments.report1_bce: images: lungs/report2 needs report2 in lungs_from",
+        ),
+        (
+            "experiments.report2.images=lungs/two_step_lungs",
+            "images: lungs/two_step_lungs holds infection alone; set targets: [infection]",
+        ),
+        (
+            "lungs_from=[]",
+            ": experiments.two_step_infection: images: lungs/two_step_lungs needs two_step_lungs",
+        ),
+        ("lungs_from=[two_step_lungs, nought]", ": lungs_from: 'nought' is not one of report1_bce, "),
+        (
+            "lungs_from=[two_step_lungs, report1_bce]",
+            ": lungs_from: report1_bce does not predict lungs from whole images",
+        ),
+        (
+            "lungs_from=[two_step_lungs, two_step_infection]",
+            ": lungs_from: two_step_infection does not predict lungs from whole images",
+        ),
+        (
+            "image_size=24",
+            ": experiments.report1_bce: image_size 24 is not 2, 3, ... times patch * 2^depth = 16",
+        ),
+        ("experiments.report1_bce.image_size=128", ": experiments.report1_bce.image_size: unknown key"),
+        ("experiments.report1_bce.half=lung", ": experiments.report1_bce.half: unknown key"),
+        ("experiments.report1_bce.name=x", ": experiments.report1_bce.name: unknown key"),
+        ("experiments.report1_bce.alpha=0.3", ": experiments.report1_bce: loss bce reads no alpha"),
+        ("experiments.report1_bce_iou.alpha=null", "loss bce_iou reads alpha, which is missing"),
+        ("experiments.report1_bce.targets=[lung, lung]", ".targets: a word stands there twice"),
+        (f"experiments.whole_lung={ENTRY}", ": experiments.whole_lung: a trivial predictor has this name"),
+        (f"experiments.dataset={ENTRY}", ": experiments.dataset: metrics.json has this name for the dataset"),
+        ("audit.correlation=0", ": audit.correlation: 0 won't do"),
+        ("audit.duplicates=remove", ": audit.duplicates: 'remove' is not one of 'report' or 'drop'"),
+        (f"experiments.a b={ENTRY}", ": experiments.a b"),
+        ("half=chest", ": half: 'chest' is not one of 'infection' or 'lung'"),
+        ("training=", ": training: None won't do: expected keys and values"),
+        ("training.seed=100000000000000000000", ": training.seed: 100000000000000000000 won't do"),
+        ("report.figures=[0]", ": report.figures.0: 0 won't do"),
+        ("data.fingerprint=12345", ": data.fingerprint: 12345 won't do: input should be a valid string"),
+        ("data.sha256=abc", ": data.sha256: 'abc' won't do: string should match pattern"),
+        ("data.fingerprint=f00", ": data.fingerprint: 'f00' won't do: string should match pattern"),
+    ],
+)
+def test_a_wrong_word_gets_one_line_with_place_and_remedy(assignment: str, line: str) -> None:
+    with pytest.raises(InputError) as error:
+        changed(assignment)
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("alpha: [1", "p.yaml: not valid YAML"),
+        ("- alpha", "p.yaml: expected keys and values, found list"),
+        ("alpha: 1\nalpha: 2", "p.yaml: not valid YAML"),
+    ],
+)
+def test_what_is_no_params_file_is_refused_in_one_line(text: str, line: str) -> None:
+    with pytest.raises(InputError) as error:
+        parse_params(text, "p.yaml")
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key", ["alpha", "half", "experiments", "training", "losses", "prediction", "lungs_from", "report"]
+)
+def test_a_misspelt_key_is_one_fault_not_two(key: str) -> None:
+    misspelt = f"{key[0]}{key[2]}{key[1]}{key[3:]}"
+    with pytest.raises(InputError) as error:
+        parse_params(TEXT.replace(f"\n{key}:", f"\n{misspelt}:"))
+    assert str(error.value).startswith(f"params.yaml: {misspelt}: unknown key (did you mean {key}?)")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("assignment", ["alpha", "=1", ".a=1", "alpha=[1"])
+def test_a_malformed_assignment_is_refused(assignment: str) -> None:
+    with pytest.raises(InputError, match=r"expected KEY=VALUE|not valid YAML"):
+        parse_assignment(assignment)

@@ -1,0 +1,216 @@
+"""S3 as a source, against a real server."""
+
+import hashlib
+import socket
+from pathlib import Path
+
+import pytest
+
+from tasks.download import download
+from tasks.look import look
+from tasks.sources.bucket import Bucket
+from tasks.sources.listing import find_images, fingerprint, list_files
+from tasks.sources.open import open_source
+from tasks.sources.transfer import UnavailableError
+from tasks.support.cli import InputError
+from tests.helpers import zipped
+from tests.s3 import S3Server
+
+DATA = "Infection Segmentation Data/Infection Segmentation Data"
+FIRST = f"{DATA}/Train/COVID-19/images/covid_1.png"
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.sources.transfer.PIECE", 4096)
+    monkeypatch.setattr("tasks.sources.transfer.FIRST_WAIT", 0.001)
+
+
+@pytest.fixture
+def bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A new bucket, to which the environment leads."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return s3.make_bucket()
+
+
+@pytest.fixture
+def folder(bucket: str, s3: S3Server, kaggle_folder: Path) -> str:
+    """The nine phantoms below a prefix."""
+    s3.files().put(f"{kaggle_folder}/", f"{bucket}/some/covidqu/", recursive=True)
+    return f"s3://{bucket}/some/covidqu"
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the objects that are asked for."""
+    names: list[str] = []
+    read = Bucket.read
+
+    def noting(self: Bucket, name: str, etag: str, start: int = 0, size: int | None = None) -> bytes:
+        names.append(name)
+        return read(self, name, etag, start, size)
+
+    monkeypatch.setattr(Bucket, "read", noting)
+    return names
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def downloaded(source: str, base: Path, name: str = "raw", previous: Path | None = None) -> dict[str, bytes]:
+    download(open_source(source, base), base / name, source, previous=previous)
+    return contents(base / name)
+
+
+def staged(base: Path) -> list[Path]:
+    return list((base / ".dvc/tmp/transfers").glob("*"))
+
+
+def test_a_folder_gives_the_same_bytes(folder: str, kaggle_folder: Path, tmp_path: Path) -> None:
+    assert downloaded(folder, tmp_path) == downloaded(str(kaggle_folder), tmp_path, "local")
+    assert staged(tmp_path) == []
+
+
+def test_a_zip_gives_the_same_bytes_and_fingerprint(
+    bucket: str, s3: S3Server, kaggle_folder: Path, tmp_path: Path
+) -> None:
+    archive = zipped(kaggle_folder, tmp_path / "a.zip")
+    s3.files().put(str(archive), f"{bucket}/a.zip")
+    source = f"s3://{bucket}/a.zip"
+    assert downloaded(source, tmp_path) == downloaded(str(archive), tmp_path, "local")
+    assert staged(tmp_path) == []
+    assert look(source, tmp_path, None).fingerprint == look(str(archive), tmp_path, None).fingerprint
+    whole = hashlib.sha256(archive.read_bytes()).hexdigest()
+    download(open_source(source, tmp_path, whole), tmp_path / "checked", source)
+    assert contents(tmp_path / "checked") == contents(tmp_path / "local")
+
+
+def test_only_objects_that_changed_are_fetched(
+    folder: str, s3: S3Server, kaggle_folder: Path, tmp_path: Path, fetched: list[str]
+) -> None:
+    # From whatever source the earlier dataset came.
+    downloaded(str(kaggle_folder), tmp_path, "earlier")
+    news = look(folder, tmp_path, tmp_path / "earlier")
+    assert (news.text, fetched) == ("unchanged: 27 files", [])
+    (kaggle_folder / FIRST).write_bytes(b"another image")
+    s3.files().put(str(kaggle_folder / FIRST), f"{folder.removeprefix('s3://')}/{FIRST}")
+    s3.files().rm(f"{folder.removeprefix('s3://')}/{DATA}/Val/Normal/lung masks/Normal (2).png")
+    (kaggle_folder / DATA / "Val/Normal/lung masks/Normal (2).png").unlink()
+    changed = look(folder, tmp_path, tmp_path / "earlier")
+    assert changed.text == "0 new, 1 changed and 1 gone of 26 files"
+    assert changed.fingerprint != news.fingerprint
+    raw = downloaded(folder, tmp_path, previous=tmp_path / "earlier")
+    assert raw == downloaded(str(kaggle_folder), tmp_path, "local")
+    assert [Path(name).name for name in fetched] == ["covid_1.png"]
+
+
+def test_an_etag_that_is_no_md5_counts_as_changed(
+    bucket: str, s3: S3Server, kaggle_folder: Path, tmp_path: Path, fetched: list[str]
+) -> None:
+    files = s3.files()
+    for path in kaggle_folder.rglob("*.png"):
+        name = path.relative_to(kaggle_folder).as_posix()
+        if path.name == "covid_1.png" and path.parent.name == "images":
+            key = f"x/{name}"
+            upload = files.call_s3("create_multipart_upload", Bucket=bucket, Key=key)["UploadId"]
+            part = files.call_s3(
+                "upload_part", Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=path.read_bytes()
+            )
+            parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+            files.call_s3(
+                "complete_multipart_upload", Bucket=bucket, Key=key, UploadId=upload, MultipartUpload=parts
+            )
+        else:
+            files.pipe_file(f"{bucket}/x/{name}", path.read_bytes())
+    expected = downloaded(str(kaggle_folder), tmp_path, "earlier")
+    assert downloaded(f"s3://{bucket}/x", tmp_path, previous=tmp_path / "earlier") == expected
+    assert [Path(name).name for name in fetched] == ["covid_1.png"]
+
+
+def test_an_object_that_changes_meanwhile_is_found_out(folder: str, s3: S3Server, tmp_path: Path) -> None:
+    source = open_source(folder, tmp_path)
+    s3.files().pipe_file(f"{folder.removeprefix('s3://')}/{FIRST}", b"another image")
+    with pytest.raises(InputError, match=r"^s3://.*: a file changed while it was fetched; start again$"):
+        download(source, tmp_path / "raw", folder)
+    assert not (tmp_path / "raw").exists()
+
+
+def test_a_pinned_listing_is_accepted(folder: str, tmp_path: Path) -> None:
+    source = open_source(folder, tmp_path)
+    listing = list_files(source, find_images(source, folder))
+    assert listing
+    download(source, tmp_path / "raw", folder, pinned=fingerprint(listing))
+
+
+def test_a_break_is_gone_on_from(
+    folder: str, kaggle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetched: list[str]
+) -> None:
+    read, left = Bucket.read, iter(range(10))
+
+    def breaking(self: Bucket, name: str, etag: str, start: int = 0, size: int | None = None) -> bytes:
+        if next(left, None) is None:
+            raise UnavailableError("broken")
+        return read(self, name, etag, start, size)
+
+    with monkeypatch.context() as context:
+        context.setattr(Bucket, "read", breaking)
+        with pytest.raises(UnavailableError, match="broken"):
+            downloaded(folder, tmp_path)
+    fetched.clear()
+    assert downloaded(folder, tmp_path) == downloaded(str(kaggle_folder), tmp_path, "local")
+    assert len(fetched) == 17
+
+
+def test_what_is_wrong_is_said_in_one_line(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def said(source: str) -> str:
+        with pytest.raises(InputError) as caught:
+            open_source(source, tmp_path)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    gone = "s3://no-such-bucket-anywhere/x"
+    assert said(gone) == f"{gone}: no such bucket; is AWS_ENDPOINT_URL set where it should be?"
+    assert said(f"s3://{bucket}/nothing") == f"s3://{bucket}/nothing: nothing is below this prefix"
+    assert said(f"s3://{bucket}/a.zip") == f"s3://{bucket}/a.zip: no such object"
+    assert "no such kind of source" in said("s3://")
+    with pytest.raises(InputError, match=r"a folder, but data\.sha256 pins a zip"):
+        open_source(f"s3://{bucket}/x", tmp_path, 64 * "0")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    assert "the credentials are wrong (SignatureDoesNotMatch); set AWS_ACCESS_KEY_ID" in said(
+        f"s3://{bucket}/x"
+    )
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    assert "the credentials are wrong (InvalidAccessKeyId)" in said(f"s3://{bucket}/x")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert "not open to everybody (AccessDenied); set AWS_ACCESS_KEY_ID" in said(f"s3://{bucket}/x")
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    assert "The config profile (nobody) could not be found" in said(f"s3://{bucket}/x")
+
+
+def test_a_public_bucket_needs_no_credentials(
+    folder: str, s3: S3Server, kaggle_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files, name = s3.files(), folder.removeprefix("s3://").partition("/")[0]
+    files.call_s3("put_bucket_acl", Bucket=name, ACL="public-read")
+    for path in files.find(name):
+        files.call_s3("put_object_acl", Bucket=name, Key=path.partition("/")[2], ACL="public-read")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert downloaded(folder, tmp_path) == downloaded(str(kaggle_folder), tmp_path, "local")
+
+
+def test_no_server_is_a_temporary_fault(bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
+    for source in ("s3://bucket/x", "s3://bucket/a.zip"):
+        with pytest.raises(UnavailableError, match=f"^{source}: Could not connect to the endpoint URL"):
+            open_source(source, tmp_path)

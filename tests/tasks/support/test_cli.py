@@ -1,0 +1,42 @@
+import errno
+
+import pytest
+
+from tasks.support.cli import TEMPORARY, InputError, stage_main, without_secrets
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (InputError("alpha: 2 won't do"), 1, "error: alpha: 2 won't do"),
+        (OSError(errno.ENOSPC, "No space left on device", "out"), 1, "error: out: No space left on device"),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset"), TEMPORARY, "error: Connection reset"),
+        (TimeoutError("timed out"), TEMPORARY, "error: timed out"),
+        (OSError(errno.ESTALE, "Stale file handle", "x.zip"), TEMPORARY, "error: x.zip: Stale file handle"),
+    ],
+)
+def test_a_fault_is_one_line_and_tells_whether_another_try_may_help(
+    error: Exception, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        stage_main(main)
+    told = ended.value.code if isinstance(ended.value.code, str) else capsys.readouterr().err.strip()
+    assert told == line
+    assert (1 if isinstance(ended.value.code, str) else ended.value.code) == status
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("https://user:password@host:80/a.zip?signature=x#y", "https://host:80/a.zip?..."),
+        ("a=s3://k:s@b/x, c=https://d/e?f", "a=s3://b/x, c=https://d/e?..."),
+        ("kaggle://owner/name/versions/7", "kaggle://owner/name/versions/7"),
+        ("phantom://9?size=64", "phantom://9?size=64"),
+        ("data/a@b?c.zip", "data/a@b?c.zip"),
+    ],
+)
+def test_no_secret_of_a_url_is_said(source: str, said: str) -> None:
+    assert without_secrets(source) == said
