@@ -17,6 +17,7 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
+from prefect.runtime import task_run
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelling, Crashed
 
@@ -159,6 +160,8 @@ class RemoteRun:
                 name=f"{request.stage} of {self._run_name}",
                 tags=[self._run_name],
                 idempotency_key=f"{same}-{tries}",
+                # So the UI shows it below its task, and the server cancels it with the parent.
+                parent_task_run_id=UUID(task_run.id) if task_run.id else None,
             )
             if run.state and not run.state.is_final():
                 break

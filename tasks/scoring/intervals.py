@@ -36,11 +36,6 @@ class Interval(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-def mean_interval(values: Values) -> Interval:
-    """The mean of `values` (N,), one an image."""
-    return mean_intervals(values[:, None])[0]
-
-
 def mean_intervals(values: Values) -> list[Interval]:
     """The mean of each column of `values` (N, M), one row an image."""
     images = len(values)
@@ -53,11 +48,6 @@ def ratio_interval(part: Values, whole: Values) -> Interval:
     sums = _resampled_sums(np.stack([part, whole], axis=1))
     value = _ratio(part.sum(keepdims=True), whole.sum(keepdims=True))[0]
     return _interval(value, _ratio(sums[:, 0], sums[:, 1]), len(part))
-
-
-def paired_difference(first: Values, second: Values) -> Interval:
-    """The mean of first - second, both (N,), of the same images in the same order."""
-    return mean_interval(first - second)
 
 
 def _interval(value: float, resampled: Values, images: int) -> Interval:

@@ -121,6 +121,9 @@ class TestInOrder:
         assert "report runs here: DVC does not hand over what it makes" in said
         messages = [where(cluster, "spread", f"train@{name}") for name in ("report1_bce", "report1_bce_iou")]
         assert sorted(message.partition(":")[0] for message in messages) == ["on gpu-1", "on gpu-2"]
+        tasks = cluster.user.tasks(of(cluster, "spread").id)
+        for run in stages(cluster, "spread"):  # nested in the UI
+            assert run.parent_task_run_id == tasks[run.name.partition(" of ")[0]].id
         assert cluster.refs().keys() == {"refs/heads/main"}
         assert cluster.objects(CHECKPOINTS) == []
         assert len(cluster.objects("runs")) == 4  # entries of its own stages alone

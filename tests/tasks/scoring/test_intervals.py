@@ -7,11 +7,17 @@ from scipy import stats
 from tasks.scoring.intervals import (
     COVERED,
     Interval,
-    mean_interval,
     mean_intervals,
-    paired_difference,
     ratio_interval,
 )
+
+
+def mean_interval(values: np.ndarray) -> Interval:
+    return mean_intervals(values[:, None])[0]
+
+
+def paired_difference(first: np.ndarray, second: np.ndarray) -> Interval:
+    return mean_interval(first - second)
 
 
 @pytest.fixture
