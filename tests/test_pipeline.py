@@ -55,6 +55,27 @@ class TestInOrder:
         assert "up to date" in repository.run("dvc", "status")
         assert repository.run("git", "status", "--porcelain") == ""
 
+    def test_what_editors_leave_in_a_room_runs_nothing(self, repository: Repository) -> None:
+        room = repository.folder / "tasks" / "training"
+        left = (
+            ".fitting.py.swp",
+            "fitting.py~",
+            "#fitting.py#",
+            ".#fitting.py",
+            "fitting.py.bak",
+            ".DS_Store",
+        )
+        paths = [room / name for name in (*left, ".ipynb_checkpoints/fitting.py", "__pycache__/fitting.pyc")]
+        for path in paths:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("of an editor")
+        assert "up to date" in repository.run("dvc", "status")
+        for path in paths:
+            path.unlink()
+        (room / "another.py").write_text("# of us")
+        assert "tasks/training" in repository.run("dvc", "status", "train@report1_bce")
+        (room / "another.py").unlink()
+
     def test_what_users_look_at(self, repository: Repository) -> None:
         assert "train@report1_bce" in repository.run("dvc", "dag")
         shown = repository.run("dvc", "metrics", "show")
