@@ -11,9 +11,9 @@ The parts, in their order:
                  memory layout, torch.compile and batch size
     inference    benchmarks/inference.py: the same network's evaluation, and a plain loop's
     NAME         an experiment of params.yaml, trained for as many of its epochs as there is time for, and
-                 scored on Test; by default best, then both of report 1, then report 2. Two epochs are timed
-                 first, in a training apart; the number of epochs is chosen so that the schedule ends in
-                 time. Nothing is compiled, but by --set training.compile=fused
+                 scored on Test; by default combined, then both of report 1, then report 2. Two epochs are
+                 timed first, in a training apart; the number of epochs is chosen so that the schedule ends
+                 in time. Nothing is compiled, but by --set training.compile=fused
 
 Each part is cut off at its share of the time that is left. Results are written as they come, to
 FOLDER/results.json and, as tables, to FOLDER/results.md; what the parts print goes to FOLDER/log.txt. A later
@@ -58,7 +58,7 @@ from tasks.support.checkpoints import FOLDER_VARIABLE
 from tasks.support.cli import InputError, stage_main, without_secrets
 
 #: The parts that run by default, with their shares of the time.
-SHARES = {"smoke": 2, "throughput": 5, "inference": 2, "best": 6, "report1_bce": 3, "report1_bce_iou": 3}
+SHARES = {"smoke": 2, "throughput": 5, "inference": 2, "combined": 6, "report1_bce": 3, "report1_bce_iou": 3}
 SHARES |= {"report2": 3}
 #: The share of an experiment that is not among them.
 SHARE = 3
@@ -290,12 +290,12 @@ class Results:
 def smoke(bench: Bench, entry: Entry, limit: float) -> None:
     """Train whole, killed and gone on; evaluate twice. Fails where the bytes differ."""
     ends = time.monotonic() + limit
-    params = bench.params("best", *(() if bench.rehearsed else SMALL))
+    params = bench.params("combined", *(() if bench.rehearsed else SMALL))
     count = bench.sizes.smoke
     take = {"Train": count, "Val": count, "Test": count}
     images = prepare(bench.data, bench.work, params.image_size, take, CLASSES)
     plans, out = bench.write(params, "smoke"), bench.work / "smoke"
-    plan, entry["network"] = str(plans / "best.json"), plan_words(params.plans["best"])
+    plan, entry["network"] = str(plans / "combined.json"), plan_words(params.plans["combined"])
 
     def run(*command: str, heard: Heard = ignored) -> list[Line]:
         return bench.commands.run([*command], ends - time.monotonic(), heard)
@@ -304,7 +304,7 @@ def smoke(bench: Bench, entry: Entry, limit: float) -> None:
         return run("tasks.train", plan, str(images.packed), str(out / name), heard=heard)
 
     def checkpoints() -> set[Path]:
-        return set((bench.work / "checkpoints").glob("best-*.pt"))
+        return set((bench.work / "checkpoints").glob("combined-*.pt"))
 
     def saved(line: str) -> bool:
         return bool(re.search(r" epoch \d+/", line)) and checkpoints() > before
@@ -316,7 +316,7 @@ def smoke(bench: Bench, entry: Entry, limit: float) -> None:
     entry["killed"] = went_on[0].partition(": ")[2] if went_on else None
     same = {"resumed_same_bytes": bool(went_on) and contents(out / "killed") == contents(out / "whole")}
     for name in ("once", "twice"):
-        prediction = str(plans / "best.prediction.json")
+        prediction = str(plans / "combined.prediction.json")
         paths = [str(out / "whole"), str(images.packed), str(images.raw), str(out / name)]
         run("tasks.evaluate", plan, prediction, *paths)
     same["evaluated_same_bytes"] = contents(out / "once") == contents(out / "twice")
@@ -511,7 +511,7 @@ def main() -> None:
     for name in set(wanted) - set(PARTS):
         bench.params(name)  # an unknown one ends here
     print(f"--- the data: {without_secrets(bench.data)}", flush=True)
-    packed_dataset(bench.data, bench.work, bench.params("best").image_size)
+    packed_dataset(bench.data, bench.work, bench.params("combined").image_size)
     run_parts(bench, wanted, ends)
 
 

@@ -53,7 +53,7 @@ def rehearsed(tiny_packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     (prepared / "packed-32").symlink_to(tiny_packed)
     (prepared / "raw").symlink_to(tiny_packed.parent / "raw")
     (folder / "sitecustomize.py").write_text(BLOCKER)
-    done = run_gpu(folder, "--rehearse", "--parts", "smoke,throughput,best", PYTHONPATH=str(folder))
+    done = run_gpu(folder, "--rehearse", "--parts", "smoke,throughput,combined", PYTHONPATH=str(folder))
     assert done.returncode == 0, done.stdout + done.stderr
     call_gpu(folder, "--rehearse", "--parts", "smoke,report2", "--minutes", "0")
     return folder
@@ -66,7 +66,7 @@ def parts(rehearsed: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_each_part_is_done_or_says_why_not(parts: dict[str, dict[str, Any]], rehearsed: Path) -> None:
-    done = ("smoke", "throughput", "best")
+    done = ("smoke", "throughput", "combined")
     left_out = ("inference", "report1_bce", "report1_bce_iou")
     assert {name: (of["status"], of.get("reason")) for name, of in parts.items()} == {
         **dict.fromkeys(done, ("done", None)),
@@ -97,12 +97,12 @@ def test_rates_are_plausible(parts: dict[str, dict[str, Any]]) -> None:
 
 
 def test_an_experiment_says_how_many_of_its_epochs_it_had(parts: dict[str, dict[str, Any]]) -> None:
-    best = parts["best"]
-    assert best["of_epochs"] == 4 and 1 <= best["epochs"] <= 4
-    assert best["network"] == "residual_unet, width 4, depth 2, patch 2"
-    assert 0 < best["epoch_seconds"] < best["seconds"]
-    assert best["scores"].keys() == {"infection", "lung"}
-    for sets in best["scores"].values():
+    combined = parts["combined"]
+    assert combined["of_epochs"] == 4 and 1 <= combined["epochs"] <= 4
+    assert combined["network"] == "residual_unet, width 4, depth 2, patch 2"
+    assert 0 < combined["epoch_seconds"] < combined["seconds"]
+    assert combined["scores"].keys() == {"infection", "lung"}
+    for sets in combined["scores"].values():
         assert all(0 <= of["iou"] <= of["dice"] <= 1 for of in sets.values())
 
 

@@ -141,7 +141,7 @@ def parse_preset(text: str, where: str) -> Preset:
     preset = Preset(parse_mapping(text, where))
     only = preset.pop("only", [])
     if not (isinstance(only, list) and all(isinstance(name, str) for name in only)):
-        raise InputError(f"{where}: only: {only!r} is not a list of experiments, such as [report2, best]")
+        raise InputError(f"{where}: only: {only!r} is not a list of experiments, such as [report2, combined]")
     preset.only = tuple(only)
     return preset
 

@@ -220,5 +220,5 @@ def test_bad_input_is_one_line(
 
 
 def test_an_unknown_experiment_is_one_line(repository: Repository) -> None:
-    output = retrain(repository, "--experiments", "best", fails=True)
-    assert output == "error: experiments: 'best' is not one of report1_bce, report1_bce_iou\n"
+    output = retrain(repository, "--experiments", "combined", fails=True)
+    assert output == "error: experiments: 'combined' is not one of report1_bce, report1_bce_iou\n"

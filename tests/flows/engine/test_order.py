@@ -33,7 +33,7 @@ def test_what_others_wait_for_comes_first_and_then_the_longest_training() -> Non
     trainings = in_order(params, "train@")
     assert trainings[0] == "train@two_step_lungs"  # another training waits for what it predicts
     # 100 epochs of one class, 30 epochs of three, 100 epochs of three with a quarter of the pixels.
-    ranked = [trainings.index(f"train@{name}") for name in ("report1_bce", "report2", "best")]
+    ranked = [trainings.index(f"train@{name}") for name in ("report1_bce", "report2", "combined")]
     assert ranked == sorted(ranked)
     assert in_order(params, "audit", "baselines", "report") == ["audit", "baselines", "report"]
 
@@ -43,7 +43,7 @@ def test_the_demo_leaves_no_core_idle_at_its_end() -> None:
     preset = read_preset(ROOT / "presets" / "demo.yaml")
     params = parse_params(with_changes(text, {"demo": preset}, preset.only))
     assert in_order(params, "train@") == [
-        "train@best",
+        "train@combined",
         "train@report2",
         "train@report1_bce",
         "train@report1_bce_iou",

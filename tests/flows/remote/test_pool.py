@@ -30,9 +30,11 @@ ONE = ("--experiments", "report1_bce")
 
 
 def test_the_longest_pattern_that_fits_says_where() -> None:
-    pools = {"train@*": "gpu", "train@best": "large", "*": "cpu"}
-    placed = {stage: pool_of(stage, pools) for stage in ("train@best", "train@report2", "evaluate@best")}
-    assert placed == {"train@best": "large", "train@report2": "gpu", "evaluate@best": "cpu"}
+    pools = {"train@*": "gpu", "train@combined": "large", "*": "cpu"}
+    placed = {
+        stage: pool_of(stage, pools) for stage in ("train@combined", "train@report2", "evaluate@combined")
+    }
+    assert placed == {"train@combined": "large", "train@report2": "gpu", "evaluate@combined": "cpu"}
     assert pool_of("report", {"train@*": "gpu"}) is None
 
 

@@ -123,19 +123,19 @@ def test_a_preset_changes_those_experiments_alone_that_there_are() -> None:
     kept = parse_params(with_changes(with_changes(TEXT, {}, ["report2"]), laptop))
     assert list(kept.experiments) == ["report2"]
     every = parse_params(with_changes(TEXT, laptop)).experiments
-    assert every["best"].epochs > every["report2"].epochs
+    assert every["combined"].epochs > every["report2"].epochs
 
 
 def test_a_preset_may_choose_experiments_but_deletes_none() -> None:
     demo = read_preset(ROOT / "presets" / "demo.yaml")
-    assert demo.only == ("report1_bce", "report1_bce_iou", "report2", "best")
+    assert demo.only == ("report1_bce", "report1_bce_iou", "report2", "combined")
     assert "only" not in demo
     assert (
         parse_params(with_changes(TEXT, {"demo": demo})).experiments.keys()
         == parse_params(TEXT).experiments.keys()
     )
-    with pytest.raises(InputError, match=r"^here: only: 'best' is not a list of experiments"):
-        parse_preset("only: best", "here")
+    with pytest.raises(InputError, match=r"^here: only: 'combined' is not a list of experiments"):
+        parse_preset("only: combined", "here")
 
 
 def comments(text: str) -> list[str]:
@@ -199,10 +199,10 @@ def test_a_changed_epochs_or_alpha_holds_for_all_experiments(key: str, value: fl
 
 
 def test_a_change_of_all_experiments_may_set_one_beside() -> None:
-    both = {"epochs": 7, "experiments": {"best": {"epochs": 9}}}
+    both = {"epochs": 7, "experiments": {"combined": {"epochs": 9}}}
     plans = parse_params(with_changes(TEXT, {"preset": both})).plans
-    assert {name for name, plan in plans.items() if plan.epochs != 7} == {"best"}
-    assert plans["best"].epochs == 9
+    assert {name for name, plan in plans.items() if plan.epochs != 7} == {"combined"}
+    assert plans["combined"].epochs == 9
 
 
 def test_experiments_are_kept_with_those_that_they_build_on() -> None:
@@ -211,8 +211,8 @@ def test_experiments_are_kept_with_those_that_they_build_on() -> None:
     assert kept.lungs_from == ("two_step_lungs",)
     assert kept.experiments["two_step_infection"].lungs_from == "two_step_lungs"
 
-    text = with_changes(TEXT, {}, ["best"])
-    assert list(parse_params(text).experiments) == ["best"]
+    text = with_changes(TEXT, {}, ["combined"])
+    assert list(parse_params(text).experiments) == ["combined"]
     assert parse_params(text).lungs_from == ()
     with pytest.raises(InputError, match=r"^experiments: 'bset' is not one of report1_bce, "):
         with_changes(TEXT, {}, ["bset"])
@@ -222,7 +222,7 @@ def test_lines_outside_of_the_experiments_stay_when_some_are_kept() -> None:
     with_lungs = with_changes(TEXT, {}, ["two_step_infection"])
     end = TEXT[TEXT.index("\nlungs_from:") :]
     assert with_lungs.endswith(end)
-    assert with_changes(TEXT, {}, ["best"]).endswith(end.replace("[two_step_lungs]", "[]              "))
+    assert with_changes(TEXT, {}, ["combined"]).endswith(end.replace("[two_step_lungs]", "[]              "))
 
 
 def test_a_plan_survives_its_json() -> None:
@@ -315,17 +315,17 @@ def test_a_password_in_a_url_is_refused_and_not_said(source: str) -> None:
         ),
         ("prediction.threshold=test", ": prediction.threshold: 'test' is neither val nor"),
         (
-            "experiments.best.prediction={threshold: 0.0}",
-            ": experiments.best.prediction.threshold: 0.0 is neither val nor",
+            "experiments.combined.prediction={threshold: 0.0}",
+            ": experiments.combined.prediction.threshold: 0.0 is neither val nor",
         ),
         (
-            "experiments.best.augment={rotaton: 3}",
-            ": experiments.best.augment.rotaton: unknown key (did you mean rotation?); the keys here are ",
+            "experiments.combined.augment={rotaton: 3}",
+            ": experiments.combined.augment.rotaton: unknown key (did you mean rotation?); the keys here are ",
         ),
         ("training.augment.flip=2", ": training.augment.flip: 2 won't do"),
         (
-            "experiments.best.augment=none",
-            ": experiments.best.augment: 'none' won't do: expected keys and values",
+            "experiments.combined.augment=none",
+            ": experiments.combined.augment: 'none' won't do: expected keys and values",
         ),
         ("losses.focal.gama=1", ": losses.focal.gama: unknown key (did you mean gamma?)"),
         ("losses.focal_tversky.gamma=0.5", ": losses.focal_tversky.gamma: 0.5 won't do"),
@@ -352,7 +352,7 @@ def test_a_password_in_a_url_is_refused_and_not_said(source: str) -> None:
             "experiments.report1_bce.prediction={within_lungs: true}",
             ": experiments.report1_bce: prediction.within_lungs needs targets: [infection, lung]",
         ),
-        ("experiments.best.images=raw", ": experiments.best.images: 'raw' won't do"),
+        ("experiments.combined.images=raw", ": experiments.combined.images: 'raw' won't do"),
         (
             "experiments.report1_bce.images=lungs/report2",
             ": experiments.report1_bce: images: lungs/report2 needs report2 in lungs_from",
