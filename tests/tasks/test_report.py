@@ -564,12 +564,6 @@ def test_missing_prediction_and_missing_plans_are_told(work: Work) -> None:
         work.run()
 
 
-def test_experiment_named_like_a_trivial_predictor_is_refused(work: Work) -> None:
-    work.add("whole_lung", shift=0)
-    with pytest.raises(InputError, match=r"experiments\.whole_lung"):
-        work.run()
-
-
 def test_figure_positions_follow_file_names_of_the_right_images() -> None:
     rows = [("infection", "Test", "COVID-19", name) for name in ("covid_9", "covid_10", "covid_2")]
     rows += [("infection", "Test", "Normal", "a"), ("infection", "Val", "COVID-19", "b")]
