@@ -15,7 +15,7 @@ from prefect.states import Cancelled, Crashed
 
 from flows.deployment.prefect_api import client_of
 
-#: How long a run may say nothing before it is taken for dead: four heartbeats.
+#: How long a run may be silent before it is considered dead: four heartbeats.
 SILENCE = timedelta(seconds=120)
 
 #: The event by which the automation of that knows that a run was ended with its worker.
@@ -71,8 +71,8 @@ def report_ended(api: str, runs: set[str]) -> None:
                 if run.state and run.state.is_cancelling():
                     ended = Cancelled(message="Ended with the worker.")
                 client.set_flow_run_state(run.id, ended)
-                # A server that was started anew holds back what it tells itself of older runs, for 15
-                # minutes. The automation must not wait for that, or it crashes the run when that is retried.
+                # After a restart the server delays its own events about older runs by 15 minutes. The
+                # automation must hear of this one now, or it would crash the run when it is retried.
                 event = Event(
                     event=ENDED,
                     resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"},

@@ -131,7 +131,7 @@ class Remote:
     def push_result(self, name: str) -> None:
         """Send the stage's outputs, and then word of them; a result that the remote has already stays.
 
-        An entry there of which the data are gone is replaced.
+        An entry there whose data are gone is replaced.
         """
 
         def push() -> None:

@@ -48,7 +48,7 @@ def sent_commits(repository: Path) -> dict[str, str]:
 
 
 def forget_commits(repository: Path, refs: list[str]) -> None:
-    """Delete refs at origin, which are no more needed there."""
+    """Delete refs at origin, which are no longer needed."""
     if refs:
         push_refs(repository, *[f":{ref}" for ref in refs])
 

@@ -28,7 +28,7 @@ class RemoteAwayError(Exception):
 
 
 class DeniedError(InputError):
-    """The credentials that this machine has won't do."""
+    """This machine's credentials are missing or refused."""
 
 
 def with_retries(

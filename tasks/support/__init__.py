@@ -1,1 +1,1 @@
-"""The command line, progress, checkpoints and what a log says: nothing here changes a result."""
+"""The command line, progress and checkpoints, which change no result, and symptoms of a training."""

@@ -320,7 +320,8 @@ def test_a_password_in_a_url_is_refused_and_not_said(source: str) -> None:
         ),
         (
             "experiments.combined.augment={rotaton: 3}",
-            ": experiments.combined.augment.rotaton: unknown key (did you mean rotation?); the keys here ",
+            ": experiments.combined.augment.rotaton: "
+            "unknown key (did you mean rotation?); the keys here are ",
         ),
         ("training.augment.flip=2", ": training.augment.flip: 2 won't do"),
         (
