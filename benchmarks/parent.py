@@ -24,12 +24,7 @@ from ruamel.yaml import YAML
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from flows.remote.run_cache import Remote
 from flows.repository.checkout import checked_out
-from flows.repository.git import (
-    commit,
-    find_repository,
-    resolve,
-    run,
-)
+from flows.repository.git import commit, find_repository, resolve, run
 from flows.repository.refs import forget_commits, send_commit, sent_commits
 from tasks.support.cli import stage_main
 

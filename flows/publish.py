@@ -13,18 +13,8 @@ from string import ascii_letters, digits
 from dvc.config import Config
 
 from flows.repository.checkout import RUNS, numbered
-from flows.repository.git import (
-    GitError,
-    git,
-    resolve,
-    run,
-)
-from flows.repository.refs import (
-    ORIGIN,
-    has_origin,
-    push_refs,
-    refs_at_origin,
-)
+from flows.repository.git import GitError, git, resolve, run
+from flows.repository.refs import ORIGIN, has_origin, push_refs, refs_at_origin
 from flows.repository.retry import DeniedError, RemoteAwayError, with_retries
 from tasks.support.cli import InputError
 

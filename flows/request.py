@@ -6,12 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from flows.repository.git import git
-from tasks.settings.changes import (
-    Preset,
-    parse_assignment,
-    parse_preset,
-    with_changes,
-)
+from tasks.settings.changes import Preset, parse_assignment, parse_preset, with_changes
 from tasks.settings.schema import ALL, parse_mapping
 from tasks.support.cli import InputError
 

@@ -19,11 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import (
-    create_link_artifact,
-    create_markdown_artifact,
-    create_table_artifact,
-)
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
@@ -53,13 +49,7 @@ from flows.publish import (
 )
 from flows.remote.pool import RemoteRun, remote_places
 from flows.repository.checkout import RUNS, checked_out, remove_leftovers
-from flows.repository.git import (
-    commit,
-    find_repository,
-    git,
-    resolve,
-    uncommitted,
-)
+from flows.repository.git import commit, find_repository, git, resolve, uncommitted
 from flows.repository.refs import has_origin
 from flows.request import PRESETS, RetrainRequest
 from flows.stage import CHECKPOINTS

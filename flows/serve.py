@@ -19,19 +19,10 @@ import psutil
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import get_current_settings
 
-from flows.deployment.addresses import (
-    api_of,
-    host_and_port,
-)
+from flows.deployment.addresses import api_of, host_and_port
 from flows.deployment.automations import crash_the_silent, report_ended
 from flows.deployment.deployments import AT_FIRST, RUN_FLOW, deploy, find_deployment
-from flows.deployment.prefect_api import (
-    STARTUP,
-    AwayError,
-    check_server,
-    has_to_start,
-    ui_of,
-)
+from flows.deployment.prefect_api import STARTUP, AwayError, check_server, has_to_start, ui_of
 from flows.deployment.reports import serving_reports
 from flows.deployment.supervision import lock_path, log_path, only_one, part, until_stopped
 from flows.deployment.work_pools import POOL_NAME, make_pool

@@ -18,12 +18,7 @@ from prefect.runtime import flow_run
 from prefect.states import Failed
 
 from flows.engine.order import INTERRUPTED, as_state, watcher
-from flows.engine.runner import (
-    Outcome,
-    StageRun,
-    StageRunner,
-    Tell,
-)
+from flows.engine.runner import Outcome, StageRun, StageRunner, Tell
 from flows.engine.slots import compute_slots
 from flows.publish import as_name
 from flows.remote.clock import Clock

@@ -10,10 +10,7 @@ from typing import Any
 
 from prefect.settings import get_current_settings
 
-from flows.deployment.addresses import (
-    is_own,
-    own_names,
-)
+from flows.deployment.addresses import is_own, own_names
 from tasks.support.cli import InputError
 
 

@@ -18,12 +18,7 @@ from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 
 from flows.engine.pipeline import Pipeline
-from flows.engine.runner import (
-    Outcome,
-    StageRun,
-    StageRunner,
-    Tell,
-)
+from flows.engine.runner import Outcome, StageRun, StageRunner, Tell
 from flows.engine.slots import Slots
 from tasks.settings.schema import Experiment, Params
 from tasks.support.cli import InputError

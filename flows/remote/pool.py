@@ -31,13 +31,7 @@ from flows.remote.run_cache import Remote, can_travel, check_remote
 from flows.remote.stage_request import REFUSED, StageRequest, versions
 from flows.repository.dvc_internals import opened, waiting
 from flows.repository.git import commit
-from flows.repository.refs import (
-    ORIGIN,
-    forget_commits,
-    has_origin,
-    send_commit,
-    sent_commits,
-)
+from flows.repository.refs import ORIGIN, forget_commits, has_origin, send_commit, sent_commits
 from flows.repository.retry import DeniedError, RemoteAwayError, with_retries
 from tasks.support.cli import InputError
 

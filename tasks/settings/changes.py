@@ -10,14 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
-from tasks.settings.schema import (
-    LUNGS,
-    PINS,
-    SHARED_BY_ALL,
-    parse_mapping,
-    parse_params,
-    read_text,
-)
+from tasks.settings.schema import LUNGS, PINS, SHARED_BY_ALL, parse_mapping, parse_params, read_text
 from tasks.support.cli import InputError, without_secrets
 
 

@@ -26,11 +26,7 @@ from tasks.common.raw import (
     shard_name,
     write_member,
 )
-from tasks.report import (
-    TEMPLATE,
-    figure_ids,
-    report,
-)
+from tasks.report import TEMPLATE, figure_ids, report
 from tasks.settings.schema import Params
 from tasks.support.cli import InputError
 

@@ -10,12 +10,7 @@ import pytest
 
 from flows.deployment.automations import report_ended
 from flows.repository.checkout import CHECKOUTS, checked_out, remove_leftovers
-from flows.repository.git import (
-    commit,
-    environment,
-    git,
-    resolve,
-)
+from flows.repository.git import commit, environment, git, resolve
 from flows.worker import end_leftovers
 from tests.helpers import Repository
 

@@ -4,12 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tasks.scoring.intervals import (
-    COVERED,
-    Interval,
-    mean_intervals,
-    ratio_interval,
-)
+from tasks.scoring.intervals import COVERED, Interval, mean_intervals, ratio_interval
 
 
 def mean_interval(values: np.ndarray) -> Interval:

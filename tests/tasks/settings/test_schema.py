@@ -8,12 +8,7 @@ from models.losses import LOSS_OPTIONS, LOSSES
 from models.networks import NETWORKS
 from tasks.baselines import PREDICTORS
 from tasks.settings import schema as params
-from tasks.settings.changes import (
-    parse_assignment,
-    parse_preset,
-    read_preset,
-    with_changes,
-)
+from tasks.settings.changes import parse_assignment, parse_preset, read_preset, with_changes
 from tasks.settings.schema import load_params, parse_params
 from tasks.support.cli import InputError
 from tests.helpers import ROOT
