@@ -23,17 +23,18 @@ PREDICTORS: dict[str, Callable[[dict[Kind, Mask]], Mask]] = {
 }
 
 
-def baselines(packed: Path, raw: Path, out: Path, half: str) -> None:
+def baselines(table: Path, raw: Path, out: Path, half: str) -> None:
     """Score the trivial predictors on the usable Test images of `half`, at the masks' own size.
 
-    Writes under `out`: `metrics.json`, predictor -> target -> image set -> metric, and `images.csv`.
+    `table` is the `images.csv` that lists them. Writes under `out` `metrics.json`, predictor -> target ->
+    image set -> metric, and `images.csv`.
     The whole lung is the true lung mask taken for the infection.
     """
     dataset = RawDataset(raw)
-    images = pd.read_csv(packed / "images.csv")
+    images = pd.read_csv(table)
     images = images[(images["half"] == half) & (images["split"] == "Test")]
     if not (images["class"] == "COVID-19").any():
-        raise InputError(f"{packed}: the {half} half has no COVID-19 Test image to score on")
+        raise InputError(f"{table}: the {half} half has no COVID-19 Test image to score on")
     calibrations = {name: Calibration() for name in PREDICTORS}
     rows = pd.DataFrame(_score_all(dataset, images, half, calibrations))
     scores = {
@@ -65,12 +66,12 @@ def _score_all(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("packed", type=Path, help="data/packed")
+    parser.add_argument("table", type=Path, help="data/packed/SIZE/images.csv")
     parser.add_argument("raw", type=Path, help="data/raw")
     parser.add_argument("out", type=Path, help="the folder to make")
     parser.add_argument("--half", choices=HALF_KINDS, default="infection", help="half of the dataset")
     args = parser.parse_args()
-    baselines(args.packed, args.raw, args.out, args.half)
+    baselines(args.table, args.raw, args.out, args.half)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: score the trained networks of an experiment on the Test split, at the masks' own size.
+"""Stage `evaluate`: score a trained network on the Test split, at the masks' own size.
 
 Probabilities are resized back to each mask's own size before they are compared, so that networks
 trained at different image sizes stand in one table.
@@ -9,7 +9,6 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator, Set
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,6 @@ from tasks.inference.predict import (
     Case,
     Mask,
     Recipe,
-    Thresholds,
     choose_thresholds,
     predict_cases,
     read_mask,
@@ -38,12 +36,10 @@ from tasks.inference.predict import (
     to_masks,
 )
 from tasks.networks.device import set_up
-from tasks.networks.network import load_network, trained_seeds
+from tasks.networks.network import load_network
 from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids
 from tasks.scoring.images import (
     Calibration,
-    Metrics,
-    mean_metrics,
     overlaps,
     score_masks,
     score_masks_within,
@@ -67,41 +63,29 @@ def evaluate(
     out: Path,
     left_out: Set[str] = frozenset(),
 ) -> None:
-    """Score each network in `trained` on every Test image of its half.
+    """Score the network in the folder `trained` on every Test image of its half.
 
     `images` is the folder that the training read. No threshold is chosen on the ids that are `left_out`.
     Writes under `out`:
 
-        images.csv        a row a seed, target and image
-        metrics.json      target -> image set -> metric, means over seeds
-        steps.csv         a row a seed, step of post-processing, target and image, where any step is on
-        calibration.csv   a row a seed, target, image set and bin of probabilities
-        settings.json     seeds, the thresholds of each, and what else made masks of probabilities
-        predictions.zip   the first seed's masks as 1 bit PNGs named TARGET/ID.png
+        images.csv        a row a target and image
+        metrics.json      target -> image set -> metric
+        steps.csv         a row a step of post-processing, target and image, where any step is on
+        calibration.csv   a row a target, image set and bin of probabilities
+        settings.json     the thresholds, and what else made masks of probabilities
+        predictions.zip   the masks as 1 bit PNGs named TARGET/ID.png
     """
-    dataset, seeds = RawDataset(raw), trained_seeds(trained)
-    rows: list[Row] = []
-    stepped: list[Row] = []
-    calibrations: list[pd.DataFrame] = []
-    of_seeds: list[Metrics] = []
-    thresholds: dict[str, Thresholds] = {}
+    evaluation = _Evaluation(plan, prediction, trained, images, RawDataset(raw), left_out)
     with replacing(out) as partial:
         partial.mkdir()
         with zipfile.ZipFile(partial / "predictions.zip", "w") as archive:
-            for seed in seeds:
-                one = _Evaluation(plan, prediction, seed, trained, images, dataset, left_out)
-                one.run(None if of_seeds else archive)
-                rows += one.rows
-                stepped += one.stepped
-                calibrations.append(one.calibration.table().assign(seed=seed))
-                of_seeds.append(summarise(pd.DataFrame(one.rows), one.calibration))
-                thresholds[str(seed)] = one.thresholds
-        metrics = mean_metrics(of_seeds)
-        settings = {"seeds": seeds, "thresholds": thresholds}
-        settings["prediction"] = json.loads(prediction.to_json())
-        write_table(pd.DataFrame(rows), partial / "images.csv")
-        write_table(pd.DataFrame(stepped, columns=STEP_COLUMNS), partial / "steps.csv")
-        write_table(pd.concat(calibrations), partial / "calibration.csv")
+            evaluation.run(archive)
+        rows, calibration = pd.DataFrame(evaluation.rows), evaluation.calibration
+        metrics = summarise(rows, calibration)
+        settings = {"thresholds": evaluation.thresholds, "prediction": json.loads(prediction.to_json())}
+        write_table(rows, partial / "images.csv")
+        write_table(pd.DataFrame(evaluation.stepped, columns=STEP_COLUMNS), partial / "steps.csv")
+        write_table(calibration.table().assign(seed=plan.seed), partial / "calibration.csv")
         for name, content in (("settings", settings), ("metrics", metrics)):
             (partial / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for target, sets in metrics.items():
@@ -117,16 +101,15 @@ class _Evaluation:
         self,
         plan: Plan,
         prediction: Prediction,
-        seed: int,
         trained: Path,
         images: Path,
         raw: RawDataset,
         left_out: Set[str],
     ) -> None:
-        self._plan, self._prediction, self._seed = plan, prediction, seed
+        self._plan, self._prediction = plan, prediction
         self._images, self._raw = images, raw
-        self._compute = set_up(seed, plan.precision, plan.threads)
-        self._network = load_network(trained, seed, self._compute)
+        self._compute = set_up(plan.seed, plan.precision, plan.threads)
+        self._network = load_network(trained, self._compute)
         val = PackedSplit(images, plan.half, "Val", plan.targets, plan.train_classes, left_out)
         self.thresholds = choose_thresholds(self._network, plan, prediction, val, raw, self._compute)
         self._steps = steps(prediction, self.thresholds)
@@ -134,17 +117,15 @@ class _Evaluation:
         self.rows: list[Row] = []
         self.stepped: list[Row] = []
 
-    def run(self, archive: zipfile.ZipFile | None) -> None:
-        """Score each Test image; keep the masks in the archive, if any."""
-        score = partial(self._score, with_masks=archive is not None)
-        for scored in in_threads(score, self._cases(), BATCH):
+    def run(self, archive: zipfile.ZipFile) -> None:
+        """Score each Test image and keep its masks in the archive."""
+        for scored in in_threads(self._score, self._cases(), BATCH):
             self.rows += scored.rows
             self.stepped += scored.stepped
             for target, bins in scored.bins.items():
                 self.calibration.count(target, scored.image_class, bins)
-            if archive:
-                for name, png in scored.pngs.items():
-                    write_member(archive, name, png)
+            for name, png in scored.pngs.items():
+                write_member(archive, name, png)
 
     def _cases(self) -> Iterator[tuple[Case, Errors]]:
         split = PackedSplit(self._images, self._plan.half, "Test")
@@ -152,24 +133,23 @@ class _Evaluation:
         for case in predict_cases(self._network, self._plan, split, self._raw, self._compute, flip, what):
             yield case, _errors(case)
 
-    def _score(self, case_and_errors: tuple[Case, Errors], with_masks: bool) -> "_Scored":
+    def _score(self, case_and_errors: tuple[Case, Errors]) -> "_Scored":
         """What one image adds. No torch here: each of several threads would start torch's own."""
         case, errors = case_and_errors
         made: dict[Recipe, Mask] = {}
         masks = to_masks(case.probabilities, self.thresholds, self._prediction, made)
-        names = {target: f"{target}/{case.image_id}.png" for target in masks if with_masks}
         return _Scored(
             case.image_class,
             list(self._rows(case, masks, errors)),
             list(self._step_by_step(case, made)),
             _bins(case),
-            {name: encode_mask(masks[target]) for target, name in names.items()},
+            {f"{target}/{case.image_id}.png": encode_mask(mask) for target, mask in masks.items()},
         )
 
     def _rows(self, case: Case, masks: dict[Target, Mask], errors: Errors) -> Iterator[Row]:
         for target, mask in case.truths.items():
             predicted, truth = masks[target], mask.numpy()
-            row = {"seed": self._seed, "target": target, "id": case.image_id, "class": case.image_class}
+            row = {"seed": self._plan.seed, "target": target, "id": case.image_id, "class": case.image_class}
             shares = self._shares(case, masks) if target == "infection" else {}
             yield row | score_masks(predicted, truth, errors[target]) | shares
             if case.region is not None:
@@ -195,7 +175,7 @@ class _Evaluation:
             for target, truth in case.truths.items():
                 counts = confusion_of_masks(masks[target], truth.numpy())
                 yield {
-                    "seed": self._seed,
+                    "seed": self._plan.seed,
                     "step": step,
                     "target": target,
                     "id": case.image_id,
@@ -250,10 +230,10 @@ def _share(infection: Mask, lungs: Mask) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("plan", type=Path, help="artifacts/plans/NAME.json")
-    parser.add_argument("prediction", type=Path, help="artifacts/plans/NAME.prediction.json")
-    parser.add_argument("trained", type=Path, help="artifacts/train/NAME")
-    parser.add_argument("images", type=Path, help="data/packed or data/lungs/NAME, as the training read it")
+    parser.add_argument("plan", type=Path, help="artifacts/plans/TRAINING.json")
+    parser.add_argument("prediction", type=Path, help="artifacts/plans/EXPERIMENT.prediction.json")
+    parser.add_argument("trained", type=Path, help="artifacts/train/TRAINING/network")
+    parser.add_argument("images", type=Path, help="data/packed/SIZE or data/lungs/EXPERIMENT, as trained on")
     parser.add_argument("raw", type=Path, help="data/raw")
     parser.add_argument("out", type=Path, help="the folder to make")
     add_dropped_argument(parser)

@@ -18,7 +18,7 @@ from tasks.common.files import replacing, write_table
 from tasks.common.raw import SPLITS, RawDataset
 from tasks.inference.predict import Thresholds, choose_thresholds, predict_batches, to_masks
 from tasks.networks.device import Compute, set_up
-from tasks.networks.network import load_network, trained_seeds
+from tasks.networks.network import load_network
 from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids
 from tasks.packed.writer import ArrayWriter
 from tasks.settings.schema import Plan, Prediction
@@ -39,8 +39,8 @@ def restrict(
 ) -> None:
     """Write the plan's half of `packed` once more under `out`, restricted to the lungs.
 
-    The lungs are those of the experiment's first seed, made of its probabilities as `prediction` says, at the
-    network's size. No threshold is chosen on the ids that are `left_out`.
+    `trained` is the folder of the network. The lungs are made of its probabilities as `prediction` says, at
+    the network's size. No threshold is chosen on the ids that are `left_out`.
 
     Raises:
         InputError: the half holds no infection masks.
@@ -49,9 +49,8 @@ def restrict(
         raise InputError(
             f"{plan.name}: the {plan.half} half holds no infection masks to look for within lungs"
         )
-    seed = trained_seeds(trained)[0]
-    compute = set_up(seed, plan.precision, plan.threads)
-    network = load_network(trained, seed, compute)
+    compute = set_up(plan.seed, plan.precision, plan.threads)
+    network = load_network(trained, compute)
     val = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes, left_out)
     thresholds = choose_thresholds(network, plan, prediction, val, RawDataset(raw), compute)
     table = pd.read_csv(packed / "images.csv")
@@ -93,10 +92,10 @@ def _restrict_split(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Restrict the packed images to the predicted lungs.")
-    parser.add_argument("plan", type=Path, help="artifacts/plans/NAME.json")
-    parser.add_argument("prediction", type=Path, help="artifacts/plans/NAME.prediction.json")
-    parser.add_argument("trained", type=Path, help="artifacts/train/NAME")
-    parser.add_argument("packed", type=Path, help="data/packed")
+    parser.add_argument("plan", type=Path, help="artifacts/plans/TRAINING.json")
+    parser.add_argument("prediction", type=Path, help="artifacts/plans/EXPERIMENT.prediction.json")
+    parser.add_argument("trained", type=Path, help="artifacts/train/TRAINING/network")
+    parser.add_argument("packed", type=Path, help="data/packed/SIZE")
     parser.add_argument("raw", type=Path, help="data/raw")
     parser.add_argument("out", type=Path, help="the folder to make")
     add_dropped_argument(parser)

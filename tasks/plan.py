@@ -1,4 +1,4 @@
-"""Stage `plan`: two files an experiment, with all that determines its training, and its evaluation.
+"""Stage `plan`: a file for each training, and one for each experiment that says how its masks are made.
 
 A training depends on its plan, not on params.yaml: so a new alpha retrains the experiments that use
 alpha, a new threshold retrains none, and every change of params.yaml passes the schema before anything runs.
@@ -13,13 +13,14 @@ from tasks.support.cli import stage_main
 
 
 def plan(params: Params, out: Path) -> None:
-    """Write `NAME.json` and `NAME.prediction.json` for each experiment under `out`."""
+    """Write `TRAINING.json` for each training and `EXPERIMENT.prediction.json` for each experiment."""
     with replacing(out) as partial:
         partial.mkdir()
-        for name, experiment in params.plans.items():
-            (partial / f"{name}.json").write_text(experiment.to_json(), encoding="utf-8")
-            prediction = params.experiments[name].prediction
-            (partial / f"{name}.prediction.json").write_text(prediction.to_json(), encoding="utf-8")
+        for name, training in params.plans.items():
+            (partial / f"{name}.json").write_text(training.to_json(), encoding="utf-8")
+        for name, experiment in params.experiments.items():
+            text = experiment.prediction.to_json()
+            (partial / f"{name}.prediction.json").write_text(text, encoding="utf-8")
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
 """Stage `preprocess`: the images and masks of `data/raw`, resized and packed into a few arrays.
 
-    data/packed/images.csv                     one row a usable image
-    data/packed/rejected.csv                   id and reason of each image set aside
-    data/packed/thumbnails.npy                 uint8 (N, 32, 32), whatever S is, one a row of images.csv
-    data/packed/infection/Train/image.npy      uint8 (N, S, S), grey values 0..255
-    data/packed/infection/Train/lung.npy       uint8 (N, S, S), the marked share of each pixel, 255 for all of
-                                               it; likewise infection.npy
+    data/packed/S/images.csv                     one row a usable image
+    data/packed/S/rejected.csv                   id and reason of each image set aside
+    data/packed/S/thumbnails.npy                 uint8 (N, 32, 32), whatever S is, one a row of images.csv
+    data/packed/S/infection/Train/image.npy      uint8 (N, S, S), grey values 0..255
+    data/packed/S/infection/Train/lung.npy       uint8 (N, S, S), the marked share of each pixel, 255 for all
+                                                 of it; likewise infection.npy
 
 The arrays are for `numpy.load(..., mmap_mode="r")`; an image's place in them is its `row`.
 """
@@ -203,9 +203,10 @@ def main() -> None:
     parser.add_argument("params", type=Path)
     parser.add_argument("raw", type=Path, help="the dataset, data/raw")
     parser.add_argument("packed", type=Path, help="the folder to make")
+    parser.add_argument("--image-size", type=int, required=True, help="pixels a side")
     args = parser.parse_args()
     params = load_params(args.params)
-    preprocess(args.raw, args.packed, params.image_size, params.preprocess.max_rejected)
+    preprocess(args.raw, args.packed, args.image_size, params.preprocess.max_rejected)
 
 
 if __name__ == "__main__":

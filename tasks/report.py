@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from tasks.reporting.score_tables import (
 from tasks.reporting.settings import NUMERIC_COLUMNS, published_rows, settings
 from tasks.reporting.summary import summarise
 from tasks.reporting.words import IMAGE_SET_NAMES, IMAGE_SET_WORDS, formatted, target_words
+from tasks.scoring.seeds import mean_metrics
 from tasks.settings.schema import DATASET, Params, load_params
 from tasks.support.cli import InputError, stage_main, without_secrets
 
@@ -67,12 +68,12 @@ def report(
 ) -> None:
     """Write the page, its summary and the metrics of all experiments.
 
-    Reads of each experiment, in the order of params.yaml, `plans/NAME.json`,
-    `trained/NAME/{history.csv,networks/SEED.json}` and
+    Reads of each training, in the order of params.yaml, `plans/NAME.json`,
+    `trained/NAME/{history.csv,network/network.json}` and
     `evaluated/NAME/{metrics.json,images.csv,steps.csv,calibration.csv,settings.json,predictions.zip}`;
-    beside them `baselines/{metrics.json,images.csv}`, `packed/{images.csv,rejected.csv}`, `raw`, and what the
-    stage audit wrote. Writes `out/index.html`, `out/summary.md`, `out/figures.svg` and `metrics`; where an
-    input is missing, none of them.
+    beside them `baselines/HALF/{metrics.json,images.csv}`, `packed/{images.csv,rejected.csv}`, `raw`, and
+    what the stage audit wrote. Writes `out/index.html`, `out/summary.md`, `out/figures.svg` and `metrics`;
+    where an input is missing, none of them.
 
     Raises:
         InputError: a plan, figure or prediction that is asked for does not exist, or an experiment is named
@@ -109,8 +110,9 @@ def _read(
 ) -> Inputs:
     table = pd.read_csv(packed / "images.csv", keep_default_na=False)
     rejected = pd.read_csv(packed / "rejected.csv", dtype=str, keep_default_na=False)
-    experiments = tuple(_experiment(name, plans, trained, evaluated) for name in params.experiments)
+    experiments = tuple(_experiment(name, params, plans, trained, evaluated) for name in params.experiments)
     half = experiments[0].plan["half"]
+    baselines = baselines / half
     return Inputs(
         experiments=experiments,
         trivial=_json(baselines / "metrics.json"),
@@ -126,25 +128,35 @@ def _read(
     )
 
 
-def _experiment(name: str, plans: Path, trained: Path, evaluated: Path) -> Experiment:
-    plan = plans / f"{name}.json"
-    if not plan.is_file():
-        raise InputError(f"{plans}: no plan of {name}, which params.yaml names; the stage plan writes it")
-    evaluation = evaluated / name
-    chosen = _json(evaluation / "settings.json")
-    networks = trained / name / "networks"
+def _experiment(name: str, params: Params, plans: Path, trained: Path, evaluated: Path) -> Experiment:
+    """An experiment with its trainings, which differ in the seed alone, put together."""
+    trainings = {plan.seed: training for training, plan in params.plans.items() if plan.experiment == name}
+    folders = [evaluated / training for training in trainings.values()]
+    settings = [_json(folder / "settings.json") for folder in folders]
+    of_first = plans / f"{next(iter(trainings.values()))}.json"
+    if not of_first.is_file():
+        raise InputError(f"{of_first}: no such file; the stage plan writes it for {name} of params.yaml")
+
+    def together(read: Callable[[Path], pd.DataFrame], file: str, within: Sequence[Path]) -> pd.DataFrame:
+        return pd.concat([read(folder / file) for folder in within], ignore_index=True)
+
     return Experiment(
         name=name,
-        plan=_json(plan),
-        prediction=chosen["prediction"],
-        networks={seed: _json(networks / f"{seed}.json") for seed in chosen["seeds"]},
-        history=pd.read_csv(trained / name / "history.csv"),
-        results=_json(evaluation / "metrics.json"),
-        images=_images(evaluation / "images.csv"),
-        steps=_scores(evaluation / "steps.csv"),
-        calibration=_scores(evaluation / "calibration.csv"),
-        thresholds=chosen["thresholds"],
-        predictions=evaluation / "predictions.zip",
+        plan=_json(of_first),
+        prediction=settings[0]["prediction"],
+        networks={
+            seed: _json(trained / training / "network" / "network.json")
+            for seed, training in trainings.items()
+        },
+        history=together(pd.read_csv, "history.csv", [trained / name for name in trainings.values()]),
+        results=mean_metrics([_json(folder / "metrics.json") for folder in folders]),
+        images=together(_images, "images.csv", folders),
+        steps=together(_scores, "steps.csv", folders),
+        calibration=together(_scores, "calibration.csv", folders),
+        thresholds={
+            str(seed): of_one["thresholds"] for seed, of_one in zip(trainings, settings, strict=True)
+        },
+        predictions=folders[0] / "predictions.zip",
     )
 
 

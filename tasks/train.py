@@ -5,14 +5,13 @@ import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import pandas as pd
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from models.metrics import confusion, dice, iou, marked
 from tasks.common.files import replacing, write_table
 from tasks.common.raw import Split
 from tasks.networks.device import Compute, is_memory_short, set_up
-from tasks.networks.network import build_network, write_description
+from tasks.networks.network import build_network, save_network
 from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids
 from tasks.settings.schema import Plan
 from tasks.support.checkpoints import Checkpoint, key_of
@@ -39,11 +38,11 @@ VALIDATED = {"val_dice": dice, "val_iou": iou, "val_marked": marked}
 
 
 def train(plan: Plan, packed: Path, out: Path, left_out: Set[str] = frozenset(), parts: int = 1) -> None:
-    """Fit the plan's network once a seed, and keep of each the epoch with the best validation Dice.
+    """Fit the plan's network, and keep the epoch with the best validation Dice.
 
-    Reads the Train and Val splits under `packed`, but for the ids that are `left_out`. Writes under `out`,
-    for each seed, `networks/SEED.safetensors` and `networks/SEED.json`, enough to rebuild the network;
-    `history.csv`, one row a seed and epoch. A training that was broken off goes on from its checkpoint.
+    Reads the Train and Val splits under `packed`, but for the ids that are `left_out`. Writes under `out` the
+    folder `network`, enough to rebuild it, and `history.csv`, one row an epoch. A training that was broken
+    off goes on from its checkpoint.
 
     Args:
         parts: that a batch is computed in, at least; where the memory is too short for them, twice as many.
@@ -54,23 +53,14 @@ def train(plan: Plan, packed: Path, out: Path, left_out: Set[str] = frozenset(),
     """
     with joined(plan.processes) as group:
         data = _read(plan, packed, left_out, group)
-        with replacing(out) if group.first else nullcontext(out) as partial:
-            history, checkpoints = [], []
-            for seed in range(plan.seed, plan.seed + plan.seeds):
-                training = fit(plan, seed, data, group, max(parts, plan.accumulate))
-                if group.first:
-                    training.write(partial / "networks")
-                history += training.record.history
-                checkpoints.append(training.checkpoint)
-                del training  # its memory is the next one's
-            if group.first:
-                write_table(pd.DataFrame(history), partial / "history.csv")
+        training = fit(plan, data, group, max(parts, plan.accumulate))
         if group.first:
-            for checkpoint in checkpoints:
-                checkpoint.remove()
+            with replacing(out) as partial:
+                training.write(partial)
+            training.checkpoint.remove()
 
 
-class Data(NamedTuple):
+class Splits(NamedTuple):
     """What a training reads."""
 
     train: Batches
@@ -78,7 +68,7 @@ class Data(NamedTuple):
     digests: tuple[str, ...]
 
 
-def _read(plan: Plan, packed: Path, left_out: Set[str], group: Group) -> Data:
+def _read(plan: Plan, packed: Path, left_out: Set[str], group: Group) -> Splits:
     compute = set_up(plan.seed, plan.precision, plan.threads, group.size)
     names: tuple[Split, Split] = ("Train", "Val")
     train_split, val_split = (
@@ -86,15 +76,15 @@ def _read(plan: Plan, packed: Path, left_out: Set[str], group: Group) -> Data:
     )
     # The first alone makes the key that these are for.
     digests = (train_split.digest(), val_split.digest()) if group.first else ()
-    return Data(Batches(train_split, compute), Batches(val_split, compute), digests)
+    return Splits(Batches(train_split, compute), Batches(val_split, compute), digests)
 
 
-def fit(plan: Plan, seed: int, data: Data, group: Group, parts: int) -> "Training":
+def fit(plan: Plan, data: Splits, group: Group, parts: int) -> "Training":
     """One training, with each batch in twice as many parts for as long as the memory is too short."""
     while True:
         training = None
         try:
-            training = Training(plan, seed, data, group, parts)
+            training = Training(plan, data, group, parts)
             training.run()
             return training
         except (RuntimeError, MemoryError) as error:
@@ -143,28 +133,26 @@ class Record:
         return 0 < patience <= len(self.history) - self.best_epoch
 
 
-def _facts(plan: Plan, seed: int, compute: Compute, data: Data) -> list[str]:
+def _facts(plan: Plan, compute: Compute, data: Splits) -> list[str]:
     """What determines a training, but for its code: plan, data, versions and the kind of device."""
     on = torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else "cpu"
-    numbers = (seed, *data.digests, torch.__version__, on, compute, torch.get_num_threads())
+    numbers = (*data.digests, torch.__version__, on, compute, torch.get_num_threads())
     return [plan.to_json(), *map(str, numbers)]
 
 
 class Training:
-    """The epochs of one seed, from the checkpoint on if there is one; the group's first says and saves."""
+    """The epochs, from the checkpoint on if there is one; the group's first says and saves."""
 
-    def __init__(self, plan: Plan, seed: int, data: Data, group: Group, parts: int) -> None:
-        self._plan, self._seed, self._val, self._group = plan, seed, data.val, group
-        self._compute = set_up(seed, plan.precision, plan.threads, group.size)
+    def __init__(self, plan: Plan, data: Splits, group: Group, parts: int) -> None:
+        self._plan, self._val, self._group = plan, data.val, group
+        self._compute = set_up(plan.seed, plan.precision, plan.threads, group.size)
         network = build_network(plan, self._compute)
-        self._fitter = Fitter(plan, seed, network, self._compute, data.train, group, parts)
+        self._fitter = Fitter(plan, network, self._compute, data.train, group, parts)
         self._stop = Stop()
-        self._name = (
-            plan.name if plan.seeds == 1 else f"{plan.name} seed {seed - plan.seed + 1} of {plan.seeds}"
-        )
+        self._name = plan.name
         self.record = Record()
-        key = group.shared(key_of(_facts(plan, seed, self._compute, data)))
-        self.checkpoint = Checkpoint(plan.name, seed, key)
+        key = group.shared(key_of(_facts(plan, self._compute, data)))
+        self.checkpoint = Checkpoint(plan.name, key)
         self._facts = {
             "precision": self._compute.precision,
             "parameters": sum(p.numel() for p in network.parameters()),
@@ -193,24 +181,20 @@ class Training:
                     path = self.checkpoint.path
                     kept = f"; what came before is kept in {path}" if path.exists() else ""
                     raise InputError(f"{self._name}: {error}{kept}") from None
-        if self._plan.seeds > 1 and self._group.first:
-            self._save()  # until the other seeds are done
 
     def write(self, folder: Path) -> None:
-        """Write the best epoch's `SEED.safetensors` and `SEED.json` under `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {k: v.contiguous().cpu() for k, v in self.record.best_weights.items()}
-        (folder / f"{self._seed}.safetensors").write_bytes(safetensors.torch.save(weights))
-        write_description(
-            folder / f"{self._seed}.json",
+        """Write the network of the best epoch and the table of all epochs under `folder`."""
+        save_network(
+            folder / "network",
+            self.record.best_weights,
             self._plan,
-            seed=self._seed,
             **self._facts,
             parts=self.parts,
             best_epoch=self.record.best_epoch,
             val_dice=round(self.record.best_dice, 6),
             torch=torch.__version__,
         )
+        write_table(pd.DataFrame(self.record.history), folder / "history.csv")
 
     def _say(self, text: str) -> None:
         if self._group.first:
@@ -250,7 +234,7 @@ class Training:
             raise InputError(
                 f"the validation loss became {validated['val_loss']} in epoch {epoch}; lower learning_rate"
             )
-        row = {"seed": self._seed, "epoch": epoch, "train_loss": fitted.loss, **validated}
+        row = {"seed": self._plan.seed, "epoch": epoch, "train_loss": fitted.loss, **validated}
         self.record.add(row | {"learning_rate": fitted.learning_rate}, fitter.network)
         fitter.end_epoch()
         self._say(f"{self._name} epoch {epoch}/{of_all}: {_epoch_words(fitted, validated)}")
@@ -344,8 +328,8 @@ def validate(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("plan", type=Path, help="artifacts/plans/NAME.json")
-    parser.add_argument("packed", type=Path, help="data/packed")
+    parser.add_argument("plan", type=Path, help="artifacts/plans/TRAINING.json")
+    parser.add_argument("packed", type=Path, help="data/packed/SIZE or data/lungs/EXPERIMENT")
     parser.add_argument("out", type=Path, help="the folder to make")
     parser.add_argument("--parts", type=int, default=1, help="that a batch is computed in, at least")
     add_dropped_argument(parser)

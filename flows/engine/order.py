@@ -20,7 +20,7 @@ from prefect.tasks import exponential_backoff
 from flows.engine.pipeline import Pipeline
 from flows.engine.runner import Outcome, StageRun, StageRunner, Tell
 from flows.engine.slots import Slots
-from tasks.settings.schema import Experiment, Params
+from tasks.settings.schema import Params, Plan
 from tasks.support.cli import InputError
 from tasks.support.progress import fraction_done
 
@@ -82,14 +82,14 @@ def urgency_of(pipeline: Pipeline, params: Params) -> Callable[[str], Urgency]:
     for stage in reversed(list(TopologicalSorter(pipeline.upstream).static_order())):
         for up in pipeline.upstream[stage]:
             behind[up] = max(behind[up], behind[stage] + 1)
-    work = {f"train@{name}": _work(experiment) for name, experiment in params.experiments.items()}
+    work = {f"train@{name}": _work(plan) for name, plan in params.plans.items()}
     return lambda stage: (-behind[stage], -work.get(stage, 0.0), stage)
 
 
-def _work(experiment: Experiment) -> float:
+def _work(plan: Plan) -> float:
     """A guess, before any image is there to count: what a pixel costs, times how many are seen."""
-    passes = experiment.seeds * experiment.epochs * len(experiment.train_classes)
-    return passes * (experiment.width / experiment.patch) ** 2
+    passes = plan.epochs * len(plan.train_classes)
+    return passes * plan.image_size**2 * (plan.width / plan.patch) ** 2
 
 
 def run_stages(

@@ -125,7 +125,7 @@ def compute_slots(params: Params) -> Slots:
                 "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
             }
 
-        processes = {f"train@{name}": plan.processes for name, plan in params.experiments.items()}
+        processes = {f"train@{name}": plan.processes for name, plan in params.plans.items()}
         return Slots([prefix + gpu for gpu in gpus], per_stage=1, variables=variables, more=processes)
     threads_each = max(plan.threads or cores for plan in params.experiments.values())
     return Slots(

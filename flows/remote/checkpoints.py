@@ -15,7 +15,7 @@ from flows.repository.retry import in_a_line, with_retries
 CHECKPOINTS = "retrain-checkpoints"
 
 #: The path of a checkpoint. Nothing else is ever deleted in that folder.
-CHECKPOINT = re.compile(rf".*/{CHECKPOINTS}/[0-9a-f]{{64}}/[A-Za-z0-9_-]+-\d+-[0-9a-f]{{16}}\.pt")
+CHECKPOINT = re.compile(rf".*/{CHECKPOINTS}/[0-9a-f]{{64}}/[A-Za-z0-9_-]+-[0-9a-f]{{16}}\.pt")
 
 
 class Checkpoints:

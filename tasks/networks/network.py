@@ -1,18 +1,22 @@
 """Networks on disk: safetensors weights beside a JSON that is enough to rebuild the network."""
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import nn
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
 from models.networks import NETWORKS
 from models.patches import Patchwise
 from tasks.networks.device import Compute
 from tasks.settings.schema import Plan
+
+#: What a network's folder holds.
+WEIGHTS, DESCRIPTION = "weights.safetensors", "network.json"
 
 
 def build_network(plan: Plan, compute: Compute) -> nn.Module:
@@ -24,22 +28,19 @@ def build_network(plan: Plan, compute: Compute) -> nn.Module:
     return network.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def write_description(path: Path, plan: Plan, **facts: Any) -> None:
-    """Write the plan and what the training found as JSON."""
+def save_network(folder: Path, weights: Mapping[str, Tensor], plan: Plan, **facts: Any) -> None:
+    """Make the folder: the weights, and the plan with what the training found as JSON."""
+    folder.mkdir(parents=True)
+    on_cpu = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
+    (folder / WEIGHTS).write_bytes(save(on_cpu))
     description = {"plan": json.loads(plan.to_json()), **facts}
-    path.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
-def trained_seeds(trained: Path) -> list[int]:
-    """The seeds of the networks in `artifacts/train/NAME`, in order."""
-    return sorted(int(path.stem) for path in (trained / "networks").glob("*.safetensors"))
-
-
-def load_network(trained: Path, seed: int, compute: Compute) -> nn.Module:
-    """The network of `artifacts/train/NAME` that was trained from a seed, ready to predict on the device."""
-    path = trained / "networks" / f"{seed}.safetensors"
-    description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+def load_network(folder: Path, compute: Compute) -> nn.Module:
+    """The network that `save_network` wrote, ready to predict on the device."""
+    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     plan = Plan.from_json(json.dumps(description["plan"]))
     network = build_network(plan, compute)
-    network.load_state_dict(load_file(path))
+    network.load_state_dict(load_file(folder / WEIGHTS))
     return network.eval()

@@ -95,7 +95,7 @@ SETTINGS: dict[str, Setting] = {
 SHOWN_KEYS = {  # of a plan, by the settings above or on purpose nowhere
     *("name", "network", "deep_supervision", "loss", "loss_options", "epochs", "targets", "images"),
     *("train_classes", "half", "augment", "ema", "image_size", "width", "depth", "batch_size", "optimiser"),
-    *("learning_rate", "schedule", "seed", "seeds", "precision"),
+    *("learning_rate", "schedule", "seed", "experiment", "precision"),
     "threads",  # of the CPU: where it ran, not what was trained
 }
 NUMERIC_COLUMNS = ("Parameters", "Epochs", "Best epoch", "Val Dice", "Batch size", "Seeds")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -169,17 +168,3 @@ def _of_shares(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
     if predicted.std() and true.std():  # else there is nothing to correlate
         shares["share_correlation"] = float(np.corrcoef(predicted, true)[0, 1])
     return shares
-
-
-def mean_metrics(of_seeds: Sequence[Metrics]) -> Metrics:
-    """The means over seeds; a metric that not every seed has is left out."""
-    means: Metrics = _mean(of_seeds)
-    return means
-
-
-def _mean(values: Sequence[Any]) -> Any:
-    if isinstance(values[0], Mapping):
-        keys = [key for key in values[0] if all(key in value for value in values)]
-        return {key: _mean([value[key] for value in values]) for key in keys}
-    mean = sum(values) / len(values)
-    return values[0] if isinstance(values[0], int) else round(mean, 6)

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
-from tasks.settings.schema import LUNGS, PINS, SHARED_BY_ALL, parse_mapping, parse_params, read_text
+from tasks.settings.schema import LUNGS, PINS, derive_stages, parse_mapping, parse_params, read_text
 from tasks.support.cli import InputError, without_secrets
 
 
 def with_changes(text: str, changes: Mapping[str, Mapping[str, Any]], experiments: Sequence[str] = ()) -> str:
     """The text of params.yaml with nested changes merged in, comments kept, and checked.
 
-    Mappings are merged, everything else is replaced. A changed `alpha` or `epochs` holds for all experiments:
-    those that an experiment had for itself go, unless the same change sets them. With another `data.source`,
-    what pinned the one before goes, unless one of the changes sets it.
+    Mappings are merged, everything else is replaced. With another `data.source`, what pinned the one before
+    goes, unless one of the changes sets it. The section `stages` is written as the experiments need it.
 
     Args:
         changes: each under the name of where it came from, which is named where the result won't do.
@@ -36,17 +36,45 @@ def with_changes(text: str, changes: Mapping[str, Mapping[str, Any]], experiment
     yaml.width, yaml.preserve_quotes = 4096, True
     document = yaml.load(text)
     for change in changes.values():
-        _drop_own(document, SHARED_BY_ALL & change.keys())
         _drop_pins(document, change, set_there={pin for c in changes.values() for pin in _section(c, "data")})
         _merge(document, change.among(document) if isinstance(change, Preset) else change)
     if experiments:
         _keep_experiments(document, experiments)
+    where = " with ".join(filter(None, ["params.yaml", without_secrets(", ".join(changes))]))
+    _write_stages(document, derive_stages(parse_mapping(_dumped(yaml, document), where), where))
+    changed = _dumped(yaml, document)
+    parse_params(changed, where)
+    return changed
+
+
+def _dumped(yaml: YAML, document: Any) -> str:
     buffer = io.StringIO()
     yaml.dump(document, buffer)
-    parse_params(
-        buffer.getvalue(), " with ".join(filter(None, ["params.yaml", without_secrets(", ".join(changes))]))
-    )
     return buffer.getvalue()
+
+
+def _write_stages(document: Any, stages: Mapping[str, Any]) -> None:
+    """Put the derived lists where they differ, a line an entry."""
+    if not isinstance(document.get("stages"), Mapping):
+        document["stages"] = {}
+    for name, entries in stages.items():
+        if document["stages"].get(name) != entries:
+            document["stages"][name] = _in_lines(entries)
+
+
+def _in_lines(entries: Any) -> Any:
+    """A list on one line, or a mapping with each of its entries on a line."""
+    if not isinstance(entries, Mapping):
+        listed = CommentedSeq(entries)
+        listed.fa.set_flow_style()
+        return listed
+    mapping = CommentedMap(entries)
+    if not entries:
+        mapping.fa.set_flow_style()
+    for name, entry in entries.items():
+        mapping[name] = CommentedMap(entry)
+        mapping[name].fa.set_flow_style()
+    return mapping
 
 
 class _Representer(RoundTripRepresenter):
@@ -56,13 +84,6 @@ class _Representer(RoundTripRepresenter):
 _Representer.add_representer(
     type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
 )
-
-
-def _drop_own(document: Any, keys: Set[str]) -> None:
-    entries = document.get("experiments")
-    for entry in entries.values() if isinstance(entries, Mapping) else ():
-        for key in keys if isinstance(entry, Mapping) else ():
-            entry.pop(key, None)
 
 
 def _drop_pins(document: Any, change: Mapping[str, Any], set_there: Set[str]) -> None:
@@ -85,9 +106,6 @@ def _keep_experiments(document: Any, names: Sequence[str]) -> None:
     kept = {*names, *filter(None, (_lungs_from(there[name]) for name in names))}
     for name in [name for name in there if name not in kept]:
         del there[name]
-    lungs_from = document.get("lungs_from")
-    for name in set(lungs_from) - kept if isinstance(lungs_from, list) else ():
-        lungs_from.remove(name)
 
 
 def _lungs_from(entry: Any) -> str | None:

@@ -6,7 +6,7 @@ trust it. A wrong word is answered with its place, the word itself and the words
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -32,11 +32,14 @@ Target = Literal["infection", "lung"]
 #: The losses that read the shared weight `alpha`; a change of alpha retrains these alone.
 LOSSES_WITH_ALPHA: frozenset[Loss] = frozenset({"bce_iou", "dice_bce"})
 
-#: The keys at the top of params.yaml that an experiment may set for itself.
-SHARED_BY_ALL = frozenset({"alpha", "epochs"})
+#: The keys at the top of params.yaml that override those of every experiment where they are not null.
+OVERRIDES = ("alpha", "epochs")
 
 #: What holds for one source of the data and no other.
 PINS = ("fingerprint", "sha256")
+
+#: An experiment's `images` where it sees all of each image.
+WHOLE = "whole"
 
 #: What an experiment's `images` begins with where it sees only the lungs that another one predicts.
 LUNGS = "lungs/"
@@ -77,7 +80,10 @@ def _threshold(value: Any) -> Any:
     raise ValueError(f"{value!r} is neither val nor a number between 0 and 1")
 
 
-class Data(_Section):
+_Checked = TypeVar("_Checked", bound=_Section)
+
+
+class DataSource(_Section):
     source: Annotated[str, Field(min_length=1)]
     fingerprint: Annotated[str, Field(pattern=r"^f[0-9a-f]{31}$")] | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
@@ -154,9 +160,13 @@ class Prediction(_Section):
     fill_holes: bool
 
 
-class Training(_Section):
-    """What the experiments share, and each may set for itself."""
+class Fit(_Section):
+    """What determines a training, but for its network and loss; every experiment may set it for itself."""
 
+    epochs: Positive
+    half: Half
+    image_size: Annotated[int, Field(ge=16)]
+    images: Annotated[str, Field(pattern=rf"^({WHOLE}|{LUNGS}[A-Za-z0-9_-]+)$")]
     targets: Annotated[tuple[Target, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
     train_classes: Annotated[
         tuple[ImageClass, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)
@@ -173,7 +183,6 @@ class Training(_Section):
     ema: Annotated[float, Field(ge=0, lt=1)]
     augment: Augment
     seed: Annotated[int, Field(ge=0, lt=2**62)]
-    seeds: Annotated[int, Field(ge=1, le=100)]
     patience: Annotated[int, Field(ge=0)]
     precision: Literal["auto", "fp32", "bf16"]
     compile: Literal["auto", "none", "fused", "graphs"]
@@ -182,25 +191,35 @@ class Training(_Section):
     accumulate: Positive
 
 
-class Fit(Training):
-    """All that one training reads of params.yaml, but for what is the dataset's."""
+class TrainingSettings(Fit):
+    """The section `training`: what the experiments share, and each may set for itself."""
+
+    alpha: Share | None
+    seeds: Annotated[int, Field(ge=1, le=100)]
+
+
+class Experiment(TrainingSettings):
+    """An entry under `experiments`, the shared values merged in."""
 
     network: Network
     loss: Loss
-    images: Annotated[str, Field(pattern=rf"^(packed|{LUNGS}[A-Za-z0-9_-]+)$")]
-    epochs: Positive
+    prediction: Prediction
+    alpha: Share | None = None
 
     @property
     def lungs_from(self) -> str | None:
         """The experiment whose predicted lungs are all that this one sees, if any."""
         return self.images.removeprefix(LUNGS) if self.images.startswith(LUNGS) else None
 
+    @property
+    def folder(self) -> str:
+        """Where its images are, below data/."""
+        return self.images if self.lungs_from else f"packed/{self.image_size}"
 
-class Experiment(Fit):
-    """An entry under `experiments`, the shared values merged in."""
-
-    prediction: Prediction
-    alpha: Share | None = None
+    @property
+    def stride(self) -> int:
+        """Pixels to a side of which its lowest level makes one."""
+        return int(self.patch * 2**self.depth)
 
     @model_validator(mode="after")
     def _has_the_alpha_it_reads(self) -> Self:
@@ -226,63 +245,113 @@ class Experiment(Fit):
             raise ValueError("prediction.within_lungs needs targets: [infection, lung]")
         if self.lungs_from and self.targets != ("infection",):
             raise ValueError(f"images: {self.images} holds infection alone; set targets: [infection]")
+        if "infection" in self.targets and self.half == "lung":
+            raise ValueError("the lung half holds no infection masks; set targets: [lung]")
+        if self.image_size % self.stride or self.image_size == self.stride:
+            raise ValueError(
+                f"image_size {self.image_size} is not 2, 3, ... times patch * 2^depth = {self.stride}"
+            )
         return self
 
 
 class Plan(Fit):
-    """One experiment with everything that determines its training, and nothing else.
+    """One training: an experiment and a seed, with everything that determines it, and nothing else.
 
     `loss_options` holds what its loss reads alone, so that no other plan changes with alpha.
     """
 
     name: str
-    half: Half
-    image_size: int
+    experiment: str
+    network: Network
+    loss: Loss
     loss_options: dict[str, float]
+
+
+class TrainStage(_Section):
+    """What dvc.yaml reads of a training: its experiment, and where its images are, below data/."""
+
+    experiment: str
+    images: str
+
+
+class LungsStage(_Section):
+    """The training whose network predicts the lungs, and where its images are, below data/."""
+
+    training: str
+    images: str
+
+
+class Stages(_Section):
+    """What dvc.yaml makes a stage for each of: lists that it can't derive from the experiments itself."""
+
+    preprocess: Annotated[tuple[int, ...], Field(strict=False)]
+    """Image sizes."""
+    baselines: Annotated[tuple[Half, ...], Field(strict=False)]
+    """Halves of the dataset."""
+    lungs: dict[str, LungsStage]
+    """By the name of the experiment that predicts them."""
+    train: dict[str, TrainStage]
+    """By the name of the training."""
 
 
 class Report(_Section):
     figures: Annotated[tuple[Positive, ...], Field(strict=False)]
 
 
-class Params(_Section):
-    """The whole of params.yaml."""
+class Settings(_Section):
+    """params.yaml without the section `stages`, which follows from it."""
 
-    alpha: Share
-    epochs: Positive
-    data: Data
-    half: Half
-    image_size: Annotated[int, Field(ge=16)]
+    alpha: Share | None
+    epochs: Positive | None
+    data: DataSource
     preprocess: Preprocess
     audit: Audit
-    training: Training
+    training: TrainingSettings
     losses: Losses
     prediction: Prediction
     experiments: Annotated[
         dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], Experiment], Field(min_length=1)
     ]
-    lungs_from: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_distinct)]
     report: Report
 
     @property
     def plans(self) -> dict[str, Plan]:
-        """What each experiment's training depends on, by its name, in the order of params.yaml."""
-        return {
-            name: Plan(
-                name=name,
-                half=self.half,
-                image_size=self.image_size,
-                loss_options=self._loss_options(experiment),
-                **experiment.model_dump(include=set(Fit.model_fields)),
-            )
+        """Each training by its name: for every experiment one a seed, in the order of params.yaml."""
+        plans = (
+            self._plan(name, experiment, experiment.seed + more)
             for name, experiment in self.experiments.items()
-        }
+            for more in range(experiment.seeds)
+        )
+        return {plan.name: plan for plan in plans}
+
+    def _plan(self, name: str, experiment: Experiment, seed: int) -> Plan:
+        shared = experiment.model_dump(include={*Fit.model_fields, "network", "loss"}) | {"seed": seed}
+        options = self._loss_options(experiment)
+        return Plan(name=training_name(name, seed), experiment=name, loss_options=options, **shared)
 
     def _loss_options(self, experiment: Experiment) -> dict[str, float]:
         if experiment.alpha is not None:
             return {"alpha": experiment.alpha}
         constants = getattr(self.losses, experiment.loss, None)
         return constants.model_dump() if constants else {}
+
+    def derive_stages(self) -> Stages:
+        """The section `stages` that belongs to these experiments."""
+        experiments = self.experiments.values()
+        sources = dict.fromkeys(e.lungs_from for e in experiments if e.lungs_from)
+        return Stages(
+            preprocess=tuple(sorted({e.image_size for e in experiments})),
+            baselines=tuple(dict.fromkeys(e.half for e in experiments)),
+            lungs={
+                name: LungsStage(training=training_name(name, source.seed), images=source.folder)
+                for name in sources
+                for source in [self.experiments[name]]
+            },
+            train={
+                name: TrainStage(experiment=plan.experiment, images=self.experiments[plan.experiment].folder)
+                for name, plan in self.plans.items()
+            },
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -298,10 +367,12 @@ class Params(_Section):
     def _merged(raw: dict[str, Any], entry: Any) -> Any:
         if not isinstance(entry, dict):
             return entry
-        shared = {**raw["training"], "epochs": raw.get("epochs"), "prediction": raw.get("prediction")}
-        if entry.get("loss") in LOSSES_WITH_ALPHA:
-            shared["alpha"] = raw.get("alpha")
-        merged = {**shared, **entry}
+        overrides = {key: raw[key] for key in OVERRIDES if raw.get(key) is not None}
+        shared = {**raw["training"], "prediction": raw.get("prediction")}
+        if entry.get("loss") not in LOSSES_WITH_ALPHA:
+            overrides.pop("alpha", None)
+            shared.pop("alpha", None)
+        merged = {**shared, **entry, **overrides}
         for section in ("augment", "prediction"):
             if isinstance(shared.get(section), dict) and isinstance(entry.get(section), dict):
                 merged[section] = {**shared[section], **entry[section]}
@@ -310,33 +381,60 @@ class Params(_Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         for name, experiment in self.experiments.items():
-            place, stride = f"experiments.{name}", experiment.patch * 2**experiment.depth
+            place = f"experiments.{name}"
             if name in BASELINES:
                 raise ValueError(f"{place}: a trivial predictor has this name; choose another")
             if name == ALL:
                 raise ValueError(f"{place}: this word stands for all experiments; choose another")
             if name == DATASET:
                 raise ValueError(f"{place}: metrics.json has this name for the dataset; choose another")
-            if self.image_size % stride or self.image_size == stride:
-                raise ValueError(
-                    f"{place}: image_size {self.image_size} is not 2, 3, ... times patch * 2^depth = {stride}"
-                )
-            if "infection" in experiment.targets and self.half == "lung":
-                raise ValueError(f"{place}: the lung half holds no infection masks; set targets: [lung]")
-            if experiment.lungs_from and experiment.lungs_from not in self.lungs_from:
-                raise ValueError(
-                    f"{place}: images: {experiment.images} needs {experiment.lungs_from} in lungs_from"
-                )
-        for name in self.lungs_from:
-            self._check_lungs_from(name)
+            if experiment.lungs_from:
+                self._check_lungs(place, experiment, experiment.lungs_from)
         return self
 
-    def _check_lungs_from(self, name: str) -> None:
+    def _check_lungs(self, place: str, experiment: Experiment, name: str) -> None:
         if name not in self.experiments:
-            raise ValueError(f"lungs_from: {name!r} is not one of {', '.join(self.experiments)}")
-        experiment = self.experiments[name]
-        if "lung" not in experiment.targets or experiment.lungs_from:
-            raise ValueError(f"lungs_from: {name} does not predict lungs from whole images")
+            others = ", ".join(other for other in self.experiments if self.experiments[other] != experiment)
+            raise ValueError(f"{place}: images: {name!r} is not one of {others}")
+        source = self.experiments[name]
+        if "lung" not in source.targets or source.lungs_from:
+            raise ValueError(f"{place}: images: {name} does not predict lungs from whole images")
+        for key in ("half", "image_size"):
+            own, its = getattr(experiment, key), getattr(source, key)
+            if own != its:
+                raise ValueError(f"{place}: {key} is {own}, but {its} of the lungs that it sees")
+
+
+class Params(Settings):
+    """The whole of params.yaml."""
+
+    stages: Stages
+
+    @model_validator(mode="after")
+    def _lists_its_stages(self) -> Self:
+        derived = self.derive_stages()
+        for section in Stages.model_fields:
+            found, wanted = getattr(self.stages, section), getattr(derived, section)
+            if fault := _list_fault(found, wanted):
+                raise ValueError(f"stages.{section}: {fault}; `cxr params` writes this section")
+        return self
+
+
+def _list_fault(found: Any, wanted: Any) -> str | None:
+    """What is wrong with one of the lists of `stages`, and what would be right."""
+    if not isinstance(wanted, dict):
+        return None if found == wanted else f"expected [{', '.join(map(str, wanted))}]"
+    for name, entry in wanted.items():
+        if found.get(name) != entry:
+            words = ", ".join(f"{key}: {value}" for key, value in entry.model_dump().items())
+            return f"expected {name}: {{{words}}}"
+    unknown = next((name for name in found if name not in wanted), None)
+    return f"no experiment has {unknown}" if unknown else None
+
+
+def training_name(experiment: str, seed: int) -> str:
+    """What the training of an experiment with a seed is called, in stages, files and logs."""
+    return f"{experiment}-seed{seed}"
 
 
 def load_params(path: Path) -> Params:
@@ -350,9 +448,22 @@ def load_params(path: Path) -> Params:
 
 def parse_params(text: str, where: str = "params.yaml") -> Params:
     """Check the text of a params.yaml; `where` names it in what is said of its faults."""
-    raw = parse_mapping(text, where)
+    return _validated(Params, parse_mapping(text, where), where)
+
+
+def derive_stages(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    """The section `stages` that belongs to the rest of a params.yaml, as plain lists and mappings.
+
+    Raises:
+        InputError: the rest is invalid.
+    """
+    settings = _validated(Settings, {key: raw[key] for key in raw if key != "stages"}, where)
+    return settings.derive_stages().model_dump(mode="json")
+
+
+def _validated(schema: type[_Checked], raw: dict[str, Any], where: str) -> _Checked:
     try:
-        return Params.model_validate(raw)
+        return schema.model_validate(raw)
     except ValidationError as error:
         raise InputError("\n".join(_fault_lines(error, where))) from None
 
@@ -402,6 +513,8 @@ def _say(fault: ErrorDetails) -> str:
         case "extra_forbidden":
             near = _near_key(place)
             hint = f" (did you mean {near}?)" if near else ""
+            if not near and len(place) == 1 and place[0] in TrainingSettings.model_fields:
+                hint = f" (did you mean training.{place[0]}?)"
             return f"unknown key{hint}; the keys here are {', '.join(_keys_at(place[:-1]))}"
         case "missing":
             return "this key is missing"

@@ -1,6 +1,6 @@
 """The state of a training that isn't finished, so that it goes on where it was killed.
 
-    .dvc/tmp/checkpoints/EXPERIMENT-SEED-KEY.pt
+    .dvc/tmp/checkpoints/TRAINING-KEY.pt
 
 DVC deletes a stage's outputs before it runs the stage, so a checkpoint is none of them. Its key is a hash
 over all that determines the training: a changed one never goes on from it, and a finished one leaves none.
@@ -35,7 +35,7 @@ KEPT_FOR = 30 * 24 * 3600.0
 HALF_WRITTEN_FOR = 3600.0
 
 #: What checkpoints are called, and what one is while it is written; nothing else is ever deleted.
-NAME = re.compile(r"[A-Za-z0-9_-]+-\d+-[0-9a-f]{16}\.pt(?P<half>\.\d+)?")
+NAME = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{16}\.pt(?P<half>\.\d+)?")
 
 State = dict[str, Any]
 
@@ -43,9 +43,9 @@ State = dict[str, Any]
 class Checkpoint:
     """The file that holds the state of one training, if it has been killed or still runs."""
 
-    def __init__(self, name: str, seed: int, key: str) -> None:
+    def __init__(self, name: str, key: str) -> None:
         folder = Path(os.environ.get(FOLDER_VARIABLE) or FOLDER)
-        self.path = folder / f"{name}-{seed}-{key[:16]}.pt"
+        self.path = folder / f"{name}-{key[:16]}.pt"
         self._saved_at, self._cost = time.monotonic(), 0.0
         _remove_forgotten(folder)
 

@@ -44,7 +44,6 @@ class Fitter:
     def __init__(
         self,
         plan: Plan,
-        seed: int,
         network: nn.Module,
         compute: Compute,
         batches: Batches,
@@ -58,8 +57,8 @@ class Fitter:
         self._fitted = group.synchronised(network)
         self._optimiser = make_optimiser(plan, self._fitted)
         self._scheduler = make_schedule(plan, self._optimiser, self.steps * plan.epochs)
-        self._generator = torch.Generator().manual_seed(seed)
-        self._augment = Augmentation(Strength(**plan.augment.model_dump()), seed, compute.device)
+        self._generator = torch.Generator().manual_seed(plan.seed)
+        self._augment = Augmentation(Strength(**plan.augment.model_dump()), plan.seed, compute.device)
         self._average = Average(self._fitted, plan.ema) if plan.ema else None
         self._wrapped = group.wrapped(self._fitted)
         self._compile, self._images_seen = plan.compile, len(batches) * plan.epochs
