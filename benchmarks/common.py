@@ -87,7 +87,7 @@ def make_plan(data: str, image_size: int, epochs: int, training: Mapping[str, An
     changed = with_changes(
         text, {"benchmark": changes, **{word: parse_assignment(word) for word in sets}}, ["benchmark"]
     )
-    return parse_params(changed).plans["benchmark"]
+    return parse_params(changed).plans["benchmark-seed0"]
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:

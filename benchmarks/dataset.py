@@ -113,7 +113,7 @@ def measure(folder: Path, images: int, image_size: int, remote: str | None) -> I
     for old in (clone, store):
         shutil.rmtree(old, ignore_errors=True)
     run(folder, "git", "clone", "--quiet", str(ROOT), str(clone))
-    settings = (f"data.source={source}", f"image_size={image_size}")
+    settings = (f"data.source={source}", f"training.image_size={image_size}")
     run(clone, sys.executable, "-m", "tasks.params", *[word for s in settings for word in ("--set", s)])
     run(clone, "dvc", "remote", "add", "--default", "store", f"{remote}/{images}" if remote else str(store))
 

@@ -73,7 +73,7 @@ TIMED_EPOCHS, FILLED, FOR_EVALUATION = 2, 0.9, 0.25
 #: For `smoke`: all that has a state, of a size that trains in seconds.
 SMALL = ("training.width=16", "epochs=30")
 #: And for everything in a rehearsal.
-TINY = ("image_size=32", "training.width=4", "training.depth=2", "training.threads=1", "epochs=4")
+TINY = ("training.image_size=32", "training.width=4", "training.depth=2", "training.threads=1", "epochs=4")
 
 
 class Sizes(NamedTuple):
@@ -295,7 +295,7 @@ def smoke(bench: Bench, entry: Entry, limit: float) -> None:
     take = {"Train": count, "Val": count, "Test": count}
     images = prepare(bench.data, bench.work, params.image_size, take, CLASSES)
     plans, out = bench.write(params, "smoke"), bench.work / "smoke"
-    plan, entry["network"] = str(plans / "combined.json"), plan_words(params.plans["combined"])
+    plan, entry["network"] = str(plans / "combined.json"), plan_words(params.plans["combined-seed0"])
 
     def run(*command: str, heard: Heard = ignored) -> list[Line]:
         return bench.commands.run([*command], ends - time.monotonic(), heard)

@@ -192,7 +192,7 @@ class Ours(Contestant):
             compute = Contiguous(*compute)
             self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         batches = Batches(setting.split("Train"), compute)
-        self._fitter = Fitter(plan, plan.seed, self.network, compute, batches)
+        self._fitter = Fitter(plan, self.network, compute, batches)
         self._fitter._changed = self.watch.on_device(WAIT, self._fitter._changed)
 
     def fit(self) -> float:

@@ -57,7 +57,7 @@ def train(folder: Path, plan: Any, steps: int, found: Any) -> None:
     digest = time.perf_counter()
     split.digest()
     digest = time.perf_counter() - digest
-    fitter = Fitter(plan, 0, build_network(plan, compute), compute, Batches(split, compute))
+    fitter = Fitter(plan, build_network(plan, compute), compute, Batches(split, compute))
     ends: list[float] = []
 
     def after_step() -> None:

@@ -29,7 +29,7 @@ EXPERIMENTS = ("report1_bce", "report1_bce_iou")
 TINY = (
     "epochs=2",
     "data.source=phantom://45?size=64",
-    "image_size=32",
+    "training.image_size=32",
     "training.width=4",
     "training.depth=2",
     "training.threads=1",
@@ -71,7 +71,7 @@ def tiny_packed(tiny_params: Params, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("data")
     source = tiny_params.data.source
     download(open_source(source, Path()), folder / "raw", source)
-    preprocess(folder / "raw", folder / "packed", tiny_params.image_size, 0.0)
+    preprocess(folder / "raw", folder / "packed", tiny_params.training.image_size, 0.0)
     return folder / "packed"
 
 

@@ -115,7 +115,7 @@ def test_the_other_benchmarks_know_its_options(sizes: str) -> None:
 
 def test_epochs_leave_time_for_the_evaluation(tiny_params: Params, tiny_packed: Path) -> None:
     plan, rows = (
-        tiny_params.plans["report1_bce"],
+        tiny_params.plans["report1_bce-seed0"],
         [{"name": "evaluation", "images_per_second": [2.0, 1.0, 9.0]}],
     )
     assert gpu.evaluation_seconds({}, plan, tiny_packed, 100.0) == 25.0

@@ -73,11 +73,11 @@ class TestInOrder:
         for path in paths:
             path.unlink()
         (room / "another.py").write_text("# of us")
-        assert "tasks/training" in repository.run("dvc", "status", "train@report1_bce")
+        assert "tasks/training" in repository.run("dvc", "status", "train@report1_bce-seed0")
         (room / "another.py").unlink()
 
     def test_what_users_look_at(self, repository: Repository) -> None:
-        assert "train@report1_bce" in repository.run("dvc", "dag")
+        assert "train@report1_bce-seed0" in repository.run("dvc", "dag")
         shown = repository.run("dvc", "metrics", "show")
         assert "metrics.json" in shown
         assert "report1_bce_iou.infection.covid.iou" in shown
@@ -96,7 +96,7 @@ class TestInOrder:
         assert "alpha" in repository.run("dvc", "params", "diff")
         assert "plan" in repository.run("dvc", "status")
         ran = stages_run(repository.run("dvc", "repro"))
-        assert ran == {"plan", "train@report1_bce_iou", "evaluate@report1_bce_iou", "report"}
+        assert ran == {"plan", "train@report1_bce_iou-seed0", "evaluate@report1_bce_iou-seed0", "report"}
         repository.commit("alpha 0.1")
         difference = json.loads(repository.run("dvc", "metrics", "diff", "HEAD~1", "--json"))["metrics.json"]
         assert difference
@@ -123,30 +123,40 @@ class TestInOrder:
         self, repository: Repository
     ) -> None:
         repository.set(
-            "experiments.plain="
-            "{network: unet, loss: bce, images: packed, targets: [lung], train_classes: [Normal]}",
-            "lungs_from=[plain]",
+            "experiments.plain={network: unet, loss: bce, targets: [lung], train_classes: [Normal]}",
             "experiments.second={network: unet, loss: focal, images: lungs/plain, targets: [infection]}",
         )
         ran = stages_run(repository.run("dvc", "repro"))
-        first, second = {"train@plain", "evaluate@plain"}, {"lungs@plain", "train@second", "evaluate@second"}
+        first, second = (
+            {"train@plain-seed0", "evaluate@plain-seed0"},
+            {"lungs@plain", "train@second-seed0", "evaluate@second-seed0"},
+        )
         assert ran == {"plan", *first, *second, "report"}
         assert "plain" in repository.read("reports/index.html")
         metrics = json.loads(repository.read("metrics.json"))
         assert metrics["plain"].keys() == {"lung"}
         assert metrics["second"].keys() == {"infection", "infection_in_lungs"}
 
-    def test_masks_made_otherwise_retrain_only_who_sees_them_and_seeds_is_one_word(
+    def test_masks_made_otherwise_retrain_only_who_sees_them(self, repository: Repository) -> None:
+        repository.set("experiments.plain.prediction={threshold: val, fill_holes: true}")
+        ran = stages_run(repository.run("dvc", "repro"))
+        of_second = {"train@second-seed0", "evaluate@second-seed0"}
+        assert ran == {"plan", "evaluate@plain-seed0", "lungs@plain", *of_second, "report"}
+
+    def test_another_seed_trains_one_network_and_another_image_size_stands_beside(
         self, repository: Repository
     ) -> None:
         repository.set(
-            "experiments.plain.prediction={threshold: val, fill_holes: true}", "experiments.second.seeds=2"
+            "experiments.plain.seeds=2",
+            "experiments.larger={network: unet, loss: bce, targets: [lung], image_size: 48}",
         )
         ran = stages_run(repository.run("dvc", "repro"))
-        of_second = {"train@second", "evaluate@second"}
-        assert ran == {"plan", "evaluate@plain", "lungs@plain", *of_second, "report"}
-        names = sorted(p.name for p in (repository.folder / "artifacts/train/second/networks").iterdir())
-        assert names == ["0.json", "0.safetensors", "1.json", "1.safetensors"]
+        seed = {"train@plain-seed1", "evaluate@plain-seed1"}
+        larger = {"preprocess@48", "train@larger-seed0", "evaluate@larger-seed0"}
+        assert ran == {"plan", *seed, *larger, "report"}
+        assert "larger" in repository.read("reports/index.html")
+        assert "2 seeds" in repository.read("reports/index.html")
+        assert json.loads(repository.read("metrics.json"))["larger"].keys() == {"lung"}
 
     def test_leaving_duplicates_out_retrains_nothing_where_there_are_none(
         self, repository: Repository

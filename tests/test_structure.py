@@ -161,7 +161,7 @@ def test_each_stage_depends_on_just_the_code_that_its_results_stand_on() -> None
 
 
 def test_every_experiment_has_its_stages() -> None:
-    assert {"train@report1_bce", "evaluate@report1_bce_iou", "plan", "report"} <= stages().keys()
+    assert {"train@report1_bce-seed0", "evaluate@report1_bce_iou-seed0", "plan", "report"} <= stages().keys()
 
 
 def test_stages_load_no_library_that_they_do_not_use() -> None:

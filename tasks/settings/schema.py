@@ -402,7 +402,7 @@ class Settings(_Section):
         for key in ("half", "image_size"):
             own, its = getattr(experiment, key), getattr(source, key)
             if own != its:
-                raise ValueError(f"{place}: {key} is {own}, but {its} of the lungs that it sees")
+                raise ValueError(f"{place}: {key} is {own}, but {name}, whose lungs it sees, has {its}")
 
 
 class Params(Settings):

@@ -25,7 +25,7 @@ from tests.helpers import Repository, cut_power, eventually
 
 #: One training, and no branch.
 SMALL = {"experiments": ["report1_bce"], "publish": "nowhere"}
-TRAIN = "train@report1_bce"
+TRAIN = "train@report1_bce-seed0"
 
 #: What the first run leaves in the DVC cache for all others.
 BEFORE_TRAINING = ("download", "preprocess", "audit", "baselines")
@@ -120,7 +120,7 @@ class TestInOrder:
         assert served.finished(run.id).state_name == "Completed"
         states = {name: task.state_name for name, task in served.tasks(run.id).items()}
         assert states == dict.fromkeys(states, "Cached") | dict.fromkeys(
-            (TRAIN, "evaluate@report1_bce", "report"), "Completed"
+            (TRAIN, "evaluate@report1_bce-seed0", "report"), "Completed"
         )
 
     @pytest.mark.soak
@@ -198,7 +198,7 @@ def test_two_stages_of_one_checkout_run_side_by_side(
     assert run("plan", "download") == [Outcome.RAN, Outcome.RAN]
     assert run("preprocess") == [Outcome.RAN]
     assert run("audit") == [Outcome.RAN]
-    trainings = ("train@report1_bce", "train@report1_bce_iou")
+    trainings = ("train@report1_bce-seed0", "train@report1_bce_iou-seed0")
     assert run(*trainings) == [Outcome.RAN, Outcome.RAN]
     assert run(*trainings) == [Outcome.CACHED, Outcome.CACHED]
 

@@ -29,7 +29,7 @@ def test_a_run_is_in_postgresql_and_its_password_in_no_log(
         # The server writes tasks into PostgreSQL in batches, so the last may come after their flow's end.
         eventually("the last task is written", lambda: "publish" in served.tasks(run.id))
         stages = set(served.tasks(run.id))
-    assert {"download", "train@report1_bce", "report"} <= stages
+    assert {"download", "train@report1_bce-seed0", "report"} <= stages
 
     assert database.select("SELECT name, state_type FROM flow_run") == [f"{run.name}|COMPLETED"]
     assert set(database.select("SELECT name FROM task_run")) == stages

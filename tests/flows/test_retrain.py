@@ -76,7 +76,7 @@ class TestInOrder:
     ) -> None:
         ours = results(repository.run("git", "show", "retrain/first:dvc.lock"))
         others = results(finished_repository.read("dvc.lock"))  # by `dvc repro`
-        of_alpha = {"plan", "train@report1_bce_iou", "evaluate@report1_bce_iou", "report"}
+        of_alpha = {"plan", "train@report1_bce_iou-seed0", "evaluate@report1_bce_iou-seed0", "report"}
         same = {stage for stage in others if ours[stage] == others[stage]}
         assert same == others.keys() - of_alpha
 
@@ -128,7 +128,7 @@ class TestInOrder:
     def test_a_failing_stage_fails_the_flow_with_its_own_last_lines(self, repository: Repository) -> None:
         output = retrain(repository, "--name", "bad", "--set", "data.source=data/nothing.zip", fails=True)
         assert finished(output)["download"] == "Failed"
-        assert "train@report1_bce" not in finished(output)
+        assert "train@report1_bce-seed0" not in finished(output)
         last = output.splitlines()[-2:]
         assert any(
             "error: download failed: error: data.source: data/nothing.zip: nothing is there" in s

@@ -83,7 +83,13 @@ class TestInOrder:
         runs["first"] = form.start("Alpha a third")
         expect(heading(page)).to_contain_text("Running", timeout=RUN)
         open_tab(page, "Task Runs")
-        for stage in ("plan", "download", "preprocess", "train@report1_bce", "train@report1_bce_iou"):
+        for stage in (
+            "plan",
+            "download",
+            "preprocess",
+            "train@report1_bce-seed0",
+            "train@report1_bce_iou-seed0",
+        ):
             expect(page.get_by_role("link", name=stage, exact=True)).to_be_visible(timeout=RUN)
         expect(heading(page)).to_contain_text("Running")
         open_tab(page, "Artifacts")

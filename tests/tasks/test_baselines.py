@@ -12,7 +12,7 @@ from tasks.scoring.images import Calibration, score
 
 def test_scores_are_those_of_probabilities_of_0_and_1(tiny_packed: Path, tmp_path: Path) -> None:
     raw = tiny_packed.parent / "raw"
-    baselines(tiny_packed, raw, tmp_path / "out", "infection")
+    baselines(tiny_packed / "images.csv", raw, tmp_path / "out", "infection")
     rows = pd.read_csv(tmp_path / "out" / "images.csv").set_index(["predictor", "target", "id"])
     calibrations = {name: Calibration() for name in PREDICTORS}
     for (name, target, image_id), row in rows.iterrows():

@@ -17,7 +17,7 @@ from tasks.train import train
 
 @pytest.fixture(scope="module")
 def lung_plan(tiny_params: Params) -> Plan:
-    return tiny_params.plans["report1_bce"].model_copy(
+    return tiny_params.plans["report1_bce-seed0"].model_copy(
         update={"name": "lungs", "targets": ("lung",), "epochs": 15, "batch_size": 4}
     )
 
@@ -26,7 +26,14 @@ def lung_plan(tiny_params: Params) -> Plan:
 def restricted(lung_plan: Plan, tiny_packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lungs")
     train(lung_plan, tiny_packed, folder / "lungs")
-    restrict(lung_plan, PLAIN, folder / "lungs", tiny_packed, tiny_packed.parent / "raw", folder / "out")
+    restrict(
+        lung_plan,
+        PLAIN,
+        folder / "lungs" / "network",
+        tiny_packed,
+        tiny_packed.parent / "raw",
+        folder / "out",
+    )
     return folder / "out"
 
 
@@ -50,10 +57,10 @@ def test_no_true_lung_mask_is_there_to_look_at(restricted: Path) -> None:
 def test_the_second_network_is_scored_in_the_image_and_in_the_lungs(
     restricted: Path, tiny_params: Params, tiny_packed: Path, tmp_path: Path
 ) -> None:
-    plan = tiny_params.plans["report1_bce"].model_copy(update={"images": "lungs/lungs", "batch_size": 4})
+    plan = tiny_params.plans["report1_bce-seed0"].model_copy(update={"batch_size": 4})
     train(plan, restricted, tmp_path / "trained")
     evaluate(
-        plan, PLAIN.model_copy(update={"threshold": 0.2}), tmp_path / "trained", restricted,
+        plan, PLAIN.model_copy(update={"threshold": 0.2}), tmp_path / "trained" / "network", restricted,
         tiny_packed.parent / "raw", tmp_path / "out",
     )  # fmt: skip
     rows = pd.read_csv(tmp_path / "out" / "images.csv").set_index(["target", "id"])
@@ -71,7 +78,7 @@ def test_no_threshold_is_chosen_on_what_is_left_out(
     restricted: Path, lung_plan: Plan, tiny_packed: Path, tmp_path: Path
 ) -> None:
     val = set(PackedSplit(tiny_packed, "infection", "Val").table["id"])
-    raw, trained = tiny_packed.parent / "raw", restricted.parent / "lungs"
+    raw, trained = tiny_packed.parent / "raw", restricted.parent / "lungs" / "network"
     chosen = PLAIN.model_copy(update={"threshold": "val"})
     for stage in (restrict, evaluate):
         with pytest.raises(InputError, match="the infection half has no Val image"):

@@ -5,14 +5,16 @@ from tasks.plan import plan
 from tasks.settings.schema import Params, Plan, Prediction
 
 
-def test_writes_two_files_an_experiment(tiny_params: Params, tmp_path: Path) -> None:
+def test_writes_a_file_a_training_and_one_an_experiment(tiny_params: Params, tmp_path: Path) -> None:
     plan(tiny_params, tmp_path / "plans")
-    names = [f"{name}{end}" for name in tiny_params.experiments for end in (".json", ".prediction.json")]
+    names = [f"{name}.json" for name in tiny_params.plans]
+    names += [f"{name}.prediction.json" for name in tiny_params.experiments]
     assert sorted(path.name for path in (tmp_path / "plans").iterdir()) == sorted(names)
+    for name, training in tiny_params.plans.items():
+        text = (tmp_path / "plans" / f"{name}.json").read_text()
+        assert Plan.from_json(text) == training
+        assert "prediction" not in json.loads(text)
     for name, experiment in tiny_params.experiments.items():
-        training = (tmp_path / "plans" / f"{name}.json").read_text()
-        assert Plan.from_json(training) == tiny_params.plans[name]
-        assert "prediction" not in json.loads(training)
         prediction = (tmp_path / "plans" / f"{name}.prediction.json").read_text()
         assert Prediction.from_json(prediction) == experiment.prediction
 

@@ -179,7 +179,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(kaggle_folder: Path, tmp_pat
         "stage_main(main)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(ROOT / "params.yaml"), "raw", "out/packed"],
+        [sys.executable, "-c", code, str(ROOT / "params.yaml"), "raw", "out/packed", "--image-size", "256"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -111,7 +111,7 @@ class Work:
             "raw": root / "raw",
         }
         self.out, self.metrics = root / "reports", root / "metrics.json"
-        self.experiments: list[str] = []  # in the order of params.yaml
+        self.experiments: dict[str, int] = {}  # their seeds, in the order of params.yaml
         for name in ("plans", "packed", "raw", "baselines", "audit"):
             self.paths[name].mkdir()
         self._raw()
@@ -127,6 +127,11 @@ class Work:
             SimpleNamespace(
                 data=SimpleNamespace(source=source),
                 experiments=dict.fromkeys(self.experiments),
+                plans={
+                    f"{name}-seed{seed}": SimpleNamespace(experiment=name, seed=seed)
+                    for name, seeds in self.experiments.items()
+                    for seed in range(seeds)
+                },
                 report=SimpleNamespace(figures=shown),
             ),
         )
@@ -154,54 +159,55 @@ class Work:
         A dead one predicts nothing, with its last seed.
         """
         plan = {
-            "name": name, "network": "residual_unet", "loss": name, "epochs": 3, "width": 8, "patch": 1,
+            "experiment": name, "network": "residual_unet", "loss": name, "epochs": 3, "width": 8, "patch": 1,
             "depth": 4, "image_size": 64, "batch_size": 4, "optimiser": "adam", "learning_rate": 0.01,
-            "schedule": "constant", "seed": 0, "seeds": seeds, "precision": "auto", "half": "infection",
-            "augment": {"flip": 0.5, "rotation": 0.0}, "images": "packed", "ema": 0.0, "loss_options": {},
+            "schedule": "constant", "precision": "auto", "half": "infection",
+            "augment": {"flip": 0.5, "rotation": 0.0}, "images": "whole", "ema": 0.0, "loss_options": {},
             "targets": [t for t in targets if t in ("infection", "lung")], "train_classes": ["COVID-19"],
             "deep_supervision": False, **more,
         }  # fmt: skip
-        self.experiments.append(name)
-        (self.paths["plans"] / f"{name}.json").write_text(json.dumps(plan))
-        self._train(name, plan, dead)
-        self._evaluate(name, shift, targets, seeds, PLAIN | (prediction or {}), dead)
+        self.experiments[name] = seeds
+        for seed in range(seeds):
+            training, dies = f"{name}-seed{seed}", dead and seed == seeds - 1
+            of_seed = plan | {"name": training, "seed": seed}
+            (self.paths["plans"] / f"{training}.json").write_text(json.dumps(of_seed))
+            self._train(self.paths["trained"] / training, of_seed, dies)
+            self._evaluate(
+                self.paths["evaluated"] / training, shift, targets, seed, PLAIN | (prediction or {}), dies
+            )
 
-    def _train(self, name: str, plan: dict[str, Any], dead: bool) -> None:
-        folder = self.paths["trained"] / name
-        (folder / "networks").mkdir(parents=True)
+    def _train(self, folder: Path, plan: dict[str, Any], dead: bool) -> None:
+        (folder / "network").mkdir(parents=True)
         epochs = pd.DataFrame(
             {"epoch": [1, 2, 3], "train_loss": [0.9, 0.5, 0.3], "val_loss": [0.8, 0.6, 0.4]}
         )
         epochs = epochs.assign(val_dice=[0.1, 0.7, 0.6], val_iou=0.5, val_marked=0.1, learning_rate=0.01)
-        history = pd.concat([epochs.assign(seed=seed) for seed in range(plan["seeds"])])
+        history = epochs.assign(seed=plan["seed"])
         if dead:
-            history.loc[history["seed"] == plan["seeds"] - 1, ["val_dice", "val_marked"]] = 0.0
+            history[["val_dice", "val_marked"]] = 0.0
         history.to_csv(folder / "history.csv", index=False)
-        for seed in range(plan["seeds"]):
-            network = {
-                "plan": plan, "precision": "fp32", "parameters": 123456, "train_images": 20, "val_images": 6,
-                "best_epoch": 2, "val_dice": 0.7, "torch": "2.13.0", "seed": seed,
-            }  # fmt: skip
-            (folder / "networks" / f"{seed}.json").write_text(json.dumps(network))
+        network = {
+            "plan": plan, "precision": "fp32", "parameters": 123456, "train_images": 20, "val_images": 6,
+            "best_epoch": 2, "val_dice": 0.7, "torch": "2.13.0",
+        }  # fmt: skip
+        (folder / "network" / "network.json").write_text(json.dumps(network))
 
     def _evaluate(
         self,
-        name: str,
+        folder: Path,
         shift: int,
         targets: tuple[str, ...],
-        seeds: int,
+        seed: int,
         prediction: dict[str, Any],
         dead: bool,
     ) -> None:
-        folder = self.paths["evaluated"] / name
         folder.mkdir(parents=True)
         rows = []
         with zipfile.ZipFile(folder / "predictions.zip", "w") as archive:
-            for seed, target, image in itertools.product(range(seeds), targets, NAMES):
+            for target, image in itertools.product(targets, NAMES):
                 truth = LUNG if target == "lung" else TRUTH[image]
-                guess = np.roll(truth, shift + seed, axis=0) & (not dead or seed < seeds - 1)
-                if not seed:
-                    archive.writestr(f"{target}/{IDS[image]}.png", png(guess))
+                guess = np.roll(truth, shift + seed, axis=0) & (not dead)
+                archive.writestr(f"{target}/{IDS[image]}.png", png(guess))
                 row = {"seed": seed, "target": target, "id": IDS[image], "class": CLASS_OF[image]}
                 known = target == "infection" and "lung" in targets
                 shares = dict(zip(SHARES, (0.4, 0.5), strict=True)) if known else {}
@@ -210,9 +216,9 @@ class Work:
         table.to_csv(folder / "images.csv", index=False)
         found = {target: results(table[table["target"] == target]) for target in targets}
         (folder / "metrics.json").write_text(json.dumps(found))
-        self._details(folder, table, seeds, prediction)
+        self._details(folder, table, seed, prediction)
 
-    def _details(self, folder: Path, table: pd.DataFrame, seeds: int, prediction: dict[str, Any]) -> None:
+    def _details(self, folder: Path, table: pd.DataFrame, seed: int, prediction: dict[str, Any]) -> None:
         """What is known of the steps and of calibration: the chosen steps gain 0.01 an image."""
         names = ["plain", "threshold", "chosen"] if prediction["threshold"] == "val" else []
         gain = {"plain": 0.0, "threshold": -0.02, "chosen": 0.01}
@@ -222,14 +228,14 @@ class Work:
         ]
         pd.concat([columns.assign(step="")[:0], *steps]).to_csv(folder / "steps.csv", index=False)
         bins = pd.DataFrame({"bin": [0, 14], "pixels": 100, "mean_probability": [0.01, 0.97]})
-        places = itertools.product(range(seeds), table["target"].unique(), SETS)
+        places = itertools.product(table["target"].unique(), SETS)
         calibration = [
             bins.assign(seed=seed, target=target, image_set=image_set, true_share=[0.02, 0.9])
-            for seed, target, image_set in places
+            for target, image_set in places
         ]
         pd.concat(calibration).to_csv(folder / "calibration.csv", index=False)
-        thresholds = {str(seed): dict.fromkeys(table["target"].unique(), 0.43) for seed in range(seeds)}
-        chosen = {"seeds": list(range(seeds)), "thresholds": thresholds, "prediction": prediction}
+        thresholds = dict.fromkeys(table["target"].unique(), 0.43)
+        chosen = {"thresholds": thresholds, "prediction": prediction}
         (folder / "settings.json").write_text(json.dumps(chosen))
 
     def _raw(self) -> None:
@@ -285,6 +291,7 @@ class Work:
         (folder / "audit.json").write_text(json.dumps(found))
 
     def _baselines(self) -> None:
+        (self.paths["baselines"] / "infection").mkdir()
         guesses = {"all_background": square(0, 0), "all_foreground": ~square(0, 0), "whole_lung": LUNG}
         rows = [
             {"predictor": predictor, "target": "infection", "id": IDS[name], "class": CLASS_OF[name]}
@@ -293,9 +300,9 @@ class Work:
             for name in NAMES
         ]
         table = pd.DataFrame(rows)
-        table.to_csv(self.paths["baselines"] / "images.csv", index=False)
+        table.to_csv(self.paths["baselines"] / "infection" / "images.csv", index=False)
         entries = {name: {"infection": results(of_one)} for name, of_one in table.groupby("predictor")}
-        (self.paths["baselines"] / "metrics.json").write_text(json.dumps(entries))
+        (self.paths["baselines"] / "infection" / "metrics.json").write_text(json.dumps(entries))
 
 
 @pytest.fixture
@@ -362,7 +369,7 @@ def test_experiments_stand_in_the_order_of_params_yaml_and_scores_by_iou(
     work: Work, order: list[str]
 ) -> None:
     work.add("a", shift=1)
-    work.experiments = order
+    work.experiments = {name: work.experiments[name] for name in order}
     page = work.run()
     assert re.findall(r"<h3>(a|bce|bce_iou)</h3>\s*<div class=\"charts\">", page) == order
     summary = (work.out / "summary.md").read_text(encoding="utf-8")
@@ -422,7 +429,7 @@ def test_metrics_are_nested_by_experiment_target_and_image_set(written: Work) ->
 
 
 def test_undefined_scores_become_null_and_dashes(work: Work) -> None:
-    path = work.paths["evaluated"] / "bce" / "metrics.json"
+    path = work.paths["evaluated"] / "bce-seed0" / "metrics.json"
     found = json.loads(path.read_text())
     found["infection"]["all"]["dice"] = float("nan")
     path.write_text(json.dumps(found))
@@ -464,7 +471,7 @@ def test_another_target_gets_its_own_tables(work: Work) -> None:
 
 @pytest.mark.parametrize("count", [1, 12])
 def test_any_number_of_experiments(work: Work, count: int) -> None:
-    work.experiments.remove("bce_iou")
+    del work.experiments["bce_iou"]
     for index in range(1, count):
         work.add(f"more_{index}", shift=index)
     page = work.run(work.params(shown=()))
@@ -473,7 +480,7 @@ def test_any_number_of_experiments(work: Work, count: int) -> None:
 
 
 def test_diverged_training_is_drawn_with_a_gap(work: Work) -> None:
-    path = work.paths["trained"] / "bce" / "history.csv"
+    path = work.paths["trained"] / "bce-seed0" / "history.csv"
     pd.read_csv(path).assign(val_loss=[0.5, np.nan, np.inf], train_loss=np.nan).to_csv(path, index=False)
     page = work.run()
     assert not re.search(r'points="[^"]*(nan|inf)', page)
@@ -506,7 +513,7 @@ def test_of_several_seeds_the_dead_one_is_named(work: Work) -> None:
 
 
 def test_what_went_wrong_without_harm_stands_by_its_curves_alone(work: Work) -> None:
-    path = work.paths["trained"] / "bce" / "history.csv"
+    path = work.paths["trained"] / "bce-seed0" / "history.csv"
     epochs = pd.concat([pd.read_csv(path)] * 2).assign(epoch=range(1, 7))
     epochs.assign(train_loss=[0.3, 0.2, 0.9, 0.8, 0.7, 0.6]).to_csv(path, index=False)
     page = work.run()
@@ -532,7 +539,7 @@ def test_figure_beyond_the_images_is_refused(work: Work) -> None:
 def test_failure_leaves_what_was_there(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     before = work.run()
     kept = work.metrics.read_bytes()
-    (work.paths["baselines"] / "metrics.json").write_text("{}")
+    (work.paths["baselines"] / "infection" / "metrics.json").write_text("{}")
     write_text = Path.write_text
 
     def full_disk(path: Path, text: str, **options: Any) -> int:
@@ -550,13 +557,15 @@ def test_failure_leaves_what_was_there(work: Work, monkeypatch: pytest.MonkeyPat
 
 
 def test_missing_prediction_and_missing_plans_are_told(work: Work) -> None:
-    with zipfile.ZipFile(work.paths["evaluated"] / "bce" / "predictions.zip", "w"):
+    with zipfile.ZipFile(work.paths["evaluated"] / "bce-seed0" / "predictions.zip", "w"):
         pass
     with pytest.raises(InputError, match="no prediction of infection for infection/Test/COVID-19/covid_1"):
         work.run()
     for plan in work.paths["plans"].iterdir():
         plan.unlink()
-    with pytest.raises(InputError, match=r"no plan of bce, which params\.yaml names"):
+    with pytest.raises(
+        InputError, match=r"bce-seed0\.json: no such file; the stage plan writes it for bce of params\.yaml"
+    ):
         work.run()
 
 
@@ -616,7 +625,7 @@ def test_printed_pairs_are_tested_and_ours_hold(written: Work) -> None:
 
 
 def test_an_impossible_pair_of_ours_is_told(work: Work) -> None:
-    path = work.paths["evaluated"] / "bce" / "metrics.json"
+    path = work.paths["evaluated"] / "bce-seed0" / "metrics.json"
     found = json.loads(path.read_text())
     found["infection"]["all"]["dice"] = 0.999
     path.write_text(json.dumps(found))
@@ -669,21 +678,24 @@ def test_an_experiment_within_predicted_lungs(work: Work) -> None:
 
 
 def test_the_lung_half(work: Work) -> None:
-    for name in work.experiments:
+    for name in ("bce-seed0", "bce_iou-seed0"):
         shutil.rmtree(work.paths["evaluated"] / name)
         shutil.rmtree(work.paths["trained"] / name)
-    work.experiments = []
+    work.experiments = {}
     work.add("lung", shift=1, targets=("lung",))
-    (work.paths["baselines"] / "metrics.json").write_text("{}")
-    columns = pd.read_csv(work.paths["baselines"] / "images.csv")[:0]
-    columns.to_csv(work.paths["baselines"] / "images.csv", index=False)
+    (work.paths["baselines"] / "infection" / "metrics.json").write_text("{}")
+    columns = pd.read_csv(work.paths["baselines"] / "infection" / "images.csv")[:0]
+    columns.to_csv(work.paths["baselines"] / "infection" / "images.csv", index=False)
     page = work.run()
     assert "Lung segmentation in chest X-rays" in page
     assert "Figure 1: test image 1" in page and "report 1, both losses" not in page
 
 
 def test_one_image_has_no_interval(work: Work) -> None:
-    for path in (*work.paths["evaluated"].glob("*/images.csv"), work.paths["baselines"] / "images.csv"):
+    for path in (
+        *work.paths["evaluated"].glob("*/images.csv"),
+        work.paths["baselines"] / "infection" / "images.csv",
+    ):
         rows = pd.read_csv(path)
         rows[rows["id"].isin([IDS["covid_1"], IDS["Normal (1)"]])].to_csv(path, index=False)
     page = work.run(work.params(shown=()))

@@ -13,12 +13,11 @@ from torch import nn
 from models.losses import make_loss
 from models.networks import NETWORKS
 from tasks.networks.device import Compute, set_up
-from tasks.networks.network import build_network, load_network, trained_seeds, write_description
+from tasks.networks.network import build_network, load_network, save_network
 from tasks.packed.reader import PackedSplit
 from tasks.settings.schema import Params, Plan
 from tasks.support.checkpoints import FOLDER_VARIABLE
 from tasks.support.cli import InputError
-from tasks.support.progress import fraction_done
 from tasks.train import train, validate
 from tasks.training.batches import Batches
 from tasks.training.fitting import Average, Fitted, Fitter, make_optimiser, make_schedule
@@ -32,7 +31,7 @@ def packed(tiny_packed: Path) -> Path:
 
 @pytest.fixture
 def plan(tiny_params: Params) -> Plan:
-    return tiny_params.plans["report1_bce_iou"]
+    return tiny_params.plans["report1_bce_iou-seed0"]
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +47,7 @@ def altered(plan: Plan, augment: dict[str, float] | None = None, **values: Any) 
 def make_fitter(plan: Plan, packed: Path, seed: int = 0) -> Fitter:
     compute = set_up(seed, "fp32", 1)
     split = PackedSplit(packed, plan.half, "Train", plan.targets, plan.train_classes)
-    return Fitter(plan, seed, build_network(plan, compute), compute, Batches(split, compute))
+    return Fitter(plan, build_network(plan, compute), compute, Batches(split, compute))
 
 
 def run_epoch(fitter: Fitter) -> Fitted:
@@ -71,7 +70,7 @@ def weights(network: nn.Module) -> dict[str, torch.Tensor]:
 def test_writes_weights_history_and_a_description(plan: Plan, packed: Path, tmp_path: Path) -> None:
     train(plan, packed, tmp_path / "out")
     files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
-    assert files == {"history.csv", "networks/0.json", "networks/0.safetensors"}
+    assert files == {"history.csv", "network/network.json", "network/weights.safetensors"}
     history = pd.read_csv(tmp_path / "out" / "history.csv")
     assert list(history.columns) == [
         "seed",
@@ -85,10 +84,9 @@ def test_writes_weights_history_and_a_description(plan: Plan, packed: Path, tmp_
     ]
     assert list(history["epoch"]) == [1, 2]
     assert history.notna().all(axis=None)
-    description = json.loads((tmp_path / "out" / "networks" / "0.json").read_text())
+    description = json.loads((tmp_path / "out" / "network" / "network.json").read_text())
     assert Plan.from_json(json.dumps(description.pop("plan"))) == plan
     assert description == {
-        "seed": 0,
         "precision": set_up(0, plan.precision, 1).precision,
         "parts": 1,
         "parameters": sum(p.numel() for p in build_network(plan, set_up(0, "fp32", 1)).parameters()),
@@ -106,7 +104,7 @@ def test_what_is_left_out_is_not_trained_on(plan: Plan, packed: Path, tmp_path: 
     }
     left_out = {str(whole[split].table["id"][place]) for split in whole for place in (0, 2)}
     train(plan, packed, tmp_path / "out", left_out)
-    description = json.loads((tmp_path / "out" / "networks" / "0.json").read_text())
+    description = json.loads((tmp_path / "out" / "network" / "network.json").read_text())
     assert description["train_images"] == len(whole["Train"]) - 2
     assert description["val_images"] == len(whole["Val"]) - 2
     split = PackedSplit(packed, plan.half, "Train", plan.targets, plan.train_classes, left_out)
@@ -160,7 +158,7 @@ def test_the_network_read_back_scores_as_its_best_epoch_did(
 ) -> None:
     plan = altered(plan, targets=("lung",), ema=ema, precision="fp32", batch_size=2, epochs=4)
     train(plan, packed, tmp_path / "out")
-    scores = score(load_network(tmp_path / "out", 0, set_up(99, "fp32", 1)), plan, packed)
+    scores = score(load_network(tmp_path / "out" / "network", set_up(99, "fp32", 1)), plan, packed)
     history = pd.read_csv(tmp_path / "out" / "history.csv")
     best = history.loc[history["val_dice"].idxmax()]
     assert history["val_dice"].nunique() == 4
@@ -171,34 +169,10 @@ def test_the_network_read_back_scores_as_its_best_epoch_did(
 def test_same_plan_same_bytes_another_seed_others(plan: Plan, packed: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(altered(plan, EVERY_CHANGE, seed=seed, ema=0.9), packed, tmp_path / name)
-    files = ((tmp_path / n / "networks" / f"{s}.safetensors") for n, s in (("a", 0), ("b", 0), ("c", 1)))
-    a, b, c = (file.read_bytes() for file in files)
+    a, b, c = ((tmp_path / name / "network" / "weights.safetensors").read_bytes() for name in "abc")
     assert a == b
     assert a != c
     assert (tmp_path / "a" / "history.csv").read_bytes() == (tmp_path / "b" / "history.csv").read_bytes()
-
-
-def test_the_first_of_several_seeds_trains_as_one_alone(
-    plan: Plan, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plan = altered(plan, {"flip": 0.5}, seed=9)
-    train(altered(plan, seeds=1), packed, tmp_path / "one")
-    capsys.readouterr()
-    train(altered(plan, seeds=2), packed, tmp_path / "two")
-    told = [fraction_done(line) for line in capsys.readouterr().out.splitlines()]
-    assert told == [None, 0.25, 0.5, None, 0.75, 1.0]
-
-    assert trained_seeds(tmp_path / "one") == [9]
-    assert trained_seeds(tmp_path / "two") == [9, 10]  # as numbers, not as words
-    first, second, alone = (
-        (tmp_path / folder / "networks" / name).read_bytes()
-        for folder, name in (("two", "9.safetensors"), ("two", "10.safetensors"), ("one", "9.safetensors"))
-    )
-    assert first == alone
-    assert first != second
-    one, two = (pd.read_csv(tmp_path / name / "history.csv") for name in ("one", "two"))
-    assert list(two["seed"]) == [9, 9, 10, 10]
-    pd.testing.assert_frame_equal(two[two["seed"] == 9], one, check_dtype=False)
 
 
 def test_averaged_weights_by_hand(plan: Plan, packed: Path) -> None:
@@ -235,7 +209,7 @@ def test_an_average_of_one_value_is_that_value() -> None:
 def test_averaged_weights_are_those_that_are_saved(plan: Plan, packed: Path, tmp_path: Path) -> None:
     plan = altered(plan, ema=0.9, epochs=1, precision="fp32")
     train(plan, packed, tmp_path / "out")
-    saved = safetensors.torch.load_file(tmp_path / "out" / "networks" / "0.safetensors")
+    saved = safetensors.torch.load_file(tmp_path / "out" / "network" / "weights.safetensors")
     fitter = make_fitter(plan, packed)
     run_epoch(fitter)
     averaged, fitted = weights(fitter.network), weights(fitter._fitted)
@@ -272,17 +246,14 @@ def test_every_network_comes_back_from_its_files(plan: Plan, tmp_path: Path, nam
     compute: Compute = set_up(0, "fp32", 1)
     network, images = build_network(plan, compute), torch.rand(2, 1, 32, 32)
     network(images)  # moves the statistics of the normalisations too
-    (tmp_path / "networks").mkdir()
-    tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
-    (tmp_path / "networks" / "3.safetensors").write_bytes(safetensors.torch.save(tensors))
-    write_description(tmp_path / "networks" / "3.json", plan, seed=3)
+    save_network(tmp_path / "network", network.state_dict(), plan)
     set_up(1, "fp32", 1)
-    assert torch.equal(load_network(tmp_path, 3, compute)(images), network.eval()(images))
+    assert torch.equal(load_network(tmp_path / "network", compute)(images), network.eval()(images))
 
 
 def test_trains_in_bf16_too(plan: Plan, packed: Path, tmp_path: Path) -> None:
     train(altered(plan, EVERY_CHANGE, precision="bf16"), packed, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "networks" / "0.json").read_text())["precision"] == "bf16"
+    assert json.loads((tmp_path / "out" / "network" / "network.json").read_text())["precision"] == "bf16"
     assert np.isfinite(pd.read_csv(tmp_path / "out" / "history.csv")).all(axis=None)
 
 
@@ -384,7 +355,7 @@ def test_patience_ends_a_training_that_gets_no_better(plan: Plan, packed: Path, 
     plan = altered(plan, epochs=60, patience=2, batch_size=4, learning_rate=1e-9)
     train(plan, packed, tmp_path / "out")
     history = pd.read_csv(tmp_path / "out" / "history.csv")
-    description = json.loads((tmp_path / "out" / "networks" / "0.json").read_text())
+    description = json.loads((tmp_path / "out" / "network" / "network.json").read_text())
     assert len(history) < 60
     assert description["best_epoch"] == len(history) - 2
     assert (history["val_dice"].iloc[-2:] <= history["val_dice"].iloc[-3]).all()

@@ -13,12 +13,12 @@ def pipeline_of(params: Params) -> Pipeline:
     """The stages of dvc.yaml for some experiments."""
     upstream: dict[str, set[str]] = {"plan": set(), "download": set(), "preprocess": {"download"}}
     upstream |= {"audit": {"preprocess"}, "baselines": {"preprocess"}}
-    for name, experiment in params.experiments.items():
-        images = f"lungs@{experiment.lungs_from}" if experiment.lungs_from else "preprocess"
-        upstream[f"train@{name}"] = {"plan", "audit", images}
+    for name, plan in params.plans.items():
+        lungs = params.experiments[plan.experiment].lungs_from
+        upstream[f"train@{name}"] = {"plan", "audit", f"lungs@{lungs}" if lungs else "preprocess"}
         upstream[f"evaluate@{name}"] = {f"train@{name}"}
-    upstream |= {f"lungs@{name}": {f"train@{name}"} for name in params.lungs_from}
-    upstream["report"] = {"baselines", *(f"evaluate@{name}" for name in params.experiments)}
+    upstream |= {f"lungs@{name}": {f"train@{stage.training}"} for name, stage in params.stages.lungs.items()}
+    upstream["report"] = {"baselines", *(f"evaluate@{name}" for name in params.plans)}
     return Pipeline(upstream, list(upstream), frozenset())
 
 
@@ -31,9 +31,11 @@ def in_order(params: Params, *words: str) -> list[str]:
 def test_what_others_wait_for_comes_first_and_then_the_longest_training() -> None:
     params = load_params(ROOT / "params.yaml")
     trainings = in_order(params, "train@")
-    assert trainings[0] == "train@two_step_lungs"  # another training waits for what it predicts
+    assert trainings[0] == "train@two_step_lungs-seed0"  # another training waits for what it predicts
     # 100 epochs of one class, 30 epochs of three, 100 epochs of three with a quarter of the pixels.
-    ranked = [trainings.index(f"train@{name}") for name in ("report1_bce", "report2", "combined")]
+    ranked = [
+        trainings.index(f"train@{name}") for name in ("report1_bce-seed0", "report2-seed0", "combined-seed0")
+    ]
     assert ranked == sorted(ranked)
     assert in_order(params, "audit", "baselines", "report") == ["audit", "baselines", "report"]
 
@@ -43,10 +45,10 @@ def test_the_demo_leaves_no_core_idle_at_its_end() -> None:
     preset = read_preset(ROOT / "presets" / "demo.yaml")
     params = parse_params(with_changes(text, {"demo": preset}, preset.only))
     assert in_order(params, "train@") == [
-        "train@combined",
-        "train@report2",
-        "train@report1_bce",
-        "train@report1_bce_iou",
+        "train@combined-seed0",
+        "train@report2-seed0",
+        "train@report1_bce-seed0",
+        "train@report1_bce_iou-seed0",
     ]
 
 
@@ -65,7 +67,7 @@ def test_progress_is_shown_now_and_then_and_at_the_end(monkeypatch: pytest.Monke
     monkeypatch.setattr("flows.engine.order.update_progress_artifact", update)
     monkeypatch.setattr("flows.engine.order.PROGRESS_EVERY", 3600)
     said: list[str] = []
-    tell = watcher("train@report1_bce", said.append)
+    tell = watcher("train@report1_bce-seed0", said.append)
     for epoch in range(1, 51):
         tell(f"report1_bce epoch {epoch}/50: train loss 0.1")
     assert len(said) == 50

@@ -61,7 +61,10 @@ def test_a_training_in_several_processes_takes_a_gpu_for_each(
 ) -> None:
     with_gpus(monkeypatch, "0,1,2", 6)
     slots = compute_slots(parse_params(tiny_params_text.replace("processes: 1", "processes: 2")))
-    with slots.take(say_nothing, "train@report1_bce") as two, slots.take(say_nothing, "baselines") as one:
+    with (
+        slots.take(say_nothing, "train@report1_bce-seed0") as two,
+        slots.take(say_nothing, "baselines") as one,
+    ):
         assert two.variables == {"CUDA_VISIBLE_DEVICES": "0,1", "OMP_NUM_THREADS": "4"}
         assert one.variables == {"CUDA_VISIBLE_DEVICES": "2", "OMP_NUM_THREADS": "2"}
 

@@ -24,17 +24,15 @@ from tests.helpers import Repository, eventually
 from tests.postgresql import PASSWORD
 from tests.s3 import SECRET
 
-TRAIN = "train@report1_bce"
+TRAIN = "train@report1_bce-seed0"
 ELSEWHERE = ("--pool", "train@*=gpu")
 ONE = ("--experiments", "report1_bce")
 
 
 def test_the_longest_pattern_that_fits_says_where() -> None:
-    pools = {"train@*": "gpu", "train@combined": "large", "*": "cpu"}
-    placed = {
-        stage: pool_of(stage, pools) for stage in ("train@combined", "train@report2", "evaluate@combined")
-    }
-    assert placed == {"train@combined": "large", "train@report2": "gpu", "evaluate@combined": "cpu"}
+    pools = {"train@*": "gpu", "train@combined-*": "large", "*": "cpu"}
+    stages = ("train@combined-seed0", "train@report2-seed0", "evaluate@combined-seed0")
+    assert [pool_of(stage, pools) for stage in stages] == ["large", "gpu", "cpu"]
     assert pool_of("report", {"train@*": "gpu"}) is None
 
 

@@ -94,7 +94,7 @@ def test_of_equally_good_thresholds_the_one_nearest_to_a_half() -> None:
 def test_the_threshold_is_as_params_say_or_the_best_on_val(
     tiny_params: Params, val: PackedSplit, raw: RawDataset
 ) -> None:
-    plan = tiny_params.plans["report1_bce"].model_copy(update={"targets": ("infection", "lung")})
+    plan = tiny_params.plans["report1_bce-seed0"].model_copy(update={"targets": ("infection", "lung")})
     said = PLAIN.model_copy(update={"threshold": 0.3})
     assert choose_thresholds(Darkness(), plan, said, val, raw, COMPUTE) == {"infection": 0.3, "lung": 0.3}
     chosen = choose_thresholds(

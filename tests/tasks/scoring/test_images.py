@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import f1_score, jaccard_score
 
 from tasks.reporting.score_tables import NSD_TOLERANCE
-from tasks.scoring.images import TOLERANCE, Calibration, mean_metrics, score, score_within, summarise
+from tasks.scoring.images import TOLERANCE, Calibration, score, score_within, summarise
 
 HALF = torch.tensor([[1, 1], [0, 0]]).bool()
 NONE = torch.zeros(2, 2).bool()
@@ -125,13 +125,6 @@ def test_within_a_region_nothing_else_counts() -> None:
         assert inside[name] == pytest.approx(column[name]), name
     nothing = score_within(NONE, probability >= 0.5, probability, HALF)
     assert nothing["iou"] == 1 and nothing["mae"] == 0 and nothing["tn"] == 0
-
-
-def test_seeds_are_averaged() -> None:
-    one = {"infection": {"covid": {"images": 2, "iou": 0.5, "share_correlation": 0.1}}}
-    other = {"infection": {"covid": {"images": 2, "iou": 0.6}}}
-    assert mean_metrics([one, other]) == {"infection": {"covid": {"images": 2, "iou": 0.55}}}
-    assert mean_metrics([one]) == one
 
 
 def test_the_report_names_the_tolerance_that_was_scored_with() -> None:

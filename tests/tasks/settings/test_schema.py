@@ -15,7 +15,7 @@ from tests.helpers import ROOT
 
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 
-ENTRY = "{network: unet, loss: bce, images: packed, targets: [lung], train_classes: [Normal]}"
+ENTRY = "{network: unet, loss: bce, targets: [lung], train_classes: [Normal]}"
 
 
 def changed(*assignments: str) -> params.Params:
@@ -23,7 +23,7 @@ def changed(*assignments: str) -> params.Params:
 
 
 def test_changes_are_judged_together_in_any_order() -> None:
-    assignments = ["image_size=24", "training.depth=2"]
+    assignments = ["training.image_size=24", "training.depth=2"]
     assert changed(*assignments) == changed(*reversed(assignments))
 
 
@@ -50,8 +50,8 @@ def test_the_options_of_losses_are_those_that_they_read() -> None:
         for name in params.Losses.model_fields
     }
     assert constants == {n: o for n, o in LOSS_OPTIONS.items() if o and n not in params.LOSSES_WITH_ALPHA}
-    plans = changed(*(f"experiments.{n}={{network: unet, loss: {n}, images: packed}}" for n in LOSSES)).plans
-    assert {name: tuple(plans[name].loss_options) for name in LOSSES} == LOSS_OPTIONS
+    plans = changed(*(f"experiments.{n}={{network: unet, loss: {n}}}" for n in LOSSES)).plans
+    assert {name: tuple(plans[f"{name}-seed0"].loss_options) for name in LOSSES} == LOSS_OPTIONS
 
 
 def test_every_change_to_images_can_be_set() -> None:
@@ -59,10 +59,10 @@ def test_every_change_to_images_can_be_set() -> None:
 
 
 def test_report_1_stands_in_params_with_its_settings() -> None:
-    experiments = load_params(ROOT / "params.yaml").plans
-    assert [experiments[name].loss for name in ("report1_bce", "report1_bce_iou")] == ["bce", "bce_iou"]
-    for name in ("report1_bce", "report1_bce_iou"):
-        plan = experiments[name]
+    plans = load_params(ROOT / "params.yaml").plans
+    both = [plans[f"{name}-seed0"] for name in ("report1_bce", "report1_bce_iou")]
+    assert [plan.loss for plan in both] == ["bce", "bce_iou"]
+    for plan in both:
         assert (plan.network, plan.targets, plan.image_size, plan.epochs) == (
             "residual_unet",
             ("infection",),
@@ -73,7 +73,7 @@ def test_report_1_stands_in_params_with_its_settings() -> None:
 
 
 def test_report_2_stands_in_params_with_its_settings_and_its_next_steps_differ_by_one() -> None:
-    plans = load_params(ROOT / "params.yaml").plans
+    plans = {plan.experiment: plan for plan in load_params(ROOT / "params.yaml").plans.values()}
     report2 = plans["report2"]
     assert (report2.network, report2.loss, report2.epochs) == ("unet", "bce", 30)
     assert (report2.targets, report2.train_classes) == (
@@ -92,15 +92,15 @@ def test_report_2_stands_in_params_with_its_settings_and_its_next_steps_differ_b
 
 
 def differing(one: params.Plan, other: params.Plan) -> set[str]:
-    names = set(params.Plan.model_fields) - {"name", "loss_options"}
+    names = set(params.Plan.model_fields) - {"name", "experiment", "loss_options"}
     return {name for name in names if getattr(one, name) != getattr(other, name)}
 
 
 def test_the_second_step_s_network_sees_the_lungs_of_the_first() -> None:
-    plans = load_params(ROOT / "params.yaml").plans
-    assert plans["two_step_lungs"].targets == ("lung",)
-    assert plans["two_step_infection"].lungs_from == "two_step_lungs"
-    assert plans["two_step_lungs"].lungs_from is None
+    experiments = load_params(ROOT / "params.yaml").experiments
+    assert experiments["two_step_lungs"].targets == ("lung",)
+    assert experiments["two_step_infection"].lungs_from == "two_step_lungs"
+    assert experiments["two_step_lungs"].lungs_from is None
 
 
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
@@ -143,7 +143,7 @@ def comments(text: str) -> list[str]:
 
 def test_an_experiment_overrides_what_is_shared() -> None:
     plans = changed(
-        "epochs=7", "experiments.report1_bce.epochs=3", "experiments.report1_bce.width=8"
+        "training.epochs=7", "experiments.report1_bce.epochs=3", "experiments.report1_bce.width=8"
     ).experiments
     assert (plans["report1_bce"].epochs, plans["report1_bce_iou"].epochs) == (3, 7)
     assert (plans["report1_bce"].width, plans["report1_bce_iou"].width) == (8, 64)
@@ -173,8 +173,8 @@ def test_alpha_stands_in_the_plans_of_losses_that_read_it_alone() -> None:
 
 def test_a_loss_s_constants_stand_in_its_plans_alone() -> None:
     before, after = changed().plans, changed("losses.focal.gamma=3.0").plans
-    assert {name for name in before if before[name] != after[name]} == {"report2_focal"}
-    assert after["report2_focal"].loss_options == {"gamma": 3.0, "balance": 0.25}
+    assert {name for name in before if before[name] != after[name]} == {"report2_focal-seed0"}
+    assert after["report2_focal-seed0"].loss_options == {"gamma": 3.0, "balance": 0.25}
 
 
 def test_how_masks_are_made_stands_in_no_plan() -> None:
@@ -182,42 +182,121 @@ def test_how_masks_are_made_stands_in_no_plan() -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("epochs", 7), ("alpha", 0.3)])
-def test_a_changed_epochs_or_alpha_holds_for_all_experiments(key: str, value: float) -> None:
+def test_epochs_or_alpha_at_the_top_overrides_all_experiments_and_null_none(key: str, value: float) -> None:
     own = f"experiments.report2_dice_bce.{key}=1"
 
     def values(*assignments: str) -> set[Any]:
         experiments = changed(*assignments).experiments.values()
         return {getattr(experiment, key) for experiment in experiments} - {None}
 
-    assert values(f"{key}={value}", own) == {value, 1}
-    assert values(own, f"{key}={value}") == {value}
-
-
-def test_a_change_of_all_experiments_may_set_one_beside() -> None:
-    both = {"epochs": 7, "experiments": {"combined": {"epochs": 9}}}
-    plans = parse_params(with_changes(TEXT, {"preset": both})).plans
-    assert {name for name, plan in plans.items() if plan.epochs != 7} == {"combined"}
-    assert plans["combined"].epochs == 9
+    # In whichever way and order they are set; `dvc exp run --set-param` writes the top alone.
+    assert values(own, f"{key}={value}") == values(f"{key}={value}", own) == {value}
+    assert values(own, f"{key}=null") == values() | {1}
+    by_hand = TEXT.replace(f"\n{key}: null", f"\n{key}: {value}")
+    assert {getattr(e, key) for e in parse_params(by_hand).experiments.values()} - {None} == {value}
 
 
 def test_experiments_are_kept_with_those_that_they_build_on() -> None:
     kept = parse_params(with_changes(TEXT, {}, ["report2", "two_step_infection"]))
     assert list(kept.experiments) == ["report2", "two_step_lungs", "two_step_infection"]
-    assert kept.lungs_from == ("two_step_lungs",)
+    assert list(kept.stages.lungs) == ["two_step_lungs"]
     assert kept.experiments["two_step_infection"].lungs_from == "two_step_lungs"
 
     text = with_changes(TEXT, {}, ["combined"])
     assert list(parse_params(text).experiments) == ["combined"]
-    assert parse_params(text).lungs_from == ()
+    assert parse_params(text).stages.lungs == {}
     with pytest.raises(InputError, match=r"^experiments: 'bset' is not one of report1_bce, "):
         with_changes(TEXT, {}, ["bset"])
 
 
 def test_lines_outside_of_the_experiments_stay_when_some_are_kept() -> None:
-    with_lungs = with_changes(TEXT, {}, ["two_step_infection"])
-    end = TEXT[TEXT.index("\nlungs_from:") :]
-    assert with_lungs.endswith(end)
-    assert with_changes(TEXT, {}, ["combined"]).endswith(end.replace("[two_step_lungs]", "[]              "))
+    end = TEXT[TEXT.index("\nreport:") : TEXT.index("\nstages:")]
+    assert with_changes(TEXT, {}, ["combined"]).endswith(
+        f"""{end}
+stages:
+  preprocess: [256]
+  baselines: [infection]
+  lungs: {{}}
+  train:
+    combined-seed0: {{experiment: combined, images: packed/256}}
+"""
+    )
+
+
+def test_the_stages_that_dvc_yaml_makes_follow_from_the_experiments() -> None:
+    stages = changed(
+        "experiments.report2.seeds=2",
+        "training.seed=5",
+        "experiments.report2_dice_bce.image_size=512",
+        "experiments.lungs={network: unet, loss: dice, half: lung, targets: [lung]}",
+    ).stages
+    assert stages.preprocess == (256, 512)
+    assert stages.baselines == ("infection", "lung")
+    assert stages.lungs["two_step_lungs"].model_dump() == {
+        "training": "two_step_lungs-seed5",
+        "images": "packed/256",
+    }
+    assert {name: stages.train[name].images for name in stages.train if name.startswith("report2")} == {
+        "report2-seed5": "packed/256",
+        "report2-seed6": "packed/256",
+        "report2_dice_bce-seed5": "packed/512",
+        **{
+            f"report2_{name}-seed5": "packed/256"
+            for name in ("focal", "focal_tversky", "augmented", "attention", "plus_plus")
+        },
+    }
+    assert stages.train["two_step_infection-seed5"].images == "lungs/two_step_lungs"
+    assert stages.train["lungs-seed5"].experiment == "lungs"
+
+
+def test_what_is_as_it_should_be_is_written_as_it_was() -> None:
+    assert with_changes(TEXT, {}) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        ("preprocess: [256]", "preprocess: [128]", "preprocess: expected [256]"),
+        ("baselines: [infection]", "baselines: []", "baselines: expected [infection]"),
+        (
+            "    report2-seed0: {experiment: report2, images: packed/256}\n",
+            "",
+            "train: expected report2-seed0: {experiment: report2, images: packed/256}",
+        ),
+        (
+            "report2-seed0: {experiment: report2, images: packed/256}",
+            "report2-seed0: {experiment: report2, images: packed/128}",
+            "train: expected report2-seed0: {experiment: report2, images: packed/256}",
+        ),
+        (
+            "    two_step_lungs: {training: two_step_lungs-seed0, images: packed/256}",
+            "    two_step_lungs: {training: two_step_lungs-seed0, images: packed/256}\n"
+            "    report2: {training: report2-seed0, images: packed/256}",
+            "lungs: no experiment has report2",
+        ),
+        (
+            "  seeds: 1 ",
+            "  seeds: 2 ",
+            "train: expected report1_bce-seed1: {experiment: report1_bce, images: packed/256}",
+        ),
+    ],
+)
+def test_lists_that_do_not_follow_are_refused_and_written_by_a_change(
+    before: str, after: str, line: str
+) -> None:
+    assert TEXT.count(before) == 1
+    edited = TEXT.replace(before, after)
+    with pytest.raises(InputError) as error:
+        parse_params(edited)
+    assert str(error.value) == f"params.yaml: stages.{line}; `cxr params` writes this section"
+    assert parse_params(with_changes(edited, {}))
+
+
+def test_a_key_of_the_section_training_at_the_top_is_told_its_place() -> None:
+    with pytest.raises(
+        InputError, match=r": image_size: unknown key \(did you mean training\.image_size\?\)"
+    ):
+        changed("image_size=128")
 
 
 def test_a_plan_survives_its_json() -> None:
@@ -229,7 +308,7 @@ def test_changes_keep_comments() -> None:
     text = with_changes(TEXT, {"test": {"alpha": 0.3}})
     differing = [(a, b) for a, b in zip(TEXT.splitlines(), text.splitlines(), strict=True) if a != b]
     assert len(differing) == 1
-    assert differing[0][1].startswith("alpha: 0.3    # weight of BCE")
+    assert differing[0][1].startswith("alpha: 0.3     # weight of BCE")
 
 
 def test_null_stays_null() -> None:
@@ -252,14 +331,14 @@ def test_another_source_takes_the_pins_of_the_one_before_away() -> None:
     pinned = with_changes(TEXT, {"pin": {"data": {"fingerprint": f"f{31 * '0'}"}}})
     assert parse_params(pinned).data.sha256
     data = parse_params(with_changes(pinned, {"test": {"data": {"source": "x.zip"}}})).data
-    assert data == params.Data(source="x.zip")
+    assert data == params.DataSource(source="x.zip")
     same = with_changes(pinned, {"test": {"data": {"source": parse_params(pinned).data.source}}})
     assert parse_params(same) == parse_params(pinned)
 
 
 def test_a_pin_that_is_set_beside_a_source_stays_in_any_order() -> None:
     for order in (("data.source=x.zip", SHA256), (SHA256, "data.source=x.zip")):
-        assert changed(*order).data == params.Data(source="x.zip", sha256=64 * "a")
+        assert changed(*order).data == params.DataSource(source="x.zip", sha256=64 * "a")
 
 
 def test_a_sha256_is_refused_for_phantoms() -> None:
@@ -350,32 +429,40 @@ def test_a_password_in_a_url_is_refused_and_not_said(source: str) -> None:
         ),
         ("experiments.combined.images=raw", ": experiments.combined.images: 'raw' won't do"),
         (
-            "experiments.report1_bce.images=lungs/report2",
-            ": experiments.report1_bce: images: lungs/report2 needs report2 in lungs_from",
-        ),
-        (
             "experiments.report2.images=lungs/two_step_lungs",
             "images: lungs/two_step_lungs holds infection alone; set targets: [infection]",
         ),
         (
-            "lungs_from=[]",
-            ": experiments.two_step_infection: images: lungs/two_step_lungs needs two_step_lungs",
-        ),
-        ("lungs_from=[two_step_lungs, nought]", ": lungs_from: 'nought' is not one of report1_bce, "),
-        (
-            "lungs_from=[two_step_lungs, report1_bce]",
-            ": lungs_from: report1_bce does not predict lungs from whole images",
+            "experiments.two_step_infection.images=lungs/nought",
+            ": experiments.two_step_infection: images: 'nought' is not one of report1_bce, ",
         ),
         (
-            "lungs_from=[two_step_lungs, two_step_infection]",
-            ": lungs_from: two_step_infection does not predict lungs from whole images",
+            "experiments.two_step_infection.images=lungs/report1_bce",
+            ": experiments.two_step_infection: images: report1_bce does not predict lungs from whole images",
         ),
         (
-            "image_size=24",
+            "experiments.report1_bce.images=lungs/report1_bce",
+            ": experiments.report1_bce: images: report1_bce does not predict lungs from whole images",
+        ),
+        (
+            "experiments.two_step_lungs.image_size=128",
+            ": experiments.two_step_infection: image_size is 256, "
+            "but two_step_lungs, whose lungs it sees, has 128",
+        ),
+        (
+            "experiments.two_step_lungs.half=lung",
+            ": experiments.two_step_infection: half is infection, "
+            "but two_step_lungs, whose lungs it sees, has lung",
+        ),
+        (
+            "experiments.report1_bce.image_size=24",
             ": experiments.report1_bce: image_size 24 is not 2, 3, ... times patch * 2^depth = 16",
         ),
-        ("experiments.report1_bce.image_size=128", ": experiments.report1_bce.image_size: unknown key"),
-        ("experiments.report1_bce.half=lung", ": experiments.report1_bce.half: unknown key"),
+        ("training.image_size=8", ": training.image_size: 8 won't do"),
+        (
+            "experiments.report1_bce.half=lung",
+            ": experiments.report1_bce: the lung half holds no infection masks; set targets: [lung]",
+        ),
         ("experiments.report1_bce.name=x", ": experiments.report1_bce.name: unknown key"),
         ("experiments.report1_bce.alpha=0.3", ": experiments.report1_bce: loss bce reads no alpha"),
         ("experiments.report1_bce_iou.alpha=null", "loss bce_iou reads alpha, which is missing"),
@@ -385,7 +472,7 @@ def test_a_password_in_a_url_is_refused_and_not_said(source: str) -> None:
         ("audit.correlation=0", ": audit.correlation: 0 won't do"),
         ("audit.duplicates=remove", ": audit.duplicates: 'remove' is not one of 'report' or 'drop'"),
         (f"experiments.a b={ENTRY}", ": experiments.a b"),
-        ("half=chest", ": half: 'chest' is not one of 'infection' or 'lung'"),
+        ("training.half=chest", ": training.half: 'chest' is not one of 'infection' or 'lung'"),
         ("training=", ": training: None won't do: expected keys and values"),
         ("training.seed=100000000000000000000", ": training.seed: 100000000000000000000 won't do"),
         ("report.figures=[0]", ": report.figures.0: 0 won't do"),
@@ -417,7 +504,7 @@ def test_what_is_no_params_file_is_refused_in_one_line(text: str, line: str) -> 
 
 
 @pytest.mark.parametrize(
-    "key", ["alpha", "half", "experiments", "training", "losses", "prediction", "lungs_from", "report"]
+    "key", ["alpha", "experiments", "training", "losses", "prediction", "report", "stages"]
 )
 def test_a_misspelt_key_is_one_fault_not_two(key: str) -> None:
     misspelt = f"{key[0]}{key[2]}{key[1]}{key[3:]}"

@@ -178,14 +178,14 @@ def test_a_training_that_dies_says_so(
     tiny_params: Params, tiny_packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Too low a learning rate for anything to be learnt in as few steps."""
-    plan = tiny_params.plans["report1_bce"].model_copy(update={"learning_rate": 1e-7, "epochs": 4})
+    plan = tiny_params.plans["report1_bce-seed0"].model_copy(update={"learning_rate": 1e-7, "epochs": 4})
     train(plan, tiny_packed, tmp_path / "out")
     lines = capsys.readouterr().out.splitlines()
-    warning = f"warning: report1_bce: marks no Val pixel since epoch 1; {SLOW}"
+    warning = f"warning: report1_bce-seed0: marks no Val pixel since epoch 1; {SLOW}"
     assert [line for line in lines if "warning" in line] == [warning]
     before = next(one for one, other in pairwise(lines) if other == warning)
     assert "epoch 3/4:" in before
     found = pd.read_csv(tmp_path / "out" / "history.csv")
     assert symptoms(found)[0].spoils
-    kept = json.loads((tmp_path / "out" / "networks" / "0.json").read_text())["best_epoch"]
+    kept = json.loads((tmp_path / "out" / "network" / "network.json").read_text())["best_epoch"]
     assert f"The epoch kept, {kept}, marks no Val pixel, as epochs 1 to 4 do" in symptoms(found)[0].text

@@ -31,7 +31,7 @@ from tests.helpers import EVERY_CHANGE, PATIENCE, ROOT, made
 
 @pytest.fixture(scope="module")
 def plan(tiny_params: Params) -> Plan:
-    plan = tiny_params.plans["report1_bce_iou"]
+    plan = tiny_params.plans["report1_bce_iou-seed0"]
     augment = plan.augment.model_copy(update=EVERY_CHANGE)
     changes = {"augment": augment, "batch_size": 13, "epochs": 6, "ema": 0.9}  # a last batch of one image
     # In bf16, which some machines take by themselves, rounding hides what is compared here.
@@ -70,7 +70,7 @@ def test_two_processes_come_to_what_one_does(
     for column in ("train_loss", "val_loss"):
         np.testing.assert_allclose(histories[1][column], histories[0][column], rtol=1e-3)
     np.testing.assert_allclose(histories[1]["val_dice"], histories[0]["val_dice"], atol=5e-3)
-    weights = [safetensors.torch.load_file(out / "networks" / "0.safetensors") for out in (one, two)]
+    weights = [safetensors.torch.load_file(out / "network" / "weights.safetensors") for out in (one, two)]
     assert weights[0].keys() == weights[1].keys()
 
 
@@ -110,7 +110,7 @@ def test_two_processes_go_on_where_they_were_ended_or_killed(
 def test_processes_and_parts_together(plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
     changes = {"processes": 2, "accumulate": 2, "batch_size": 11, "epochs": 1}  # the last 3: 2 and 1
     out, _ = trained(plan.model_copy(update=changes), tmp_path, tiny_packed)
-    assert json.loads((out / "networks" / "0.json").read_text())["parts"] == 2
+    assert json.loads((out / "network" / "network.json").read_text())["parts"] == 2
     assert np.isfinite(pd.read_csv(out / "history.csv")).all(axis=None)
 
 
@@ -125,7 +125,9 @@ def test_a_mistake_is_one_line_from_all_processes(plan: Plan, tiny_packed: Path,
         timeout=PATIENCE,
     )
     assert done.returncode == 1
-    assert re.fullmatch(r"error: report1_bce_iou: the .*loss became .*; lower learning_rate.*\n", done.stderr)
+    assert re.fullmatch(
+        r"error: report1_bce_iou-seed0: the .*loss became .*; lower learning_rate.*\n", done.stderr
+    )
 
 
 def test_as_many_processes_as_the_plan_says(plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ def test_parts_add_up_to_the_batch(plan: Plan, tiny_packed: Path) -> None:
     for parts in (1, 4):  # 14 images: 4, 4, 4 and 2
         compute = set_up(0, "fp32", 1)
         network = without_normalisation(build_network(plan, compute))
-        fitter = Fitter(plan, 0, network, compute, Batches(split, compute), parts=parts)
+        fitter = Fitter(plan, network, compute, Batches(split, compute), parts=parts)
         fitted = fitter.run_epoch("test")
         ends.append((fitted.loss, [weight.grad.clone() for weight in network.parameters()]))
     assert ends[1][0] == pytest.approx(ends[0][0], rel=1e-6)
@@ -189,11 +191,11 @@ def test_a_short_memory_means_more_parts(plan: Plan, tiny_packed: Path, tmp_path
     done = within(110, command(plan, tmp_path, tiny_packed))
     assert done.returncode == 0, done.stderr
     assert "the memory is too short for 14 images at a time: each batch is computed in 2 parts" in done.stdout
-    parts = json.loads((tmp_path / "out" / "networks" / "0.json").read_text())["parts"]
+    parts = json.loads((tmp_path / "out" / "network" / "network.json").read_text())["parts"]
     assert parts > 1
     asked, said = trained(plan.model_copy(update={"accumulate": parts}), tmp_path / "asked", tiny_packed)
     assert "too short" not in said
-    weights = "networks/0.safetensors"
+    weights = "network/weights.safetensors"
     assert made(asked)[weights] == made(tmp_path / "out")[weights]
 
 
@@ -202,7 +204,7 @@ def test_memory_too_short_for_single_images(plan: Plan, tiny_packed: Path, tmp_p
     done = within(100, command(plan, tmp_path, tiny_packed))
     assert done.returncode == 1
     assert done.stderr == (
-        "error: report1_bce_iou: the memory is too short for 1 image at a time; "
+        "error: report1_bce_iou-seed0: the memory is too short for 1 image at a time; "
         "lower image_size, width or depth\n"
     )
     assert not (tmp_path / "out").exists()
