@@ -70,17 +70,14 @@ def make_plan(data: str, image_size: int, epochs: int, training: Mapping[str, An
     experiment = {
         "network": "residual_unet",
         "loss": "dice_bce",
-        "images": "packed",
         "targets": [TARGET],
         "train_classes": [TRAIN_CLASS],
     }
     changes = {
         "data": {"source": data},
-        "half": HALF,
-        "image_size": image_size,
         "epochs": epochs,
         "alpha": 0.5,
-        "training": TRAINING | training,
+        "training": TRAINING | {"half": HALF, "image_size": image_size} | training,
         "experiments": {"benchmark": experiment},
     }
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")

@@ -84,7 +84,7 @@ def main() -> None:
                 before = next((c for c in reversed(costs) if c.what == cost.what), None)
                 costs.append(cost)
                 print(row(cost, before), flush=True)
-            share = last(costs, "decode and resize") / last(costs, "preprocess")
+            share = last(costs, "decode and resize") / last(costs, f"preprocess@{args.image_size}")
             print(f"{images:6}  preprocess reaches {share:.2f} of decode and resize; goal: 0.70", flush=True)
     if args.json:
         args.json.write_text(json.dumps([cost._asdict() for cost in costs], indent=2) + "\n")
@@ -211,9 +211,9 @@ def spread(work: Callable[[Job], Result], jobs: list[Job]) -> Iterator[Result]:
 
 
 def stage_commands(clone: Path) -> dict[str, str]:
-    """The stages up to LAST, in an order in which they can run, with their commands."""
+    """The stages up to those of LAST, in an order in which they can run, with their commands."""
     with chdir(clone), Repo(str(clone)) as repo:
-        last = [stage for stage in repo.index.stages if stage.name in LAST]
+        last = [stage for stage in repo.index.stages if stage.name.partition("@")[0] in LAST]
         planned = plan_repro(repo.index.graph, last)
         return {stage.name: str(stage.cmd) for stage in planned}
 

@@ -79,7 +79,9 @@ PARTS = ("importing", "forward passes", "all else", "total")
 def measure(checkout: Path, folder: Path, name: str, images: str, out: Path) -> list[list[float]]:
     """Seconds of each of `PARTS`, by the clock and of CPU time."""
     plans, dropped = "artifacts/plans", "artifacts/audit/dropped.csv"
-    command = [f"{plans}/{name}.json", f"{plans}/{name}.prediction.json", f"artifacts/train/{name}"]
+    experiment = name.rpartition("-seed")[0]
+    command = [f"{plans}/{name}.json", f"{plans}/{experiment}.prediction.json"]
+    command += [f"artifacts/train/{name}/network"]
     command += [images, "data/raw", str(out)]
     if (folder / dropped).exists():
         command += ["--dropped", dropped]
@@ -111,9 +113,9 @@ def made(out: Path) -> dict[Path, bytes]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("name", help="an experiment that is trained there")
+    parser.add_argument("name", help="a training that is done there, such as report2-seed0")
     parser.add_argument("--against", type=Path, help="another checkout, for example a git worktree")
-    parser.add_argument("--images", default="data/packed", help="what the training read, in FOLDER")
+    parser.add_argument("--images", default="data/packed/256", help="what the training read, in FOLDER")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     checkouts = {"here": Path(__file__).resolve().parent.parent}

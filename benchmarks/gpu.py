@@ -293,9 +293,10 @@ def smoke(bench: Bench, entry: Entry, limit: float) -> None:
     params = bench.params("combined", *(() if bench.rehearsed else SMALL))
     count = bench.sizes.smoke
     take = {"Train": count, "Val": count, "Test": count}
-    images = prepare(bench.data, bench.work, params.image_size, take, CLASSES)
+    name = plan_of(params).name
+    images = prepare(bench.data, bench.work, plan_of(params).image_size, take, CLASSES)
     plans, out = bench.write(params, "smoke"), bench.work / "smoke"
-    plan, entry["network"] = str(plans / "combined.json"), plan_words(params.plans["combined-seed0"])
+    plan, entry["network"] = str(plans / f"{name}.json"), plan_words(plan_of(params))
 
     def run(*command: str, heard: Heard = ignored) -> list[Line]:
         return bench.commands.run([*command], ends - time.monotonic(), heard)
@@ -304,7 +305,7 @@ def smoke(bench: Bench, entry: Entry, limit: float) -> None:
         return run("tasks.train", plan, str(images.packed), str(out / name), heard=heard)
 
     def checkpoints() -> set[Path]:
-        return set((bench.work / "checkpoints").glob("combined-*.pt"))
+        return set((bench.work / "checkpoints").glob(f"{name}-*.pt"))
 
     def saved(line: str) -> bool:
         return bool(re.search(r" epoch \d+/", line)) and checkpoints() > before
@@ -317,7 +318,7 @@ def smoke(bench: Bench, entry: Entry, limit: float) -> None:
     same = {"resumed_same_bytes": bool(went_on) and contents(out / "killed") == contents(out / "whole")}
     for name in ("once", "twice"):
         prediction = str(plans / "combined.prediction.json")
-        paths = [str(out / "whole"), str(images.packed), str(images.raw), str(out / name)]
+        paths = [str(out / "whole" / "network"), str(images.packed), str(images.raw), str(out / name)]
         run("tasks.evaluate", plan, prediction, *paths)
     same["evaluated_same_bytes"] = contents(out / "once") == contents(out / "twice")
     entry |= same
@@ -365,10 +366,10 @@ class Experiment:
     def __call__(self, bench: Bench, entry: Entry, limit: float) -> None:
         ends = time.monotonic() + limit
         params = bench.params(self._name)
-        plan = params.plans[self._name]
-        if plan.lungs_from:
+        plan = plan_of(params)
+        if params.experiments[self._name].lungs_from:
             raise SkippedError("it sees predicted lungs, which are not made here")
-        raw, packed = packed_dataset(bench.data, bench.work, params.image_size)
+        raw, packed = packed_dataset(bench.data, bench.work, plan_of(params).image_size)
         entry |= {"network": plan_words(plan), "of_epochs": plan.epochs}
         if "epochs" not in entry:
             entry |= self._choose_epochs(bench, params, packed, limit)
@@ -376,20 +377,22 @@ class Experiment:
         plans, out = bench.write(chosen, self._name), bench.work / "train" / self._name
         if "training_seconds" not in entry:
             bench.save()
-            lines = self._train(bench, plans, packed, out, ends - time.monotonic())
-            entry |= {"training_seconds": round(lines[-1].after, 1), **facts_of(out, plan)}
-        entry |= self._evaluate(bench, plans, out, packed, raw, ends - time.monotonic())
+            lines = self._train(bench, plans / f"{plan.name}.json", packed, out, ends - time.monotonic())
+            entry |= {"training_seconds": round(lines[-1].after, 1), **facts_of(out)}
+        places = [plans / f"{plan.name}.json", plans / f"{self._name}.prediction.json"]
+        places += [out / "network", packed, raw]
+        entry |= self._evaluate(bench, places, ends - time.monotonic())
         check_scores(entry["scores"])
 
-    def _train(self, bench: Bench, plans: Path, packed: Path, out: Path, limit: float) -> list[Line]:
-        plan = str(plans / f"{self._name}.json")
-        return bench.commands.run(["tasks.train", plan, str(packed), str(out)], limit)
+    def _train(self, bench: Bench, plan: Path, packed: Path, out: Path, limit: float) -> list[Line]:
+        return bench.commands.run(["tasks.train", str(plan), str(packed), str(out)], limit)
 
     def _choose_epochs(self, bench: Bench, params: Params, packed: Path, limit: float) -> Entry:
         """As many as there is time for, by the seconds of the last of a few."""
-        began, plan = time.monotonic(), params.plans[self._name]
+        began, plan = time.monotonic(), plan_of(params)
         few = bench.params(self._name, f"experiments.{self._name}.epochs={TIMED_EPOCHS}")
-        lines = self._train(bench, bench.write(few, "timed"), packed, bench.work / "timed", limit)
+        timed = bench.write(few, "timed") / f"{plan.name}.json"
+        lines = self._train(bench, timed, packed, bench.work / "timed", limit)
         ends = [line.after for line in lines if re.search(r" epoch \d+/\d+: ", line.text)]
         seconds = ends[-1] - ends[-2]
         around = max(0.0, lines[-1].after - TIMED_EPOCHS * seconds)
@@ -400,20 +403,22 @@ class Experiment:
             raise SkippedError(f"there was no time for an epoch of {seconds:.1f} s and the evaluation")
         return {"epochs": epochs, "epoch_seconds": round(seconds, 3)}
 
-    def _evaluate(
-        self, bench: Bench, plans: Path, trained: Path, packed: Path, raw: Path, limit: float
-    ) -> Entry:
+    def _evaluate(self, bench: Bench, places: list[Path], limit: float) -> Entry:
         out = bench.work / "evaluation" / self._name
-        plan, prediction = (str(plans / f"{self._name}{end}.json") for end in ("", ".prediction"))
-        places = [str(trained), str(packed), str(raw), str(out)]
-        lines = bench.commands.run(["tasks.evaluate", plan, prediction, *places], limit)
+        lines = bench.commands.run(["tasks.evaluate", *map(str, places), str(out)], limit)
         scores = json.loads((out / "metrics.json").read_text("utf-8"))
         return {"evaluation_seconds": round(lines[-1].after, 1), "scores": scores}
 
 
-def facts_of(trained: Path, plan: Plan) -> Entry:
+def plan_of(params: Params) -> Plan:
+    """The one training of params with one experiment and one seed."""
+    (plan,) = params.plans.values()
+    return plan
+
+
+def facts_of(trained: Path) -> Entry:
     """What the training found."""
-    description = json.loads((trained / "networks" / f"{plan.seed}.json").read_text("utf-8"))
+    description = json.loads((trained / "network" / "network.json").read_text("utf-8"))
     wanted = ("precision", "parameters", "train_images", "val_images", "best_epoch", "val_dice")
     return {name: description[name] for name in wanted}
 

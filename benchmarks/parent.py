@@ -46,12 +46,13 @@ def grow(checkout: Path, experiments: int) -> tuple[str, str]:
             yaml.dump(data, file)
 
     params = yaml.load((checkout / "params.yaml").read_text(encoding="utf-8"))
-    first = next(iter(params["experiments"]))
+    first = next(iter(params["stages"]["train"]))
     copies = [f"copy{number}" for number in range(experiments - 1)]
 
-    def more_experiments(data: Any) -> None:
-        data["experiments"] = {name: copy.deepcopy(data["experiments"][first]) for name in [first, *copies]}
-        data["lungs_from"] = []
+    def more_trainings(data: Any) -> None:
+        entries = data["stages"]["train"]
+        data["stages"]["train"] = {name: copy.deepcopy(entries[first]) for name in [first, *copies]}
+        data["stages"]["lungs"] = {}
 
     def more_entries(data: Any) -> None:
         stages = data["stages"]
@@ -59,7 +60,7 @@ def grow(checkout: Path, experiments: int) -> tuple[str, str]:
             for kind in ("train", "evaluate"):
                 stages[f"{kind}@{name}"] = copy.deepcopy(stages[f"{kind}@{first}"])
 
-    edit("params.yaml", more_experiments)
+    edit("params.yaml", more_trainings)
     edit("dvc.lock", more_entries)
     plans = checkout / "artifacts" / "plans"
     shutil.copyfile(plans / f"{first}.json", plans / f"{copies[0]}.json")
@@ -80,7 +81,11 @@ def forget(checkout: Path, stage: str) -> None:
 
 def measure(repository: Path, revision: str, experiments: int) -> dict[str, float]:
     with checked_out(repository, resolve(repository, revision), "parent", "") as checkout:
-        run(checkout, "dvc", "checkout", "--quiet", "plan", "preprocess", "audit")
+        text = (checkout / "params.yaml").read_text(encoding="utf-8")
+        sizes = YAML(typ="safe").load(text)["stages"]["preprocess"]
+        run(
+            checkout, "dvc", "checkout", "--quiet", "plan", *(f"preprocess@{size}" for size in sizes), "audit"
+        )
         new, done = grow(checkout, experiments)
         seconds: dict[str, list[float]] = {"look": [], "commit": [], "take": []}
         for number in range(TRIES):

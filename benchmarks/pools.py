@@ -38,7 +38,7 @@ from tests.flows.cluster import Cluster, Host, running
 from tests.helpers import ROOT
 from tests.s3 import serving
 
-POOLS = ("--pool", "train@*=gpu", "--pool", "evaluate@*=gpu", "--pool", "baselines=cpu")
+POOLS = ("--pool", "train@*=gpu", "--pool", "evaluate@*=gpu", "--pool", "baselines@*=cpu")
 
 #: Seconds between two uploads of a checkpoint at most, as flows.remote.checkpoints has it for small ones.
 CHECKPOINT_EVERY = 5.0
@@ -147,7 +147,7 @@ class Measured:
         first = min(t.start_time for t in task.values() if t.start_time)
         last = max(t.end_time for t in task.values() if t.end_time)
         assert self.run.start_time and self.run.end_time and first and last
-        own = {name: t.total_run_time.total_seconds() for name, t in task.items()}
+        own = {name.partition("@")[0]: t.total_run_time.total_seconds() for name, t in task.items()}
         for run in self.stages:
             stage = run.name.partition(" of ")[0]
             if "evaluate@" in stage and stage in self.messages():

@@ -128,7 +128,8 @@ def read_graph() -> Graph:
         stages = {stage.name: {up.name for up in graph.successors(stage)} for stage in repo.index.stages}
     trainings = [stage for stage in stages if kind_of(stage) == "train"]
     plain = next(stage for stage in trainings if "lungs" not in map(kind_of, stages[stage]))
-    taken = {stage for stage in stages if key_of(stage) in ("", key_of(plain))}
+    taken = {stage for stage in stages if not is_of_training(stage) or key_of(stage) == key_of(plain)}
+    taken -= {stage for stage in stages if kind_of(stage) == "lungs"}
     return {stage: stages[stage] & taken for stage in taken}
 
 
@@ -136,15 +137,20 @@ def multiplied(graph: Graph, experiments: int) -> Graph:
     """The same with so many experiments in the place of the one."""
 
     def copies(stages: Iterable[str], numbers: Iterable[int]) -> set[str]:
-        return {f"{kind_of(s)}@{n}" if key_of(s) else s for s in stages for n in numbers}
+        return {f"{kind_of(s)}@{n}" if is_of_training(s) else s for s in stages for n in numbers}
 
     result: dict[str, set[str]] = {}
     for stage, upstream in graph.items():
-        if key_of(stage):
+        if is_of_training(stage):
             result |= {f"{kind_of(stage)}@{n}": copies(upstream, [n]) for n in range(experiments)}
         else:
             result[stage] = copies(upstream, range(experiments))
     return result
+
+
+def is_of_training(stage: str) -> bool:
+    """Whether there is one such stage for each training."""
+    return kind_of(stage) in REMOTE
 
 
 def kind_of(stage: str) -> str:

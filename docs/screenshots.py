@@ -76,10 +76,10 @@ def take(page: Page, it: Served) -> None:
     shoot(page, "form", height=1720)
     run = form.start("alpha 0.3")
     open_tab(page, "Task Runs")
-    expect(page.get_by_role("link", name="evaluate@report1_bce", exact=True)).to_be_visible(timeout=RUN)
+    expect(page.get_by_role("link", name="evaluate@report1_bce-seed0", exact=True)).to_be_visible(timeout=RUN)
     page.reload()  # which fits the graph into its pane
     open_tab(page, "Task Runs")
-    expect(page.get_by_role("link", name="evaluate@report1_bce", exact=True)).to_be_visible()
+    expect(page.get_by_role("link", name="evaluate@report1_bce-seed0", exact=True)).to_be_visible()
     shoot(page, "run")
     wait_for_end(page)
     page.reload()

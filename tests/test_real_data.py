@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("real")
     download(open_source(str(REAL_ZIP), Path()), folder / "raw", "the real zip")
     preprocess(folder / "raw", folder / "packed", 64, 0.0)
-    baselines(folder / "packed", folder / "raw", folder / "baselines", "infection")
+    baselines(folder / "packed" / "images.csv", folder / "raw", folder / "baselines", "infection")
     return folder
 
 

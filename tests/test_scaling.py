@@ -30,9 +30,9 @@ from tests.helpers import ROOT
 FREE = dict.fromkeys(Costs.model_fields, 0.0) | {"checkpoint_every": 3600.0}
 CHAIN = {
     "download": set[str](),
-    "train@one-seed0": {"download"},
-    "evaluate@one-seed0": {"download", "train@one-seed0"},
-    "report": {"evaluate@one-seed0"},
+    "train@one": {"download"},
+    "evaluate@one": {"download", "train@one"},
+    "report": {"evaluate@one"},
 }
 #: What a worker does around a stage, 15 seconds.
 AROUND = {"queue": 1.0, "start": 2.0, "checkout": 3.0, "pull": 4.0, "push": 5.0}
@@ -181,9 +181,9 @@ def test_the_graph_is_that_of_dvc_yaml() -> None:
         *("plan", "download", "preprocess", "audit", "baselines", "train", "evaluate", "report")
     }
     many = multiplied(graph, 3)
-    assert many["train@2-seed0"] == {"plan", "preprocess", "audit"}
-    assert many["evaluate@1-seed0"] == {"plan", "download", "preprocess", "audit", "train@1-seed0"}
-    assert {"train@0-seed0", "train@1-seed0", "train@2-seed0", "evaluate@2-seed0"} <= many["report"]
+    assert many["train@2"] == {"plan", "preprocess@256", "audit"}
+    assert many["evaluate@1"] == {"plan", "download", "preprocess@256", "audit", "train@1"}
+    assert {"train@0", "train@1", "train@2", "evaluate@2"} <= many["report"]
     assert len(many) == 6 + 2 * 3
 
 

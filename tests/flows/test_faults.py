@@ -28,7 +28,7 @@ SMALL = {"experiments": ["report1_bce"], "publish": "nowhere"}
 TRAIN = "train@report1_bce-seed0"
 
 #: What the first run leaves in the DVC cache for all others.
-BEFORE_TRAINING = ("download", "preprocess", "audit", "baselines")
+BEFORE_TRAINING = ("download", "preprocess@32", "audit", "baselines@infection")
 
 
 def left_nothing(served: Served) -> bool:
@@ -196,7 +196,7 @@ def test_two_stages_of_one_checkout_run_side_by_side(
         return [outcomes[stage] for stage in stages]
 
     assert run("plan", "download") == [Outcome.RAN, Outcome.RAN]
-    assert run("preprocess") == [Outcome.RAN]
+    assert run("preprocess@32") == [Outcome.RAN]
     assert run("audit") == [Outcome.RAN]
     trainings = ("train@report1_bce-seed0", "train@report1_bce_iou-seed0")
     assert run(*trainings) == [Outcome.RAN, Outcome.RAN]

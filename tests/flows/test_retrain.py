@@ -42,7 +42,7 @@ class TestInOrder:
         states = finished(output)
         assert states.keys() == set(repository.run("dvc", "stage", "list", "--name-only").split())
         assert set(states.values()) == {"Completed"}
-        assert "'train@report1_bce' - report1_bce epoch 1/2: train loss" in output
+        assert "'train@report1_bce-seed0' - report1_bce-seed0 epoch 1/2: train loss" in output
         report, metrics, commit = (line.partition(":")[2].strip() for line in output.splitlines()[-3:])
         assert "report1_bce_iou" in Path(report).read_text(encoding="utf-8")
         committed = repository.run("git", "show", "retrain/first:metrics.json")

@@ -86,14 +86,16 @@ class TestInOrder:
         for stage in (
             "plan",
             "download",
-            "preprocess",
+            "preprocess@32",
             "train@report1_bce-seed0",
             "train@report1_bce_iou-seed0",
         ):
             expect(page.get_by_role("link", name=stage, exact=True)).to_be_visible(timeout=RUN)
         expect(heading(page)).to_contain_text("Running")
         open_tab(page, "Artifacts")
-        progress = page.get_by_role("link").filter(has_text=re.compile(r"train@\w+: \w+ epoch \d+/30: "))
+        progress = page.get_by_role("link").filter(
+            has_text=re.compile(r"train@[\w-]+: [\w-]+ epoch \d+/30: ")
+        )
         expect(progress.first).to_be_visible(timeout=RUN)
         progress.first.click()
         expect(page.get_by_text(re.compile(r"Progress: [\d.]+%"))).to_be_visible()
