@@ -38,6 +38,7 @@ HALF, TARGET, TRAIN_CLASS = "infection", "infection", "COVID-19"
 
 #: The training of a benchmark, the same in every checkout: params.yaml's own is not read. --set changes it.
 TRAINING = {
+    "images": "whole",
     "batch_size": 16,
     "width": 16,
     "depth": 4,

@@ -373,7 +373,7 @@ class Experiment:
         entry |= {"network": plan_words(plan), "of_epochs": plan.epochs}
         if "epochs" not in entry:
             entry |= self._choose_epochs(bench, params, packed, limit)
-        chosen = bench.params(self._name, f"experiments.{self._name}.epochs={entry['epochs']}")
+        chosen = bench.params(self._name, f"epochs={entry['epochs']}")
         plans, out = bench.write(chosen, self._name), bench.work / "train" / self._name
         if "training_seconds" not in entry:
             bench.save()
@@ -390,7 +390,7 @@ class Experiment:
     def _choose_epochs(self, bench: Bench, params: Params, packed: Path, limit: float) -> Entry:
         """As many as there is time for, by the seconds of the last of a few."""
         began, plan = time.monotonic(), plan_of(params)
-        few = bench.params(self._name, f"experiments.{self._name}.epochs={TIMED_EPOCHS}")
+        few = bench.params(self._name, f"epochs={TIMED_EPOCHS}")
         timed = bench.write(few, "timed") / f"{plan.name}.json"
         lines = self._train(bench, timed, packed, bench.work / "timed", limit)
         ends = [line.after for line in lines if re.search(r" epoch \d+/\d+: ", line.text)]
@@ -516,7 +516,7 @@ def main() -> None:
     for name in set(wanted) - set(PARTS):
         bench.params(name)  # an unknown one ends here
     print(f"--- the data: {without_secrets(bench.data)}", flush=True)
-    packed_dataset(bench.data, bench.work, bench.params("combined").image_size)
+    packed_dataset(bench.data, bench.work, plan_of(bench.params("combined")).image_size)
     run_parts(bench, wanted, ends)
 
 

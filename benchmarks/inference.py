@@ -94,7 +94,7 @@ class Contestant:
 
     def __init__(self, setting: Setting, compute: Compute) -> None:
         self.setting, self.compute, self.watch = setting, compute, Stopwatch()
-        self.network = load_network(setting.trained, setting.plan.seed, compute)
+        self.network = load_network(setting.trained / "network", compute)
 
     def work(self) -> float | None:
         """Once over the images; their mean IoU, if it is found."""
@@ -160,7 +160,7 @@ class Evaluation(Predicting):
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "evaluation"
             prediction = PLAIN.model_copy(update={"flip_average": s.flip})
-            tasks.evaluate.evaluate(s.plan, prediction, s.trained, s.packed, s.raw, out)
+            tasks.evaluate.evaluate(s.plan, prediction, s.trained / "network", s.packed, s.raw, out)
             metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
         return float(metrics[TARGET]["all"]["iou"])
 

@@ -168,7 +168,7 @@ class TestInOrder:
     def test_a_wrong_word_stops_before_anything_runs(self, repository: Repository) -> None:
         params = repository.folder / "params.yaml"
         good = params.read_text()
-        params.write_text(good.replace("alpha: ", "alhpa: "))
+        params.write_text(good.replace("alpha: ", "alhpa: ", 1))
         output = repository.run("dvc", "repro", fails=True)
         assert "error: params.yaml: alhpa: unknown key (did you mean alpha?)" in output
         params.write_text(good)
