@@ -96,21 +96,27 @@ class TestInOrder:
         assert "alpha" in repository.run("dvc", "params", "diff")
         assert "plan" in repository.run("dvc", "status")
         ran = stages_run(repository.run("dvc", "repro"))
-        assert ran == {"plan", "train@report1_bce_iou", "evaluate@report1_bce_iou", "report"}
+        assert ran == {"plan", "train@report1_bce_iou", "evaluate@report1_bce_iou", "compare", "report"}
         repository.commit("alpha 0.1")
         difference = json.loads(repository.run("dvc", "metrics", "diff", "HEAD~1", "--json"))["metrics.json"]
         assert difference
         assert all(name.startswith("report1_bce_iou.") for name in difference)
         assert "history.csv" in repository.run("dvc", "plots", "diff", "HEAD~1", "--json")
 
-    def test_another_figure_reruns_the_report_alone(self, repository: Repository) -> None:
+    def test_another_figure_reruns_the_comparison_and_the_report(self, repository: Repository) -> None:
         repository.set("report.figures=[2, 3]")
-        assert stages_run(repository.run("dvc", "repro")) == {"plan", "report"}
+        assert stages_run(repository.run("dvc", "repro")) == {"plan", "compare", "report"}
         repository.commit("figures")
+
+    def test_another_word_reruns_the_report_alone(self, repository: Repository) -> None:
+        template = repository.folder / "tasks" / "reporting" / "report.html.j2"
+        template.write_text(template.read_text().replace("Not a medical device.", "No medical device."))
+        assert stages_run(repository.run("dvc", "repro")) == {"report"}
+        repository.commit("another word")
 
     def test_going_back_comes_from_the_cache(self, repository: Repository) -> None:
         repository.set("alpha=0.5")
-        assert stages_run(repository.run("dvc", "repro")) <= {"plan", "report"}
+        assert stages_run(repository.run("dvc", "repro")) <= {"plan", "compare", "report"}
         repository.commit("alpha 0.5")
 
     def test_an_experiment_by_dvc(self, repository: Repository) -> None:
@@ -130,7 +136,7 @@ class TestInOrder:
         )
         ran = stages_run(repository.run("dvc", "repro"))
         first, second = {"train@plain", "evaluate@plain"}, {"lungs@plain", "train@second", "evaluate@second"}
-        assert ran == {"plan", *first, *second, "report"}
+        assert ran == {"plan", *first, *second, "compare", "report"}
         assert "plain" in repository.read("reports/index.html")
         metrics = json.loads(repository.read("metrics.json"))
         assert metrics["plain"].keys() == {"lung"}
@@ -144,7 +150,7 @@ class TestInOrder:
         )
         ran = stages_run(repository.run("dvc", "repro"))
         of_second = {"train@second", "evaluate@second"}
-        assert ran == {"plan", "evaluate@plain", "lungs@plain", *of_second, "report"}
+        assert ran == {"plan", "evaluate@plain", "lungs@plain", *of_second, "compare", "report"}
         names = sorted(p.name for p in (repository.folder / "artifacts/train/second/networks").iterdir())
         assert names == ["0.json", "0.safetensors", "1.json", "1.safetensors"]
 
@@ -153,7 +159,7 @@ class TestInOrder:
     ) -> None:
         repository.set("audit.duplicates=drop")
         ran = stages_run(repository.run("dvc", "repro"))
-        assert ran == {"plan", "audit", "report"}
+        assert ran == {"plan", "audit", "compare", "report"}
 
     def test_a_wrong_word_stops_before_anything_runs(self, repository: Repository) -> None:
         params = repository.folder / "params.yaml"

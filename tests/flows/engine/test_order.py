@@ -18,7 +18,8 @@ def pipeline_of(params: Params) -> Pipeline:
         upstream[f"train@{name}"] = {"plan", "audit", images}
         upstream[f"evaluate@{name}"] = {f"train@{name}"}
     upstream |= {f"lungs@{name}": {f"train@{name}"} for name in params.lungs_from}
-    upstream["report"] = {"baselines", *(f"evaluate@{name}" for name in params.experiments)}
+    upstream["compare"] = {"audit", "baselines", *(f"evaluate@{name}" for name in params.experiments)}
+    upstream["report"] = {"compare"}
     return Pipeline(upstream, list(upstream), frozenset())
 
 
