@@ -446,7 +446,7 @@ class Consistency(Model):
 
 
 class Document(Model):
-    schema_version: Literal[1]
+    schema_version: int
     source: str  # of the dataset
     phantoms: bool
     dataset: Dataset

@@ -111,8 +111,9 @@ class Scored:
 
     @property
     def image_sets(self) -> list[str]:
-        everything = [e.results[self.target] for e in self.experiments] + list(self.trivial.values())
-        return [name for name in IMAGE_SETS if any(name in results for results in everything)]
+        """Those of the experiments; without one, those of the trivial predictors."""
+        results = [e.results[self.target] for e in self.experiments] or list(self.trivial.values())
+        return [name for name in IMAGE_SETS if any(name in of_one for of_one in results)]
 
     def ranking(self, image_set: str = "covid") -> list[Experiment]:
         """The experiments by falling IoU; equals keep their order."""
