@@ -50,8 +50,8 @@ from gpu_tables import Entry, table
 
 from tasks.common.files import replacing
 from tasks.common.raw import CLASSES
+from tasks.comparison.consistency import check_pair
 from tasks.plan import plan as write_plans
-from tasks.reporting.consistency import check_pair
 from tasks.settings.changes import parse_assignment, with_changes
 from tasks.settings.schema import Params, Plan, parse_params
 from tasks.support.checkpoints import FOLDER_VARIABLE
@@ -442,8 +442,9 @@ def check_scores(scores: dict[str, Any]) -> None:
     """
     for target, sets in scores.items():
         for name, of in sets.items():
-            if fault := check_pair(of["iou"], of["dice"], 6):
-                raise UnfinishedError(f"measuring fault: {target}, {name}: {fault}")
+            if check_pair(of["iou"], of["dice"], 6):
+                pair = f"IoU {of['iou']:.6f} and Dice {of['dice']:.6f}"
+                raise UnfinishedError(f"measuring fault: {target}, {name}: {pair} exclude each other")
 
 
 PARTS: dict[str, Callable[[Bench, Entry, float], None]] = {

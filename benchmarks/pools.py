@@ -173,6 +173,7 @@ class Measured:
             **{f"stage_{name}": own[name] for name in ("plan", "download", "preprocess", "audit")},
             "stage_baselines": own["baselines"],
             "stage_evaluate": middle(evaluations["there stage"]),
+            "stage_compare": own["compare"],
             "stage_report": own["report"],
         }
 

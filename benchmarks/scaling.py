@@ -78,6 +78,7 @@ class Costs(BaseModel):
     stage_audit: Seconds = _cost("the stage audit")
     stage_baselines: Seconds = _cost("the stage baselines")
     stage_evaluate: Seconds = _cost("an evaluation; that of a training is --minutes")
+    stage_compare: Seconds = _cost("the stage compare")
     stage_report: Seconds = _cost("the stage report")
 
     @classmethod

@@ -96,21 +96,28 @@ class TestInOrder:
         assert "alpha" in repository.run("dvc", "params", "diff")
         assert "plan" in repository.run("dvc", "status")
         ran = stages_run(repository.run("dvc", "repro"))
-        assert ran == {"plan", "train@report1_bce_iou-seed0", "evaluate@report1_bce_iou-seed0", "report"}
+        of_experiment = {"train@report1_bce_iou-seed0", "evaluate@report1_bce_iou-seed0"}
+        assert ran == {"plan", *of_experiment, "compare", "report"}
         repository.commit("alpha 0.1")
         difference = json.loads(repository.run("dvc", "metrics", "diff", "HEAD~1", "--json"))["metrics.json"]
         assert difference
         assert all(name.startswith("report1_bce_iou.") for name in difference)
         assert "history.csv" in repository.run("dvc", "plots", "diff", "HEAD~1", "--json")
 
-    def test_another_figure_reruns_the_report_alone(self, repository: Repository) -> None:
+    def test_another_figure_reruns_the_comparison_and_the_report(self, repository: Repository) -> None:
         repository.set("report.figures=[2, 3]")
-        assert stages_run(repository.run("dvc", "repro")) == {"plan", "report"}
+        assert stages_run(repository.run("dvc", "repro")) == {"plan", "compare", "report"}
         repository.commit("figures")
+
+    def test_another_word_reruns_the_report_alone(self, repository: Repository) -> None:
+        template = repository.folder / "tasks" / "reporting" / "report.html.j2"
+        template.write_text(template.read_text().replace("Not a medical device.", "No medical device."))
+        assert stages_run(repository.run("dvc", "repro")) == {"report"}
+        repository.commit("another word")
 
     def test_going_back_comes_from_the_cache(self, repository: Repository) -> None:
         repository.set("alpha=0.5")
-        assert stages_run(repository.run("dvc", "repro")) <= {"plan", "report"}
+        assert stages_run(repository.run("dvc", "repro")) <= {"plan", "compare", "report"}
         repository.commit("alpha 0.5")
 
     def test_an_experiment_by_dvc(self, repository: Repository) -> None:
@@ -131,7 +138,7 @@ class TestInOrder:
             {"train@plain-seed0", "evaluate@plain-seed0"},
             {"lungs@plain", "train@second-seed0", "evaluate@second-seed0"},
         )
-        assert ran == {"plan", *first, *second, "report"}
+        assert ran == {"plan", *first, *second, "compare", "report"}
         assert "plain" in repository.read("reports/index.html")
         metrics = json.loads(repository.read("metrics.json"))
         assert metrics["plain"].keys() == {"lung"}
@@ -153,7 +160,7 @@ class TestInOrder:
         ran = stages_run(repository.run("dvc", "repro"))
         seed = {"train@plain-seed1", "evaluate@plain-seed1"}
         larger = {"preprocess@48", "train@larger-seed0", "evaluate@larger-seed0"}
-        assert ran == {"plan", *seed, *larger, "report"}
+        assert ran == {"plan", *seed, *larger, "compare", "report"}
         assert "larger" in repository.read("reports/index.html")
         assert "2 seeds" in repository.read("reports/index.html")
         assert json.loads(repository.read("metrics.json"))["larger"].keys() == {"lung"}
@@ -163,7 +170,7 @@ class TestInOrder:
     ) -> None:
         repository.set("audit.duplicates=drop")
         ran = stages_run(repository.run("dvc", "repro"))
-        assert ran == {"plan", "audit", "report"}
+        assert ran == {"plan", "audit", "compare", "report"}
 
     def test_a_wrong_word_stops_before_anything_runs(self, repository: Repository) -> None:
         params = repository.folder / "params.yaml"

@@ -178,13 +178,14 @@ def test_how_many_gpus_each_keeps_busy() -> None:
 def test_the_graph_is_that_of_dvc_yaml() -> None:
     graph = read_graph()
     assert {s.partition("@")[0] for s in graph} == {
-        *("plan", "download", "preprocess", "audit", "baselines", "train", "evaluate", "report")
+        *("plan", "download", "preprocess", "audit", "baselines", "train", "evaluate", "compare", "report")
     }
     many = multiplied(graph, 3)
     assert many["train@2"] == {"plan", "preprocess@256", "audit"}
     assert many["evaluate@1"] == {"plan", "download", "preprocess@256", "audit", "train@1"}
-    assert {"train@0", "train@1", "train@2", "evaluate@2"} <= many["report"]
-    assert len(many) == 6 + 2 * 3
+    assert {"train@0", "train@1", "train@2", "evaluate@2"} <= many["compare"]
+    assert many["report"] == {"compare"}
+    assert len(many) == 7 + 2 * 3
 
 
 def test_costs_that_will_not_do_are_named(tmp_path: Path) -> None:

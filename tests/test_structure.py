@@ -43,6 +43,7 @@ ROOMS = {
         "inference",
         "training",
         "scoring",
+        "comparison",
         "reporting",
     ),
     "flows": ("repository", "engine", "remote", "deployment"),
@@ -161,7 +162,39 @@ def test_each_stage_depends_on_just_the_code_that_its_results_stand_on() -> None
 
 
 def test_every_experiment_has_its_stages() -> None:
-    assert {"train@report1_bce-seed0", "evaluate@report1_bce_iou-seed0", "plan", "report"} <= stages().keys()
+    assert {"train@report1_bce-seed0", "evaluate@report1_bce_iou-seed0"} <= stages().keys()
+    assert {"plan", "compare", "report"} <= stages().keys()
+
+
+def test_the_report_computes_nothing() -> None:
+    """It reads the document that the stage compare wrote; NumPy serves the pixels of its pictures alone."""
+    room = [ROOT / "tasks" / "report.py", *(ROOT / "tasks" / "reporting").glob("*.py")]
+    for path in room:
+        names = imported(path)
+        libraries = {name.partition(".")[0] for name in names}
+        assert not libraries & {"pandas", "scipy", "statistics", "torch"}, path
+        assert "numpy" not in libraries or path.stem in {"charts", "gallery"}, path
+        rooms = {name for name in names if name.startswith(("tasks.scoring", "tasks.comparison"))}
+        assert all(name.startswith("tasks.comparison.document") for name in rooms - {"tasks.comparison"}), (
+            path
+        )
+    reached = {path.relative_to(ROOT).as_posix() for path in closure(ROOT / "tasks" / "report.py")}
+    assert not any(path.startswith(("tasks/scoring/", "models/")) for path in reached)
+    assert {path for path in reached if path.startswith("tasks/comparison/")} == {
+        "tasks/comparison/document.py"
+    }
+
+
+def test_one_module_of_the_comparison_reads_what_earlier_stages_left() -> None:
+    """So where trainings and evaluations are stored is known in one place; the document reads itself."""
+    reading = {"read_csv", "read_text", "loads", "open"}
+    found = {
+        path.stem
+        for path in (ROOT / "tasks" / "comparison").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in reading
+    }
+    assert found == {"document", "inputs"}
 
 
 def test_stages_load_no_library_that_they_do_not_use() -> None:
@@ -170,7 +203,9 @@ def test_stages_load_no_library_that_they_do_not_use() -> None:
         import sys
         import tasks.plan
         assert not {"numpy", "pandas", "PIL"} & set(sys.modules)
-        import tasks.audit, tasks.baselines, tasks.download, tasks.look, tasks.preprocess, tasks.report
+        import tasks.report
+        assert "pandas" not in sys.modules
+        import tasks.audit, tasks.baselines, tasks.compare, tasks.download, tasks.look, tasks.preprocess
         assert not {"torch", "scipy"} & set(sys.modules)
         import tasks.evaluate, tasks.lungs, tasks.train
         assert "scipy" not in sys.modules

@@ -193,31 +193,23 @@ def agreement(
     )
 
 
-def histogram(title: str, values: npt.NDArray[np.float64], *, y_high: float) -> Chart:
-    """How many images score what, in `BINS` equal bins over 0..1, with the median marked."""
+def histogram(title: str, counts: Sequence[int], *, median: float, y_high: float) -> Chart:
+    """How many images score what, in equal bins over 0..1, with the median marked."""
     y_ticks = ticks(y_high)
-    step = (RIGHT - LEFT) / BINS
+    step = (RIGHT - LEFT) / len(counts)
     bars = []
-    for index, count in enumerate(bin_counts(values)):
+    for index, count in enumerate(counts):
         y = _y(count / y_ticks[-1])
         bars.append(Bar(round(LEFT + index * step + 0.5, 2), y, round(step - 1, 2), round(BOTTOM - y, 2)))
-    middle = float(np.median(values)) if len(values) else 0.0
     return Chart(
         title=title,
-        alt=f"{title}: histogram of {len(values)} images, median {middle:.3f}",
+        alt=f"{title}: histogram of {sum(counts)} images, median {median:.3f}",
         x_label="IoU of one image",
         x_ticks=tuple(Tick(_x(value), f"{value:g}") for value in (0, 0.2, 0.4, 0.6, 0.8, 1)),
         y_ticks=_y_ticks(y_ticks),
         bars=tuple(bars),
-        mark=Mark(_x(middle), f"median {middle:.3f}", "end" if middle > 0.5 else "start"),
+        mark=Mark(_x(median), f"median {median:.3f}", "end" if median > 0.5 else "start"),
     )
-
-
-BINS = 25
-
-
-def bin_counts(values: npt.NDArray[np.float64]) -> list[int]:
-    return [int(count) for count in np.histogram(values, bins=BINS, range=(0, 1))[0]]
 
 
 def ticks(high: float, count: int = 4) -> list[float]:

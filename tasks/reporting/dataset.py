@@ -1,20 +1,16 @@
 """The report's section on the dataset: what the audit found, with pictures of the pairs across splits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
-
-import pandas as pd
+from typing import NamedTuple
 
 from tasks.common.raw import CLASSES
+from tasks.comparison.document import AlikePair, ClassCount, Dataset
 from tasks.reporting.charts import Picture
 from tasks.reporting.gallery import Gallery
-from tasks.reporting.inputs import Inputs
 from tasks.reporting.words import formatted
 
-#: Pairs of images that the page shows.
-SHOWN = 20
-
-ALL = "all"  # the sums in counts.csv
+ALL = "all"  # the sums among the counts
 
 
 class Cell(NamedTuple):
@@ -29,35 +25,36 @@ class CountRow:
     is_sum: bool
 
 
-def count_rows(inputs: Inputs) -> list[CountRow]:
+def count_rows(dataset: Dataset) -> list[CountRow]:
     """Usable images: a row a half and class, a column a split, with sums; last the published sum."""
-    counts = inputs.audit.counts
-    halves = list(dict.fromkeys(counts["half"]))
+    halves = list(dict.fromkeys(count.half for count in dataset.counts))
     rows = []
     for half in halves:
         for image_class in (*CLASSES, ALL):
             # The audit's rows are in the order of the splits, their sum last.
-            of_class = counts[(counts["half"] == half) & (counts["class"] == image_class)]
-            cells = [_cell(row) for _, row in of_class.iterrows()]
-            if has_published(inputs):
-                cells.append(Cell(formatted(of_class["published"].iloc[-1], 0)))
+            of_class = [c for c in dataset.counts if (c.half, c.image_class) == (half, image_class)]
             label = image_class.capitalize() if image_class == ALL else image_class
             label = label if len(halves) == 1 else f"{label}, {half} half"
-            rows.append(CountRow(label, tuple(cells), image_class == ALL))
+            rows.append(CountRow(label, _cells(of_class, has_published(dataset)), image_class == ALL))
     return rows
 
 
-def has_published(inputs: Inputs) -> bool:
-    return bool(inputs.audit.counts["published"].notna().any())
+def has_published(dataset: Dataset) -> bool:
+    return any(count.published is not None for count in dataset.counts)
 
 
-def _cell(row: "pd.Series[float]") -> Cell:
+def _cells(of_class: Sequence[ClassCount], published: bool) -> tuple[Cell, ...]:
+    cells = [_cell(count) for count in of_class]
+    return (*cells, Cell(formatted(of_class[-1].published, 0))) if published else tuple(cells)
+
+
+def _cell(count: ClassCount) -> Cell:
     notes = []
-    if row["usable"] != row["images"]:
-        notes.append(f"of {row['images']:,.0f} found")
-    if pd.notna(row["published"]) and row["published"] != row["images"]:
-        notes.append(f"{row['published']:,.0f} published")
-    return Cell(f"{row['usable']:,.0f}", tuple(notes))
+    if count.usable != count.images:
+        notes.append(f"of {count.images:,} found")
+    if count.published is not None and count.published != count.images:
+        notes.append(f"{count.published:,} published")
+    return Cell(f"{count.usable:,}", tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -70,21 +67,22 @@ class Leak:
     pictures: tuple[Picture, Picture]
 
 
-def leaks(inputs: Inputs, gallery: Gallery) -> list[Leak]:
-    """The most alike first; at most `SHOWN`."""
-    several_halves = inputs.audit.counts["half"].nunique() > 1
-    pairs = inputs.audit.leaking[:SHOWN]
-    return [_leak(pair, gallery, several_halves) for _, pair in pairs.iterrows()]
+def leaks(dataset: Dataset, gallery: Gallery) -> list[Leak]:
+    """The most alike first."""
+    several_halves = len({count.half for count in dataset.counts}) > 1
+    return [_leak(pair, gallery, several_halves) for pair in dataset.shown_pairs]
 
 
-def _leak(pair: "pd.Series[Any]", gallery: Gallery, several_halves: bool) -> Leak:
-    first, second = str(pair["first"]), str(pair["second"])
-    splits = [image_id.split("/")[1] for image_id in (first, second)]
+def _leak(pair: AlikePair, gallery: Gallery, several_halves: bool) -> Leak:
+    splits = [image_id.split("/")[1] for image_id in (pair.first, pair.second)]
     return Leak(
         splits=" and ".join(splits),
         touches_test="Test" in splits,
-        words="the same, pixel for pixel" if pair["exact"] else f"correlation {pair['correlation']:.4f}",
-        pictures=(_picture(first, gallery, several_halves), _picture(second, gallery, several_halves)),
+        words="the same, pixel for pixel" if pair.exact else f"correlation {pair.correlation:.4f}",
+        pictures=(
+            _picture(pair.first, gallery, several_halves),
+            _picture(pair.second, gallery, several_halves),
+        ),
     )
 
 
@@ -94,15 +92,14 @@ def _picture(image_id: str, gallery: Gallery, several_halves: bool) -> Picture:
     return replace(gallery.xray(image_id), caption=name, note=note)
 
 
-def findings(inputs: Inputs) -> list[str]:
+def findings(dataset: Dataset) -> list[str]:
     """What the audit says of the dataset, in sentences."""
-    figures = inputs.audit.figures
-    on_dropped = [] if inputs.audit.leaking.empty else [_on_dropped(inputs)]
-    return [_on_leaks(inputs), *_on_other_pairs(figures), *on_dropped]
+    on_dropped = [_on_dropped(dataset)] if dataset.pairs_across_splits else []
+    return [_on_leaks(dataset), *_on_other_pairs(dataset.audit), *on_dropped]
 
 
-def _on_leaks(inputs: Inputs) -> str:
-    figures, least = inputs.audit.figures, inputs.audit.params["correlation"]
+def _on_leaks(dataset: Dataset) -> str:
+    figures, least = dataset.audit, dataset.correlation
     exact, near = figures["exact_pairs_across_splits"], figures["near_pairs_across_splits"]
     if not exact + near:
         return f"No image has a twin in another split, nor one that correlates by {least:g} or more with it."
@@ -110,7 +107,7 @@ def _on_leaks(inputs: Inputs) -> str:
     on_test = "No Test image is among them."
     if touched:
         verb = "is" if touched == 1 else "are"
-        flattered = "" if _drops(inputs) else " and may score better than a new one would"
+        flattered = "" if dataset.drops_duplicates else " and may score better than a new one would"
         on_test = f"{_some(touched, 'Test image')} {verb} among them{flattered}."
     return (
         f"{_some(exact + near, 'pair')} of images in different splits: {exact:,} the same pixel for pixel, "
@@ -129,15 +126,11 @@ def _on_other_pairs(figures: dict[str, int]) -> list[str]:
     return said
 
 
-def _on_dropped(inputs: Inputs) -> str:
-    if not _drops(inputs):
+def _on_dropped(dataset: Dataset) -> str:
+    if not dataset.drops_duplicates:
         return "Nothing is left out of training for that: audit.duplicates is report, not drop."
-    dropped = _some(len(inputs.audit.dropped), "image")
+    dropped = _some(dataset.audit["dropped"], "image")
     return f"{dropped} left out of training and validation: audit.duplicates is drop."
-
-
-def _drops(inputs: Inputs) -> bool:
-    return bool(inputs.audit.params["duplicates"] == "drop")
 
 
 def _some(count: int, what: str) -> str:

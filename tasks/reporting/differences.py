@@ -1,64 +1,39 @@
-"""The report's paired comparisons: between experiments, and between the steps of post-processing.
+"""The report's paired comparisons: between experiments, and between the steps of post-processing."""
 
-A difference is taken image by image, both sides on the same images, and is believed only where the 95 %
-interval of its mean excludes zero.
-"""
-
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
-from tasks.common.raw import IMAGE_SETS
-from tasks.reporting.inputs import Experiment, Inputs
+from tasks.comparison.document import Difference, Document, ImageSet, Section, StepChange
 from tasks.reporting.words import IMAGE_SET_NAMES, formatted, listed, signed, signed_span
-from tasks.scoring.intervals import Interval, mean_intervals
+
+RANKED_BY = "iou"
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How much more the first scores than the second, in the mean over images."""
+class DifferenceCell:
+    """A difference in words."""
 
-    first: str
-    second: str
-    images: int
-    interval: Interval
-
-    @property
-    def verdict(self) -> str:
-        if not self.interval.excludes_zero:
-            return "can’t be told apart"
-        winner, loser = (self.first, self.second) if self.interval.value > 0 else (self.second, self.first)
-        return f"{winner} beats {loser}"
-
-    @property
-    def words(self) -> str:
-        return signed(self.interval.value)
-
-    @property
-    def span(self) -> str:
-        return signed_span(self.interval)
+    value: str
+    span: str
+    kind: str  # gain, loss or unsure
 
 
-def differences(
-    inputs: Inputs, target: str, image_set: str, metric: str, pairs: Sequence[tuple[str, str]]
-) -> list[Difference]:
-    """Of pairs of experiments or trivial predictors, by name; none where there is nothing to compare."""
-    scores = inputs.per_image(target, image_set, metric)
-    if not pairs or scores.empty:
-        return []
-    first, second = (scores[[pair[side] for pair in pairs]].to_numpy(dtype=float) for side in (0, 1))
-    intervals = mean_intervals(first - second)
-    return [Difference(*pair, len(scores), interval) for pair, interval in zip(pairs, intervals, strict=True)]
-
-
-def against_best(inputs: Inputs, target: str, image_set: str) -> list[Difference]:
+def against_best(image_set: ImageSet) -> list[Difference]:
     """The experiment of the highest IoU against each other one, in falling IoU."""
-    names = [e.name for e in inputs.ranking(target, image_set)]
-    return differences(inputs, target, image_set, "iou", [(names[0], name) for name in names[1:]])
+    names = [row.name for row in image_set.experiments]
+    found = _by_pair(image_set)
+    return [found[names[0], name] for name in names[1:] if (names[0], name) in found]
+
+
+def _by_pair(image_set: ImageSet) -> dict[tuple[str, str], Difference]:
+    return {(d.first, d.second): d for d in image_set.differences if d.metric == RANKED_BY}
+
+
+def verdict(d: Difference) -> str:
+    if d.winner is None:
+        return "can’t be told apart"
+    return f"{d.winner} beats {d.second if d.winner == d.first else d.first}"
 
 
 @dataclass(frozen=True)
@@ -66,19 +41,21 @@ class Matrix:
     """Differences in IoU, row minus column; None on the diagonal."""
 
     names: tuple[str, ...]
-    rows: tuple[tuple[Difference | None, ...], ...]
+    rows: tuple[tuple[DifferenceCell | None, ...], ...]
 
 
-def matrix(inputs: Inputs, target: str, image_set: str) -> Matrix | None:
+def matrix(image_set: ImageSet) -> Matrix | None:
     """Every experiment against every other; None where the best against the rest says it all."""
-    names = [e.name for e in inputs.ranking(target, image_set)]
+    names = tuple(row.name for row in image_set.experiments)
     if len(names) < 3:
         return None
-    pairs = [(row, column) for row in names for column in names if row != column]
-    found = {
-        (d.first, d.second): d for d in differences(inputs, target, image_set, "iou", pairs)
-    }  # both orders, so that a row reads by itself
-    return Matrix(tuple(names), tuple(tuple(found.get((row, column)) for column in names) for row in names))
+    found = {pair: _difference_cell(d) for pair, d in _by_pair(image_set).items()}
+    return Matrix(names, tuple(tuple(found.get((row, column)) for column in names) for row in names))
+
+
+def _difference_cell(d: Difference) -> DifferenceCell:
+    kind = "unsure" if d.winner is None else ("gain" if d.winner == d.first else "loss")
+    return DifferenceCell(signed(d.value), signed_span(d.interval), kind)
 
 
 @dataclass(frozen=True)
@@ -91,23 +68,39 @@ class Whisker:
     high: float
 
 
-def whiskers(found: Sequence[Difference]) -> list[tuple[Difference, Whisker]]:
-    bounds = np.array([d.interval for d in found])
-    low, high = min(0.0, float(np.nanmin(bounds))), max(0.0, float(np.nanmax(bounds)))
-    width = (high - low) or 1.0
+@dataclass(frozen=True)
+class LeadRow:
+    """The best experiment against another one."""
 
-    def place(value: float, interval: Interval) -> float:
-        known = interval.value if math.isnan(value) else value
-        return round((known - low) / width * 100, 1)
+    second: str
+    value: str
+    span: str
+    verdict: str
+    level: bool  # neither beats the other
+    whisker: Whisker
 
+
+def lead_rows(found: Sequence[Difference]) -> list[LeadRow]:
     return [
-        (d, Whisker(place(0.0, d.interval), *(place(value, d.interval) for value in _in_order(d.interval))))
-        for d in found
+        LeadRow(d.second, signed(d.value), signed_span(d.interval), verdict(d), d.winner is None, whisker)
+        for d, whisker in zip(found, whiskers(found), strict=True)
     ]
 
 
-def _in_order(interval: Interval) -> tuple[float, float, float]:
-    return interval.low, interval.value, interval.high
+def whiskers(found: Sequence[Difference]) -> list[Whisker]:
+    known = [value for d in found for value in _low_value_high(d)]
+    low, high = min(0.0, *known), max(0.0, *known)
+    width = (high - low) or 1.0
+
+    def place(value: float) -> float:
+        return round((value - low) / width * 100, 1)
+
+    return [Whisker(place(0.0), *(place(value) for value in _low_value_high(d))) for d in found]
+
+
+def _low_value_high(d: Difference) -> tuple[float, float, float]:
+    """The bounds are the value itself where there are none."""
+    return (d.interval.low, d.value, d.interval.high) if d.interval else (d.value, d.value, d.value)
 
 
 # Post-processing
@@ -117,7 +110,7 @@ def _in_order(interval: Interval) -> tuple[float, float, float]:
 class StepRow:
     experiment: str
     step: str
-    cells: tuple[tuple[str, str, bool], ...]  # difference, its bounds, whether the sign is sure
+    cells: tuple[DifferenceCell, ...]
 
 
 @dataclass(frozen=True)
@@ -132,46 +125,36 @@ class Steps:
 STEP_METRICS = {"iou": "IoU", "dice": "Dice"}
 
 
-def steps(inputs: Inputs, target: str) -> Steps:
+def steps(document: Document, section: Section) -> Steps:
     """Each step and all chosen ones against the plain masks, on each image set."""
-    sets = inputs.image_sets(target)
-    of_each = {e.name: _steps(e, target, sets) for e in inputs.with_target(target)}
+    sets = [image_set.name for image_set in section.image_sets]
+    with_steps = {step.experiment for step in section.steps}
     return Steps(
         tuple(
             f"{name}, {IMAGE_SET_NAMES[image_set]}" for image_set in sets for name in STEP_METRICS.values()
         ),
-        [row for rows in of_each.values() for row in rows],
-        [name for name, rows in of_each.items() if not rows],
+        [
+            StepRow(
+                step.experiment,
+                _step_words(document, section.target, step.experiment, step.step),
+                tuple(step_cell(change) for change in step.changes),
+            )
+            for step in section.steps
+        ],
+        [name for name in section.experiments if name not in with_steps],
     )
 
 
-def _steps(e: Experiment, target: str, sets: Sequence[str]) -> list[StepRow]:
-    rows = e.steps[e.steps["target"] == target]
-    names = [str(step) for step in rows["step"].unique() if step != "plain"]
-    changes = [_changes(rows[rows["class"].isin(IMAGE_SETS[image_set])], names) for image_set in sets]
-    return [
-        StepRow(e.name, _step_words(e, target, name), tuple(cell for change in changes for cell in change[i]))
-        for i, name in enumerate(names)
-    ]
+def step_cell(change: StepChange) -> DifferenceCell:
+    kind = "" if change.excludes_zero else "unsure"
+    return DifferenceCell(signed(change.value), signed_span(change.interval), kind)
 
 
-def _changes(rows: pd.DataFrame, names: Sequence[str]) -> list[list[tuple[str, str, bool]]]:
-    """Of each step a cell a metric; a seed without a step (its threshold is 0.5) changes nothing by it."""
-    columns = []
-    for metric in STEP_METRICS if names else ():
-        scores = rows.pivot(index=["id", "seed"], columns="step", values=metric)
-        changes = scores[list(names)].sub(scores["plain"], axis=0).fillna(0.0).groupby("id").mean()
-        columns.append(mean_intervals(changes.to_numpy(dtype=float)))
-    return [
-        [(signed(i.value), signed_span(i), i.excludes_zero) for i in of_step]
-        for of_step in zip(*columns, strict=True)
-    ]
-
-
-def _step_words(e: Experiment, target: str, step: str) -> str:
+def _step_words(document: Document, target: str, experiment: str, step: str) -> str:
+    e = document.experiment(experiment)
     match step:
         case "threshold":
-            chosen = {formatted(found[target], 2) for found in e.thresholds.values() if target in found}
+            chosen = {formatted(t.thresholds[target], 2) for t in e.trainings if target in t.thresholds}
             return f"threshold {listed(sorted(chosen))}{_from_val(e.prediction)}"
         case "small":
             return _smallest(e.prediction)

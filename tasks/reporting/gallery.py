@@ -1,22 +1,34 @@
 """The report's X-rays with their masks, and how scores spread over images."""
 
+import io
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+from PIL import Image
 
-from tasks.common.raw import CLASSES, RawDataset
+from tasks.comparison.document import (
+    Document,
+    Section,
+    ShownImage,
+    ShownPrediction,
+    Spread,
+    prediction_name,
+    reference_name,
+    xray_name,
+)
 from tasks.reporting import charts as figures
-from tasks.reporting.inputs import Experiment, Inputs
 from tasks.reporting.words import formatted
 
 
 class Gallery:
     """Makes the page's pictures; each X-ray is embedded once, however often it is shown."""
 
-    def __init__(self, raw: RawDataset) -> None:
-        self._raw = raw
+    def __init__(self, pictures: Path) -> None:
+        """`pictures` is the archive of X-rays and masks that the stage compare wrote."""
+        self._archive = zipfile.ZipFile(pictures)
         self.xrays: dict[str, figures.XRay] = {}
 
     def xray(self, image_id: str) -> figures.Picture:
@@ -26,24 +38,25 @@ class Gallery:
         overlay = figures.truth_overlay(self._truth(image_id, target))
         return self._picture(image_id, overlay, f"{image_id} with its true {target} mask", f"Truth: {target}")
 
-    def prediction(self, e: Experiment, image_id: str, target: str, caption: str) -> figures.Picture:
-        overlay = figures.prediction_overlay(self._truth(image_id, target), e.prediction_of(target, image_id))
-        rows = e.first_seed(target)
-        row = rows[rows["id"] == image_id].iloc[0]
-        scores = f"IoU {formatted(row['iou'])} · Dice {formatted(row['dice'])}"
-        return self._picture(
-            image_id, overlay, f"{image_id}, {target} by {e.name}: {scores}", caption, scores
-        )
+    def prediction(self, image_id: str, p: ShownPrediction, caption: str) -> figures.Picture:
+        mask = self._read(prediction_name(p.experiment, p.target, image_id), "1").astype(bool)
+        overlay = figures.prediction_overlay(self._truth(image_id, p.target), mask)
+        scores = f"IoU {formatted(p.iou)} · Dice {formatted(p.dice)}"
+        alt = f"{image_id}, {p.target} by {p.experiment}: {scores}"
+        return self._picture(image_id, overlay, alt, caption, scores)
 
     def _truth(self, image_id: str, target: str) -> figures.Mask:
-        kind: Any = target  # a target is named like the kind of its mask
-        return self._raw.read(image_id, kind) > 127
+        return self._read(reference_name(target, image_id), "L") > 127
+
+    def _read(self, member: str, mode: str) -> "np.ndarray[Any, Any]":
+        with Image.open(io.BytesIO(self._archive.read(member))) as picture:
+            return np.asarray(picture.convert(mode))
 
     def _picture(
         self, image_id: str, overlay: str | None, alt: str, caption: str, note: str = ""
     ) -> figures.Picture:
         if image_id not in self.xrays:
-            image = self._raw.read(image_id, "image")
+            image = self._read(xray_name(image_id), "L")
             self.xrays[image_id] = figures.xray_picture(f"xray-{len(self.xrays)}", image)
         xray = self.xrays[image_id]
         return figures.Picture(xray.key, xray.width, xray.height, overlay, alt, caption, note)
@@ -56,85 +69,53 @@ class Case:
     pictures: tuple[figures.Picture, ...]
 
 
-def figure_cases(inputs: Inputs, gallery: Gallery) -> list[Case]:
-    """The asked test images as each experiment predicts their first target."""
-    target = inputs.targets[0]
-    cases = []
-    for number, (position, image_id) in enumerate(inputs.figure_ids.items(), start=1):
-        shown = [e for e in inputs.with_target(target) if image_id in set(e.images["id"])]
-        pictures = [gallery.xray(image_id), gallery.truth(image_id, target)]
-        pictures += [gallery.prediction(e, image_id, target, e.name) for e in shown]
-        cases.append(Case(f"Figure {number}: test image {position}", image_id, tuple(pictures)))
-    return cases
+def figure_cases(document: Document, gallery: Gallery) -> list[Case]:
+    """The test images that were asked for, as each experiment predicts them."""
+    found = [section.figures for section in document.predicted if section.figures]
+    return [
+        _case(f"Figure {number}: test image {shown.position}", shown, gallery, "{experiment}")
+        for number, shown in enumerate((shown for of in found for shown in of.shown), start=1)
+    ]
 
 
-def class_cases(inputs: Inputs, gallery: Gallery) -> list[Case]:
-    """The first Test image of each class by file name, as `shown_of_both` predict lung and infection."""
-    table = inputs.table[(inputs.table["half"] == inputs.half) & (inputs.table["split"] == "Test")]
-    shown = shown_of_both(inputs)
-    cases = []
-    for image_class in CLASSES if shown else ():
-        for image_id in sorted(table.loc[table["class"] == image_class, "id"])[:1]:
-            pictures = [gallery.xray(image_id), *(gallery.truth(image_id, target) for target in BOTH)]
-            pictures += [gallery.prediction(e, image_id, t, f"{e.name}: {t}") for e in shown for t in BOTH]
-            cases.append(Case(image_class, image_id, tuple(pictures)))
-    return cases
+def class_cases(shown: tuple[ShownImage, ...], gallery: Gallery) -> list[Case]:
+    """An image of each class, with lung and infection."""
+    return [_case(image.image_id.split("/")[2], image, gallery, "{experiment}: {target}") for image in shown]
 
 
-BOTH = ("lung", "infection")
-REPORT_2 = "report2"  # the experiment at report 2's own settings
-
-
-def shown_of_both(inputs: Inputs) -> list[Experiment]:
-    """Of the experiments that predict lung and infection the one of report 2 and the best by infection."""
-    both = [e for e in inputs.ranking("infection") if e.predicts_both]
-    return [e for e in both if e.name == REPORT_2 or e is both[0] or len(both) < 3]
+def _case(label: str, shown: ShownImage, gallery: Gallery, caption: str) -> Case:
+    """An X-ray, its reference masks and its predictions."""
+    pictures = [gallery.xray(shown.image_id)]
+    pictures += [gallery.truth(shown.image_id, target) for target in shown.references]
+    pictures += [
+        gallery.prediction(shown.image_id, p, caption.format(experiment=p.experiment, target=p.target))
+        for p in shown.predictions
+    ]
+    return Case(label, shown.image_id, tuple(pictures))
 
 
 @dataclass(frozen=True)
-class Spread:
+class SpreadCard:
     """How one experiment's scores of one target spread over the COVID-19 Test images."""
 
     experiment: str
-    target: str
     chart: figures.Chart
     words: str
     cases: tuple[Case, ...]
 
 
-LEADERS = 3
+def spread_cards(section: Section, gallery: Gallery) -> list[SpreadCard]:
+    tallest = max((max(spread.counts) for spread in section.spreads), default=0)
+    return [_spread_card(spread, section.target, tallest, gallery) for spread in section.spreads]
 
 
-def spreads(inputs: Inputs, target: str, gallery: Gallery) -> list[Spread]:
-    """Of the experiments of the highest IoU."""
-    leaders = inputs.ranking(target)[:LEADERS]
-    scores = {e.name: e.first_seed(target, "covid").dropna(subset=["iou"]) for e in leaders}
-    tallest = max(max(figures.bin_counts(rows["iou"].to_numpy(dtype=float))) for rows in scores.values())
-    return [_spread(e, target, scores[e.name], tallest, gallery) for e in leaders if len(scores[e.name])]
-
-
-def _spread(e: Experiment, target: str, rows: pd.DataFrame, tallest: int, gallery: Gallery) -> Spread:
-    iou = rows["iou"].to_numpy(dtype=float)
-    low, high = np.quantile(iou, [0.25, 0.75])
-    ids = rows["id"].tolist()
-    picks = {"Best": ids[-1], "Median": ids[(len(ids) - 1) // 2], "Worst": ids[0]}
-    cases = tuple(
-        Case(
-            label,
-            image_id,
-            (
-                gallery.xray(image_id),
-                gallery.truth(image_id, target),
-                gallery.prediction(e, image_id, target, "Prediction"),
-            ),
-        )
-        for label, image_id in picks.items()
-    )
-    return Spread(
-        experiment=e.name,
-        target=target,
-        chart=figures.histogram(f"{e.name}, {target}", iou, y_high=tallest),
-        words=f"Half of the images score between {low:.3f} and {high:.3f}; "
-        f"{(iou < 0.5).mean():.0%} score below 0.5; {int((iou == 0).sum())} score 0.",
-        cases=cases,
+def _spread_card(spread: Spread, target: str, tallest: int, gallery: Gallery) -> SpreadCard:
+    title = f"{spread.experiment}, {target}"
+    return SpreadCard(
+        experiment=spread.experiment,
+        chart=figures.histogram(title, spread.counts, median=spread.median, y_high=tallest),
+        words=f"Half of the images score between {spread.lower_quartile:.3f} and "
+        f"{spread.upper_quartile:.3f}; {spread.share_below_half:.0%} score below 0.5; "
+        f"{spread.zeros} score 0.",
+        cases=tuple(_case(shown.why.capitalize(), shown, gallery, "Prediction") for shown in spread.shown),
     )

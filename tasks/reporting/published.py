@@ -1,83 +1,58 @@
 """What report 2 printed beside what its experiments give here, and the test of every printed pair."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from tasks.reporting.consistency import PRINTED_PAIRS, check_pair
-from tasks.reporting.gallery import BOTH
-from tasks.reporting.inputs import Experiment, Inputs
-from tasks.reporting.settings import PUBLISHED
-from tasks.reporting.words import IMAGE_SET_NAMES, formatted, predictor_words, target_words
+from tasks.comparison.document import Consistency, Fault, OwnPair, PrintedPair, Report2Scores
+from tasks.reporting.words import IMAGE_SET_NAMES, formatted, row_words, target_words
 
-REPORT_2_HEADINGS = (
-    "Dice, lung",
-    "IoU, lung",
-    "Dice, infection",
-    "IoU, infection",
-    "Last epoch: loss",
-    "Val loss",
-    "Dice",
-    "IoU",
-)
-# Its conclusion prints Dice 0.5737 of the lung. It does not say of which split its last-epoch figures are.
-REPORT_2_PRINTED = ("0.5767", "0.9344", "0.8692", "0.3421", "0.2947", "–", "0.6785", "0.6473")
+REPORT_2_COLUMNS = {
+    "dice_lung": "Dice, lung",
+    "iou_lung": "IoU, lung",
+    "dice_infection": "Dice, infection",
+    "iou_infection": "IoU, infection",
+    "last_train_loss": "Last epoch: loss",
+    "last_val_loss": "Val loss",
+    "last_val_dice": "Dice",
+    "last_val_iou": "IoU",
+}
 
 
-def report_2_rows(inputs: Inputs) -> list[tuple[str, tuple[str, ...]]]:
-    """A row for each experiment that predicts lung and infection; the last epoch is the first seed's."""
-    return [
-        (e.name, (*_final(e), *_last_epoch(e)))
-        for e in inputs.experiments
-        if e.predicts_both and all("all" in e.results[target] for target in BOTH)
-    ]
+def report_2_cells(scores: Report2Scores) -> list[str]:
+    return [formatted(getattr(scores, field), 4) for field in REPORT_2_COLUMNS]
 
 
-def _final(e: Experiment) -> Iterator[str]:
-    return (formatted(e.results[target]["all"][metric], 4) for target in BOTH for metric in ("dice", "iou"))
+def fault_words(pair: PrintedPair | OwnPair, fault: Fault) -> str:
+    broken = "is below the IoU" if fault.kind == "below" else "is above 2 IoU / (1 + IoU)"
+    iou, dice, most = (f"{score:.{pair.decimals}f}" for score in (pair.iou, pair.dice, fault.highest_dice))
+    return (
+        f"Dice {dice} {broken}: over the same images an IoU of {iou} allows a Dice of {iou} to {most} only."
+    )
 
 
-def _last_epoch(e: Experiment) -> Iterator[str]:
-    last = e.history[e.history["seed"] == e.seeds[0]].iloc[-1]
-    return (formatted(float(last[column]), 4) for column in ("train_loss", "val_loss", "val_dice", "val_iou"))
-
-
-class Pair(NamedTuple):
-    """An IoU and a Dice that stand for the same predictions."""
-
+@dataclass(frozen=True)
+class PairRow:
     where: str
     iou: float
     dice: float
-    decimals: int
-
-    @property
-    def fault(self) -> str | None:
-        return check_pair(self.iou, self.dice, self.decimals)
+    fault: str  # empty where the pair is possible
 
 
-def printed_pairs(inputs: Inputs) -> list[Pair]:
-    """Those of report 2, which are under test, and the field's, which stand beside no phantoms."""
-    published = [
-        Pair(f"{p.source}, {p.measured_on}", p.iou, p.dice, p.decimals)
-        for p in PUBLISHED
-        if p.dice is not None and not inputs.phantoms
-    ]
-    return [*(Pair(*pair) for pair in PRINTED_PAIRS), *published]
-
-
-DECIMALS = 6  # of metrics.json
-KINDS = {"": "mean per image", "_nonempty": "truth not empty", "_pooled": "pooled"}
-
-
-def own_pairs(inputs: Inputs) -> list[Pair]:
-    """Those of the experiments and of the trivial predictors: per target, image set and kind of average."""
-    entries = {e.name: e.results for e in inputs.experiments}
-    entries |= {predictor_words(name): results for name, results in inputs.trivial.items()}
+def printed_pairs(found: Consistency) -> list[PairRow]:
+    """Those of report 2, which are under test, and the literature's, which stand beside no phantoms."""
     return [
-        Pair(f"{name}, {target_words(target)}, {IMAGE_SET_NAMES[image_set]}, {words}", iou, dice, DECIMALS)
-        for name, results in entries.items()
-        for target, sets in results.items()
-        for image_set, scores in sets.items()
-        for kind, words in KINDS.items()
-        for iou, dice in [(scores.get(f"iou{kind}"), scores.get(f"dice{kind}"))]
-        if iou is not None and dice is not None and iou == iou and dice == dice
+        PairRow(pair.where, pair.iou, pair.dice, fault_words(pair, pair.fault) if pair.fault else "")
+        for pair in found.printed_pairs
+    ]
+
+
+AVERAGES = {"mean": "mean per image", "nonempty": "truth not empty", "pooled": "pooled"}
+
+
+def broken_pairs(pairs: Sequence[OwnPair]) -> list[str]:
+    """What is wrong with scores of this report, a sentence each."""
+    return [
+        f"{row_words(pair.name, pair.kind)}, {target_words(pair.target)}, {IMAGE_SET_NAMES[pair.image_set]}, "
+        f"{AVERAGES[pair.average]}: {fault_words(pair, pair.fault)}"
+        for pair in pairs
     ]

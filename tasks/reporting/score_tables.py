@@ -3,16 +3,10 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import stdev
 from typing import NamedTuple
 
-import numpy as np
-import pandas as pd
-
-from tasks.reporting.findings import HIGHER_IS_BETTER, METRIC_NAMES, PRINTED_IOU, PRINTED_SCORES, best_trivial
-from tasks.reporting.inputs import Experiment, Inputs, Scores, comparable
-from tasks.reporting.words import formatted, percentage, predictor_words
-from tasks.scoring.intervals import Interval, mean_intervals, ratio_interval
+from tasks.comparison.document import Experiment, ImageSet, Interval, Marking, Score, ScoreRow, Section
+from tasks.reporting.words import formatted, listed, percentage, row_words
 
 Value = float | None
 
@@ -52,9 +46,10 @@ POOLED_COLUMNS = {
     "share_error": Column("Error of the infected share", formatted, -1),
     "share_correlation": Column("Correlation of the infected share", formatted, 1),
 }
-WITH_SPREAD = ("iou", "dice")  # over seeds
-MEANS = ("iou", "dice", "precision", "sensitivity", "specificity", "hd95", "nsd", "mae")  # over images
 REPEATS = {"iou_nonempty": "iou", "dice_nonempty": "dice"}  # left out where each row says the same as these
+ROW_KINDS = {"experiment": "ours", "baseline": "trivial"}  # as the style sheet knows them
+
+Experiments = Mapping[str, Experiment]  # by name
 
 
 @dataclass(frozen=True)
@@ -78,118 +73,90 @@ class Table:
     rows: tuple[Row, ...]
 
 
-def score_table(inputs: Inputs, target: str, image_set: str, columns: Mapping[str, Column]) -> Table:
+def score_table(
+    experiments: Experiments, section: Section, image_set: ImageSet, columns: Mapping[str, Column]
+) -> Table:
     """The experiments by falling IoU, the trivial predictors and what report 1 printed.
 
     Columns without a value are left out. What marks all alike is best in nothing.
     """
-    ours = inputs.ranking(target, image_set)
-    scores = {e.name: e.results[target].get(image_set, {}) for e in ours}
-    trivial = inputs.trivial_scores(target, image_set)
-    printed = PRINTED_SCORES if (target, image_set) == ("infection", "covid") and "iou" in columns else {}
-    computed = [*scores.values(), *trivial.values()]
-    columns = {metric: column for metric, column in columns.items() if _tells(metric, computed)}
-    intervals = score_intervals(inputs, target, image_set)
-    faults = {e.name: e.marking(target) for e in ours}
-    rivals = [scores[name] for name, fault in faults.items() if not fault]
-    rows = []
-    for e in ours:
-        notes, fault = _notes(e, target, image_set, columns, intervals), faults[e.name]
-        cells = _cells(scores[e.name], columns, notes, () if fault else rivals)
-        rows.append(Row(e.name, "ours", cells, fault))
-    rows += [
-        Row(predictor_words(name), "trivial", _cells(found, columns, _spans(name, columns, intervals)))
-        for name, found in trivial.items()
+    printed = section.printed if image_set.name == "covid" and "iou" in columns else ()
+    columns = {metric: column for metric, column in columns.items() if _tells(metric, image_set.rows)}
+    rivals = [row for row in image_set.experiments if row.name not in section.markings]
+    rows = [
+        Row(
+            row_words(row.name, row.kind),
+            ROW_KINDS[row.kind],
+            _cells(row, columns, _seeds(experiments, row), rivals if row in rivals else ()),
+            marking_words(experiments, section, row.name),
+        )
+        for row in image_set.rows
     ]
     rows += [
-        Row(name, "printed", tuple(Cell(formatted(found.get(m), 3)) for m in columns))  # as many as printed
-        for name, found in printed.items()
+        Row(found.name, "printed", tuple(Cell(formatted(found.scores.get(m), 3)) for m in columns))
+        for found in printed  # with as many decimals as printed
     ]
     return Table(tuple(column.heading for column in columns.values()), tuple(rows))
 
 
-def _tells(metric: str, computed: Sequence[Scores]) -> bool:
+def _seeds(experiments: Experiments, row: ScoreRow) -> int:
+    return len(experiments[row.name].trainings) if row.kind == "experiment" else 1
+
+
+def _tells(metric: str, rows: Sequence[ScoreRow]) -> bool:
     """Whether any row has the metric, with another value than the one it repeats."""
-    pairs = [
-        (comparable(scores.get(metric)), comparable(scores.get(REPEATS.get(metric, ""))))
-        for scores in computed
-    ]
+    pairs = [(comparable(row.value(metric)), comparable(row.value(REPEATS.get(metric, "")))) for row in rows]
     return any(math.isfinite(own) and not math.isclose(own, other, abs_tol=1e-6) for own, other in pairs)
 
 
-Notes = dict[str, tuple[str, ...]]  # metric -> what stands below its value
-Intervals = dict[str, dict[str, Interval]]  # metric -> experiment or trivial predictor -> its interval
+def comparable(value: float | None) -> float:
+    """A score that orders below every other where it is undefined."""
+    return -math.inf if value is None or math.isnan(value) else value
 
 
-def _notes(
-    e: Experiment, target: str, image_set: str, columns: Mapping[str, Column], intervals: Intervals
-) -> Notes:
-    """The bounds of the intervals and, of several seeds, the spread of their means."""
-    notes = _spans(e.name, columns, intervals)
-    if len(e.seeds) > 1:
-        for metric in WITH_SPREAD:
-            means = e.seed_means(target, image_set, metric)
-            notes[metric] = (*notes.get(metric, ()), f"SD {stdev(means):.3f}", f"{len(means)} seeds")
-    return notes
+def marking_words(experiments: Experiments, section: Section, name: str) -> str:
+    """For instance "marks no pixel in 1 of 2 seeds"; empty where there is nothing to say."""
+    found = section.markings.get(name)
+    return _marking_words(found, len(experiments[name].trainings)) if found else ""
 
 
-def _spans(name: str, columns: Mapping[str, Column], intervals: Intervals) -> Notes:
-    """The bounds of what there is an interval of; one image has none."""
-    found = {metric: intervals[metric][name] for metric in columns if name in intervals.get(metric, {})}
-    return {
-        metric: (f"{columns[metric].show(low)}–{columns[metric].show(high)}",)
-        for metric, (_, low, high) in found.items()
-        if not math.isnan(low)
-    }
-
-
-def score_intervals(inputs: Inputs, target: str, image_set: str) -> Intervals:
-    """Metric -> experiment or trivial predictor -> its interval; calibration and shares have none."""
-
-    def read(metric: str) -> pd.DataFrame:
-        return inputs.per_image(target, image_set, metric)
-
-    tp, fp, fn = (read(count) for count in ("tp", "fp", "fn"))
-    if tp.empty:
-        return {}
-    true = (tp + fn).iloc[:, 0] > 0  # the same of each predictor
-    tables = {metric: read(metric) for metric in MEANS}
-    tables["mae_255"] = 255 * tables["mae"]
-    tables["missed"] = 1 - read("marked")[true]
-    tables["false_positive_rate"] = read("marked")[~true]
-    tables |= {f"{metric}_nonempty": tables[metric][true] for metric in WITH_SPREAD}
-    intervals = {
-        metric: dict(zip(map(str, table), mean_intervals(table.to_numpy(dtype=float)), strict=True))
-        for metric, table in tables.items()
-        if len(table)
-    }
-    pooled = {"iou_pooled": (tp, tp + fp + fn), "dice_pooled": (2 * tp, 2 * tp + fp + fn)}
-    return intervals | {
-        metric: {str(name): ratio_interval(part[name].to_numpy(), whole[name].to_numpy()) for name in part}
-        for metric, (part, whole) in pooled.items()
-    }
+def _marking_words(found: Marking, seeds: int) -> str:
+    which = "" if seeds == 1 else f" in {found.seeds} of {seeds} seeds"
+    return f"marks {listed(found.marks, 'or')} pixel{which}"
 
 
 def _cells(
-    scores: Scores, columns: Mapping[str, Column], notes: Notes, rivals: Sequence[Scores] = ()
+    row: ScoreRow, columns: Mapping[str, Column], seeds: int, rivals: Sequence[ScoreRow] = ()
 ) -> tuple[Cell, ...]:
     """The best of a column is marked as printed, where there is a rival."""
     cells = []
     for metric, column in columns.items():
-        text = column.show(scores.get(metric))
+        text = column.show(row.value(metric))
         best = text != "–" and text == _best_text(metric, column, rivals)
-        cells.append(Cell(text, notes.get(metric, ()), best))
+        cells.append(Cell(text, _notes(row.scores.get(metric), column, seeds), best))
     return tuple(cells)
 
 
-def _best_text(metric: str, column: Column, rivals: Sequence[Scores]) -> str:
-    values = [value for scores in rivals if math.isfinite(value := comparable(scores.get(metric)))]
+def _notes(score: Score | None, column: Column, seeds: int) -> tuple[str, ...]:
+    """The bounds of the interval and, of several seeds, the spread of their means."""
+    notes = []
+    if score and score.interval:
+        notes.append(f"{column.show(score.interval.low)}–{column.show(score.interval.high)}")
+    if score and score.seed_sd is not None:
+        notes += [f"SD {score.seed_sd:.3f}", f"{seeds} seeds"]
+    return tuple(notes)
+
+
+def _best_text(metric: str, column: Column, rivals: Sequence[ScoreRow]) -> str:
+    values = [value for row in rivals if math.isfinite(value := comparable(row.value(metric)))]
     if len(values) < 2 or not column.better:
         return ""
     return column.show(max(values) if column.better > 0 else min(values))
 
 
 # Tiles and bars
+
+TILES = {"iou": "IoU", "dice": "Dice", "mae": "MAE (lower is better)"}
 
 
 @dataclass(frozen=True)
@@ -201,15 +168,16 @@ class Tile:
     trivial_share: float
 
 
-def score_tiles(inputs: Inputs, target: str) -> list[Tile]:
-    own = inputs.ranking(target)[0].results[target]["covid"]
-    trivial = inputs.trivial_scores(target, "covid")
+def score_tiles(image_set: ImageSet) -> list[Tile]:
+    """The best experiment's scores, beside the best trivial predictor's."""
+    best = image_set.experiments[0]
     tiles = []
-    for metric, higher in HIGHER_IS_BETTER.items():
-        name, value = best_trivial(trivial, metric) if trivial else ("none", math.nan)
-        label = METRIC_NAMES[metric] + ("" if higher else " (lower is better)")
+    for metric, label in TILES.items():
+        own, name, value = best.value(metric), "none", math.nan
+        if predictor := image_set.best_baselines.get(metric):
+            name, value = row_words(predictor, "baseline"), image_set.row(predictor).scores[metric].value
         words = f"{name} {formatted(value)}"
-        tiles.append(Tile(label, formatted(own[metric]), words, _percent(own[metric]), _percent(value)))
+        tiles.append(Tile(label, formatted(own), words, _percent(own), _percent(value)))
     return tiles
 
 
@@ -224,31 +192,33 @@ class IouBar:
     fault: str = ""  # as of a table's row
 
 
-def iou_bars(inputs: Inputs, target: str) -> list[IouBar]:
+def iou_bars(experiments: Experiments, section: Section, phantoms: bool) -> list[IouBar]:
     """Everything that has an IoU on the COVID-19 Test images, the best first."""
-    intervals = score_intervals(inputs, target, "covid").get("iou", {})
+    rows = {row.name: row for row in section.covid.rows}
+    ordered = [rows[name] for name in section.experiments if name in rows] + list(section.covid.baselines)
     entries = [
-        (e.name, e.name, "ours", e.results[target]["covid"]["iou"]) for e in inputs.with_target(target)
+        (
+            row.scores["iou"].value,
+            _bar(
+                row_words(row.name, row.kind),
+                ROW_KINDS[row.kind],
+                row.scores["iou"].value,
+                row.scores["iou"].interval,
+                marking_words(experiments, section, row.name),
+            ),
+        )
+        for row in ordered
     ]
-    entries += [
-        (name, predictor_words(name), "trivial", scores["iou"])
-        for name, scores in inputs.trivial_scores(target, "covid").items()
-    ]
-    if target == "infection" and not inputs.phantoms:
-        entries.append(("printed", "report 1, both losses", "printed", PRINTED_IOU))
-    entries.sort(key=lambda entry: -comparable(entry[3]))
-    faults = {e.name: e.marking(target) for e in inputs.with_target(target)}
-    return [
-        _bar(words, kind, iou, intervals.get(name), faults.get(name, ""))
-        for name, words, kind, iou in entries
-    ]
+    if section.printed and not phantoms:
+        iou = section.printed[0].scores["iou"]  # the same for both losses
+        entries.append((iou, _bar("report 1, both losses", "printed", iou)))
+    return [bar for _, bar in sorted(entries, key=lambda entry: -comparable(entry[0]))]
 
 
-def _bar(name: str, kind: str, iou: float, interval: Interval | None, fault: str) -> IouBar:
-    known = interval is not None and not math.isnan(interval.low)
-    low, high = (_percent(interval.low), _percent(interval.high)) if interval and known else (None, None)
+def _bar(name: str, kind: str, iou: float, interval: Interval | None = None, fault: str = "") -> IouBar:
+    low, high = (_percent(interval.low), _percent(interval.high)) if interval else (None, None)
     return IouBar(name, kind, _percent(iou), formatted(iou), low, high, fault)
 
 
-def _percent(share: float) -> float:
-    return round(float(np.clip(comparable(share), 0.0, 1.0)) * 100, 1)
+def _percent(share: float | None) -> float:
+    return round(min(max(comparable(share), 0.0), 1.0) * 100, 1)

@@ -1,55 +1,26 @@
 """The report's tables of what was trained on what, and of published figures: cells of text."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import mean
 from typing import Any
 
+from tasks.comparison.document import Experiment, PublishedScores, Section
 from tasks.reporting.differences import postprocessing
-from tasks.reporting.inputs import Experiment, Inputs
 from tasks.reporting.words import formatted, listed, target_words
 
 
-@dataclass(frozen=True)
-class Published:
-    source: str
-    doi: str | None
-    target: str
-    measured_on: str
-    iou: float
-    dice: float | None
-    decimals: int  # as printed
-
-
-TAHIR, TAHIR_DOI = "Tahir et al. 2021", "10.1016/j.compbiomed.2021.105002"
-MEDSEGBENCH = "MedSegBench, best of five encoders"
-UBENCH, UBENCH_SET = "U-Bench, 100 networks, 256×256, 300 epochs", "466 COVID-19 Val images, 90th percentile"
-PUBLISHED = (
-    Published(MEDSEGBENCH, None, "infection", "583 COVID-19 Test images, mean per image", 0.647, 0.756, 3),
-    Published(UBENCH, None, "infection", UBENCH_SET, 0.697, None, 3),
-    Published(TAHIR, TAHIR_DOI, "infection", "infection, control images counted", 0.8305, 0.8821, 4),
-    Published(TAHIR, TAHIR_DOI, "lung", "lung", 0.9611, 0.9799, 4),
-)
-
-
-def published_rows(inputs: Inputs, target: str) -> list[tuple[Published | None, tuple[str, ...]]]:
-    """The field's figures and, under them, those of our best of each image set; none for phantoms."""
-    if inputs.phantoms:
-        return []
-    rows: list[tuple[Published | None, tuple[str, ...]]] = [
+def published_rows(section: Section) -> list[tuple[PublishedScores | None, tuple[str, ...]]]:
+    """What the literature printed and, under it, our best of each image set; nothing without the former."""
+    rows: list[tuple[PublishedScores | None, tuple[str, ...]]] = [
         (p, (p.source, p.measured_on, formatted(p.iou, p.decimals), formatted(p.dice, p.decimals)))
-        for p in PUBLISHED
-        if p.target == target
+        for p in section.published
     ]
-    if not rows:
-        return []
     words = {"covid": "COVID-19 Test images", "all": "Test images, control images counted"}
-    for image_set, where in words.items():
-        best = inputs.ranking(target, image_set)[0]
-        if scores := best.results[target].get(image_set):
-            measured_on = f"{scores['images']:,.0f} {where}, mean per image"
-            cells = (f"{best.name} (here)", measured_on, formatted(scores["iou"]), formatted(scores["dice"]))
-            rows.append((None, cells))
+    for name, where in words.items() if rows else ():
+        if image_set := section.image_set(name):
+            best = image_set.experiments[0]
+            scores = (formatted(best.value("iou")), formatted(best.value("dice")))
+            measured_on = f"{best.images:,} {where}, mean per image"
+            rows.append((None, (f"{best.name} (here)", measured_on, *scores)))
     return rows
 
 
@@ -71,15 +42,15 @@ LOSS_OPTIONS = {"alpha": "α", "gamma": "γ"}
 Setting = Callable[[Experiment], str]
 SETTINGS: dict[str, Setting] = {
     "Network": lambda e: NETWORKS.get(e.plan["network"], e.plan["network"]) + _supervision(e.plan),
-    "Parameters": lambda e: f"{e.network['parameters']:,}",
+    "Parameters": lambda e: f"{e.first.parameters:,}",
     "Loss": lambda e: _loss(e.plan),
     "Epochs": lambda e: _plain(e.plan["epochs"]),
-    "Best epoch": lambda e: ", ".join(_plain(network["best_epoch"]) for network in e.networks.values()),
-    "Val Dice": lambda e: formatted(mean(network["val_dice"] for network in e.networks.values())),
+    "Best epoch": lambda e: ", ".join(_plain(training.best_epoch) for training in e.trainings),
+    "Val Dice": lambda e: formatted(e.val_dice),
     "Targets": lambda e: listed([target_words(target) for target in e.plan["targets"]]),
     "Sees": lambda e: _images(e.plan["images"]),
-    "Trained on": lambda e: f"{e.network['train_images']:,} Train images, {listed(e.plan['train_classes'])}",
-    "Validated on": lambda e: f"{e.network['val_images']:,} Val images",
+    "Trained on": lambda e: f"{e.first.train_images:,} Train images, {listed(e.plan['train_classes'])}",
+    "Validated on": lambda e: f"{e.first.val_images:,} Val images",
     "Augmentation": lambda e: _augmentation(e.plan.get("augment")),
     "Averaged weights": lambda e: f"EMA {e.plan['ema']:g}" if e.plan.get("ema") else "–",
     "Prediction": lambda e: _prediction(e.prediction),
@@ -88,9 +59,9 @@ SETTINGS: dict[str, Setting] = {
     "Batch size": lambda e: _plain(e.plan["batch_size"]),
     "Optimiser": lambda e: f"{e.plan['optimiser']}, learning rate {e.plan['learning_rate']:g}",
     "Schedule": lambda e: e.plan["schedule"].replace("_", " "),
-    "Seeds": lambda e: ", ".join(map(str, e.seeds)),
-    "Precision": lambda e: e.network["precision"],
-    "PyTorch": lambda e: e.network["torch"],
+    "Seeds": lambda e: ", ".join(str(training.seed) for training in e.trainings),
+    "Precision": lambda e: e.first.precision,
+    "PyTorch": lambda e: e.first.torch,
 }
 SHOWN_KEYS = {  # of a plan, by the settings above or on purpose nowhere
     *("name", "network", "deep_supervision", "loss", "loss_options", "epochs", "targets", "images"),

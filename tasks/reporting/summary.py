@@ -1,24 +1,31 @@
-"""The report in short, in Markdown: a table a target and what the figures show."""
+"""The report in short, in Markdown: a table a target and what the scores show."""
 
-from tasks.reporting.findings import Sentences, opening, title
-from tasks.reporting.inputs import Inputs
+from tasks.comparison.document import Document, Section
+from tasks.reporting.findings import (
+    against_trivial,
+    on_printed,
+    on_the_lead,
+    on_trainings,
+    opening,
+    title,
+)
 from tasks.reporting.score_tables import MAIN_COLUMNS, Cell, score_table
-from tasks.reporting.words import target_words
+from tasks.reporting.words import section_words
 
 
-def summarise(inputs: Inputs, said: Sentences) -> str:
+def summarise(document: Document) -> str:
     """The page's key table and sentences in Markdown."""
-    lines = [f"# {title(inputs)}", "", opening(inputs), ""]
-    if inputs.phantoms:
+    lines = [f"# {title(document)}", "", opening(document), ""]
+    if document.phantoms:
         lines += ["**Synthetic phantoms: figures say nothing about patients.**", ""]
-    if said.on_training:
-        found = [(name, symptom) for name, of_one in said.on_training.items() for symptom in of_one]
+    if trainings := on_trainings(document):
+        found = [(name, symptom) for name, of_one in trainings.items() for symptom in of_one]
         lines += [*(f"- **{name}:** {symptom.text}" for name, symptom in found), ""]
-    for target in inputs.targets:
-        lines += [*_summary_table(inputs, target), ""]
-        if sentences := [*said.against_trivial[target], *said.on_the_lead[target]]:
+    for section in document.predicted:
+        lines += [*_summary_table(document, section), ""]
+        if sentences := [*against_trivial(section), *on_the_lead(document, section)]:
             lines += [*(f"- {sentence}" for sentence in sentences), ""]
-    lines += [*(f"- {sentence}" for sentence in said.on_printed), ""]
+    lines += [*(f"- {said}" for said in on_printed(document.consistency, document.phantoms)), ""]
     lines += [
         "IoU and Dice are means per image with 95 % intervals over the images, on the COVID-19 Test images "
         "where no others are named; an empty truth scores 1 if predicted empty, else 0."
@@ -26,16 +33,26 @@ def summarise(inputs: Inputs, said: Sentences) -> str:
     return "\n".join(lines) + "\n"
 
 
-SUMMARY_COLUMNS = {metric: MAIN_COLUMNS[metric] for metric in ("iou", "dice", "mae_255")}
+SUMMARY_COLUMNS = {
+    "covid": {metric: MAIN_COLUMNS[metric] for metric in ("iou", "dice", "mae_255")},
+    "all": {metric: MAIN_COLUMNS[metric] for metric in ("iou", "dice")},
+}
 
 
-def _summary_table(inputs: Inputs, target: str) -> list[str]:
+def _summary_table(document: Document, section: Section) -> list[str]:
     """A row for each experiment and predictor: on the COVID-19 Test images, then on all."""
-    covid = score_table(inputs, target, "covid", SUMMARY_COLUMNS)
-    everywhere = score_table(inputs, target, "all", {m: MAIN_COLUMNS[m] for m in ("iou", "dice")})
+    experiments = {e.name: e for e in document.experiments}
+    covid, everywhere = (
+        score_table(experiments, section, image_set, columns)
+        for name, columns in SUMMARY_COLUMNS.items()
+        if (image_set := section.image_set(name))
+    )
     headings = [*covid.headings, *(f"{heading}, all images" for heading in everywhere.headings)]
     further = {row.name: row.cells for row in everywhere.rows}
-    lines = [f"| {target_words(target)} | {' | '.join(headings)} |", "| --- |" + " ---: |" * len(headings)]
+    lines = [
+        f"| {section_words(document, section)} | {' | '.join(headings)} |",
+        "| --- |" + " ---: |" * len(headings),
+    ]
     for row in covid.rows:
         cells = [_with_notes(cell) for cell in (*row.cells, *further.get(row.name, ()))]
         cells += ["–"] * (len(headings) - len(cells))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from tasks.scoring.intervals import Interval
+from tasks.comparison.document import Document, Interval, Kind, Section
 
 IMAGE_SET_WORDS = {
     "covid": "COVID-19 Test images",
@@ -23,8 +23,19 @@ def predictor_words(name: str) -> str:
     return PREDICTORS.get(name, name.replace("_", " "))
 
 
+def row_words(name: str, kind: Kind) -> str:
+    """What a row of scores is called."""
+    return name if kind == "experiment" else predictor_words(name)
+
+
 def target_words(target: str) -> str:
     return TARGET_WORDS.get(target, target.replace("_", " "))
+
+
+def section_words(document: Document, section: Section) -> str:
+    """The target of a section, and its half where there are several."""
+    half = f", {section.half} half" if len(document.halves) > 1 else ""
+    return f"{target_words(section.target)}{half}"
 
 
 def listed(words: Sequence[str], last: str = "and") -> str:
@@ -43,6 +54,6 @@ def signed(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:+.3f}".replace("-", "−")
 
 
-def signed_span(interval: Interval) -> str:
+def signed_span(interval: Interval | None) -> str:
     """The bounds of a difference."""
-    return "" if math.isnan(interval.low) else f"{signed(interval.low)} to {signed(interval.high)}"
+    return f"{signed(interval.low)} to {signed(interval.high)}" if interval else ""

@@ -1,6 +1,7 @@
-"""What a training's history shows of its going wrong: dead predictions and divergence, in plain sentences.
+"""What a training's history shows of its going wrong: dead predictions and divergence.
 
-All functions take the history of one seed, a row an epoch, as the stage train writes it.
+All functions take the history of one seed, a row an epoch, as the stage train writes it. A running training
+says it in plain sentences; of a finished one the report does.
 """
 
 from collections.abc import Iterator
@@ -18,9 +19,28 @@ NO, EVERY = 1e-4, 0.95
 DIVERGED = 2.0
 
 
-class Symptom(NamedTuple):
-    text: str
-    spoils: bool = False  # the epoch kept shows it, and so do the network's figures
+class Dead(NamedTuple):
+    """Epochs on end, both bounds included, in which a network told no pixel from another."""
+
+    marks: str  # "no" or "nearly every" pixel
+    targets: tuple[str, ...]  # empty where there is a single one
+    first_epoch: int
+    last_epoch: int
+    kept_epoch: int
+    throughout: bool  # from the first epoch to the last
+    ended: bool  # before the last epoch
+    spoils: bool  # the epoch kept is one of them, so the network's scores show it
+
+
+class Diverged(NamedTuple):
+    """Epochs on end, both bounds included, with a train loss far above its lowest value until then."""
+
+    first_epoch: int
+    last_epoch: int
+    lowest_loss: float
+    lowest_loss_epoch: int
+    highest_loss: float
+    ended: bool  # before the last epoch
 
 
 def new_symptoms(history: pd.DataFrame) -> list[str]:
@@ -35,7 +55,7 @@ def new_symptoms(history: pd.DataFrame) -> list[str]:
     ]
 
 
-def symptoms(history: pd.DataFrame) -> list[Symptom]:
+def symptoms(history: pd.DataFrame) -> list[Dead | Diverged]:
     """What a finished training showed, and whether the epoch kept, the best by validation Dice, shows it.
 
     One that was dead in its first epochs alone, and was not kept then, showed nothing: it began slowly. The
@@ -43,11 +63,11 @@ def symptoms(history: pd.DataFrame) -> list[Symptom]:
     """
     kept = int(history["epoch"].iloc[history["val_dice"].argmax()])
     dead = [
-        Symptom(_dead_through(spell, targets, kept), spell.holds(kept))
+        _dead_through(spell, targets, kept)
         for spell, targets in _dead(history).items()
         if spell.holds(kept) or (spell.lasts and not (spell.opens and spell.ends))
     ]
-    return [*dead, *(Symptom(_diverged_through(history, s)) for s in _diverged(history) if s.lasts)]
+    return [*dead, *(_diverged_through(history, spell) for spell in _diverged(history) if spell.lasts)]
 
 
 def marking(share: float) -> str:
@@ -117,17 +137,11 @@ def _dead_since(spell: Spell, targets: list[str]) -> str:
     )
 
 
-def _dead_through(spell: Spell, targets: list[str], kept: int) -> str:
-    epochs, pixels = f"{spell.first} to {spell.last}", _pixels(spell, targets)
-    if spell.holds(kept):
-        others = f", as epochs {epochs} do" if spell.last > spell.first else ""
-        said = f"The epoch kept, {kept}, marks {pixels}{others}: such figures say nothing of network or loss"
-    elif spell.ends:
-        said = f"Epochs {epochs} mark {pixels}; later ones do not"
-    else:
-        said = f"Epochs {epochs}, the last, mark {pixels}; the epoch kept, {kept}, is from before"
-    way = "more steps (epochs, a smaller batch_size), another" if spell.throughout else "a lower"
-    return f"{said}. What may help: {way} learning_rate, another loss."
+def _dead_through(spell: Spell, targets: list[str], kept: int) -> Dead:
+    named = tuple(target for target in targets if target)
+    return Dead(
+        spell.what, named, spell.first, spell.last, kept, spell.throughout, spell.ends, spell.holds(kept)
+    )
 
 
 # Divergence
@@ -139,24 +153,22 @@ def _diverged(history: pd.DataFrame) -> list[Spell]:
     return list(_spells(history, above.map({True: "diverged", False: ""})))
 
 
-def _before(history: pd.DataFrame, spell: Spell) -> str:
+def _lowest_before(history: pd.DataFrame, spell: Spell) -> tuple[float, int]:
     """The lowest train loss before the spell, and its epoch."""
     before = history[history["epoch"] < spell.first]
     lowest = before.iloc[before["train_loss"].argmin()]
-    return f"{lowest['train_loss']:.4g} in epoch {lowest['epoch']:.0f}"
+    return float(lowest["train_loss"]), int(lowest["epoch"])
 
 
 def _diverged_since(history: pd.DataFrame, spell: Spell) -> str:
+    lowest, epoch = _lowest_before(history, spell)
     return (
-        f"the train loss was {_before(history, spell)}, is {history['train_loss'].iloc[-1]:.4g} and above "
-        f"twice that since epoch {spell.first}; lower learning_rate"
+        f"the train loss was {lowest:.4g} in epoch {epoch}, is {history['train_loss'].iloc[-1]:.4g} and "
+        f"above twice that since epoch {spell.first}; lower learning_rate"
     )
 
 
-def _diverged_through(history: pd.DataFrame, spell: Spell) -> str:
-    highest = history.loc[history["epoch"].between(spell.first, spell.last), "train_loss"].max()
-    end = "; later it recovered" if spell.ends else ", the last"
-    return (
-        f"The train loss diverged: it was {_before(history, spell)} and up to {highest:.4g} in epochs "
-        f"{spell.first} to {spell.last}{end}. What may help: a lower learning_rate."
-    )
+def _diverged_through(history: pd.DataFrame, spell: Spell) -> Diverged:
+    of_spell = history["epoch"].between(spell.first, spell.last)
+    highest = float(history.loc[of_spell, "train_loss"].max())
+    return Diverged(spell.first, spell.last, *_lowest_before(history, spell), highest, spell.ends)

@@ -120,7 +120,7 @@ class TestInOrder:
         assert served.finished(run.id).state_name == "Completed"
         states = {name: task.state_name for name, task in served.tasks(run.id).items()}
         assert states == dict.fromkeys(states, "Cached") | dict.fromkeys(
-            (TRAIN, "evaluate@report1_bce-seed0", "report"), "Completed"
+            (TRAIN, "evaluate@report1_bce-seed0", "compare", "report"), "Completed"
         )
 
     @pytest.mark.soak

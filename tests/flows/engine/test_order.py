@@ -18,7 +18,8 @@ def pipeline_of(params: Params) -> Pipeline:
         upstream[f"train@{name}"] = {"plan", "audit", f"lungs@{lungs}" if lungs else "preprocess"}
         upstream[f"evaluate@{name}"] = {f"train@{name}"}
     upstream |= {f"lungs@{name}": {f"train@{stage.training}"} for name, stage in params.stages.lungs.items()}
-    upstream["report"] = {"baselines", *(f"evaluate@{name}" for name in params.plans)}
+    upstream["compare"] = {"audit", "baselines", *(f"evaluate@{name}" for name in params.plans)}
+    upstream["report"] = {"compare"}
     return Pipeline(upstream, list(upstream), frozenset())
 
 

@@ -1,20 +1,22 @@
 import math
 
-import pandas as pd
 import pytest
 
-from tasks.reporting.differences import Difference, _changes, postprocessing, whiskers
+from tasks.comparison import differences as computed
+from tasks.comparison.document import Difference, StepChange
+from tasks.comparison.document import Interval as Bounds
+from tasks.reporting.differences import DifferenceCell, postprocessing, step_cell, verdict, whiskers
 from tasks.scoring.intervals import Interval
 
 PLAIN = {"threshold": 0.5, "flip_average": False, "within_lungs": False, "min_area": 0.0, "fill_holes": False}
 
 
 def difference(value: float, low: float, high: float) -> Difference:
-    return Difference("a", "b", 100, Interval(value, low, high))
+    return computed.difference("iou", "a", "b", 100, Interval(value, low, high))
 
 
 @pytest.mark.parametrize(
-    ("interval", "verdict"),
+    ("interval", "expected"),
     [
         ((0.02, 0.01, 0.03), "a beats b"),
         ((-0.02, -0.03, -0.01), "b beats a"),
@@ -24,27 +26,27 @@ def difference(value: float, low: float, high: float) -> Difference:
     ],
 )
 def test_beats_is_said_only_where_the_interval_excludes_zero(
-    interval: tuple[float, float, float], verdict: str
+    interval: tuple[float, float, float], expected: str
 ) -> None:
-    assert difference(*interval).verdict == verdict
+    assert verdict(difference(*interval)) == expected
 
 
 def test_whiskers_share_an_axis_that_holds_zero() -> None:
-    drawn = [whisker for _, whisker in whiskers([difference(0.2, 0.1, 0.3), difference(0, -0.1, 0.1)])]
+    drawn = whiskers([difference(0.2, 0.1, 0.3), difference(0, -0.1, 0.1)])
     assert [(w.zero, w.low, w.value, w.high) for w in drawn] == [(25, 50, 75, 100), (25, 0, 25, 50)]
-    unknown = whiskers([difference(0.2, math.nan, math.nan)])[0][1]
+    unknown = whiskers([difference(0.2, math.nan, math.nan)])[0]
     assert (unknown.zero, unknown.low, unknown.value, unknown.high) == (0, 100, 100, 100)
 
 
-def test_a_seed_without_a_step_changes_nothing_by_it() -> None:
-    rows = [
-        {"seed": seed, "step": step, "id": image, "iou": iou, "dice": 0.5}
-        for image in ("x", "y")
-        for seed, step, iou in [(0, "plain", 0.5), (0, "threshold", 0.7), (1, "plain", 0.4)]
-    ]
-    ((iou, dice),) = _changes(pd.DataFrame(rows), ["threshold"])
-    assert iou == ("+0.100", "+0.100 to +0.100", True)
-    assert dice == ("+0.000", "+0.000 to +0.000", False)
+def test_a_step_is_grey_where_its_interval_holds_zero() -> None:
+    gain = StepChange(
+        image_set="all", metric="iou", value=0.1, interval=Bounds(low=0.1, high=0.1), excludes_zero=True
+    )
+    assert step_cell(gain) == DifferenceCell("+0.100", "+0.100 to +0.100", "")
+    none = StepChange(
+        image_set="all", metric="dice", value=0.0, interval=Bounds(low=0.0, high=0.0), excludes_zero=False
+    )
+    assert step_cell(none) == DifferenceCell("+0.000", "+0.000 to +0.000", "unsure")
 
 
 def test_what_is_switched_on_between_probabilities_and_masks() -> None:

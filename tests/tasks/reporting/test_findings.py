@@ -1,35 +1,34 @@
 import pytest
 
-from tasks.reporting.findings import MAE_BOUND, PRINTED_SCORES, _on_printed_iou, _verdict
+from tasks.comparison.document import PrintedIou
+from tasks.reporting.findings import _verdict, on_printed_iou
 
 
 @pytest.mark.parametrize(
-    ("iou", "phantoms", "expected"),
+    ("iou", "same", "phantoms", "expected"),
     [
-        (0.139, False, "the score of a network that marks every pixel"),
-        (0.1431, False, "differs from the 0.138"),
-        (0.139, True, "the two don't compare"),
+        (0.139, True, False, "the score of a network that marks every pixel"),
+        (0.1431, False, False, "differs from the 0.138"),
+        (0.139, True, True, "the two don't compare"),
     ],
 )
 def test_what_is_said_of_the_printed_iou_follows_from_the_scores(
-    iou: float, phantoms: bool, expected: str
+    iou: float, same: bool, phantoms: bool, expected: str
 ) -> None:
-    said = _on_printed_iou({"iou": iou, "images": 583, "mae_255": 219.6}, phantoms)
-    assert expected in " ".join(said)
+    found = PrintedIou(
+        printed_iou=0.138, printed_mae_255=16.321, images=583, iou=iou, mae_255=219.6, same=same
+    )
+    assert expected in " ".join(on_printed_iou(found, phantoms))
 
 
 def test_verdict_names_what_is_not_beaten() -> None:
-    lost = {"all_background": [], "all_foreground": [], "whole_lung": ["IoU", "Dice"]}
+    lost = {"all_background": [], "all_foreground": [], "whole_lung": ["iou", "dice"]}
     assert _verdict(["bce"], lost) == (
         "bce beats all background and all foreground on IoU, Dice and MAE; "
         "it does not beat the whole lung on IoU or Dice."
     )
-    alike = {"all_background": ["MAE"], "whole_lung": ["MAE"]}
+    alike = {"all_background": ["mae"], "whole_lung": ["mae"]}
     assert (
         _verdict(["bce", "focal"], alike)
         == "bce and focal do not beat all background or the whole lung on MAE."
     )
-
-
-def test_printed_mae_is_beyond_the_bound() -> None:
-    assert sum(printed["mae_255"] > MAE_BOUND for printed in PRINTED_SCORES.values()) == 1

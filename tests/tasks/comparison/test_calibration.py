@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from tasks.reporting.curves import pooled_bins
+from tasks.comparison.calibration import pooled_bins
 
 
 def test_bins_of_several_seeds_are_pooled_by_their_pixels() -> None:

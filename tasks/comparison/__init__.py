@@ -1,0 +1,1 @@
+"""What the report says, computed once: scores with intervals, differences, findings, the images shown."""

@@ -1,0 +1,115 @@
+"""Which images are shown and why, and how scores spread over images."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from tasks.common.raw import CLASSES
+from tasks.comparison.document import MOST_SPREADS, Figures, ShownImage, ShownPrediction, Spread
+from tasks.comparison.inputs import Experiment, Inputs, Scored
+from tasks.comparison.trainings import BOTH
+from tasks.support.cli import InputError
+
+BINS = 25
+REPORT_2 = "report2"  # the experiment at report 2's own settings
+
+
+def figures(inputs: Inputs, scored: Scored, positions: Sequence[int]) -> Figures:
+    """The Test images that were asked for, as each experiment predicts this target."""
+    ids = figure_ids(inputs.table, scored.half, positions)
+    rejected = inputs.rejected["id"].str.startswith(f"{scored.half}/Test/COVID-19/").sum()
+    shown = tuple(
+        ShownImage(
+            image_id=image_id,
+            why="figure",
+            position=position,
+            references=(scored.target,),
+            predictions=tuple(
+                _prediction(e, image_id, scored.target)
+                for e in scored.experiments
+                if image_id in set(e.images["id"])
+            ),
+        )
+        for position, image_id in ids.items()
+    )
+    return Figures(shown=shown, rejected=int(rejected))
+
+
+def figure_ids(table: pd.DataFrame, half: str, positions: Sequence[int]) -> dict[int, str]:
+    """The images at these positions (from 1) among a half's COVID-19 Test images in the order of file names.
+
+    Raises:
+        InputError: there are fewer images than that.
+    """
+    rows = table[(table["half"] == half) & (table["split"] == "Test") & (table["class"] == "COVID-19")]
+    ids = sorted(rows["id"])
+    beyond = [position for position in positions if position > len(ids)]
+    if beyond:
+        raise InputError(
+            f"report.figures: there is no image {beyond[0]} among {len(ids)} COVID-19 Test images"
+        )
+    return {position: ids[position - 1] for position in positions}
+
+
+def _prediction(e: Experiment, image_id: str, target: str) -> ShownPrediction:
+    rows = e.first_seed(target)
+    row = rows[rows["id"] == image_id].iloc[0]
+    return ShownPrediction(experiment=e.name, target=target, iou=float(row["iou"]), dice=float(row["dice"]))
+
+
+def class_cases(inputs: Inputs, infection: Scored) -> tuple[ShownImage, ...]:
+    """The first Test image of each class by file name, as `shown_of_both` predict lung and infection."""
+    table = inputs.table[(inputs.table["half"] == infection.half) & (inputs.table["split"] == "Test")]
+    shown = shown_of_both(infection)
+    return tuple(
+        ShownImage(
+            image_id=image_id,
+            why="class",
+            references=BOTH,
+            predictions=tuple(_prediction(e, image_id, target) for e in shown for target in BOTH),
+        )
+        for image_class in CLASSES
+        for image_id in sorted(table.loc[table["class"] == image_class, "id"])[:1]
+    )
+
+
+def shown_of_both(infection: Scored) -> list[Experiment]:
+    """Of the experiments that predict lung and infection the one of report 2 and the best by infection."""
+    both = [e for e in infection.ranking() if e.predicts_both]
+    return [e for e in both if e.name == REPORT_2 or e is both[0] or len(both) < 3]
+
+
+def spreads(scored: Scored) -> tuple[Spread, ...]:
+    """Of the experiments of the highest IoU."""
+    leaders = scored.ranking()[:MOST_SPREADS]
+    found = [(e, e.first_seed(scored.target, "covid").dropna(subset=["iou"])) for e in leaders]
+    return tuple(_spread(e, scored.target, rows) for e, rows in found if len(rows))
+
+
+def _spread(e: Experiment, target: str, rows: pd.DataFrame) -> Spread:
+    iou = rows["iou"].to_numpy(dtype=float)
+    low, high = np.quantile(iou, [0.25, 0.75])
+    ids = rows["id"].tolist()
+    picks = {"best": ids[-1], "median": ids[(len(ids) - 1) // 2], "worst": ids[0]}
+    return Spread(
+        experiment=e.name,
+        images=len(iou),
+        counts=tuple(int(count) for count in np.histogram(iou, bins=BINS, range=(0, 1))[0]),
+        median=float(np.median(iou)),
+        lower_quartile=float(low),
+        upper_quartile=float(high),
+        share_below_half=float((iou < 0.5).mean()),
+        zeros=int((iou == 0).sum()),
+        shown=tuple(
+            ShownImage.model_validate(
+                {
+                    "image_id": image_id,
+                    "why": why,
+                    "references": (target,),
+                    "predictions": (_prediction(e, image_id, target),),
+                }
+            )
+            for why, image_id in picks.items()
+        ),
+    )

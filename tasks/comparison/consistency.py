@@ -1,0 +1,136 @@
+"""Whether a printed IoU and a printed Dice can come from one set of predictions.
+
+Of one mask Dice = 2 IoU / (1 + IoU), with pooled counts too. Over several images the means keep
+IoU <= Dice <= 2 IoU / (1 + IoU): each image's Dice is no smaller than its IoU, and the map from one to
+the other is concave, so Jensen's inequality bounds the mean Dice from above.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import permutations
+
+from tasks.comparison.document import (
+    Consistency,
+    Fault,
+    OwnPair,
+    PrintedIou,
+    PrintedMae,
+    PrintedPair,
+    ScoreRow,
+    Section,
+)
+from tasks.comparison.published import PRINTED_PAIRS, PUBLISHED, REPORT_1
+
+ROUNDING = 1e-9  # float arithmetic's own, far below any printed digit
+DECIMALS = 6  # of metrics.json
+AVERAGES = {"mean": "", "nonempty": "_nonempty", "pooled": "_pooled"}  # with the ends of their metrics' names
+SAME_IOU = 0.005  # how near a predictor's IoU is taken for the printed one
+MAE_BOUND = 255.0  # the largest error of one pixel on the widest scale an 8 bit image has
+
+
+def check_pair(iou: float, dice: float, decimals: int) -> Fault | None:
+    """What is impossible about scores printed with so many decimals; None where they can belong together.
+
+    Either score may be off by half a unit of its last digit.
+    """
+    half = 0.5 * 10**-decimals
+    least, most = iou - half, greatest_dice(min(iou + half, 1.0))
+    if least - half - ROUNDING <= dice <= most + half + ROUNDING:
+        return None
+    return Fault(kind="below" if dice < iou else "above", highest_dice=most)
+
+
+def greatest_dice(iou: float) -> float:
+    """2 IoU / (1 + IoU): the Dice of one mask with that IoU, and the largest mean over several."""
+    return 2 * iou / (1 + iou)
+
+
+def possible_pairs(scores: Sequence[float], decimals: int) -> list[tuple[float, float]]:
+    """Which two of the printed scores can be (IoU, Dice) of one set of predictions, whatever they are called.
+
+    Of report 2's four final scores no two can, so no mix-up of names or targets explains them.
+    """
+    return [(iou, dice) for iou, dice in permutations(scores, 2) if check_pair(iou, dice, decimals) is None]
+
+
+def consistency(sections: Sequence[Section], phantoms: bool) -> Consistency:
+    """The checks of what was printed and of all scores in these sections."""
+    infection = next((s for s in sections if s.target == "infection" and s.experiments), None)
+    final = [pair for pair in PRINTED_PAIRS if pair.final]
+    scores = [score for pair in final for score in (pair.iou, pair.dice)]
+    own = [pair for section in sections for pair in _own_pairs(section)]
+    return Consistency(
+        printed_iou=_printed_iou(infection) if infection else None,
+        printed_maes=_printed_maes() if infection else (),
+        printed_pairs=tuple(_checked(pair) for pair in (*PRINTED_PAIRS, *_published_pairs(phantoms))),
+        finals_in_any_order=bool(possible_pairs(scores, final[0].decimals)),
+        own_pairs=len(own),
+        broken_pairs=tuple(pair for pair in own if isinstance(pair, OwnPair)),
+    )
+
+
+def _checked(pair: PrintedPair) -> PrintedPair:
+    return pair.model_copy(update={"fault": check_pair(pair.iou, pair.dice, pair.decimals)})
+
+
+def _published_pairs(phantoms: bool) -> Iterator[PrintedPair]:
+    """The literature's; none stand beside phantoms."""
+    for published in PUBLISHED.values() if not phantoms else ():
+        for p in published:
+            if p.dice is not None:
+                where = f"{p.source}, {p.measured_on}"
+                yield PrintedPair(where=where, iou=p.iou, dice=p.dice, decimals=p.decimals)
+
+
+def _own_pairs(section: Section) -> Iterator[OwnPair | None]:
+    """For each pair of scores what is wrong with it, if anything."""
+    for image_set in section.image_sets:
+        for row in image_set.rows:
+            for average, suffix in AVERAGES.items():
+                iou, dice = row.value(f"iou{suffix}"), row.value(f"dice{suffix}")
+                if iou is not None and dice is not None and iou == iou and dice == dice:
+                    yield _own_pair(section, image_set.name, row, average, iou, dice)
+
+
+def _own_pair(
+    section: Section, image_set: str, row: ScoreRow, average: str, iou: float, dice: float
+) -> OwnPair | None:
+    fault = check_pair(iou, dice, DECIMALS)
+    if fault is None:
+        return None
+    return OwnPair(
+        name=row.name,
+        kind=row.kind,
+        target=section.target,
+        image_set=image_set,
+        average=average,
+        iou=iou,
+        dice=dice,
+        decimals=DECIMALS,
+        fault=fault,
+    )
+
+
+def _printed_iou(infection: Section) -> PrintedIou | None:
+    """Report 1's IoU beside the one of marking every pixel of the COVID-19 Test images."""
+    row = next((row for row in infection.covid.baselines if row.name == "all_foreground"), None)
+    if row is None:
+        return None
+    printed = REPORT_1[0].scores
+    iou = row.scores["iou"].value
+    return PrintedIou(
+        printed_iou=printed["iou"],
+        printed_mae_255=printed["mae_255"],
+        images=row.images,
+        iou=iou,
+        mae_255=row.scores["mae_255"].value,
+        same=abs(iou - printed["iou"]) <= SAME_IOU,
+    )
+
+
+def _printed_maes() -> tuple[PrintedMae, ...]:
+    """The printed ones above the bound of any mean absolute error."""
+    return tuple(
+        PrintedMae(name=printed.name, mae_255=printed.scores["mae_255"], bound=MAE_BOUND)
+        for printed in REPORT_1
+        if printed.scores["mae_255"] > MAE_BOUND
+    )

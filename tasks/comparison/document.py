@@ -1,0 +1,524 @@
+"""The schema of `comparison.json`: all that the report says, as the stage compare computed it.
+
+    dataset        what the audit found; the same whatever is trained
+    experiments    settings, curves and symptoms of each training
+    sections       one for each half and target: scores, differences, findings, the images shown
+    report_2       the table and the pictures of report 2, which need lung and infection together
+    consistency    which printed scores are possible
+
+A section names the half of the dataset beside the target, since Test images of two halves can't be compared.
+NaN and infinity are written as the strings "NaN", "Infinity" and "-Infinity"; null means that there is none.
+All other floats are read back exactly.
+
+Stage report imports this module alone of its room.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tasks.support.cli import InputError
+
+#: Raise it with every change that an older report could not read.
+SCHEMA_VERSION = 1
+
+COMPARISON_FILE = "comparison.json"
+#: Experiments of a section whose spread over images is shown, those of the highest IoU.
+MOST_SPREADS = 3
+
+REMEDY = "`dvc repro compare` writes it again"
+PICTURES_FILE = "pictures.zip"  # X-rays, reference masks and predicted masks of the images shown
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+# The dataset
+
+
+class ClassCount(Model):
+    """Images of a half, split and class; "all" stands for the sum over splits or classes."""
+
+    half: str
+    split: str
+    image_class: str
+    images: int
+    usable: int
+    published: int | None
+
+
+class Problem(Model):
+    image_id: str
+    problem: str
+
+
+class AlikePair(Model):
+    """Two images in different splits that are the same or nearly so."""
+
+    first: str
+    second: str
+    exact: bool
+    correlation: float
+
+
+class Dataset(Model):
+    images: dict[str, int]  # split -> packed images
+    rejected: int
+    fingerprint: str  # sha256 of the table of packed images
+    counts: tuple[ClassCount, ...]
+    audit: dict[str, int]  # the audit's figures
+    correlation: float  # from which on two images count as alike
+    drops_duplicates: bool
+    problems: int
+    shown_problems: tuple[Problem, ...]
+    pairs_across_splits: int
+    shown_pairs: tuple[AlikePair, ...]  # the most alike
+
+
+# Experiments
+
+
+class Dead(Model):
+    """Epochs in which a network marked no pixel, or nearly every one."""
+
+    kind: Literal["dead"] = "dead"
+    marks: Literal["no", "nearly every"]
+    targets: tuple[str, ...]  # empty where there is a single one
+    first_epoch: int
+    last_epoch: int
+    kept_epoch: int
+    throughout: bool  # from the first epoch to the last
+    ended: bool  # before the last epoch
+    spoils: bool  # the epoch kept is one of them
+
+
+class Diverged(Model):
+    """Epochs in which the training loss was far above its lowest value until then."""
+
+    kind: Literal["diverged"] = "diverged"
+    first_epoch: int
+    last_epoch: int
+    lowest_loss: float
+    lowest_loss_epoch: int
+    highest_loss: float
+    ended: bool
+    spoils: Literal[False] = False
+
+
+Symptom = Annotated[Dead | Diverged, Field(discriminator="kind")]
+
+
+class Curves(Model):
+    """A value for each epoch."""
+
+    epoch: tuple[int, ...]
+    train_loss: tuple[float, ...]
+    val_loss: tuple[float, ...]
+    val_dice: tuple[float, ...]
+
+
+class Training(Model):
+    """One network of an experiment."""
+
+    seed: int
+    parameters: int
+    train_images: int
+    val_images: int
+    best_epoch: int
+    val_dice: float  # of the best epoch
+    precision: str
+    torch: str
+    thresholds: dict[str, float]  # target -> threshold
+    curves: Curves
+    symptoms: tuple[Symptom, ...]
+
+
+class Experiment(Model):
+    name: str
+    half: str
+    plan: dict[str, Any]
+    prediction: dict[str, Any]
+    val_dice: float  # mean over the trainings
+    trainings: tuple[Training, ...]
+
+    @property
+    def first(self) -> Training:
+        return self.trainings[0]
+
+
+# Sections: scores and differences
+
+
+class Interval(Model):
+    """The bounds of a 95 % confidence interval."""
+
+    low: float
+    high: float
+
+
+class Score(Model):
+    value: float  # mean over the seeds
+    interval: Interval | None = None
+    seed_sd: float | None = None  # of the seeds' means
+
+
+Kind = Literal["experiment", "baseline"]
+
+
+class ScoreRow(Model):
+    name: str
+    kind: Kind
+    images: int
+    scores: dict[str, Score]
+
+    def value(self, metric: str) -> float | None:
+        return self.scores[metric].value if metric in self.scores else None
+
+
+class Difference(Model):
+    """How much more the first scores than the second, on average over images."""
+
+    metric: str
+    first: str
+    second: str
+    images: int
+    value: float
+    interval: Interval | None
+    winner: str | None  # None where the interval holds zero
+
+
+class Lead(Model):
+    """The experiment of the highest IoU, what it beats, and what it can't be told apart from."""
+
+    best: str
+    images: int
+    level: tuple[str, ...]
+    beaten: tuple[str, ...]  # by falling IoU
+    nearest: Difference | None  # from the first that is beaten
+
+
+class AgainstBaselines(Model):
+    """Experiments that beat the same trivial predictors by the same metrics."""
+
+    experiments: tuple[str, ...]
+    not_beaten: dict[str, tuple[str, ...]]  # trivial predictor -> metrics; none where it is beaten on all
+    everyone: bool  # all experiments of the section
+
+
+class ImageSet(Model):
+    """One target on one set of Test images."""
+
+    name: str
+    rows: tuple[ScoreRow, ...]  # experiments by falling IoU, then trivial predictors
+    differences: tuple[Difference, ...]
+    lead: Lead | None
+    against_baselines: tuple[AgainstBaselines, ...]
+    best_baselines: dict[str, str]  # metric -> trivial predictor
+
+    @property
+    def experiments(self) -> tuple[ScoreRow, ...]:
+        return tuple(row for row in self.rows if row.kind == "experiment")
+
+    @property
+    def baselines(self) -> tuple[ScoreRow, ...]:
+        return tuple(row for row in self.rows if row.kind == "baseline")
+
+    def row(self, name: str) -> ScoreRow:
+        return next(row for row in self.rows if row.name == name)
+
+
+class Marking(Model):
+    """Of an experiment whose networks mark no pixel of the Test images, or nearly every one."""
+
+    marks: tuple[Literal["no", "nearly every"], ...]
+    seeds: int  # that do
+
+
+# Sections: what is shown
+
+
+class ShownPrediction(Model):
+    experiment: str
+    target: str
+    iou: float
+    dice: float
+
+
+class ShownImage(Model):
+    """A Test image whose pictures stand in the report, and why."""
+
+    image_id: str
+    why: Literal["figure", "class", "best", "median", "worst"]
+    position: int | None = None  # of a figure, among the COVID-19 Test images
+    references: tuple[str, ...]  # targets whose reference masks are shown
+    predictions: tuple[ShownPrediction, ...]
+
+
+class Figures(Model):
+    shown: tuple[ShownImage, ...]
+    rejected: int  # COVID-19 Test images set aside by preprocessing, which no position counts
+
+
+class Spread(Model):
+    """How the IoU of single COVID-19 Test images spreads, of an experiment's first seed."""
+
+    experiment: str
+    images: int
+    counts: tuple[int, ...]  # images in equal bins over [0, 1]
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    share_below_half: float
+    zeros: int
+    shown: tuple[ShownImage, ...]
+
+
+class ReliabilityLine(Model):
+    """A point for each bin of probabilities that holds pixels."""
+
+    image_set: str
+    mean_probability: tuple[float, ...]
+    true_share: tuple[float, ...]
+
+
+class Reliability(Model):
+    experiment: str
+    ece: float | None  # on the COVID-19 Test images
+    lines: tuple[ReliabilityLine, ...]
+
+
+class InfectedShare(Model):
+    """The infected share of the lung: a value for each COVID-19 Test image, of the first seed."""
+
+    experiment: str
+    error: float | None
+    correlation: float | None
+    reference: tuple[float, ...]
+    predicted: tuple[float, ...]
+
+
+class StepChange(Model):
+    image_set: str
+    metric: str
+    value: float
+    interval: Interval | None
+    excludes_zero: bool
+
+
+class Step(Model):
+    """What one step of post-processing changes against the plain masks."""
+
+    experiment: str
+    step: str
+    changes: tuple[StepChange, ...]
+
+
+class PrintedScores(Model):
+    """What report 1 printed for one loss."""
+
+    name: str
+    scores: dict[str, float]
+
+
+class PublishedScores(Model):
+    source: str
+    doi: str | None
+    measured_on: str
+    iou: float
+    dice: float | None
+    decimals: int  # as printed
+
+
+class Section(Model):
+    """One target in one half of the dataset."""
+
+    half: str
+    target: str
+    has_masks: bool  # False for a target that is measured within another one's masks
+    experiments: tuple[str, ...]  # in the order of params.yaml; none where only trivial predictors are scored
+    image_sets: tuple[ImageSet, ...]
+    markings: dict[str, Marking]  # experiment -> what is wrong with its masks
+    printed: tuple[PrintedScores, ...]
+    published: tuple[PublishedScores, ...]
+    reliability: tuple[Reliability, ...]
+    infected_share: InfectedShare | None
+    steps: tuple[Step, ...]
+    spreads: tuple[Spread, ...]
+    figures: Figures | None  # in the first section of a half
+
+    def image_set(self, name: str) -> ImageSet | None:
+        return next((found for found in self.image_sets if found.name == name), None)
+
+    @property
+    def covid(self) -> ImageSet:
+        """The COVID-19 Test images, which every Test split holds."""
+        found = self.image_set("covid")
+        assert found
+        return found
+
+
+# Report 2 and consistency
+
+
+class Report2Scores(Model):
+    """The scores that report 2 printed; the last epoch's are of the Val split."""
+
+    name: str
+    dice_lung: float | None
+    iou_lung: float | None
+    dice_infection: float | None
+    iou_infection: float | None
+    last_train_loss: float | None
+    last_val_loss: float | None
+    last_val_dice: float | None
+    last_val_iou: float | None
+
+
+class Report2(Model):
+    half: str
+    rows: tuple[Report2Scores, ...]
+    printed: Report2Scores
+    shown: tuple[ShownImage, ...]
+
+
+class Fault(Model):
+    """Why an IoU and a Dice can't belong to the same predictions."""
+
+    kind: Literal["below", "above"]  # of the Dice, against what the IoU allows
+    highest_dice: float
+
+
+class PrintedPair(Model):
+    """An IoU and a Dice in [0, 1] that a report prints for the same predictions."""
+
+    where: str
+    iou: float
+    dice: float
+    decimals: int
+    final: bool = False  # one of report 2's final scores
+    fault: Fault | None = None
+
+
+class OwnPair(Model):
+    """An IoU and a Dice of this document that contradict each other."""
+
+    name: str
+    kind: Kind
+    target: str
+    image_set: str
+    average: str
+    iou: float
+    dice: float
+    decimals: int
+    fault: Fault
+
+
+class PrintedIou(Model):
+    """Report 1's IoU beside the one of marking every pixel."""
+
+    printed_iou: float
+    printed_mae_255: float
+    images: int
+    iou: float
+    mae_255: float
+    same: bool
+
+
+class PrintedMae(Model):
+    """A mean absolute error that report 1 printed, and that none can be."""
+
+    name: str
+    mae_255: float
+    bound: float
+
+
+class Consistency(Model):
+    printed_iou: PrintedIou | None
+    printed_maes: tuple[PrintedMae, ...]
+    printed_pairs: tuple[PrintedPair, ...]
+    finals_in_any_order: bool  # whether any two of report 2's final scores can belong together
+    own_pairs: int
+    broken_pairs: tuple[OwnPair, ...]
+
+
+class Document(Model):
+    schema_version: int
+    source: str  # of the dataset
+    phantoms: bool
+    dataset: Dataset
+    experiments: tuple[Experiment, ...]
+    sections: tuple[Section, ...]
+    report_2: Report2 | None
+    consistency: Consistency
+
+    @property
+    def halves(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(section.half for section in self.sections))
+
+    @property
+    def predicted(self) -> tuple[Section, ...]:
+        """The sections with an experiment, the most important one first."""
+        return tuple(section for section in self.sections if section.experiments)
+
+    def experiment(self, name: str) -> Experiment:
+        return next(found for found in self.experiments if found.name == name)
+
+    def shown_images(self) -> Iterator[ShownImage]:
+        for section in self.sections:
+            if section.figures:
+                yield from section.figures.shown
+            for spread in section.spreads:
+                yield from spread.shown
+        if self.report_2:
+            yield from self.report_2.shown
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=1) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the document.
+
+        Raises:
+            InputError: there is none, or another version of the schema wrote it.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file; {REMEDY}") from None
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}: not valid JSON: {error}; {REMEDY}") from None
+        _check_version(path, content)
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise InputError(f"{path}: {place}: {first['msg']}; {REMEDY}") from None
+
+
+def _check_version(path: Path, content: Any) -> None:
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: schema version {version}, but this code reads version {SCHEMA_VERSION}; {REMEDY}"
+        )
+
+
+# Members of PICTURES_FILE
+
+
+def xray_name(image_id: str) -> str:
+    return f"images/{image_id}.png"
+
+
+def reference_name(target: str, image_id: str) -> str:
+    return f"references/{target}/{image_id}.png"
+
+
+def prediction_name(experiment: str, target: str, image_id: str) -> str:
+    return f"predictions/{experiment}/{target}/{image_id}.png"

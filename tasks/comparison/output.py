@@ -1,0 +1,127 @@
+"""The folder that the stage compare writes: the document, tables as CSV, the pictures of images shown."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tasks.common.files import replacing, write_table
+from tasks.common.raw import KIND_WORDS, Kind, write_member
+from tasks.comparison.document import (
+    COMPARISON_FILE,
+    PICTURES_FILE,
+    Document,
+    Interval,
+    Section,
+    prediction_name,
+    reference_name,
+    xray_name,
+)
+from tasks.comparison.inputs import Inputs
+from tasks.support.cli import InputError
+
+Row = dict[str, Any]
+
+PLACE = ["half", "target", "image_set"]
+ESTIMATE = ["value", "low", "high"]
+COLUMNS = {
+    "scores": [*PLACE, "name", "kind", "images", "metric", *ESTIMATE, "seed_sd"],
+    "differences": [*PLACE, "metric", "first", "second", "images", *ESTIMATE, "winner"],
+    "steps": [*PLACE, "experiment", "step", "metric", *ESTIMATE],
+    "reliability": [*PLACE, "experiment", "mean_probability", "true_share"],
+}
+
+
+def write_comparison(document: Document, inputs: Inputs, out: Path) -> None:
+    """Write `comparison.json`, a table for each of `COLUMNS` and `pictures.zip` under `out`."""
+    rows = {"scores": _scores, "differences": _differences, "steps": _steps, "reliability": _reliability}
+    with replacing(out) as partial:
+        partial.mkdir()
+        (partial / COMPARISON_FILE).write_text(document.to_json(), encoding="utf-8")
+        for name, columns in COLUMNS.items():
+            found = [row for section in document.sections for row in rows[name](section)]
+            write_table(pd.DataFrame(found, columns=columns), partial / f"{name}.csv")
+        with zipfile.ZipFile(partial / PICTURES_FILE, "w") as archive:
+            for member, content in sorted(_pictures(document, inputs).items()):
+                write_member(archive, member, content)
+
+
+def _place(section: Section, image_set: str) -> Row:
+    return {"half": section.half, "target": section.target, "image_set": image_set}
+
+
+def _estimate(value: float, interval: Interval | None) -> Row:
+    return {"value": value, **(interval.model_dump() if interval else {})}
+
+
+def _scores(section: Section) -> Iterator[Row]:
+    for image_set in section.image_sets:
+        for row in image_set.rows:
+            of_row = {"name": row.name, "kind": row.kind, "images": row.images}
+            for metric, score in row.scores.items():
+                estimate = _estimate(score.value, score.interval)
+                yield (
+                    _place(section, image_set.name)
+                    | of_row
+                    | estimate
+                    | {
+                        "metric": metric,
+                        "seed_sd": score.seed_sd,
+                    }
+                )
+
+
+def _differences(section: Section) -> Iterator[Row]:
+    for image_set in section.image_sets:
+        for d in image_set.differences:
+            yield _place(section, image_set.name) | d.model_dump() | _estimate(d.value, d.interval)
+
+
+def _steps(section: Section) -> Iterator[Row]:
+    for step in section.steps:
+        for change in step.changes:
+            yield _place(section, change.image_set) | {
+                "experiment": step.experiment,
+                "step": step.step,
+                "metric": change.metric,
+                **_estimate(change.value, change.interval),
+            }
+
+
+def _reliability(section: Section) -> Iterator[Row]:
+    for found in section.reliability:
+        for line in found.lines:
+            for probability, share in zip(line.mean_probability, line.true_share, strict=True):
+                yield _place(section, line.image_set) | {
+                    "experiment": found.experiment,
+                    "mean_probability": probability,
+                    "true_share": share,
+                }
+
+
+def _pictures(document: Document, inputs: Inputs) -> dict[str, bytes]:
+    """Member -> PNG file, of all X-rays and masks that the report shows."""
+    experiments = {e.name: e for e in inputs.experiments}
+    found = {}
+    for pair in document.dataset.shown_pairs:
+        for image_id in (pair.first, pair.second):
+            found[xray_name(image_id)] = _png(inputs, image_id, "image")
+    for shown in document.shown_images():
+        image_id = shown.image_id
+        found[xray_name(image_id)] = _png(inputs, image_id, "image")
+        for target in shown.references:
+            found[reference_name(target, image_id)] = _png(inputs, image_id, target)
+        for p in shown.predictions:
+            mask = experiments[p.experiment].prediction_png(p.target, image_id)
+            found[prediction_name(p.experiment, p.target, image_id)] = mask
+    return found
+
+
+def _png(inputs: Inputs, image_id: str, target: str) -> bytes:
+    kind: Kind = target  # type: ignore[assignment]  # a target is named like the kind of its mask
+    content = inputs.raw.read_bytes(image_id, kind)
+    if content is None:
+        raise InputError(f"data/raw: {image_id} has no {KIND_WORDS[kind]}")
+    return content

@@ -1,0 +1,75 @@
+"""What was trained: settings, curves, and the symptoms of trainings that went wrong."""
+
+from statistics import mean
+from typing import Any
+
+import pandas as pd
+from pydantic import TypeAdapter
+
+from tasks.comparison.document import Curves, Experiment, Report2Scores, Symptom, Training
+from tasks.comparison.inputs import Experiment as ExperimentInputs
+from tasks.support.symptoms import Dead, symptoms
+
+BOTH = ("lung", "infection")
+LOADED = ("parameters", "train_images", "val_images", "best_epoch", "val_dice", "precision", "torch")
+
+_SYMPTOM: TypeAdapter[Symptom] = TypeAdapter(Symptom)
+
+
+def experiment(e: ExperimentInputs) -> Experiment:
+    trainings = tuple(_training(e, seed) for seed in e.seeds)
+    return Experiment(
+        name=e.name,
+        half=e.half,
+        plan=e.plan,
+        prediction=e.prediction,
+        val_dice=mean(training.val_dice for training in trainings),
+        trainings=trainings,
+    )
+
+
+def _training(e: ExperimentInputs, seed: int) -> Training:
+    history = e.of_seed(seed)
+    network: dict[str, Any] = {key: e.networks[seed][key] for key in LOADED}
+    return Training(
+        seed=seed,
+        **network,
+        thresholds=e.thresholds[seed],
+        curves=Curves(
+            epoch=tuple(history["epoch"].astype(int).tolist()),
+            train_loss=tuple(history["train_loss"].tolist()),
+            val_loss=tuple(history["val_loss"].tolist()),
+            val_dice=tuple(history["val_dice"].tolist()),
+        ),
+        symptoms=symptoms_of(history),
+    )
+
+
+def symptoms_of(history: pd.DataFrame) -> tuple[Symptom, ...]:
+    """What went wrong in the training of one seed."""
+    return tuple(
+        _SYMPTOM.validate_python(
+            {"kind": "dead" if isinstance(found, Dead) else "diverged", **found._asdict()}
+        )
+        for found in symptoms(history)
+    )
+
+
+def report_2_scores(e: ExperimentInputs) -> Report2Scores:
+    """The scores that report 2 printed, of this experiment.
+
+    The final ones are of all Test images; the last epoch's are of the first seed and the Val split.
+    """
+    last = e.of_seed(e.seeds[0]).iloc[-1]
+    lung, infection = (e.results[target]["all"] for target in BOTH)
+    return Report2Scores(
+        name=e.name,
+        dice_lung=lung["dice"],
+        iou_lung=lung["iou"],
+        dice_infection=infection["dice"],
+        iou_infection=infection["iou"],
+        last_train_loss=float(last["train_loss"]),
+        last_val_loss=float(last["val_loss"]),
+        last_val_dice=float(last["val_dice"]),
+        last_val_iou=float(last["val_iou"]),
+    )

@@ -1,0 +1,309 @@
+"""What the stages before compare leave, made by hand: small, and with scores that are known."""
+
+import io
+import itertools
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from tasks.common.raw import (
+    CLASSES,
+    KIND_FOLDERS,
+    MANIFEST_COLUMNS,
+    SPLITS,
+    member_name,
+    shard_name,
+    write_member,
+)
+from tasks.compare import compare
+from tasks.comparison.document import COMPARISON_FILE, Document
+from tasks.report import report
+from tasks.settings.schema import Params
+
+SIZE = 64
+CLASS_OF = {f"covid_{number}": "COVID-19" for number in range(1, 7)}
+CLASS_OF |= {"Normal (1)": "Normal", "non_COVID (1)": "Non-COVID"}
+NAMES = list(CLASS_OF)
+IDS = {name: f"infection/Test/{CLASS_OF[name]}/{name}" for name in NAMES}
+
+
+def square(start: int, stop: int) -> np.ndarray:
+    mask = np.zeros((SIZE, SIZE), bool)
+    mask[start:stop, start:stop] = True
+    return mask
+
+
+LUNG = square(8, 56)
+TRUTH = {name: square(16, 40) if CLASS_OF[name] == "COVID-19" else square(0, 0) for name in NAMES}
+
+
+def png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def scores(truth: np.ndarray, guess: np.ndarray) -> dict[str, float]:
+    tp, fp, fn = (int(part.sum()) for part in (truth & guess, guess & ~truth, truth & ~guess))
+    union, tn = tp + fp + fn, truth.size - tp - fp - fn
+    return {
+        "tp": tp,
+        "fp": fp,
+        "fn": fn,
+        "tn": tn,
+        "iou": tp / union if union else 1.0,
+        "dice": 2 * tp / (2 * tp + fp + fn) if union else 1.0,
+        "precision": tp / (tp + fp) if tp else float(not union),
+        "sensitivity": tp / (tp + fn) if tp else float(not union),
+        "specificity": tn / (tn + fp) if tn + fp else 1.0,
+        "mae": (fp + fn) / truth.size,
+        "hd95": 0.0 if not union else 3.5,
+        "nsd": 1.0 if not union else 0.75,
+    }
+
+
+SETS = {"covid": ["COVID-19"], "controls": ["Non-COVID", "Normal"], "all": list(set(CLASS_OF.values()))}
+SHARES = ("true_share", "predicted_share")
+MEANS = ("iou", "dice", "precision", "sensitivity", "specificity", "mae", "hd95", "nsd")
+
+
+def results(table: pd.DataFrame) -> dict[str, dict[str, float]]:
+    def of(rows: pd.DataFrame) -> dict[str, float]:
+        pooled = rows["tp"].sum() / max(1, rows[["tp", "fp", "fn"]].to_numpy().sum())
+        means = {metric: float(rows[metric].mean()) for metric in MEANS}
+        filled = rows[rows["tp"] + rows["fn"] > 0]
+        more = {f"{metric}_nonempty": float(filled[metric].mean()) for metric in ("iou", "dice")}
+        more |= {"iou_pooled": float(pooled), "dice_pooled": float(2 * pooled / (1 + pooled))}
+        more |= {"mae_255": 255 * means["mae"], "ece": 0.0123, "missed": 0.0}
+        if len(filled) < len(rows):
+            more["false_positive_rate"] = 0.25
+        if "true_share" in rows and rows["true_share"].notna().any():
+            more |= {"share_error": 0.04, "share_correlation": 0.9}
+        return {"images": rows["id"].nunique(), **means, **more}
+
+    return {name: of(table[table["class"].isin(classes)]) for name, classes in SETS.items()}
+
+
+PLAIN = {"threshold": 0.5, "flip_average": False, "within_lungs": False, "min_area": 0.0, "fill_holes": False}
+
+
+class Work:
+    """A folder with what the earlier stages leave, of two experiments on eight Test images."""
+
+    def __init__(self, root: Path) -> None:
+        self.paths = {
+            "plans": root / "plans",
+            "trained": root / "train",
+            "evaluated": root / "evaluation",
+            "baselines": root / "baselines",
+            "audit": root / "audit",
+            "packed": root / "packed",
+            "raw": root / "raw",
+        }
+        self.comparison = root / "comparison"
+        self.out, self.metrics = root / "reports", root / "metrics.json"
+        self.experiments: dict[str, int] = {}  # their seeds, in the order of params.yaml
+        for name in ("plans", "packed", "raw", "baselines", "audit"):
+            self.paths[name].mkdir()
+        self._raw()
+        self._packed()
+        self.audit()
+        self._baselines()
+        self.add("bce", shift=6)
+        self.add("bce_iou", shift=2, loss_options={"alpha": 0.25})
+
+    def params(self, source: str = "data/covidqu.zip", shown: tuple[int, ...] = (1, 2, 4)) -> Params:
+        return cast(
+            Params,
+            SimpleNamespace(
+                data=SimpleNamespace(source=source),
+                experiments=dict.fromkeys(self.experiments),
+                plans={
+                    f"{name}-seed{seed}": SimpleNamespace(experiment=name, seed=seed)
+                    for name, seeds in self.experiments.items()
+                    for seed in range(seeds)
+                },
+                report=SimpleNamespace(figures=shown),
+            ),
+        )
+
+    def compare(self, params: Params | None = None) -> Document:
+        compare(params or self.params(), **self.paths, out=self.comparison)
+        return Document.read(self.comparison / COMPARISON_FILE)
+
+    def run(self, params: Params | None = None) -> str:
+        """Compare and report; the page."""
+        self.compare(params)
+        report(self.comparison, self.out, self.metrics)
+        return self.page()
+
+    def page(self) -> str:
+        return (self.out / "index.html").read_text(encoding="utf-8")
+
+    def add(
+        self,
+        name: str,
+        *,
+        shift: int,
+        targets: tuple[str, ...] = ("infection",),
+        seeds: int = 1,
+        prediction: dict[str, Any] | None = None,
+        dead: bool = False,
+        **more: Any,
+    ) -> None:
+        """An experiment whose predictions are the truth moved down by `shift` pixels, one more a seed.
+
+        A dead one predicts nothing, with its last seed.
+        """
+        plan = {
+            "experiment": name, "network": "residual_unet", "loss": name, "epochs": 3, "width": 8, "patch": 1,
+            "depth": 4, "image_size": 64, "batch_size": 4, "optimiser": "adam", "learning_rate": 0.01,
+            "schedule": "constant", "precision": "auto", "half": "infection",
+            "augment": {"flip": 0.5, "rotation": 0.0}, "images": "whole", "ema": 0.0, "loss_options": {},
+            "targets": [t for t in targets if t in ("infection", "lung")], "train_classes": ["COVID-19"],
+            "deep_supervision": False, **more,
+        }  # fmt: skip
+        self.experiments[name] = seeds
+        for seed in range(seeds):
+            training, dies = f"{name}-seed{seed}", dead and seed == seeds - 1
+            of_seed = plan | {"name": training, "seed": seed}
+            (self.paths["plans"] / f"{training}.json").write_text(json.dumps(of_seed))
+            self._train(self.paths["trained"] / training, of_seed, dies)
+            self._evaluate(
+                self.paths["evaluated"] / training, shift, targets, seed, PLAIN | (prediction or {}), dies
+            )
+
+    def _train(self, folder: Path, plan: dict[str, Any], dead: bool) -> None:
+        (folder / "network").mkdir(parents=True)
+        epochs = pd.DataFrame(
+            {"epoch": [1, 2, 3], "train_loss": [0.9, 0.5, 0.3], "val_loss": [0.8, 0.6, 0.4]}
+        )
+        epochs = epochs.assign(val_dice=[0.1, 0.7, 0.6], val_iou=0.5, val_marked=0.1, learning_rate=0.01)
+        history = epochs.assign(seed=plan["seed"])
+        if dead:
+            history[["val_dice", "val_marked"]] = 0.0
+        history.to_csv(folder / "history.csv", index=False)
+        network = {
+            "plan": plan, "precision": "fp32", "parameters": 123456, "train_images": 20, "val_images": 6,
+            "best_epoch": 2, "val_dice": 0.7, "torch": "2.13.0",
+        }  # fmt: skip
+        (folder / "network" / "network.json").write_text(json.dumps(network))
+
+    def _evaluate(
+        self,
+        folder: Path,
+        shift: int,
+        targets: tuple[str, ...],
+        seed: int,
+        prediction: dict[str, Any],
+        dead: bool,
+    ) -> None:
+        folder.mkdir(parents=True)
+        rows = []
+        with zipfile.ZipFile(folder / "predictions.zip", "w") as archive:
+            for target, image in itertools.product(targets, NAMES):
+                truth = LUNG if target == "lung" else TRUTH[image]
+                guess = np.roll(truth, shift + seed, axis=0) & (not dead)
+                archive.writestr(f"{target}/{IDS[image]}.png", png(guess))
+                row = {"seed": seed, "target": target, "id": IDS[image], "class": CLASS_OF[image]}
+                known = target == "infection" and "lung" in targets
+                shares = dict(zip(SHARES, (0.4, 0.5), strict=True)) if known else {}
+                rows.append({**row, **scores(truth, guess), **shares})
+        table = pd.DataFrame(rows)
+        table.to_csv(folder / "images.csv", index=False)
+        found = {target: results(table[table["target"] == target]) for target in targets}
+        (folder / "metrics.json").write_text(json.dumps(found))
+        self._details(folder, table, seed, prediction)
+
+    def _details(self, folder: Path, table: pd.DataFrame, seed: int, prediction: dict[str, Any]) -> None:
+        """What is known of the steps and of calibration: the chosen steps gain 0.01 an image."""
+        names = ["plain", "threshold", "chosen"] if prediction["threshold"] == "val" else []
+        gain = {"plain": 0.0, "threshold": -0.02, "chosen": 0.01}
+        columns = table[["seed", "target", "id", "class", "iou", "dice"]]
+        steps = [
+            columns.assign(step=step, iou=columns["iou"] + gain[step], dice=columns["dice"]) for step in names
+        ]
+        pd.concat([columns.assign(step="")[:0], *steps]).to_csv(folder / "steps.csv", index=False)
+        bins = pd.DataFrame({"bin": [0, 14], "pixels": 100, "mean_probability": [0.01, 0.97]})
+        places = itertools.product(table["target"].unique(), SETS)
+        calibration = [
+            bins.assign(seed=seed, target=target, image_set=image_set, true_share=[0.02, 0.9])
+            for target, image_set in places
+        ]
+        pd.concat(calibration).to_csv(folder / "calibration.csv", index=False)
+        thresholds = dict.fromkeys(table["target"].unique(), 0.43)
+        chosen = {"thresholds": thresholds, "prediction": prediction}
+        (folder / "settings.json").write_text(json.dumps(chosen))
+
+    def _raw(self) -> None:
+        rows = [[IDS[name], "infection", "Test", CLASS_OF[name], "a", "b", "c"] for name in NAMES]
+        pd.DataFrame(rows, columns=MANIFEST_COLUMNS).to_csv(self.paths["raw"] / "manifest.csv", index=False)
+        grey = np.tile(np.arange(SIZE, dtype=np.uint8) * 4, (SIZE, 1))
+        with zipfile.ZipFile(self.paths["raw"] / shard_name("infection", "Test"), "w") as shard:
+            for name in NAMES:
+                files = {
+                    "image": grey,
+                    "lung": LUNG * np.uint8(255),
+                    "infection": TRUTH[name] * np.uint8(255),
+                }
+                for kind in KIND_FOLDERS:
+                    write_member(shard, member_name(CLASS_OF[name], kind, name), png(files[kind]))
+
+    def _packed(self) -> None:
+        table = pd.DataFrame({"id": IDS.values(), "class": CLASS_OF.values(), "sha256": NAMES})
+        table = table.assign(half="infection", split="Test", row=0, height=SIZE, width=SIZE)
+        table.to_csv(self.paths["packed"] / "images.csv", index=False)
+        rejected = pd.DataFrame({"id": ["infection/Train/Normal/<b>"], "reason": ["mask & image differ"]})
+        rejected.to_csv(self.paths["packed"] / "rejected.csv", index=False)
+
+    def audit(
+        self,
+        pairs: Sequence[tuple[str, str, float]] = (),
+        duplicates: str = "report",
+        published: int | None = 9,
+    ) -> None:
+        """What the audit finds: an image set aside, and these pairs, of correlation 1 the same."""
+        folder = self.paths["audit"]
+        rows = [
+            ("infection", split, image_class, 3, 3 - (split == "Train"), published)
+            for split in (*SPLITS, "all")
+            for image_class in (*CLASSES, "all")
+        ]
+        columns = ["half", "split", "class", "images", "usable", "published"]
+        pd.DataFrame(rows, columns=columns).to_csv(folder / "counts.csv", index=False)
+        problem = {"id": ["infection/Train/Normal/<b>"], "problem": ["set aside: mask & image differ"]}
+        pd.DataFrame(problem).to_csv(folder / "problems.csv", index=False)
+        table = pd.DataFrame(pairs, columns=["first", "second", "correlation"])
+        table.assign(exact=table["correlation"] == 1, across=True).to_csv(folder / "pairs.csv", index=False)
+        dropped = table[["first"]].set_axis(["id"], axis=1)[: len(pairs) if duplicates == "drop" else 0]
+        dropped.assign(reason="the same").to_csv(folder / "dropped.csv", index=False)
+        figures = {
+            "images": 9, "unusable": 1, "infection_outside_lung": 0, "dropped": len(dropped),
+            "exact_pairs_across_splits": int((table["correlation"] == 1).sum()),
+            "near_pairs_across_splits": int((table["correlation"] < 1).sum()),
+            "test_images_touched": table["second"].nunique(),
+            "pairs_within_splits": 2, "pairs_across_halves": 1,
+        }  # fmt: skip
+        found = {"params": {"correlation": 0.98, "duplicates": duplicates}, "figures": figures}
+        (folder / "audit.json").write_text(json.dumps(found))
+
+    def _baselines(self) -> None:
+        (self.paths["baselines"] / "infection").mkdir()
+        guesses = {"all_background": square(0, 0), "all_foreground": ~square(0, 0), "whole_lung": LUNG}
+        rows = [
+            {"predictor": predictor, "target": "infection", "id": IDS[name], "class": CLASS_OF[name]}
+            | scores(TRUTH[name], guess)
+            for predictor, guess in guesses.items()
+            for name in NAMES
+        ]
+        table = pd.DataFrame(rows)
+        table.to_csv(self.paths["baselines"] / "infection" / "images.csv", index=False)
+        entries = {name: {"infection": results(of_one)} for name, of_one in table.groupby("predictor")}
+        (self.paths["baselines"] / "infection" / "metrics.json").write_text(json.dumps(entries))

@@ -1,0 +1,11 @@
+import pandas as pd
+
+from tasks.comparison.cases import figure_ids
+
+
+def test_figure_positions_follow_file_names_of_the_right_images() -> None:
+    rows = [("infection", "Test", "COVID-19", name) for name in ("covid_9", "covid_10", "covid_2")]
+    rows += [("infection", "Test", "Normal", "a"), ("infection", "Val", "COVID-19", "b")]
+    rows += [("lung", "Test", "COVID-19", "c")]
+    table = pd.DataFrame(rows, columns=["half", "split", "class", "id"])
+    assert figure_ids(table, "infection", (1, 3)) == {1: "covid_10", 3: "covid_9"}

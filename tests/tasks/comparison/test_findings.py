@@ -1,0 +1,27 @@
+from tasks.comparison.document import Difference, Interval
+from tasks.comparison.findings import lead
+
+
+def difference(second: str, value: float, winner: str | None) -> Difference:
+    return Difference(
+        metric="iou",
+        first="a",
+        second=second,
+        images=9,
+        value=value,
+        interval=Interval(low=value - 0.05, high=value + 0.05),
+        winner=winner,
+    )
+
+
+def test_the_lead_names_what_is_beaten_and_what_is_level() -> None:
+    near, far, further = difference("b", 0.01, None), difference("c", 0.1, "a"), difference("d", 0.2, "a")
+    found = lead(["a", "b", "c", "d"], [further, far, near])
+    assert found
+    assert (found.best, found.images, found.level, found.beaten) == ("a", 9, ("b",), ("c", "d"))
+    assert found.nearest == far
+
+
+def test_one_experiment_leads_nobody() -> None:
+    assert lead(["a"], []) is None
+    assert lead([], []) is None

@@ -1,0 +1,176 @@
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tasks.comparison.document import Document
+from tasks.comparison.inputs import Experiment, Inputs
+from tasks.support.cli import InputError
+from tests.helpers import made
+from tests.results import IDS, Work
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    return Work(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    """A comparison that is only read."""
+    work = Work(tmp_path_factory.mktemp("written"))
+    work.compare()
+    return work
+
+
+def rows(work: Work, name: str, **wanted: Any) -> pd.DataFrame:
+    table = pd.read_csv(work.comparison / f"{name}.csv")
+    for column, value in wanted.items():
+        table = table[table[column] == value]
+    return table
+
+
+def test_the_folder_holds_a_document_its_tables_and_the_pictures(written: Work) -> None:
+    assert made(written.comparison).keys() == {
+        "comparison.json",
+        "differences.csv",
+        "pictures.zip",
+        "reliability.csv",
+        "scores.csv",
+        "steps.csv",
+    }
+
+
+def test_scores_stand_with_their_intervals(written: Work) -> None:
+    place = {"half": "infection", "target": "infection", "image_set": "covid"}
+    iou = rows(written, "scores", **place, metric="iou").set_index("name")
+    # the 24 x 24 square moved by two and by six rows
+    assert iou["value"].round(6).to_dict() == {
+        "bce_iou": round(22 / 26, 6),
+        "bce": round(18 / 30, 6),
+        "all_background": 0,
+        "all_foreground": round(24**2 / 64**2, 6),
+        "whole_lung": 0.25,
+    }
+    assert (iou["images"] == 6).all() and (iou["low"] <= iou["value"] + 1e-6).all()
+    ece = rows(written, "scores", **place, metric="ece", kind="experiment")
+    assert len(ece) == 2 and ece["low"].isna().all()
+
+
+def test_differences_name_their_winners(written: Work) -> None:
+    found = rows(written, "differences", image_set="covid", metric="iou")
+    winners = found.set_index(["first", "second"])["winner"]
+    assert winners["bce", "bce_iou"] == winners["bce_iou", "bce"] == "bce_iou"
+    assert winners["bce", "whole_lung"] == "bce"
+
+
+def test_same_inputs_give_the_same_bytes(work: Work) -> None:
+    work.compare()
+    first = made(work.comparison)
+    work.compare()
+    assert made(work.comparison) == first
+
+
+def test_the_pictures_are_those_of_the_images_shown_and_no_others(work: Work) -> None:
+    work.audit([(IDS["Normal (1)"], IDS["covid_6"], 1.0)])
+    document = work.compare(work.params(shown=(4,)))
+    with zipfile.ZipFile(work.comparison / "pictures.zip") as archive:
+        names = set(archive.namelist())
+    assert names == set(pictures_of(document))
+    images = {name.removeprefix("images/") for name in names if name.startswith("images/")}
+    ids = {shown.image_id for shown in document.shown_images()} | {IDS["Normal (1)"], IDS["covid_6"]}
+    assert images == {f"{image_id}.png" for image_id in ids}
+    assert f"predictions/bce/infection/{IDS['covid_4']}.png" in names
+
+
+def pictures_of(document: Document) -> Iterator[str]:
+    for pair in document.dataset.shown_pairs:
+        yield from (f"images/{image_id}.png" for image_id in (pair.first, pair.second))
+    for shown in document.shown_images():
+        yield f"images/{shown.image_id}.png"
+        yield from (f"references/{target}/{shown.image_id}.png" for target in shown.references)
+        for p in shown.predictions:
+            yield f"predictions/{p.experiment}/{p.target}/{shown.image_id}.png"
+
+
+def test_a_failure_leaves_what_was_there(work: Work) -> None:
+    work.compare()
+    before = made(work.comparison)
+    with pytest.raises(InputError, match="there is no image 181 among 6 COVID-19 Test images"):
+        work.compare(work.params(shown=(181,)))
+    assert made(work.comparison) == before
+    assert not list(work.comparison.parent.glob(".*"))
+
+
+def test_trivial_predictors_stand_where_no_experiment_predicts_their_target(work: Work) -> None:
+    work.experiments.clear()
+    work.add("lung", shift=1, targets=("lung",))
+    document = work.compare()
+    assert [(section.target, section.experiments) for section in document.sections] == [
+        ("lung", ("lung",)),
+        ("infection", ()),
+    ]
+    assert [section.target for section in document.predicted] == ["lung"]
+    work.run()
+    metrics = json.loads(work.metrics.read_text())
+    assert metrics["whole_lung"].keys() == {"infection"} and metrics["lung"].keys() == {"lung"}
+
+
+def experiment(name: str, half: str, *targets: str) -> Experiment:
+    anything: Any = None
+    scores = {"covid": {"iou": 0.5, "images": 1.0}}
+    return Experiment(
+        name=name,
+        plan={"half": half},
+        prediction={},
+        networks={},
+        history=anything,
+        results=dict.fromkeys(targets, scores),
+        images=anything,
+        steps=anything,
+        calibration=anything,
+        thresholds={},
+        predictions=anything,
+    )
+
+
+def test_each_half_has_sections_of_its_own() -> None:
+    ious = {"infection": 0.1, "lung": 0.2}
+    trivial = {half: {"all_background": {"lung": {"covid": {"iou": iou}}}} for half, iou in ious.items()}
+    images = {
+        half: pd.DataFrame({"id": [f"{half}/Test/COVID-19/a"], "target": ["lung"], "predictor": "x"})
+        for half in ious
+    }
+    experiments = (
+        experiment("a", "infection", "infection", "lung"),
+        experiment("b", "lung", "lung"),
+        experiment("c", "infection", "lung"),
+    )
+    anything: Any = None
+    inputs = Inputs(
+        experiments=experiments,
+        trivial=trivial,
+        trivial_images=images,
+        table=anything,
+        rejected=anything,
+        audit=anything,
+        fingerprint="",
+        raw=anything,
+        source="",
+    )
+    found = inputs.scored()
+    assert [(s.half, s.target, [e.name for e in s.experiments]) for s in found] == [
+        ("infection", "infection", ["a"]),
+        ("infection", "lung", ["a", "c"]),
+        ("lung", "lung", ["b"]),
+    ]
+    of_lung = [s for s in found if s.target == "lung"]
+    assert [s.trivial_scores("covid")["all_background"]["iou"] for s in of_lung] == [0.1, 0.2]
+    assert [s.trivial_images["id"].str.partition("/")[0].tolist() for s in of_lung] == [
+        ["infection"],
+        ["lung"],
+    ]
