@@ -148,7 +148,7 @@ class TestInOrder:
         repository.set("experiments.plain.prediction={threshold: val, fill_holes: true}")
         ran = stages_run(repository.run("dvc", "repro"))
         of_second = {"train@second-seed0", "evaluate@second-seed0"}
-        assert ran == {"plan", "evaluate@plain-seed0", "lungs@plain", *of_second, "report"}
+        assert ran == {"plan", "evaluate@plain-seed0", "lungs@plain", *of_second, "compare", "report"}
 
     def test_another_seed_trains_one_network_and_another_image_size_stands_beside(
         self, repository: Repository
