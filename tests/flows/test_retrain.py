@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,9 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
+from flows.commands.cli import make_app
 from flows.repository.git import environment
-from flows.retrain import main, preset_of
+from flows.retrain import preset_of
 from tasks.support.cli import InputError
 from tests.helpers import Repository, finished, retrain
 
@@ -147,7 +147,7 @@ def results(lock: str) -> dict[str, dict[str, str]]:
 def test_a_stopped_flow_ends_its_trainings_and_leaves_nothing(
     repository: Repository, how: signal.Signals
 ) -> None:
-    command = [sys.executable, "-m", "flows.retrain", "--name", "stopped", "--set", "epochs=5000"]
+    command = ["cxr", "retrain", "--name", "stopped", "--set", "epochs=5000"]
     with subprocess.Popen(
         command,
         cwd=repository.folder,
@@ -180,10 +180,10 @@ def test_a_preset_is_a_word_or_a_path_of_its_file(tmp_path: Path, monkeypatch: p
     (tmp_path / "presets").mkdir()
     monkeypatch.chdir(tmp_path)
     for named in ("laptop", "presets/laptop.yaml", f"{tmp_path}/presets/laptop.yaml"):
-        assert preset_of(Path(named), tmp_path) == "laptop"
+        assert preset_of(named, tmp_path) == "laptop"
     for another in ("laptop.yaml", "mine/laptop.yaml", "presets/laptop.yml", "presets/mine/laptop.yaml"):
         with pytest.raises(InputError, match=f"^--preset {another}: a run reads presets from presets/ of"):
-            preset_of(Path(another), tmp_path)
+            preset_of(another, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -204,16 +204,14 @@ def test_a_preset_is_a_word_or_a_path_of_its_file(tmp_path: Path, monkeypatch: p
         ),
         (["--revision", "nowhere"], "error: revision: 'nowhere': no such branch, tag or commit"),
         (["--revision=--all"], "error: revision: '--all': no such branch, tag or commit"),
-        (["--publish", "moon"], "error: publish: 'moon' is not one of 'remotes', 'here' or 'nowhere'"),
     ],
 )
 def test_bad_input_is_one_line(
     repository: Repository, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
 ) -> None:
     monkeypatch.chdir(repository.folder)
-    monkeypatch.setattr(sys, "argv", ["retrain", *arguments])
     with pytest.raises(InputError) as refused:
-        main()
+        make_app()(["retrain", *arguments], result_action="return_value")
     assert f"error: {refused.value}".startswith(line)
     assert "\n" not in str(refused.value)
     assert not repository.run("git", "branch", "--list", "retrain/params-*")
