@@ -33,6 +33,7 @@ from flows.engine.slots import compute_slots
 from flows.publish import (
     PREFIX,
     RESULTS,
+    TRAILER,
     as_name,
     check_here,
     check_origin,
@@ -119,7 +120,7 @@ def _retrain(
         path.write_text(params, encoding="utf-8")
         if request.look_for_new_data:
             look_for_new_data(checkout, repository)
-        asked = commit(checkout, f"Params of {name}\n\n{_asked(request)}", *RESULTS)
+        asked = commit(checkout, f"Params of {name}\n\n{_asked(request)}\n\n{TRAILER}: {name}", *RESULTS)
         pipeline = restore_pipeline(checkout)
         runner = StageRunner(
             checkout,
@@ -207,9 +208,8 @@ def _publish(
     began = f"Started from {base[:10]} ({request.revision})."
     what = ", ".join(f"{key}={value}" for key, value in request.asked().items())
     title = f"Retrain {name}: {what}" if what else f"Retrain {name}"
-    final = commit(
-        checkout, "\n\n".join([title, began, _asked(request), "\n".join(as_lines(scores))]), *RESULTS
-    )
+    parts = [title, began, _asked(request), "\n".join(as_lines(scores)), f"{TRAILER}: {name}"]
+    final = commit(checkout, "\n\n".join(filter(None, parts)), *RESULTS)
     table = partial(
         create_table_artifact,
         as_rows(scores, f"{request.revision} ({base[:10]})"),

@@ -10,6 +10,7 @@ from cyclopts.exceptions import CycloptsError
 
 from flows.commands.data import diff, look
 from flows.commands.params import params
+from flows.commands.prune import prune
 from flows.commands.retrain import retrain
 from flows.commands.serve import serve
 from flows.commands.worker import worker
@@ -18,7 +19,7 @@ from tasks.support.cli import stage_main
 #: Exit status of a command line that can't be understood.
 USAGE = 2
 
-COMMANDS = (retrain, serve, worker, params)
+COMMANDS = (retrain, serve, worker, params, prune)
 
 #: Commands below another word, as in `cxr data look`.
 GROUPS: dict[str, tuple[str, tuple[Callable[..., Any], ...]]] = {

@@ -56,6 +56,8 @@ class TestInOrder:
         assert message.startswith("Retrain first: alpha=0.4\n\nStarted from ")
         iou = json.loads(committed)["report1_bce"]["infection"]["covid"]["iou"]
         assert f"report1_bce, infection on COVID-19 Test images: IoU {iou:.4f}" in message
+        marks = "--format=%(trailers:key=Retrain-Run,valueonly)"  # what `cxr prune` knows them by
+        assert repository.run("git", "log", marks, "main..retrain/first").split() == ["first", "first"]
         # The params were committed before anything ran, the results after.
         changes = repository.run("git", "log", "--name-only", "--format=> %s", "main..retrain/first").split(
             "\n"
