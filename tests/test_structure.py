@@ -59,6 +59,7 @@ WITHOUT_RESULT = (
     "tasks/settings/",
     "tasks/support/checkpoints.py",
     "tasks/support/cli.py",
+    "tasks/support/events.py",
     "tasks/support/progress.py",
 )
 

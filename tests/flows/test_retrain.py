@@ -1,10 +1,12 @@
 """The flow as its users run it: a real repository, a real Prefect server, real DVC."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from flows.commands.cli import make_app
 from flows.repository.git import environment
 from flows.retrain import preset_of
 from tasks.support.cli import InputError
+from tests.flows.server import User
 from tests.helpers import Repository, finished, retrain
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -43,6 +46,7 @@ class TestInOrder:
         assert states.keys() == set(repository.run("dvc", "stage", "list", "--name-only").split())
         assert set(states.values()) == {"Completed"}
         assert "'train@report1_bce' - report1_bce epoch 1/2: train loss" in output
+        assert progress_bars()["train@report1_bce: epochs of report1_bce"] == 100
         report, metrics, commit = (line.partition(":")[2].strip() for line in output.splitlines()[-3:])
         assert "report1_bce_iou" in Path(report).read_text(encoding="utf-8")
         committed = repository.run("git", "show", "retrain/first:metrics.json")
@@ -137,6 +141,14 @@ class TestInOrder:
             for s in last
         )
         assert repository.run("git", "worktree", "list").count("\n") == 1
+
+
+def progress_bars() -> dict[str, float]:
+    """The percentages of the server's progress artifacts that belong to task runs, by what they show."""
+    with closing(User(os.environ["PREFECT_API_URL"])) as user:
+        asked = {"artifacts": {"type": {"any_": ["progress"]}}}
+        found = user.client._client.post("/artifacts/filter", json=asked).json()
+    return {bar["description"].rpartition(":")[0]: float(bar["data"]) for bar in found if bar["task_run_id"]}
 
 
 def results(lock: str) -> dict[str, dict[str, str]]:

@@ -87,7 +87,9 @@ class TestInOrder:
             expect(page.get_by_role("link", name=stage, exact=True)).to_be_visible(timeout=RUN)
         expect(heading(page)).to_contain_text("Running")
         open_tab(page, "Artifacts")
-        progress = page.get_by_role("link").filter(has_text=re.compile(r"train@\w+: \w+ epoch \d+/30: "))
+        progress = page.get_by_role("link").filter(
+            has_text=re.compile(r"train@\w+: (\w+ epoch \d+ of 30|epochs of \w+): ")
+        )
         expect(progress.first).to_be_visible(timeout=RUN)
         progress.first.click()
         expect(page.get_by_text(re.compile(r"Progress: [\d.]+%"))).to_be_visible()

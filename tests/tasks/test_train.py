@@ -18,7 +18,7 @@ from tasks.packed.reader import PackedSplit
 from tasks.settings.schema import Params, Plan
 from tasks.support.checkpoints import FOLDER_VARIABLE
 from tasks.support.cli import InputError
-from tasks.support.progress import fraction_done
+from tasks.support.events import VARIABLE, Reader
 from tasks.train import train, validate
 from tasks.training.batches import Batches
 from tasks.training.fitting import Average, Fitted, Fitter, make_optimiser, make_schedule
@@ -178,15 +178,10 @@ def test_same_plan_same_bytes_another_seed_others(plan: Plan, packed: Path, tmp_
     assert (tmp_path / "a" / "history.csv").read_bytes() == (tmp_path / "b" / "history.csv").read_bytes()
 
 
-def test_the_first_of_several_seeds_trains_as_one_alone(
-    plan: Plan, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_first_of_several_seeds_trains_as_one_alone(plan: Plan, packed: Path, tmp_path: Path) -> None:
     plan = altered(plan, {"flip": 0.5}, seed=9)
     train(altered(plan, seeds=1), packed, tmp_path / "one")
-    capsys.readouterr()
     train(altered(plan, seeds=2), packed, tmp_path / "two")
-    told = [fraction_done(line) for line in capsys.readouterr().out.splitlines()]
-    assert told == [None, 0.25, 0.5, None, 0.75, 1.0]
 
     assert trained_seeds(tmp_path / "one") == [9]
     assert trained_seeds(tmp_path / "two") == [9, 10]  # as numbers, not as words
@@ -199,6 +194,21 @@ def test_the_first_of_several_seeds_trains_as_one_alone(
     one, two = (pd.read_csv(tmp_path / name / "history.csv") for name in ("one", "two"))
     assert list(two["seed"]) == [9, 9, 10, 10]
     pd.testing.assert_frame_equal(two[two["seed"] == 9], one, check_dtype=False)
+
+
+def test_each_epoch_is_an_event_with_its_scores(
+    plan: Plan, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "events.jsonl"))
+    train(plan, packed, tmp_path / "out")
+    events = Reader(tmp_path / "events.jsonl").new()
+    epochs = [event for event in events if event.what == f"epochs of {plan.name}"]
+    assert [(event.done, event.total) for event in epochs] == [(1, plan.epochs), (2, plan.epochs)]
+    assert [event.fraction for event in events] == [0.5, 0.5, 1.0, 1.0]  # the last batch, then the epoch
+    history = pd.read_csv(tmp_path / "out" / "history.csv")
+    for event, (_, row) in zip(epochs, history.iterrows(), strict=True):
+        assert event.scores.keys() >= {"train_loss", "val_loss", "val_dice"}
+        assert event.scores == pytest.approx({name: row[name] for name in event.scores}, abs=1e-6)
 
 
 def test_averaged_weights_by_hand(plan: Plan, packed: Path) -> None:
