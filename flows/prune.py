@@ -181,15 +181,12 @@ def _worktrees(repository: Path, word: str) -> list[str]:
 
 
 def _is_of_runs(repository: Path, branch: Branch, others: list[str]) -> bool:
-    """Whether runs made all commits that only this branch has, and nobody has changed those since."""
-    log = git(
-        repository,
-        "log",
-        f"--format=%x00%at %ct %(trailers:key={TRAILER},valueonly,separator=%x2C)",
-        "--name-only",
-        "--stdin",
-        stdin="\n".join([branch.commit, *(f"^{ref}" for ref in others)]),
-    )
+    """Whether runs made its last commit and all that no other ref has, and nobody has changed them since."""
+    marked = f"%(trailers:key={TRAILER},valueonly,separator=%x2C)"
+    if not git(repository, "log", "--max-count=1", f"--format={marked}", branch.commit):
+        return False
+    own = "\n".join([branch.commit, *(f"^{ref}" for ref in others)])
+    log = git(repository, "log", f"--format=%x00%at %ct {marked}", "--name-only", "--stdin", stdin=own)
     for record in log.split("\0")[1:]:
         heading, *files = record.splitlines()
         authored, committed, *run = heading.split(maxsplit=2)

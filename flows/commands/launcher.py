@@ -6,7 +6,7 @@ from pathlib import Path
 here = Path.cwd()
 for folder in (here, *here.parents):
     if all((folder / name).exists() for name in ("dvc.yaml", "flows", "tasks")):
-        sys.path[0] = str(folder)
+        sys.path.insert(0, str(folder))
         break
 else:
     print(

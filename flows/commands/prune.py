@@ -45,8 +45,16 @@ def prune(
     if not yes:
         if not sys.stdin.isatty():
             raise InputError("nothing was removed: there is no terminal to ask on; pass --yes")
-        if input("Remove? [y/N] ").strip().lower() not in ("y", "yes"):
+        if not _confirmed():
             print("nothing was removed")
             return
     remove(repository, plan, keep)
     print("removed")
+
+
+def _confirmed() -> bool:
+    try:
+        return input("Remove? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        print()
+        return False

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dvc.config import Config, merge
-from dvc.exceptions import CollectCacheError
+from dvc.exceptions import CollectCacheError, DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo
 from dvc.repo.reproduce import plan_repro
@@ -68,13 +68,16 @@ def locked(repository: Path) -> Iterator[Path]:
     """The folder of the repository's DVC cache, while no other command of DVC uses the repository.
 
     Raises:
-        InputError: one does.
+        InputError: one does, or DVC can't be used here.
     """
-    with Repo(str(repository)) as repo, ExitStack() as stack:
+    with ExitStack() as stack:
         try:
+            repo = stack.enter_context(Repo(str(repository)))
             stack.enter_context(repo.lock)
         except LockError:
             raise InputError(f"{repository}: DVC is in use here; try again when it has finished") from None
+        except DvcException as error:
+            raise InputError(f"{repository}: {error}") from None
         yield Path(repo.cache.local_cache_dir)
 
 

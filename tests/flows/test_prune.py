@@ -1,6 +1,7 @@
 """What `cxr prune` removes and leaves, in a real repository with the results of two runs."""
 
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -146,6 +147,30 @@ def test_a_branch_with_the_users_own_commits_stays(repository: Repository, how: 
     assert kept(repository) == ["retrain/old: it has commits that no run made"]
     assert branches(repository) == {"main", "retrain/old"}
     assert reports(repository) == {"old"}
+
+
+def test_a_branch_that_no_run_made_stays(repository: Repository) -> None:
+    repository.run("git", "branch", "retrain/mine", "main")
+    assert kept(repository) == ["retrain/mine: it has commits that no run made"]
+    assert branches(repository) == {"main", "retrain/mine"}
+
+
+def test_a_terminal_is_asked(repository: Repository) -> None:
+    for answer, removed in (("", False), ("n\n", False), ("y\n", True)):
+        screen, terminal = pty.openpty()
+        with os.fdopen(screen, "wb", buffering=0) as keyboard:
+            with subprocess.Popen(
+                ["cxr", *ALL_BUT_LAST],
+                cwd=repository.folder,
+                env=environment(),
+                stdin=terminal,
+                stdout=subprocess.PIPE,
+            ) as process:
+                keyboard.write(answer.encode() or b"\x04")  # Ctrl-D
+                os.close(terminal)
+                assert process.stdout and b"Remove? [y/N] " in process.stdout.read()
+            assert process.returncode == 0
+        assert ("retrain/old" not in branches(repository)) == removed
 
 
 def test_what_a_tag_and_a_merge_refer_to_stays(repository: Repository) -> None:
