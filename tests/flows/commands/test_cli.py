@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,15 +111,40 @@ def test_data_look_describes_the_source_of_a_params_yaml(tmp_path: Path) -> None
     assert done.stdout == "phantom://9: never changes: 27 files\n"
 
 
-def test_it_runs_the_checkout_that_it_is_called_in_without_a_process_between(tmp_path: Path) -> None:
-    code = tmp_path / "flows" / "commands" / "cli.py"
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """One whose command prints its arguments and the id of its process."""
+    code = tmp_path / "a folder" / "flows" / "commands" / "cli.py"
     code.parent.mkdir(parents=True)
-    code.write_text("import os\ndef main(): print(os.getpid())\n")
-    (tmp_path / "dvc.yaml").touch()
-    below = tmp_path / "tasks" / "below"
-    below.mkdir(parents=True)
-    with subprocess.Popen(["cxr"], cwd=below, env=environment(), stdout=subprocess.PIPE) as process:
-        assert process.communicate()[0] == f"{process.pid}\n".encode()
+    code.write_text("import os, sys\ndef main(): print(os.getpid(), *sys.argv[1:])\n")
+    folder = tmp_path / "a folder"
+    (folder / "dvc.yaml").touch()
+    (folder / "tasks").mkdir()
+    return folder
+
+
+def test_it_runs_the_checkout_that_it_is_called_in_without_a_process_between(checkout: Path) -> None:
+    command = ["cxr", "a b", "$c"]
+    with subprocess.Popen(
+        command, cwd=checkout / "tasks", env=environment(), stdout=subprocess.PIPE
+    ) as process:
+        assert process.communicate()[0] == f"{process.pid} a b $c\n".encode()
+
+
+def test_make_writes_it_once_for_all_that_share_an_installation(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # as `make test` sets them
+        monkeypatch.delenv(name, raising=False)
+    for name in ("Makefile", "requirements.lock", "flows/commands/launcher.py"):
+        shutil.copyfile(ROOT / name, checkout / name)
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    (checkout / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    (checkout / ".venv" / "installed").touch()
+    install = ["make", "--silent", "install"]
+    assert subprocess.check_output(install, cwd=checkout, text=True) == ""
+    assert subprocess.check_output([checkout / ".venv/bin/cxr", "a b"], cwd=checkout).endswith(b" a b\n")
+    assert "Nothing to be done" in subprocess.check_output(["make", "install"], cwd=checkout, text=True)
 
 
 def test_outside_a_checkout_it_says_so(tmp_path: Path) -> None:
