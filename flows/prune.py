@@ -168,10 +168,11 @@ def _branches(repository: Path) -> Iterator[Branch]:
 
 
 def _other_refs(repository: Path, branches: set[str]) -> list[str]:
-    """All refs but some branches, and what worktrees have checked out."""
+    """All refs but some branches, what worktrees have checked out, and all that is stashed."""
     refs = git(repository, "for-each-ref", "--format=%(refname)").splitlines()
     heads = [line.removeprefix("HEAD ") for line in _worktrees(repository, "HEAD ")]
-    return [ref for ref in refs if ref.removeprefix("refs/heads/") not in branches] + heads
+    stashed = git(repository, "stash", "list", "--format=%H").splitlines()  # the ref is the last one alone
+    return [ref for ref in refs if ref.removeprefix("refs/heads/") not in branches] + heads + stashed
 
 
 def _worktrees(repository: Path, word: str) -> list[str]:

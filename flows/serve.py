@@ -172,6 +172,7 @@ def _check_ours(deployment: DeploymentResponse, clone: str, ui: str) -> None:
 
 
 def main(name: str, reports_host: str, reports_port: int | None) -> None:
+    """Check what `cxr serve` was given, and serve."""
     if not POOL_NAME.fullmatch(name):
         raise InputError(f"--name {name!r}: a name consists of letters, digits, _ and -")
     until_stopped(lambda: serve(find_repository(), name, reports_host, reports_port))

@@ -147,6 +147,7 @@ def end_leftovers(repository: Path, *parts: str) -> set[str]:
 
 
 def main(pool: str, server: str | None, name: str | None, limit: int | None) -> None:
+    """Check what `cxr worker` was given, and work."""
     if not POOL_NAME.fullmatch(pool):
         raise InputError(f"--pool {pool!r}: letters, digits, _ and - name a pool")
     if limit is not None and limit < 1:

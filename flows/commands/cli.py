@@ -48,9 +48,14 @@ def make_app() -> App:
 
 
 def _add(app: App, command: Callable[..., Any]) -> None:
-    """Add a command; its help ends with the examples of its docstring, which cyclopts leaves out."""
-    _, _, examples = (inspect.getdoc(command) or "").partition("\nExamples:\n")
-    app.command(command, help_epilogue=f"Examples:\n{examples}")
+    """Add a command; its help is its docstring, wrapped for the terminal, and ends with the examples."""
+    text, _, examples = (inspect.getdoc(command) or "").partition("\nExamples:\n")
+    paragraphs = text.partition("\nArgs:\n")[0].split("\n\n")
+    app.command(
+        command,
+        help="\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs).strip(),
+        help_epilogue=f"Examples:\n{examples}",
+    )
 
 
 def main() -> None:

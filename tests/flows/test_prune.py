@@ -184,6 +184,17 @@ def test_what_a_tag_and_a_merge_refer_to_stays(repository: Repository) -> None:
         repro_runs_nothing(repository)
 
 
+def test_what_is_stashed_stays(repository: Repository) -> None:
+    repository.run("git", "checkout", "retrain/old", "--", *RESULTS)
+    repository.run("git", "stash", "--quiet")
+    (repository.folder / "README.md").write_text("stashed later")
+    repository.run("git", "stash", "--quiet")
+    assert kept(repository) == []
+    repository.run("git", "stash", "pop", "--quiet", "stash@{1}")
+    repository.run("dvc", "checkout")
+    assert "Running stage" not in repository.run("dvc", "repro")
+
+
 def test_a_running_run_keeps_its_checkout_and_the_cache(repository: Repository) -> None:
     before = cached(repository)
     with checked_out(repository.folder, "retrain/old", "running", "id") as checkout:
