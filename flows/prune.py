@@ -53,6 +53,8 @@ class Result(NamedTuple):
 class Plan(NamedTuple):
     """What can be removed, and what can't."""
 
+    before: float
+    """When a thing must have been made to be old, in seconds since 1970."""
     results: list[Result]
     folders: list[Path]
     """Reports that an interrupted removal has left."""
@@ -64,7 +66,7 @@ class Plan(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        return not any((*self[:4], *self.cache))
+        return not any((self.results, self.folders, self.checkouts, self.checkpoints, *self.cache))
 
     def lines(self) -> Iterator[str]:
         """What would be removed, how many of each kind and how large, and what stays."""
@@ -124,6 +126,7 @@ def find(repository: Path, days: float, keep_last: int) -> Plan:
             else:
                 kept.append(f"the DVC cache {folder}: it is outside the repository, and others may use it")
     return Plan(
+        before,
         results,
         sorted((repository / DELETED).glob("*")),
         find_leftovers(repository),
@@ -216,7 +219,7 @@ def _is_ours(repository: Path, cache: Path) -> bool:
 # --- its removal --------------------------------------------------------------------------------------------
 
 
-def remove(repository: Path, plan: Plan, days: float) -> None:
+def remove(repository: Path, plan: Plan) -> None:
     """Remove what a plan says; at whatever moment it is interrupted, another `find` takes it up."""
     for result in plan.results:
         _remove_result(repository, result)
@@ -231,16 +234,14 @@ def remove(repository: Path, plan: Plan, days: float) -> None:
             path.unlink(missing_ok=True)
         if _is_ours(repository, cache):
             # Looked for again: somebody may have come to refer to some of it.
-            _unreferenced(repository, cache, set(), time.time() - days * DAY).remove()
+            _unreferenced(repository, cache, set(), plan.before).remove()
 
 
 def _remove_result(repository: Path, result: Result) -> None:
     if branch := result.branch:
-        if (
-            git(repository, "for-each-ref", "--format=%(objectname)", f"refs/heads/{branch.name}")
-            != branch.commit
-        ):
-            return  # somebody has committed to it since
+        now = git(repository, "for-each-ref", "--format=%(objectname)", f"refs/heads/{branch.name}")
+        if now != branch.commit:  # somebody has committed to it since
+            return
         try:
             git(repository, "branch", "--delete", "--force", branch.name)
         except GitError:  # it has been checked out since

@@ -48,7 +48,7 @@ def prune(
         if not _confirmed():
             print("nothing was removed")
             return
-    remove(repository, plan, keep)
+    remove(repository, plan)
     print("removed")
 
 

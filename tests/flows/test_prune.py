@@ -108,7 +108,7 @@ def test_what_recent_runs_trained_is_kept_though_no_branch_has_it(repository: Re
     repository.run("git", "branch", "--quiet", "--delete", "--force", "retrain/old")
     shutil.rmtree(repository.folder / "runs" / "old")
     before = cached(repository)
-    remove(repository.folder, find(repository.folder, days=1, keep_last=0), days=1)
+    remove(repository.folder, find(repository.folder, days=1, keep_last=0))
     assert cached(repository) == before
     repository.set("alpha=0.4")
     assert "Running stage" not in repository.run("dvc", "repro")
@@ -117,7 +117,7 @@ def test_what_recent_runs_trained_is_kept_though_no_branch_has_it(repository: Re
 def kept(repository: Repository) -> list[str]:
     """What stays of the results and why, once the others are removed."""
     plan = find(repository.folder, days=0, keep_last=0)
-    remove(repository.folder, plan, days=0)
+    remove(repository.folder, plan)
     return plan.kept
 
 
