@@ -1,5 +1,5 @@
-# The image of server, parent and workers: the packages of requirements.lock, and none of the project's code,
-# which a container clones when it starts. docs/docker.md
+# The image of server, parent and workers: the packages of requirements.lock and the script cxr. The project's code is
+# not in it: a container clones that when it starts. docs/docker.md
 FROM python:3.11.15-slim-bookworm
 
 # g++ is what torch.compile compiles with on a GPU. No versions: Debian keeps one of each, the one with the fixes.
@@ -10,6 +10,7 @@ RUN apt-get update \
 
 WORKDIR /opt/retrain
 COPY Makefile requirements.lock ./
+COPY flows/commands/launcher.py flows/commands/
 RUN PIP_NO_CACHE_DIR=1 make install
 
 # A new volume takes owner and mode from the folder that it is mounted on. The checkout is mounted from the

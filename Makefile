@@ -5,7 +5,7 @@
 # make test    the tests
 # make soak    tests that take minutes each: weekly, and before a release
 # make check   lint and types
-# Each sets up .venv first, with the locked versions; make install does that alone.
+# Each sets up .venv first, with the locked versions and the command cxr; make install does that alone.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,24 +15,24 @@ TEST_PROCESSES ?= 4
 
 .PHONY: install demo serve worker test soak check lock clean
 
-install: .venv/installed
+install: $(BIN)/cxr
 
-demo: .venv/installed
-	@env -u PREFECT_API_URL PREFECT_PROFILE=ephemeral $(BIN)/python -m flows.retrain --preset demo \
+demo: $(BIN)/cxr
+	@env -u PREFECT_API_URL PREFECT_PROFILE=ephemeral $(BIN)/cxr retrain --preset demo \
 		$(if $(EXPERIMENTS),--experiments $(EXPERIMENTS))
 
-serve: .venv/installed
-	@exec $(BIN)/python -m flows.serve $(if $(NAME),--name "$(NAME)") \
+serve: $(BIN)/cxr
+	@exec $(BIN)/cxr serve $(if $(NAME),--name "$(NAME)") \
 		$(if $(REPORTS_HOST),--reports-host $(REPORTS_HOST))
 
-worker: .venv/installed
-	@exec $(BIN)/python -m flows.worker --pool "$(POOL)" $(if $(SERVER),--server "$(SERVER)") \
+worker: $(BIN)/cxr
+	@exec $(BIN)/cxr worker --pool "$(POOL)" $(if $(SERVER),--server "$(SERVER)") \
 		$(if $(NAME),--name "$(NAME)") $(if $(LIMIT),--limit "$(LIMIT)")
 
-test: .venv/installed
+test: $(BIN)/cxr
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 10
 
-soak: .venv/installed
+soak: $(BIN)/cxr
 	$(BIN)/python -m pytest -m soak
 
 check: .venv/installed
@@ -47,6 +47,13 @@ check: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.lock
 	@$(BIN)/python -c 'import dvc.cli, dvc.commands.repro, dvc_s3, pandas, prefect.main, prefect.server.api.server, scipy.ndimage, torch'
 	@touch $@
+
+# The shell becomes Python, whose path may be too long, or have blanks, for a script's first line.
+$(BIN)/cxr: .venv/installed flows/commands/launcher.py
+	@bin=$$(cd $(BIN) && pwd -P) && { \
+		printf '%s\n' '#!/bin/sh' "'''exec' \"$$bin/python\" \"\$$0\" \"\$$@\"" "' '''"; \
+		cat flows/commands/launcher.py; } > $@.part
+	@chmod +x $@.part && mv $@.part $@
 
 # The versions that pyproject.toml's ranges give today, without torch's CUDA packages: those that torch
 # asks for on a machine with a GPU follow from torch's own version.

@@ -114,7 +114,7 @@ def measure(folder: Path, images: int, image_size: int, remote: str | None) -> I
         shutil.rmtree(old, ignore_errors=True)
     run(folder, "git", "clone", "--quiet", str(ROOT), str(clone))
     settings = (f"data.source={source}", f"training.image_size={image_size}")
-    run(clone, sys.executable, "-m", "tasks.params", *[word for s in settings for word in ("--set", s)])
+    run(clone, "cxr", "params", *[word for s in settings for word in ("--set", s)])
     run(clone, "dvc", "remote", "add", "--default", "store", f"{remote}/{images}" if remote else str(store))
 
     run(clone, "dvc", "config", "--local", "core.site_cache_dir", str(clone / ".dvc" / "tmp" / "site"))

@@ -21,6 +21,7 @@ import httpx
 
 ROOT = Path(__file__).parent.parent
 PORT = 4299
+CXR = str(Path(sys.executable).with_name("cxr"))
 
 
 def main() -> None:
@@ -60,7 +61,7 @@ def make_clone(folder: Path) -> Path:
     run(ROOT, "git", "clone", "--quiet", str(ROOT), str(folder))
     for key, value in {"name": "Benchmark", "email": "benchmark@example.org"}.items():
         run(folder, "git", "config", f"user.{key}", value)
-    run(folder, sys.executable, "-m", "tasks.params", "--preset", "presets/demo.yaml")
+    run(folder, CXR, "params", "--preset", "demo")
     run(folder, "git", "commit", "--quiet", "--all", "--message", "demo")
     return folder
 
@@ -84,7 +85,7 @@ def wait_for_server() -> None:
 def measure(clone: Path, environment: dict[str, str]) -> dict[str, float]:
     """The seconds of each contestant, from a clone that holds no results."""
     seconds = {}
-    contestants = {"dvc repro": ["dvc", "repro"], "flow": [sys.executable, "-m", "flows.retrain"]}
+    contestants = {"dvc repro": ["dvc", "repro"], "flow": [CXR, "retrain"]}
     for what, command in contestants.items():
         run(clone, "git", "clean", "--quiet", "-ffdx")
         shutil.rmtree(clone / ".dvc" / "cache", ignore_errors=True)

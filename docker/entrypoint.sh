@@ -33,7 +33,7 @@ if ! cmp --silent requirements.lock "$installed/requirements.lock"; then
 fi
 ln --symbolic --force --no-dereference "$installed/.venv" .venv
 # What git wrote just now must not look newer to make than what the image has installed.
-touch --reference="$installed/requirements.lock" requirements.lock
+touch --no-create --reference="$installed/requirements.lock" requirements.lock flows/commands/launcher.py
 
 if [[ -n ${DVC_REMOTE_URL:-} ]]; then
   .venv/bin/dvc remote add --quiet --local --force --default storage "$DVC_REMOTE_URL"

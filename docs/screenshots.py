@@ -50,7 +50,7 @@ def serve(folder: Path) -> Iterator[Served]:
     repository.run("git", "switch", "--quiet", "--force-create", "main")
     repository.run("git", "config", "user.name", "Screenshots")
     repository.run("git", "config", "user.email", "screenshots@localhost")
-    repository.run(sys.executable, "-m", "tasks.params", "--preset", "presets/demo.yaml")
+    repository.run("cxr", "params", "--preset", "demo")
     repository.set(*(f"{key}={value}" for key, value in PARAMS.items()))
     repository.commit("Params of the screenshots")
     with serving(repository, folder / "prefect") as it:

@@ -1,12 +1,8 @@
 """What differs between two revisions of the dataset, image by image; DVC itself sees shards.
 
-    python -m flows.dataset diff HEAD~1        # that revision beside the workspace's data/raw
-    python -m flows.dataset diff v1 main
-
 Reads the manifests alone, from the DVC cache or the remote.
 """
 
-import argparse
 import io
 import itertools
 import signal
@@ -21,9 +17,9 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc_data.index import DataIndexDirError
 
-from flows.repository.git import find_repository, resolve
+from flows.repository.git import resolve
 from tasks.common.raw import KIND_WORDS, MANIFEST, Kind, read_manifest
-from tasks.support.cli import InputError, stage_main
+from tasks.support.cli import InputError
 
 RAW = "data/raw"
 WORKSPACE = "the workspace"
@@ -160,19 +156,9 @@ def _fetch(repository: Path, revision: str) -> bytes:
             ) from None
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Look at the dataset's revisions.")
-    commands = parser.add_subparsers(required=True)
-    diff = commands.add_parser("diff", help="name the images that were added, removed, moved and changed")
-    diff.add_argument("old", metavar="REV", help="a branch, tag or commit")
-    diff.add_argument("new", metavar="REV2", nargs="?", help="another; by default the workspace's data/raw")
-    args = parser.parse_args()
-    repository = find_repository()
-    before, after = (manifest_of(repository, revision) for revision in (args.old, args.new))
+def print_difference(repository: Path, old: str, new: str | None) -> None:
+    """Print what differs between two revisions, None being the workspace."""
+    before, after = (manifest_of(repository, revision) for revision in (old, new))
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who reads the first lines alone, as head does
-    for line in lines(args.old, args.new or WORKSPACE, before, after):
+    for line in lines(old, new or WORKSPACE, before, after):
         print(line)
-
-
-if __name__ == "__main__":
-    stage_main(main)

@@ -23,6 +23,9 @@ RESULTS = ("params.yaml", "dvc.lock", "metrics.json")
 
 PREFIX = "retrain/"
 
+#: The git trailer that marks the commits of runs.
+TRAILER = "Retrain-Run"
+
 #: A branch of this name leaves no room for branches below it, which git keeps in a folder of that name.
 IN_THE_WAY = f"refs/heads/{PREFIX.removesuffix('/')}"
 

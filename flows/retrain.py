@@ -1,18 +1,15 @@
 """Reproduce the pipeline of dvc.yaml as a Prefect flow, in a checkout of its own, and publish what came out.
 
-    python -m flows.retrain --preset laptop --set data.source=PATH --set alpha=0.3
-
-runs it from a command line; `make serve` offers it in the Prefect UI.
+`cxr retrain` runs it from a command line; `make serve` offers it in the Prefect UI.
 """
 
-import argparse
 import json
 import logging
 import os
 import shutil
 import sys
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -36,6 +33,7 @@ from flows.engine.slots import compute_slots
 from flows.publish import (
     PREFIX,
     RESULTS,
+    TRAILER,
     as_name,
     check_here,
     check_origin,
@@ -54,9 +52,9 @@ from flows.repository.refs import has_origin
 from flows.request import PRESETS, RetrainRequest
 from flows.stage import CHECKPOINTS
 from tasks.common.files import replacing
-from tasks.settings.changes import add_change_arguments, with_changes
-from tasks.settings.schema import ALL, fault_line, load_params
-from tasks.support.cli import InputError, stage_main
+from tasks.settings.changes import with_changes
+from tasks.settings.schema import fault_line, load_params
+from tasks.support.cli import InputError
 
 #: Where `make serve` shows runs/ to a browser.
 REPORTS_URL = "RETRAIN_REPORTS_URL"
@@ -122,7 +120,7 @@ def _retrain(
         path.write_text(params, encoding="utf-8")
         if request.look_for_new_data:
             look_for_new_data(checkout, repository)
-        asked = commit(checkout, f"Params of {name}\n\n{_asked(request)}", *RESULTS)
+        asked = commit(checkout, f"Params of {name}\n\n{_asked(request)}\n\n{TRAILER}: {name}", *RESULTS)
         pipeline = restore_pipeline(checkout)
         runner = StageRunner(
             checkout,
@@ -210,9 +208,8 @@ def _publish(
     began = f"Started from {base[:10]} ({request.revision})."
     what = ", ".join(f"{key}={value}" for key, value in request.asked().items())
     title = f"Retrain {name}: {what}" if what else f"Retrain {name}"
-    final = commit(
-        checkout, "\n\n".join([title, began, _asked(request), "\n".join(as_lines(scores))]), *RESULTS
-    )
+    parts = [title, began, _asked(request), "\n".join(as_lines(scores)), f"{TRAILER}: {name}"]
+    final = commit(checkout, "\n\n".join(filter(None, parts)), *RESULTS)
     table = partial(
         create_table_artifact,
         as_rows(scores, f"{request.revision} ({base[:10]})"),
@@ -358,13 +355,14 @@ def make_request(**values: Any) -> RetrainRequest:
         raise InputError("\n".join(fault_line(fault) for fault in error.errors())) from None
 
 
-def preset_of(named: Path, repository: Path) -> str:
+def preset_of(preset: str, repository: Path) -> str:
     """The preset that a command line names, as a word or as a path of its file.
 
     Raises:
         InputError: the path is that of another file; a run reads its presets from the commit.
     """
-    if named.name == str(named) and named.suffix != ".yaml":
+    named = Path(preset)
+    if named.name == preset and named.suffix != ".yaml":
         return named.name
     path = named.parent.resolve() / named.name
     if path.parent != repository / PRESETS or path.suffix != ".yaml":
@@ -375,7 +373,7 @@ def preset_of(named: Path, repository: Path) -> str:
     return path.stem
 
 
-def as_pools(assignments: list[str]) -> dict[str, str]:
+def as_pools(assignments: Iterable[str]) -> dict[str, str]:
     """The pools of `--pool PATTERN=POOL`.
 
     Raises:
@@ -390,57 +388,27 @@ def as_pools(assignments: list[str]) -> dict[str, str]:
     return pools
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Reproduce the pipeline in a checkout of its own, on a branch retrain/NAME."
-    )
-    add_change_arguments(parser)
-    parser.add_argument(
-        "--experiments",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help=f"those to train, or {ALL}; by default those that the preset chooses, or else all",
-    )
-    parser.add_argument("--revision", default="HEAD", help="the commit to start from")
-    parser.add_argument("--look-for-new-data", action="store_true", help="take what is in the source now")
-    parser.add_argument("--publish", default="here", help="remotes, here (a branch) or nowhere")
-    parser.add_argument(
-        "--pool",
-        action="append",
-        default=[],
-        metavar="PATTERN=POOL",
-        help="run stages of this pattern, such as train@*, by the workers of that work pool",
-    )
-    parser.add_argument("--name", help="of the run and its branch; by default the preset and the time")
-    args = parser.parse_args()
+def run(repository: Path, request: RetrainRequest, pools: dict[str, str], name: str | None) -> None:
+    """Run the flow in this process and print where its results are.
 
-    repository = find_repository()
-    preset = preset_of(args.preset, repository) if args.preset else None
-    request = make_request(
-        preset=preset,
-        experiments=args.experiments,
-        changes=args.assignments,
-        revision=args.revision,
-        look_for_new_data=args.look_for_new_data,
-        publish=args.publish,
-    )
+    Raises:
+        InputError: it could not start, or did not complete.
+    """
     # Refuse what can be refused here before a server is started for it.
-    base = resolve(repository, args.revision)
+    base = resolve(repository, request.revision)
     params = request.params_text(repository, base)
     if request.publish != "nowhere":
         check_here(repository)
-    if args.revision == "HEAD" and (changed := uncommitted(repository)):
+    if request.revision == "HEAD" and (changed := uncommitted(repository)):
         print(f"not part of this run, since not committed: {', '.join(changed)}", file=sys.stderr)
     if request.publish == "here" and not request.look_for_new_data:
         branch = published_from(repository, base, params)
         if branch and (report := _report_at(repository, branch)):
             print(f"nothing changed since {branch}; nothing to do; report: {report}")
             return
-    name = args.name or f"{preset or 'params'}-{datetime.now():%Y%m%d-%H%M%S}"
-    pools = as_pools(args.pool)
     wait_for_server = start_server()
     wait_for_server()
+    name = name or f"{request.preset or 'params'}-{datetime.now():%Y%m%d-%H%M%S}"
     state = retrain.with_options(flow_run_name=name)(request, pools, return_state=True)
     if not state.is_completed():
         raise InputError(state.message or "the flow did not complete")
@@ -454,7 +422,3 @@ def main() -> None:
     print(f"metrics: {published.metrics}")
     if published.branch:
         print(f"commit:  {published.commit} on {published.branch}")
-
-
-if __name__ == "__main__":
-    stage_main(main)

@@ -5,7 +5,6 @@ a worker. Prefect's own settings hold: PREFECT_SERVER_API_PORT for another port,
 PREFECT_SERVER_DATABASE_CONNECTION_URL for PostgreSQL instead of SQLite.
 """
 
-import argparse
 import os
 import signal
 import socket
@@ -31,7 +30,7 @@ from flows.repository.checkout import RUNS
 from flows.repository.git import find_repository
 from flows.retrain import REPORTS_URL, retrain
 from flows.worker import end_leftovers, prefect_worker
-from tasks.support.cli import InputError, stage_main
+from tasks.support.cli import InputError
 
 #: What a deployment's job variables say of the clone that made it.
 CLONE = "clone"
@@ -172,28 +171,8 @@ def _check_ours(deployment: DeploymentResponse, clone: str, ui: str) -> None:
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Start a Prefect server, a worker and the retrain deployment."
-    )
-    parser.add_argument(
-        "--name",
-        default="retrain",
-        help="of the deployment and its work pool; clones that share a server need one each",
-    )
-    parser.add_argument(
-        "--reports-port", type=int, help="where the reports are shown; by default the one after the server's"
-    )
-    parser.add_argument(
-        "--reports-host",
-        default="127.0.0.1",
-        help="the address to show them on, without a password; in a container 0.0.0.0",
-    )
-    args = parser.parse_args()
-    if not POOL_NAME.fullmatch(args.name):
-        raise InputError(f"--name {args.name!r}: a name consists of letters, digits, _ and -")
-    until_stopped(lambda: serve(find_repository(), args.name, args.reports_host, args.reports_port))
-
-
-if __name__ == "__main__":
-    stage_main(main)
+def main(name: str, reports_host: str, reports_port: int | None) -> None:
+    """Check what `cxr serve` was given, and serve."""
+    if not POOL_NAME.fullmatch(name):
+        raise InputError(f"--name {name!r}: a name consists of letters, digits, _ and -")
+    until_stopped(lambda: serve(find_repository(), name, reports_host, reports_port))

@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Failed
 
-from flows.engine.order import INTERRUPTED, as_state, watcher
+from flows.engine.order import INTERRUPTED, as_state, progress_bar
 from flows.engine.runner import Outcome, StageRun, StageRunner, Tell
 from flows.engine.slots import compute_slots
 from flows.publish import as_name
@@ -114,7 +114,7 @@ def _reproduce(stage: str, repository: Path, checkout: Path, clock: Clock, tell:
         with clock("slot"):
             slot = stack.enter_context(slots.take(tell, stage))
         with clock("stage"):
-            return runner.run(stage, slot, watcher(stage, tell))
+            return runner.run(stage, slot, tell, progress_bar(stage))
 
 
 def _check_versions(wanted: dict[str, str]) -> None:

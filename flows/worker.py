@@ -4,7 +4,6 @@ It needs a clone of the repository, with the origin and the DVC remote of the ma
 credentials for both in the usual places. It does as many at the same time as it has GPUs, or slots of cores.
 """
 
-import argparse
 import os
 import socket
 import subprocess
@@ -28,7 +27,7 @@ from flows.repository.git import find_repository
 from flows.repository.refs import ORIGIN, has_origin, refs_at_origin
 from flows.stage import UNFIT, stage
 from tasks.settings.schema import load_params
-from tasks.support.cli import InputError, stage_main
+from tasks.support.cli import InputError
 
 #: Seconds that processes which are ending may hold the locks of their checkouts.
 LOCK_HELD = 3.0
@@ -147,26 +146,11 @@ def end_leftovers(repository: Path, *parts: str) -> set[str]:
     return runs | {leftover.run for leftover in remove_leftovers(repository)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Do stages of a work pool for flows on other machines.")
-    parser.add_argument("--pool", required=True, help="the work pool; it is made if there is none")
-    parser.add_argument(
-        "--server",
-        default=get_current_settings().api.url or "",
-        help="the Prefect server, http://HOST:4200; by default PREFECT_API_URL",
-    )
-    parser.add_argument("--name", default=socket.gethostname(), help="by default the machine's")
-    parser.add_argument(
-        "--limit", type=int, help="stages at a time; by default as many as there are GPUs, or slots of cores"
-    )
-    args = parser.parse_args()
-    if not POOL_NAME.fullmatch(args.pool):
-        raise InputError(f"--pool {args.pool!r}: letters, digits, _ and - name a pool")
-    if args.limit is not None and args.limit < 1:
-        raise InputError(f"--limit {args.limit}: at least 1")
-    api = api_of(args.server, "--server")
-    until_stopped(lambda: work(find_repository(), args.pool, api, args.name, args.limit))
-
-
-if __name__ == "__main__":
-    stage_main(main)
+def main(pool: str, server: str | None, name: str | None, limit: int | None) -> None:
+    """Check what `cxr worker` was given, and work."""
+    if not POOL_NAME.fullmatch(pool):
+        raise InputError(f"--pool {pool!r}: letters, digits, _ and - name a pool")
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit {limit}: at least 1")
+    api = api_of(server or get_current_settings().api.url or "", "--server")
+    until_stopped(lambda: work(find_repository(), pool, api, name or socket.gethostname(), limit))

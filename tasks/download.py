@@ -122,7 +122,7 @@ def _is_as_listed(stored: Stored, listing: Listing) -> bool:
 
 def how_to_accept(found: str) -> str:
     """The command that takes what the source holds now."""
-    return f"python -m tasks.params --set data.fingerprint={found}"
+    return f"cxr params --set data.fingerprint={found}"
 
 
 def _refuse_another(pinned: str, listing: Listing | None, where: str) -> None:

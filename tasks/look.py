@@ -1,11 +1,6 @@
-"""Look at the source of the dataset without fetching it: is anything new there since data/raw was made?
+"""Look at the source of the dataset without fetching it: is anything new there since data/raw was made?"""
 
-    python -m tasks.look params.yaml data/raw
-
-says what differs and which fingerprint would pin it.
-"""
-
-import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +8,7 @@ from tasks.download import how_to_accept
 from tasks.settings.schema import load_params
 from tasks.sources.listing import find_images, fingerprint, list_files, open_earlier
 from tasks.sources.open import open_source
-from tasks.support.cli import stage_main, without_secrets
+from tasks.support.cli import without_secrets
 
 
 class News(NamedTuple):
@@ -83,16 +78,16 @@ def look(source: str, relative_to: Path, raw: Path | None) -> News:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Say what the source holds that data/raw does not.")
-    parser.add_argument("params", type=Path)
-    parser.add_argument("raw", type=Path, help="the dataset as it was downloaded, if it was")
-    args = parser.parse_args()
-    data = load_params(args.params).data
-    news = look(data.source, Path(), args.raw)
-    print(f"{without_secrets(data.source)}: {news.text}")
+def describe(params: Path, raw: Path) -> Iterator[str]:
+    """What `cxr data look` prints: what differs from data/raw, and which fingerprint would pin it.
+
+    A relative path in `data.source` counts from the folder of params.yaml.
+    """
+    data = load_params(params).data
+    news = look(data.source, params.parent, raw)
+    yield f"{without_secrets(data.source)}: {news.text}"
     if news.fingerprint:
-        print(f"fingerprint {news.fingerprint}, {_pin(news.fingerprint, data.fingerprint)}")
+        yield f"fingerprint {news.fingerprint}, {_pin(news.fingerprint, data.fingerprint)}"
 
 
 def _pin(found: str, pinned: str | None) -> str:
@@ -100,7 +95,3 @@ def _pin(found: str, pinned: str | None) -> str:
         return "as data.fingerprint pins it"
     there = f"data.fingerprint pins {pinned}" if pinned else "nothing is pinned"
     return f"{there}; to accept what is there now: {how_to_accept(found)}"
-
-
-if __name__ == "__main__":
-    stage_main(main)

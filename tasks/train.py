@@ -25,6 +25,7 @@ from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids
 from tasks.settings.schema import Plan
 from tasks.support.checkpoints import Checkpoint, key_of
 from tasks.support.cli import InputError, stage_main
+from tasks.support.events import part, report
 from tasks.support.symptoms import new_symptoms
 from tasks.training.batches import Batches
 from tasks.training.fitting import Fitted, Fitter
@@ -219,7 +220,8 @@ class Training:
     def _run_epoch(self) -> None:
         fitter, of_all = self._fitter, self._plan.epochs
         epoch = fitter.epoch + 1
-        fitted = fitter.run_epoch(f"{self._name} epoch {epoch} of {of_all}", self._look_up)
+        with part(fitter.epoch, of_all):
+            fitted = fitter.run_epoch(f"{self._name} epoch {epoch} of {of_all}", self._look_up)
         validated = validate(
             fitter.network,
             self._val,
@@ -238,6 +240,8 @@ class Training:
         self.record.add(row | {"learning_rate": fitted.learning_rate}, fitter.network)
         fitter.end_epoch()
         self._say(f"{self._name} epoch {epoch}/{of_all}: {_epoch_words(fitted, validated)}")
+        if self._group.first:
+            report(f"epochs of {self._name}", epoch, of_all, {"train_loss": fitted.loss, **validated})
         for sentence in new_symptoms(pd.DataFrame(self.record.history)):
             self._say(f"warning: {self._name}: {sentence}")
         self._look_up(epoch_ended=True)

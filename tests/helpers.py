@@ -8,7 +8,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -171,7 +170,7 @@ class Repository:
         return done.stdout
 
     def set(self, *assignments: str) -> None:
-        self.run(sys.executable, "-m", "tasks.params", *[w for a in assignments for w in ("--set", a)])
+        self.run("cxr", "params", *[w for a in assignments for w in ("--set", a)])
 
     def commit(self, message: str) -> None:
         self.run("git", "add", "--all")
@@ -216,7 +215,7 @@ def with_cache_of(finished: Repository, repository: Repository) -> Repository:
 
 def retrain(repository: Repository, *arguments: str, fails: bool = False) -> str:
     """Run the flow from the command line; what it prints."""
-    return repository.run(sys.executable, "-m", "flows.retrain", *arguments, fails=fails)
+    return repository.run("cxr", "retrain", *arguments, fails=fails)
 
 
 def finished(output: str) -> dict[str, str]:

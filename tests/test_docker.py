@@ -366,7 +366,7 @@ def test_what_a_container_runs_is_a_target_of_make(services: dict[str, Any], nam
     command = ["make", "--dry-run", "--old-file=.venv/installed", *services[name]["command"]]
     planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     pool = name.removesuffix("-worker")
-    meant = "-m flows.serve" if name == "parent" else f'-m flows.worker --pool "{pool}"'
+    meant = "bin/cxr serve" if name == "parent" else f'bin/cxr worker --pool "{pool}"'
     assert planned.returncode == 0 and meant in planned.stdout, planned.stderr
 
 

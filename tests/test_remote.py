@@ -1,7 +1,6 @@
 """Dataset and results on S3, from a repository to its clones; credentials from the environment alone."""
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -79,7 +78,7 @@ def test_the_run_cache_knows_what_no_dvc_lock_tells_of(pushed: Repository, clone
 
 
 def test_the_diff_of_the_dataset_fetches_the_manifest_alone(clone: Repository) -> None:
-    told = clone.run(sys.executable, "-m", "flows.dataset", "diff", "HEAD", "main")
+    told = clone.run("cxr", "data", "diff", "HEAD", "main")
     assert told == "data/raw: the same 45 images in HEAD and main\n"
     shards = [p for p in clone.folder.rglob("*") if p.is_file() and p.read_bytes().startswith(b"PK")]
     assert not shards
@@ -89,7 +88,7 @@ def test_a_wrong_secret_is_refused(clone: Repository, monkeypatch: pytest.Monkey
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     told = clone.run("dvc", "pull", fails=True)
     assert "ERROR: failed to connect to s3" in told and "Forbidden" in told
-    told = clone.run(sys.executable, "-m", "flows.dataset", "diff", "HEAD", fails=True)
+    told = clone.run("cxr", "data", "diff", "HEAD", fails=True)
     assert told == (
         "error: revision: 'HEAD': its data/raw/manifest.csv is not in the DVC cache, "
         "and the DVC remote storage does not give it: Forbidden\n"

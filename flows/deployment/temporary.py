@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
@@ -20,6 +21,8 @@ from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_se
 from flows.deployment.prefect_api import STARTUP, AwayError, check_server
 from flows.repository.git import environment
 from tasks.support.cli import InputError
+
+PROJECT = Path(__file__).parents[2]
 
 #: Seconds that it has to end.
 GRACE = 5.0
@@ -46,6 +49,7 @@ def start_server() -> Callable[[], None]:
     log = until_exit.enter_context(TemporaryFile())  # noqa: SIM115  # its context is the stack
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.deployment.guard", "--host", "127.0.0.1", "--port", str(port)],
+        cwd=PROJECT,  # where the module is found
         # No page of another site may use it.
         env=environment() | VARIABLES | {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url},
         stdin=subprocess.DEVNULL,

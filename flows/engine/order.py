@@ -8,7 +8,6 @@ from collections.abc import Callable
 from graphlib import TopologicalSorter
 from typing import Any, Protocol
 
-import httpx
 from prefect import Task, get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
@@ -18,11 +17,11 @@ from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 
 from flows.engine.pipeline import Pipeline
-from flows.engine.runner import Outcome, StageRun, StageRunner, Tell
+from flows.engine.runner import Outcome, Show, StageRun, StageRunner, Tell
 from flows.engine.slots import Slots
 from tasks.settings.schema import Params, Plan
 from tasks.support.cli import InputError
-from tasks.support.progress import fraction_done
+from tasks.support.events import Event
 
 #: The name of a failed state that another try may mend.
 INTERRUPTED = "Interrupted"
@@ -51,8 +50,8 @@ class Place(Protocol):
     def retries(self) -> dict[str, Any] | None:
         """How often a stage is tried again here, whatever its kind; None where its kind says."""
 
-    def run(self, stage: str, tell: Tell) -> StageRun:
-        """Bring one stage up to date."""
+    def run(self, stage: str, tell: Tell, show: Show) -> StageRun:
+        """Bring one stage up to date; `tell` gets its lines, and `show` its events."""
 
 
 class Here:
@@ -63,9 +62,9 @@ class Here:
     def __init__(self, runner: StageRunner, slots: Slots) -> None:
         self._runner, self._slots, self.room = runner, slots, len(slots)
 
-    def run(self, stage: str, tell: Tell) -> StageRun:
+    def run(self, stage: str, tell: Tell, show: Show) -> StageRun:
         with self._slots.take(tell, stage) as slot:
-            return self._runner.run(stage, slot, tell)
+            return self._runner.run(stage, slot, tell, show)
 
 
 #: A key by which stages that could start are sorted: the least starts first.
@@ -143,7 +142,7 @@ def reproduce(stage: str, place: Place | None) -> State[Any]:
     """Bring one stage up to date; one that was so already, for which no place is given, ends as Cached."""
     if place is None:
         return Completed(name="Cached", message="unchanged")
-    return as_state(place.run(stage, watcher(stage, get_run_logger().info)))
+    return as_state(place.run(stage, get_run_logger().info, progress_bar(stage)))
 
 
 def as_state(done: StageRun) -> State[Any]:
@@ -172,28 +171,32 @@ def _was_interrupted(task: Task[..., Any], run: TaskRun, state: State[Any]) -> b
     return state.name == INTERRUPTED
 
 
-def watcher(stage: str, log: Tell) -> Tell:
-    """Hand a stage's lines to the log, and keep a progress bar in the UI where they tell of progress."""
+def progress_bar(stage: str) -> Show:
+    """Keep a progress bar of a stage in the UI."""
     artifact: Any = None
     shown = -math.inf
 
-    def tell(line: str) -> None:
+    def show(event: Event) -> None:
         nonlocal artifact, shown
-        log(line)
-        fraction, now = fraction_done(line), time.monotonic()
-        if fraction is None or (fraction < 1 and now < shown + PROGRESS_EVERY):
+        now = time.monotonic()
+        if event.fraction < 1 and now < shown + PROGRESS_EVERY:
             return
         shown = now
-        percent = round(100 * fraction, 1)
+        percent, words = round(100 * event.fraction, 1), f"{stage}: {_words(event)}"
         try:
             if artifact is None:
-                artifact = create_progress_artifact(percent, description=f"{stage}: {line}")
+                artifact = create_progress_artifact(percent, description=words)
             else:
-                update_progress_artifact(artifact, percent, description=f"{stage}: {line}")
-        except httpx.HTTPError as error:  # who watches must not stop the work
+                update_progress_artifact(artifact, percent, description=words)
+        except Exception as error:  # who watches must not stop the work
             logging.getLogger(__name__).debug("no progress shown: %s", error)
 
-    return tell
+    return show
+
+
+def _words(event: Event) -> str:
+    scores = [f"{name} {value:.4f}" for name, value in event.scores.items()]
+    return ", ".join([f"{event.what}: {event.done} of {event.total}", *scores])
 
 
 def _without_empty_traceback(record: logging.LogRecord) -> bool:

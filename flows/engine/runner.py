@@ -5,10 +5,12 @@ import signal
 import subprocess
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from enum import StrEnum
 from pathlib import Path
-from threading import Event
+from threading import Event as Flag
+from threading import Thread
 from typing import NamedTuple
 
 import psutil
@@ -16,9 +18,19 @@ import psutil
 from flows.engine.slots import Slot
 from flows.repository.git import environment
 from tasks.support.cli import TEMPORARY
+from tasks.support.events import VARIABLE, Event, Reader
 
 #: What hears of the work line by line.
 Tell = Callable[[str], None]
+
+#: What hears how far the work has come.
+Show = Callable[[Event], None]
+
+#: Where stages write events, a file each, in a checkout.
+EVENTS = Path(".dvc/tmp/events")
+
+#: Seconds between two looks at a stage's events.
+LOOK_EVERY = 0.5
 
 #: How many of a stage's last lines its failure repeats.
 TAIL = 15
@@ -76,20 +88,34 @@ class StageRunner:
         """`variables` are further environment variables for every stage."""
         self._checkout, self._variables = checkout, variables
         self._running: set[subprocess.Popen[str]] = set()
-        self._stopped = Event()
+        self._stopped = Flag()
 
-    def run(self, stage: str, slot: Slot, tell: Callable[[str], None]) -> StageRun:
+    def run(self, stage: str, slot: Slot, tell: Tell, show: Show) -> StageRun:
         """Bring one stage up to date, handing each line that it prints to `tell` at once.
+
+        `show` gets its events, in a thread of its own.
 
         DVC stays in this process's group, so that what ends this process ends the stage too: DVC itself
         passes no TERM on to the command it runs.
         """
         if self._stopped.is_set():
             return StageRun(Outcome.FAILED, "stopped")
+        events = self._checkout / EVENTS / f"{stage}.jsonl"
+        with _events_shown(events, show), self._start(stage, slot, events) as process:
+            assert process.stdout is not None
+            ran, status, tail = _follow(process.stdout, tell)
+        self._running.discard(process)
+        if not process.returncode:
+            return StageRun(Outcome.RAN if ran else Outcome.CACHED, tail)
+        interrupted = status in WORTH_ANOTHER_TRY and not self._stopped.is_set()
+        return StageRun(Outcome.INTERRUPTED if interrupted else Outcome.FAILED, tail)
+
+    def _start(self, stage: str, slot: Slot, events: Path) -> "subprocess.Popen[str]":
+        variables = {"PYTHONUNBUFFERED": "1", VARIABLE: str(events)} | self._variables | slot.variables
         process = subprocess.Popen(
             ["dvc", "--wait-for-lock", "repro", "--single-item", stage],
             cwd=self._checkout,
-            env=environment() | {"PYTHONUNBUFFERED": "1"} | self._variables | slot.variables,
+            env=environment() | variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -98,14 +124,7 @@ class StageRunner:
             errors="replace",
         )
         self._running.add(process)
-        with process:
-            assert process.stdout is not None
-            ran, status, tail = _follow(process.stdout, tell)
-        self._running.discard(process)
-        if not process.returncode:
-            return StageRun(Outcome.RAN if ran else Outcome.CACHED, tail)
-        interrupted = status in WORTH_ANOTHER_TRY and not self._stopped.is_set()
-        return StageRun(Outcome.INTERRUPTED if interrupted else Outcome.FAILED, tail)
+        return process
 
     def stop(self) -> None:
         """End the stages that run, with all that they have started, and start no more.
@@ -125,6 +144,30 @@ class StageRunner:
         for part in stubborn:
             with suppress(psutil.NoSuchProcess):
                 part.kill()
+
+
+@contextmanager
+def _events_shown(path: Path, show: Show) -> Iterator[None]:
+    """Hand on the events that a stage appends to a file, until the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # of an earlier try
+    reader, ended = Reader(path), Flag()
+
+    def follow() -> None:
+        running = True
+        while running:
+            running = not ended.wait(LOOK_EVERY)
+            for event in reader.new():
+                show(event)
+
+    # Prefect knows by the context which task run an artifact belongs to.
+    thread = Thread(target=copy_context().run, args=(follow,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _follow(output: Iterator[str], tell: Callable[[str], None]) -> tuple[bool, int, str]:

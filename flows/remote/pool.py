@@ -23,7 +23,7 @@ from prefect.states import Cancelling, Crashed
 
 from flows.engine.order import INTERRUPTED
 from flows.engine.pipeline import Pipeline
-from flows.engine.runner import Outcome, StageRun, Tell
+from flows.engine.runner import Outcome, Show, StageRun, Tell
 from flows.remote.checkpoints import sweep_checkpoints
 from flows.remote.clock import Clock
 from flows.remote.poll import POLL, Watch
@@ -68,7 +68,7 @@ class Pool:
     def __init__(self, name: str, run: "RemoteRun") -> None:
         self._name, self._run = name, run
 
-    def run(self, stage: str, tell: Tell) -> StageRun:
+    def run(self, stage: str, tell: Tell, show: Show) -> StageRun:  # noqa: ARG002  # the worker shows events
         return self._run.run(stage, self._name, tell)
 
 

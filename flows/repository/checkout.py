@@ -6,6 +6,7 @@ The DVC cache is the repository's own: nothing is computed twice.
 
     runs/.checkouts/NAME/         the worktree of a running flow
     runs/.checkouts/NAME.lock     locked for as long as that flow lives; holds the id of its run
+    runs/.running.lock            locked by all running flows together, or by `cxr prune` alone
 
 The lock also reserves the name. A flow that is killed leaves it unlocked, and the next one removes both.
 """
@@ -29,6 +30,9 @@ from tasks.support.cli import InputError
 RUNS = Path("runs")
 
 CHECKOUTS = RUNS / ".checkouts"
+
+#: No run starts while another process holds it alone.
+RUNNING = RUNS / ".running.lock"
 
 #: A worktree may be locked too, where git was killed while it made it.
 FORCED = ("--force", "--force")
@@ -65,20 +69,36 @@ def checked_out(
     parent = repository / CHECKOUTS
     parent.mkdir(parents=True, exist_ok=True)
     folders = (parent / numbered_name for numbered_name in numbered(name))
-    folder, lock = next((folder, lock) for folder in folders if (lock := _reserve(folder, taken)))
-    with lock:
-        lock.write(run.encode())
-        lock.flush()
-        os.fsync(lock.fileno())
+    with (repository / RUNNING).open("ab") as running:
+        fcntl.flock(running, fcntl.LOCK_SH)
+        folder, lock = next((folder, lock) for folder in folders if (lock := _reserve(folder, taken)))
+        with lock:
+            lock.write(run.encode())
+            lock.flush()
+            os.fsync(lock.fileno())
+            try:
+                if folder.exists():  # its lock was lost
+                    _clear(repository, folder)
+                # Forced, since git may still know of a worktree here that was deleted by hand.
+                git(repository, "worktree", "add", *FORCED, "--quiet", "--detach", str(folder), commit)
+                share_cache(repository, folder)
+                yield folder
+            finally:
+                _remove(repository, folder)
+
+
+@contextmanager
+def none_running(repository: Path) -> Iterator[bool]:
+    """Whether no run is running; if so, none starts within."""
+    path = repository / RUNNING
+    path.parent.mkdir(exist_ok=True)
+    with path.open("ab") as running:
         try:
-            if folder.exists():  # its lock was lost
-                _clear(repository, folder)
-            # Forced, since git may still know of a worktree here that was deleted by hand.
-            git(repository, "worktree", "add", *FORCED, "--quiet", "--detach", str(folder), commit)
-            share_cache(repository, folder)
-            yield folder
-        finally:
-            _remove(repository, folder)
+            fcntl.flock(running, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def _reserve(folder: Path, taken: Callable[[], Set[str]]) -> IO[bytes] | None:
@@ -125,13 +145,23 @@ def _is_at(path: Path, lock: IO[bytes]) -> bool:
 def remove_leftovers(repository: Path) -> list[Leftover]:
     """Remove the checkouts whose flow was killed, and end what still runs in them."""
     removed = []
+    for folder, lock in _leftovers(repository):
+        # A power cut may have left anything in it.
+        removed.append(Leftover(folder.name, lock.read().decode(errors="replace")))
+        _remove(repository, folder)
+    return removed
+
+
+def find_leftovers(repository: Path) -> list[Path]:
+    """The checkouts whose flow was killed."""
+    return [folder for folder, _ in _leftovers(repository)]
+
+
+def _leftovers(repository: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """The checkouts whose flow was killed, each with its lock, which is held until the next."""
     for path in sorted((repository / CHECKOUTS).glob("*.lock")):
         with suppress(BlockingIOError, FileNotFoundError), _hold(path, "rb+") as lock:
-            folder = path.with_suffix("")
-            # A power cut may have left anything in it.
-            removed.append(Leftover(folder.name, lock.read().decode(errors="replace")))
-            _remove(repository, folder)
-    return removed
+            yield path.with_suffix(""), lock
 
 
 def _remove(repository: Path, folder: Path) -> None:

@@ -7,18 +7,21 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager, suppress
+from contextlib import ExitStack, chdir, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from dvc.config import Config, merge
-from dvc.exceptions import CollectCacheError
+from dvc.exceptions import CollectCacheError, DvcException
+from dvc.lock import LockError
 from dvc.repo import Repo
 from dvc.repo.reproduce import plan_repro
 from dvc.stage import PipelineStage
 from dvc.stage.cache import RunCacheNotFoundError, _get_cache_hash, _get_stage_hash
 from dvc.stage.serialize import to_lockfile, to_single_stage_lockfile
 from dvc.utils.serialize import dumps_yaml, load_yaml
+
+from tasks.support.cli import InputError
 
 #: What an entry of the run cache is called.
 ENTRY = re.compile("[0-9a-f]{64}")
@@ -58,6 +61,24 @@ def share_cache(repository: Path, checkout: Path) -> None:
         # What DVC remembers of the files here is of no use to any other checkout.
         local["core"]["site_cache_dir"] = str(checkout / ".dvc" / "tmp" / "site")
     Path(config.files["local"]).chmod(0o600)
+
+
+@contextmanager
+def locked(repository: Path) -> Iterator[Path]:
+    """The folder of the repository's DVC cache, while no other command of DVC uses the repository.
+
+    Raises:
+        InputError: one does, or DVC can't be used here.
+    """
+    with ExitStack() as stack:
+        try:
+            repo = stack.enter_context(Repo(str(repository)))
+            stack.enter_context(repo.lock)
+        except LockError:
+            raise InputError(f"{repository}: DVC is in use here; try again when it has finished") from None
+        except DvcException as error:
+            raise InputError(f"{repository}: {error}") from None
+        yield Path(repo.cache.local_cache_dir)
 
 
 # --- the run cache ------------------------------------------------------------------------------------------

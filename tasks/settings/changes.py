@@ -1,6 +1,5 @@
 """Changes to params.yaml, from presets and single assignments: merged into its text, comments kept."""
 
-import argparse
 import io
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
@@ -132,7 +131,7 @@ class Preset(dict[str, Any]):
     """The changes of a preset. What it changes in experiments concerns those alone that there are.
 
     `only` names the experiments that a flow trains with it; where it is empty, a flow trains all of them.
-    `python -m tasks.params` ignores it: it would delete the others from the user's params.yaml.
+    `cxr params` ignores it: it would delete the others from the user's params.yaml.
     """
 
     only: tuple[str, ...] = ()
@@ -170,9 +169,3 @@ def parse_assignment(assignment: str) -> dict[str, Any]:
         nested = {part: nested}
     result: dict[str, Any] = nested
     return result
-
-
-def add_change_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that `read_changes` reads."""
-    parser.add_argument("--preset", type=Path, help="a YAML file of changes, for example presets/laptop.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments")

@@ -120,7 +120,7 @@ class ZipSource:
         if found != self._sha256:
             raise InputError(
                 f"{self._where}: not the file that data.sha256 pins: came {found}, pinned {self._sha256}; "
-                f"to accept what came: python -m tasks.params --set data.sha256={found}"
+                f"to accept what came: cxr params --set data.sha256={found}"
             )
 
     def _refuse_unsafe(self, info: zipfile.ZipInfo) -> None:

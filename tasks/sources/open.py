@@ -75,5 +75,5 @@ def _refuse_pin(source: str, sha256: str | None) -> None:
     if sha256:
         raise InputError(
             f"data.source: {source}: a folder, but data.sha256 pins a zip; "
-            "python -m tasks.params --set data.sha256=null, or pin it by data.fingerprint"
+            "cxr params --set data.sha256=null, or pin it by data.fingerprint"
         )

@@ -16,8 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 #: Where checkpoints lie, if not in `FOLDER` below the current folder; a flow's own checkout is soon gone.
 FOLDER_VARIABLE = "RETRAIN_CHECKPOINTS"
 FOLDER = Path(".dvc/tmp/checkpoints")
@@ -53,6 +51,8 @@ class Checkpoint:
         """The state that was saved last, its tensors on the CPU; None where there is none."""
         if not self.path.exists():
             return None
+        import torch  # here, since `cxr prune` does without
+
         try:
             state: State = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception:
@@ -71,6 +71,8 @@ class Checkpoint:
 
         A training goes on without a checkpoint where the disk is full.
         """
+        import torch
+
         started, saved = time.monotonic(), True
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Two trainings of one key save the same, each beside under a name of its own.

@@ -7,7 +7,6 @@ PostgreSQL and wants a password; the way from the hosts to S3 can be cut.
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -40,7 +39,7 @@ class Program:
         cores = [] if host.core is None else ["taskset", "--cpu-list", str(host.core)]
         with self.output.open("wb") as log:
             self.process = subprocess.Popen(
-                [*cores, sys.executable, "-m", *arguments],
+                [*cores, "cxr", *arguments],
                 cwd=host.repository.folder,
                 env=host.variables | variables,
                 stdin=subprocess.DEVNULL,
@@ -110,13 +109,13 @@ class Host:
         limits = [] if limit is None else ["--limit", str(limit)]
         server = self._api.removesuffix("/api")
         where = ["--pool", pool, "--server", server, "--name", self.name]
-        return self.start("flows.worker", *where, *limits)
+        return self.start("worker", *where, *limits)
 
     def retrain(self, *arguments: str) -> Program:
-        return self.start("flows.retrain", *arguments, PREFECT_API_URL=self._api)
+        return self.start("retrain", *arguments, PREFECT_API_URL=self._api)
 
     def start(self, *arguments: str, **variables: str) -> Program:
-        """Start `python -m` with these arguments."""
+        """Start `cxr` with these arguments."""
         self.programs.append(Program(self, *arguments, **variables))
         return self.programs[-1]
 

@@ -3,7 +3,6 @@
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -22,7 +21,7 @@ from tests.s3 import S3Server
 
 
 class Served(User):
-    """A repository that `python -m flows.serve` serves, and what a user does with it."""
+    """A repository that `cxr serve` serves, and what a user does with it."""
 
     def __init__(self, repository: Repository, home: Path, name: str = "retrain", **settings: str) -> None:
         self.repository, self.name = repository, name
@@ -45,7 +44,7 @@ class Served(User):
     @property
     def command(self) -> list[str]:
         options = ["--name", self.name, "--reports-port", str(self.reports_port)]
-        return [sys.executable, "-m", "flows.serve", *options]
+        return ["cxr", "serve", *options]
 
     def start(self) -> None:
         self.output = self.repository.folder.parent / "serve.log"

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,7 +83,7 @@ def repository(original: Repository, tmp_path: Path) -> Repository:
 
 
 def diff(repository: Repository, *revisions: str, fails: bool = False) -> list[str]:
-    return repository.run(sys.executable, "-m", "flows.dataset", "diff", *revisions, fails=fails).splitlines()
+    return repository.run("cxr", "data", "diff", *revisions, fails=fails).splitlines()
 
 
 def test_revisions_and_the_workspace(repository: Repository, kaggle_folder: Path) -> None:
@@ -141,7 +140,7 @@ def test_who_reads_the_first_lines_alone_sees_no_fault(repository: Repository, t
     path.unlink()  # a hard link to the cache's
     many.to_csv(path, index=False)
     done = subprocess.run(
-        f"{sys.executable} -m flows.dataset diff HEAD | head -1",
+        "cxr data diff HEAD | head -1",
         shell=True,
         cwd=repository.folder,
         env=environment(),

@@ -186,7 +186,7 @@ def test_two_stages_of_one_checkout_run_side_by_side(
         outcomes: dict[str, Outcome] = {}
 
         def one(stage: str) -> None:
-            outcomes[stage] = runner.run(stage, slot, print).outcome
+            outcomes[stage] = runner.run(stage, slot, print, lambda event: None).outcome
 
         threads = [threading.Thread(target=one, args=[stage]) for stage in stages]
         for thread in threads:

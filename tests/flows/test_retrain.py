@@ -1,11 +1,12 @@
 """The flow as its users run it: a real repository, a real Prefect server, real DVC."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
+from flows.commands.cli import make_app
 from flows.repository.git import environment
-from flows.retrain import main, preset_of
+from flows.retrain import preset_of
 from tasks.support.cli import InputError
+from tests.flows.server import User
 from tests.helpers import Repository, finished, retrain
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -43,6 +46,7 @@ class TestInOrder:
         assert states.keys() == set(repository.run("dvc", "stage", "list", "--name-only").split())
         assert set(states.values()) == {"Completed"}
         assert "'train@report1_bce-seed0' - report1_bce-seed0 epoch 1/2: train loss" in output
+        assert progress_bars()["train@report1_bce-seed0: epochs of report1_bce-seed0"] == 100
         report, metrics, commit = (line.partition(":")[2].strip() for line in output.splitlines()[-3:])
         assert "report1_bce_iou" in Path(report).read_text(encoding="utf-8")
         committed = repository.run("git", "show", "retrain/first:metrics.json")
@@ -56,6 +60,8 @@ class TestInOrder:
         assert message.startswith("Retrain first: alpha=0.4\n\nStarted from ")
         iou = json.loads(committed)["report1_bce"]["infection"]["covid"]["iou"]
         assert f"report1_bce, infection on COVID-19 Test images: IoU {iou:.4f}" in message
+        marks = "--format=%(trailers:key=Retrain-Run,valueonly)"  # what `cxr prune` knows them by
+        assert repository.run("git", "log", marks, "main..retrain/first").split() == ["first", "first"]
         # The params were committed before anything ran, the results after.
         changes = repository.run("git", "log", "--name-only", "--format=> %s", "main..retrain/first").split(
             "\n"
@@ -138,6 +144,14 @@ class TestInOrder:
         assert repository.run("git", "worktree", "list").count("\n") == 1
 
 
+def progress_bars() -> dict[str, float]:
+    """The percentages of the server's progress artifacts that belong to task runs, by what they show."""
+    with closing(User(os.environ["PREFECT_API_URL"])) as user:
+        asked = {"artifacts": {"type": {"any_": ["progress"]}}}
+        found = user.client._client.post("/artifacts/filter", json=asked).json()
+    return {bar["description"].rpartition(":")[0]: float(bar["data"]) for bar in found if bar["task_run_id"]}
+
+
 def results(lock: str) -> dict[str, dict[str, str]]:
     """The hashes of all that each stage of a dvc.lock made."""
     stages = YAML(typ="safe").load(lock)["stages"]
@@ -148,7 +162,7 @@ def results(lock: str) -> dict[str, dict[str, str]]:
 def test_a_stopped_flow_ends_its_trainings_and_leaves_nothing(
     repository: Repository, how: signal.Signals
 ) -> None:
-    command = [sys.executable, "-m", "flows.retrain", "--name", "stopped", "--set", "epochs=5000"]
+    command = ["cxr", "retrain", "--name", "stopped", "--set", "epochs=5000"]
     with subprocess.Popen(
         command,
         cwd=repository.folder,
@@ -181,10 +195,10 @@ def test_a_preset_is_a_word_or_a_path_of_its_file(tmp_path: Path, monkeypatch: p
     (tmp_path / "presets").mkdir()
     monkeypatch.chdir(tmp_path)
     for named in ("laptop", "presets/laptop.yaml", f"{tmp_path}/presets/laptop.yaml"):
-        assert preset_of(Path(named), tmp_path) == "laptop"
+        assert preset_of(named, tmp_path) == "laptop"
     for another in ("laptop.yaml", "mine/laptop.yaml", "presets/laptop.yml", "presets/mine/laptop.yaml"):
         with pytest.raises(InputError, match=f"^--preset {another}: a run reads presets from presets/ of"):
-            preset_of(Path(another), tmp_path)
+            preset_of(another, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -205,16 +219,14 @@ def test_a_preset_is_a_word_or_a_path_of_its_file(tmp_path: Path, monkeypatch: p
         ),
         (["--revision", "nowhere"], "error: revision: 'nowhere': no such branch, tag or commit"),
         (["--revision=--all"], "error: revision: '--all': no such branch, tag or commit"),
-        (["--publish", "moon"], "error: publish: 'moon' is not one of 'remotes', 'here' or 'nowhere'"),
     ],
 )
 def test_bad_input_is_one_line(
     repository: Repository, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
 ) -> None:
     monkeypatch.chdir(repository.folder)
-    monkeypatch.setattr(sys, "argv", ["retrain", *arguments])
     with pytest.raises(InputError) as refused:
-        main()
+        make_app()(["retrain", *arguments], result_action="return_value")
     assert f"error: {refused.value}".startswith(line)
     assert "\n" not in str(refused.value)
     assert not repository.run("git", "branch", "--list", "retrain/params-*")

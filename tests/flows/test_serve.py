@@ -1,4 +1,4 @@
-"""`python -m flows.serve`, as `make serve` starts it.
+"""`cxr serve`, as `make serve` starts it.
 
 The tests of one serving take up where the one before left it.
 """

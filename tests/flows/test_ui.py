@@ -94,7 +94,7 @@ class TestInOrder:
         expect(heading(page)).to_contain_text("Running")
         open_tab(page, "Artifacts")
         progress = page.get_by_role("link").filter(
-            has_text=re.compile(r"train@[\w-]+: [\w-]+ epoch \d+/30: ")
+            has_text=re.compile(r"train@[\w-]+: ([\w-]+ epoch \d+ of 30|epochs of [\w-]+): ")
         )
         expect(progress.first).to_be_visible(timeout=RUN)
         progress.first.click()

@@ -192,7 +192,7 @@ def test_the_command_reads_pin_and_earlier_dataset(
     assert refused.returncode == 1
     assert refused.stderr == (
         f"error: archive: holds other files than data.fingerprint pins: found {found}, pinned {pinned}; "
-        f"to accept what is there now: python -m tasks.params --set data.fingerprint={found}\n"
+        f"to accept what is there now: cxr params --set data.fingerprint={found}\n"
     )
     accepted = run(found)
     assert accepted.returncode == 0, accepted.stderr

@@ -1,12 +1,9 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tasks.download import download
-from tasks.look import News, look
+from tasks.look import News, describe, look
 from tasks.settings.changes import parse_assignment, with_changes
 from tasks.sources.open import open_source
 from tasks.support.cli import InputError
@@ -80,18 +77,11 @@ def test_the_command_says_what_differs_and_how_to_accept_it(
         changes = {a: parse_assignment(a) for a in assignments}
         text = with_changes((ROOT / "params.yaml").read_text(encoding="utf-8"), changes)
         (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
-        return subprocess.run(
-            [sys.executable, "-m", "tasks.look", "params.yaml", "raw"],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.splitlines()
+        return list(describe(tmp_path / "params.yaml", raw))
 
     change_one(kaggle_folder)
     found = look("archive", tmp_path, None).fingerprint
-    accept = f"to accept what is there now: python -m tasks.params --set data.fingerprint={found}"
+    accept = f"to accept what is there now: cxr params --set data.fingerprint={found}"
     changed = "archive: 0 new, 1 changed and 0 gone of 27 files"
     assert run("data.source=archive") == [changed, f"fingerprint {found}, nothing is pinned; {accept}"]
     pin = "data.fingerprint=f" + 31 * "0"

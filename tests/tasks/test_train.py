@@ -18,6 +18,7 @@ from tasks.packed.reader import PackedSplit
 from tasks.settings.schema import Params, Plan
 from tasks.support.checkpoints import FOLDER_VARIABLE
 from tasks.support.cli import InputError
+from tasks.support.events import VARIABLE, Reader
 from tasks.train import train, validate
 from tasks.training.batches import Batches
 from tasks.training.fitting import Average, Fitted, Fitter, make_optimiser, make_schedule
@@ -173,6 +174,21 @@ def test_same_plan_same_bytes_another_seed_others(plan: Plan, packed: Path, tmp_
     assert a == b
     assert a != c
     assert (tmp_path / "a" / "history.csv").read_bytes() == (tmp_path / "b" / "history.csv").read_bytes()
+
+
+def test_each_epoch_is_an_event_with_its_scores(
+    plan: Plan, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "events.jsonl"))
+    train(plan, packed, tmp_path / "out")
+    events = Reader(tmp_path / "events.jsonl").new()
+    epochs = [event for event in events if event.what == f"epochs of {plan.name}"]
+    assert [(event.done, event.total) for event in epochs] == [(1, plan.epochs), (2, plan.epochs)]
+    assert [event.fraction for event in events] == [0.5, 0.5, 1.0, 1.0]  # the last batch, then the epoch
+    history = pd.read_csv(tmp_path / "out" / "history.csv")
+    for event, (_, row) in zip(epochs, history.iterrows(), strict=True):
+        assert event.scores.keys() >= {"train_loss", "val_loss", "val_dice"}
+        assert event.scores == pytest.approx({name: row[name] for name in event.scores}, abs=1e-6)
 
 
 def test_averaged_weights_by_hand(plan: Plan, packed: Path) -> None:

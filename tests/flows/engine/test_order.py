@@ -2,10 +2,11 @@
 
 import pytest
 
-from flows.engine.order import urgency_of, watcher
+from flows.engine.order import progress_bar, urgency_of
 from flows.engine.pipeline import Pipeline
 from tasks.settings.changes import read_preset, with_changes
 from tasks.settings.schema import Params, load_params, parse_params
+from tasks.support.events import Event
 from tests.helpers import ROOT
 
 
@@ -54,22 +55,23 @@ def test_the_demo_leaves_no_core_idle_at_its_end() -> None:
 
 
 def test_progress_is_shown_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[float] = []
+    shown: list[tuple[float, str]] = []
 
     def create(percent: float, description: str) -> str:
-        shown.append(percent)
+        shown.append((percent, description))
         return "artifact"
 
     def update(artifact: str, percent: float, description: str) -> None:
         assert artifact == "artifact"
-        shown.append(percent)
+        shown.append((percent, description))
 
     monkeypatch.setattr("flows.engine.order.create_progress_artifact", create)
     monkeypatch.setattr("flows.engine.order.update_progress_artifact", update)
     monkeypatch.setattr("flows.engine.order.PROGRESS_EVERY", 3600)
-    said: list[str] = []
-    tell = watcher("train@report1_bce-seed0", said.append)
+    show = progress_bar("train@report1_bce")
     for epoch in range(1, 51):
-        tell(f"report1_bce epoch {epoch}/50: train loss 0.1")
-    assert len(said) == 50
-    assert shown == [2.0, 100.0]
+        show(Event("now", "epochs of report1_bce", epoch, 50, epoch / 50, {"train_loss": 0.1}))
+    assert shown == [
+        (2.0, "train@report1_bce: epochs of report1_bce: 1 of 50, train_loss 0.1000"),
+        (100.0, "train@report1_bce: epochs of report1_bce: 50 of 50, train_loss 0.1000"),
+    ]

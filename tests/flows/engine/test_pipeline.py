@@ -1,5 +1,6 @@
 """Stages through real DVC, in repositories of a few lines."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from flows.engine.pipeline import restore_output, restore_pipeline, sort_lock
 from flows.engine.runner import Outcome, StageRunner
 from flows.engine.slots import Slot
 from tasks.support.cli import TEMPORARY
+from tasks.support.events import Event
 from tests.helpers import Repository
 
 NO_SLOT = Slot({}, ())
@@ -29,7 +31,7 @@ def make(tmp_path: Path) -> Callable[[str], Repository]:
 
 
 def run(repository: Repository, stage: str) -> tuple[Outcome, str]:
-    done = StageRunner(repository.folder).run(stage, NO_SLOT, lambda line: None)
+    done = StageRunner(repository.folder).run(stage, NO_SLOT, lambda line: None, lambda event: None)
     return done.outcome, done.tail
 
 
@@ -53,11 +55,33 @@ def test_how_a_stage_ends_says_whether_another_try_is_worth_it(
     assert run(repository, "a") == (outcome, tail)
 
 
+def test_events_are_shown_while_a_stage_runs_and_those_of_an_earlier_try_are_not(
+    make: Callable[[str], Repository],
+) -> None:
+    repository = make("stages:\n  a:\n    cmd: sh stage.sh\n    outs: [out]\n")
+    event = json.dumps({"time": "now", "what": "images", "done": 1, "total": 2, "fraction": 0.5})
+    (repository.folder / "stage.sh").write_text(f"""
+        echo '{event}' >> "$RETRAIN_EVENTS"
+        for try in $(seq 600); do test -e seen && break; sleep 0.1; done
+        test -e seen && rm seen && test -e again && touch out && exit
+        printf 'half a line' >> "$RETRAIN_EVENTS"; touch again; exit 1
+    """)
+    runner, shown = StageRunner(repository.folder), []
+
+    def show(event: Event) -> None:
+        shown.append((event.what, event.fraction))
+        (repository.folder / "seen").touch()
+
+    for outcome in (Outcome.FAILED, Outcome.RAN):
+        assert runner.run("a", NO_SLOT, lambda line: None, show).outcome is outcome
+    assert shown == 2 * [("images", 0.5)]
+
+
 def test_nothing_starts_after_a_stop(make: Callable[[str], Repository]) -> None:
     repository = make("stages:\n  a:\n    cmd: touch out\n    outs: [out]\n")
     runner = StageRunner(repository.folder)
     runner.stop()
-    assert runner.run("a", NO_SLOT, lambda line: None).outcome is Outcome.FAILED
+    assert runner.run("a", NO_SLOT, lambda line: None, lambda event: None).outcome is Outcome.FAILED
     assert not (repository.folder / "out").exists()
 
 

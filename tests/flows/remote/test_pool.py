@@ -265,7 +265,7 @@ class TestFaults:
         other.mkdir()
         (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9.9\n")
         newer = cluster.host("newer").start(
-            "flows.worker", *self.options(cluster, "newer"), PYTHONPATH=str(tmp_path)
+            "worker", *self.options(cluster, "newer"), PYTHONPATH=str(tmp_path)
         )
         run = self.run(parent, "refused", "--set", "epochs=4")
         eventually("it is refused", lambda: "other versions than the run's: torch 9.9.9, not " in run.said())
@@ -314,7 +314,7 @@ class TestWrong:
         assert httpx.post(asked, json={}, auth=(name, password)).status_code == httpx.codes.OK
         host = cluster.host("stranger")
         said = host.start(
-            "flows.worker", "--pool", "gpu", "--server", cluster.server.url, PREFECT_API_AUTH_STRING="a:b"
+            "worker", "--pool", "gpu", "--server", cluster.server.url, PREFECT_API_AUTH_STRING="a:b"
         ).finish(fails=True)
         wanted = "the server wants a password: PREFECT_API_AUTH_STRING=USER:PASSWORD"
         assert said.splitlines()[-1] == f"error: {cluster.server.api}: {wanted}"

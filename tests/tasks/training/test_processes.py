@@ -22,6 +22,7 @@ from tasks.packed.reader import PackedSplit
 from tasks.settings.schema import Params, Plan
 from tasks.support.checkpoints import FOLDER_VARIABLE
 from tasks.support.cli import InputError
+from tasks.support.events import VARIABLE, Reader
 from tasks.train import train
 from tasks.training.batches import Batches
 from tasks.training.fitting import Fitter
@@ -55,7 +56,10 @@ def trained(plan: Plan, folder: Path, packed: Path) -> tuple[Path, str]:
 
 @pytest.fixture(scope="module")
 def by_two(plan: Plan, tiny_packed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    return trained(plan.model_copy(update={"processes": 2}), tmp_path_factory.mktemp("two"), tiny_packed)
+    folder = tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(folder / "events.jsonl"))
+        return trained(plan.model_copy(update={"processes": 2}), folder, tiny_packed)
 
 
 def test_two_processes_come_to_what_one_does(
@@ -65,6 +69,8 @@ def test_two_processes_come_to_what_one_does(
     one, _ = trained(plan, tmp_path / "one", tiny_packed)
     assert "in fp32, 2 processes, 14 Train" in said
     assert sum("epoch 3/6" in line for line in said.splitlines()) == 1  # one of them speaks
+    events = Reader(two.parent / "events.jsonl").new()
+    assert [event.done for event in events if event.what.startswith("epochs")] == [1, 2, 3, 4, 5, 6]
     histories = [pd.read_csv(out / "history.csv") for out in (one, two)]
     assert (histories[0]["val_dice"] > 0.1).any()
     for column in ("train_loss", "val_loss"):

@@ -1,0 +1,70 @@
+"""What `cxr` offers: to add a command, write its function in a module beside this one, and list it here."""
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from cyclopts import App, Parameter
+from cyclopts.exceptions import CycloptsError
+
+from flows.commands.data import diff, look
+from flows.commands.params import params
+from flows.commands.prune import prune
+from flows.commands.retrain import retrain
+from flows.commands.serve import serve
+from flows.commands.worker import worker
+from tasks.support.cli import stage_main
+
+#: Exit status of a command line that can't be understood.
+USAGE = 2
+
+COMMANDS = (retrain, serve, worker, params, prune)
+
+#: Commands below another word, as in `cxr data look`.
+GROUPS: dict[str, tuple[str, tuple[Callable[..., Any], ...]]] = {
+    "data": ("See what changed in the dataset.", (look, diff)),
+}
+
+
+def make_app() -> App:
+    app = App(
+        name="cxr",
+        help="Train, evaluate and compare segmentation networks on COVID-QU-Ex chest X-rays.",
+        help_epilogue="`cxr COMMAND --help` shows a command's options, with examples.",
+        help_format="plaintext",
+        version_flags=(),
+        default_parameter=Parameter(negative=(), show_default=lambda value: value or None),
+    )
+    for command in COMMANDS:
+        _add(app, command)
+    for name, (text, commands) in GROUPS.items():
+        group = App(name=name, help=text)
+        app.command(group)
+        for command in commands:
+            _add(group, command)
+    app.register_install_completion_command(help="Install completion for this shell.")
+    return app
+
+
+def _add(app: App, command: Callable[..., Any]) -> None:
+    """Add a command; its help is its docstring, wrapped for the terminal, and ends with the examples."""
+    text, _, examples = (inspect.getdoc(command) or "").partition("\nExamples:\n")
+    paragraphs = text.partition("\nArgs:\n")[0].split("\n\n")
+    app.command(
+        command,
+        help="\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs).strip(),
+        help_epilogue=f"Examples:\n{examples}",
+    )
+
+
+def main() -> None:
+    stage_main(_run)
+
+
+def _run() -> None:
+    try:
+        make_app()(print_error=False, exit_on_error=False, result_action="return_value")
+    except CycloptsError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(USAGE)

@@ -1,0 +1,52 @@
+"""`cxr retrain`: one run of the pipeline, on its own branch."""
+
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+
+def retrain(
+    *,
+    preset: Annotated[str | None, Parameter(metavar="NAME")] = None,
+    assignments: Annotated[tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE")] = (),
+    experiments: Annotated[tuple[str, ...], Parameter(consume_multiple=True, metavar="NAME...")] = (),
+    revision: Annotated[str, Parameter(metavar="REV")] = "HEAD",
+    look_for_new_data: bool = False,
+    publish: Literal["remotes", "here", "nowhere"] = "here",
+    pools: Annotated[tuple[str, ...], Parameter(name="--pool", metavar="PATTERN=POOL")] = (),
+    name: Annotated[str | None, Parameter(metavar="NAME")] = None,
+) -> None:
+    """Run the pipeline at a commit, and publish the results on a branch retrain/NAME.
+
+    The run works in a git worktree of its own: your work tree is not touched, and uncommitted changes do
+    not take part.
+
+    Args:
+        preset: A file of presets/, such as laptop, whose values replace those of params.yaml.
+        assignments: A value of params.yaml to change, for example alpha=0.3. Can be repeated.
+        experiments: The experiments to train, or all. By default those of the preset, or else all.
+        revision: The branch, tag or commit to start from.
+        look_for_new_data: List the data source first, and take what is new there.
+        publish: here: a branch in this repository; remotes: push it, with the data; nowhere: only the report.
+        pools: Run the stages of a pattern, such as train@*, on the workers of a work pool. Can be repeated.
+        name: The name of the run and its branch. By default the preset and the time.
+
+    Examples:
+        cxr retrain --preset laptop
+        cxr retrain --preset laptop --experiments report1_bce combined
+        cxr retrain --set alpha=0.3 --set epochs=50 --publish remotes
+        cxr retrain --pool 'train@*=gpu'
+    """
+    from flows.repository.git import find_repository
+    from flows.retrain import as_pools, make_request, preset_of, run
+
+    repository = find_repository()
+    request = make_request(
+        preset=preset_of(preset, repository) if preset else None,
+        experiments=experiments,
+        changes=assignments,
+        revision=revision,
+        look_for_new_data=look_for_new_data,
+        publish=publish,
+    )
+    run(repository, request, as_pools(pools), name)

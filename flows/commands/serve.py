@@ -1,0 +1,32 @@
+"""`cxr serve`: what `make serve` runs."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def serve(
+    *,
+    name: Annotated[str, Parameter(metavar="NAME")] = "retrain",
+    reports_port: Annotated[int | None, Parameter(metavar="PORT")] = None,
+    reports_host: Annotated[str, Parameter(metavar="HOST")] = "127.0.0.1",
+) -> None:
+    """Serve retraining in the Prefect UI, until Ctrl-C.
+
+    Starts a Prefect server and a worker, and creates the deployment.
+
+    If PREFECT_API_URL names a server, that one is used.
+
+    Args:
+        name: The name of the deployment and its work pool. Clones that share a server need one each.
+        reports_port: The port of the reports. By default the one after the server's; 0 takes a free one.
+        reports_host: The address of the reports, which have no password. In a container 0.0.0.0.
+
+    Examples:
+        cxr serve
+        cxr serve --name lungs --reports-port 5001
+        PREFECT_API_URL=http://HOST:4200/api cxr serve
+    """
+    from flows.serve import main
+
+    main(name, reports_host, reports_port)

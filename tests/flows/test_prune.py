@@ -1,0 +1,265 @@
+"""What `cxr prune` removes and leaves, in a real repository with the results of two runs."""
+
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.prune import find, remove
+from flows.publish import RESULTS, TRAILER
+from flows.repository.checkout import checked_out
+from flows.repository.git import commit, environment
+from tests.helpers import Repository
+
+#: Everything is old, and only the youngest result is kept.
+ALL_BUT_LAST = ("prune", "--keep", "0", "--keep-last", "1")
+
+
+@pytest.fixture(scope="module")
+def original(
+    make_prepared_repository: Callable[[Path], Repository], tmp_path_factory: pytest.TempPathFactory
+) -> Repository:
+    """One with the results `old`, for which a network was trained, and `kept`, which came from the cache."""
+    repository = make_prepared_repository(tmp_path_factory.mktemp("prune") / "repository")
+    add_result(repository, "old", "alpha=0.4")
+    add_result(repository, "kept", "alpha=0.5")
+    return repository
+
+
+def add_result(repository: Repository, name: str, assignment: str) -> None:
+    """Leave what a run leaves, without Prefect."""
+    repository.run("git", "checkout", "--quiet", "-b", f"retrain/{name}", "main")
+    repository.set(assignment)
+    commit(repository.folder, f"Params of {name}\n\n{TRAILER}: {name}", *RESULTS)
+    repository.run("dvc", "repro")
+    commit(repository.folder, f"Retrain {name}\n\nalpha\n\n{TRAILER}: {name}", *RESULTS)
+    report = repository.folder / "runs" / name
+    shutil.copytree(repository.folder / "reports", report)
+    shutil.copyfile(repository.folder / "metrics.json", report / "metrics.json")
+    repository.run("git", "checkout", "--quiet", "main")
+    for folder in ("artifacts", "data", "reports"):
+        shutil.rmtree(repository.folder / folder)
+
+
+@pytest.fixture
+def repository(original: Repository, tmp_path: Path) -> Repository:
+    """A copy of its own."""
+    return Repository(Path(shutil.copytree(original.folder, tmp_path / "repository", symlinks=True)))
+
+
+def branches(repository: Repository) -> set[str]:
+    return set(repository.run("git", "branch", "--format=%(refname:short)").split())
+
+
+def reports(repository: Repository) -> set[str]:
+    return {path.name for path in (repository.folder / "runs").glob("[!.]*")}
+
+
+def cached(repository: Repository) -> set[Path]:
+    return {path for path in (repository.folder / ".dvc" / "cache").rglob("*") if path.is_file()}
+
+
+def repro_runs_nothing(repository: Repository) -> None:
+    assert "Running stage" not in repository.run("dvc", "repro")
+    assert repository.run("git", "status", "--porcelain") == ""
+
+
+def test_without_a_terminal_it_only_says_what_it_would_remove(repository: Repository) -> None:
+    before = branches(repository), reports(repository), cached(repository)
+    told = repository.run("cxr", *ALL_BUT_LAST, "--dry-run").splitlines()
+    assert told[:3] == ["to remove:", "      1 branches", told[2]] and told[2].startswith("      1 reports, ")
+    assert "        retrain/old" in told and not any("kept" in line for line in told)
+    *asked, refused = repository.run("cxr", *ALL_BUT_LAST, fails=True).splitlines()
+    assert asked == told
+    assert refused == "error: nothing was removed: there is no terminal to ask on; pass --yes"
+    assert (branches(repository), reports(repository), cached(repository)) == before
+    assert repository.run("cxr", "prune") == "nothing to remove\n"  # all of it is younger than 30 days
+
+
+def test_a_kept_result_is_restored_and_trains_nothing(repository: Repository) -> None:
+    old = repository.run("git", "rev-parse", "retrain/old").strip()
+    assert repository.run("cxr", *ALL_BUT_LAST, "--yes").endswith("removed\n")
+    assert branches(repository) == {"main", "retrain/kept"}
+    assert reports(repository) == {"kept"}
+    assert repository.run("cxr", *ALL_BUT_LAST, "--yes") == "nothing to remove\n"
+
+    repository.run("git", "checkout", "--quiet", old)
+    assert "artifacts/train/report1_bce_iou" in repository.run("dvc", "checkout", fails=True)
+    repository.run("git", "clean", "--quiet", "-ffdx", "--exclude=.dvc", "--exclude=runs")
+    repository.run("git", "checkout", "--quiet", "--force", "retrain/kept")
+    repository.run("dvc", "checkout")
+    repro_runs_nothing(repository)
+
+    # Nor where only the run cache knows the result.
+    repository.run("git", "clean", "--quiet", "-ffdx", "--exclude=.dvc", "--exclude=runs")
+    (repository.folder / "dvc.lock").unlink()
+    (repository.folder / "metrics.json").unlink()
+    repro_runs_nothing(repository)
+
+
+def test_what_recent_runs_trained_is_kept_though_no_branch_has_it(repository: Repository) -> None:
+    repository.run("git", "branch", "--quiet", "--delete", "--force", "retrain/old")
+    shutil.rmtree(repository.folder / "runs" / "old")
+    before = cached(repository)
+    remove(repository.folder, find(repository.folder, days=1, keep_last=0))
+    assert cached(repository) == before
+    repository.set("alpha=0.4")
+    assert "Running stage" not in repository.run("dvc", "repro")
+
+
+def kept(repository: Repository) -> list[str]:
+    """What stays of the results and why, once the others are removed."""
+    plan = find(repository.folder, days=0, keep_last=0)
+    remove(repository.folder, plan)
+    return plan.kept
+
+
+def test_a_branch_that_is_checked_out_stays(repository: Repository, tmp_path: Path) -> None:
+    repository.run("git", "checkout", "--quiet", "retrain/old")
+    repository.run("git", "worktree", "add", "--quiet", str(tmp_path / "mine"), "retrain/kept")
+    assert sorted(kept(repository)) == [
+        "retrain/kept: it is checked out",
+        "retrain/old: it is checked out",
+    ]
+    assert branches(repository) == {"main", "retrain/kept", "retrain/old"}
+    assert reports(repository) == {"kept", "old"}
+    repository.run("dvc", "checkout")
+    repro_runs_nothing(repository)
+
+
+@pytest.mark.parametrize("how", ["commit", "amended code", "amended params"])
+def test_a_branch_with_the_users_own_commits_stays(repository: Repository, how: str) -> None:
+    repository.run("git", "checkout", "--quiet", "retrain/old")
+    path = repository.folder / ("params.yaml" if how == "amended params" else "README.md")
+    with path.open("a") as file:
+        file.write("# my own\n")
+    amend = ["--amend", "--no-edit", "--date=2020-01-01T00:00:00"] if how == "amended params" else []
+    amend = ["--amend", "--no-edit"] if how == "amended code" else amend
+    repository.run("git", "commit", "--quiet", "--all", *(amend or ["--message", "my own"]))
+    repository.run("git", "checkout", "--quiet", "main")
+    assert kept(repository) == ["retrain/old: it has commits that no run made"]
+    assert branches(repository) == {"main", "retrain/old"}
+    assert reports(repository) == {"old"}
+
+
+def test_a_branch_that_no_run_made_stays(repository: Repository) -> None:
+    repository.run("git", "branch", "retrain/mine", "main")
+    assert kept(repository) == ["retrain/mine: it has commits that no run made"]
+    assert branches(repository) == {"main", "retrain/mine"}
+
+
+def test_a_terminal_is_asked(repository: Repository) -> None:
+    for answer, removed in (("", False), ("n\n", False), ("y\n", True)):
+        screen, terminal = pty.openpty()
+        with os.fdopen(screen, "wb", buffering=0) as keyboard:
+            with subprocess.Popen(
+                ["cxr", *ALL_BUT_LAST],
+                cwd=repository.folder,
+                env=environment(),
+                stdin=terminal,
+                stdout=subprocess.PIPE,
+            ) as process:
+                keyboard.write(answer.encode() or b"\x04")  # Ctrl-D
+                os.close(terminal)
+                assert process.stdout and b"Remove? [y/N] " in process.stdout.read()
+            assert process.returncode == 0
+        assert ("retrain/old" not in branches(repository)) == removed
+
+
+def test_what_a_tag_and_a_merge_refer_to_stays(repository: Repository) -> None:
+    repository.run("git", "tag", "best", "retrain/old")
+    repository.run("git", "merge", "--quiet", "--strategy=ours", "--no-edit", "retrain/kept")
+    assert kept(repository) == []
+    assert branches(repository) == {"main"}
+    for revision in ("best", "main^2"):  # the second is in no file of main
+        repository.run("git", "checkout", "--quiet", "--force", revision)
+        repository.run("dvc", "checkout")
+        repro_runs_nothing(repository)
+
+
+def test_what_is_stashed_stays(repository: Repository) -> None:
+    repository.run("git", "checkout", "retrain/old", "--", *RESULTS)
+    repository.run("git", "stash", "--quiet")
+    (repository.folder / "README.md").write_text("stashed later")
+    repository.run("git", "stash", "--quiet")
+    assert kept(repository) == []
+    repository.run("git", "stash", "pop", "--quiet", "stash@{1}")
+    repository.run("dvc", "checkout")
+    assert "Running stage" not in repository.run("dvc", "repro")
+
+
+def test_a_running_run_keeps_its_checkout_and_the_cache(repository: Repository) -> None:
+    before = cached(repository)
+    with checked_out(repository.folder, "retrain/old", "running", "id") as checkout:
+        assert kept(repository) == ["checkpoints and the DVC cache: a run is running"]
+        assert branches(repository) == {"main"}
+        assert (checkout / "params.yaml").exists()
+        assert cached(repository) == before
+
+
+def test_what_a_killed_run_has_left_goes(repository: Repository) -> None:
+    checkpoints = repository.folder / ".dvc" / "tmp" / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    for name in (f"unet-1-{16 * 'a'}.pt", f"unet-2-{16 * 'b'}.pt", "my-own.pt"):
+        (checkpoints / name).write_bytes(bytes(1000))
+    long_ago = time.time() - 40 * 24 * 3600
+    os.utime(checkpoints / f"unet-1-{16 * 'a'}.pt", (long_ago, long_ago))
+    code = """if True:
+        import pathlib, signal
+        from flows.repository.checkout import checked_out
+        with checked_out(pathlib.Path.cwd(), "main", "killed", "id"):
+            print("is there", flush=True)
+            signal.pause()
+    """
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=repository.folder, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"is there\n"
+        process.kill()
+    told = repository.run("cxr", "prune", "--yes")
+    assert "      1 checkouts of runs that were killed, " in told
+    assert "      1 checkpoints of trainings that nobody continued, 1 KB\n" in told
+    assert list((repository.folder / "runs" / ".checkouts").iterdir()) == []
+    assert {path.name for path in checkpoints.iterdir()} == {"my-own.pt", f"unet-2-{16 * 'b'}.pt"}
+
+
+def test_a_cache_outside_the_repository_is_left_alone(repository: Repository, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    (repository.folder / ".dvc" / "cache").rename(shared)
+    repository.run("dvc", "cache", "dir", "--local", str(shared))
+    before = set(shared.rglob("*"))
+    assert kept(repository) == [
+        f"the DVC cache {shared}: it is outside the repository, and others may use it"
+    ]
+    assert branches(repository) == {"main"}
+    assert set(shared.rglob("*")) == before
+
+
+def test_a_prune_that_is_killed_leaves_a_sound_repository(repository: Repository) -> None:
+    folder = repository.folder / ".dvc" / "cache" / "files" / "md5" / "00"
+    folder.mkdir(exist_ok=True)
+    for number in range(5_000):
+        (folder / f"{number:030x}").touch()
+    first = folder / f"{0:030x}"
+    with subprocess.Popen(
+        ["cxr", *ALL_BUT_LAST, "--yes"], cwd=repository.folder, env=environment(), stdout=subprocess.DEVNULL
+    ) as process:
+        while first.exists() and process.poll() is None:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+    left = sum(1 for _ in folder.iterdir())
+    assert 0 < left < 5_000, "the kill came too early or too late"
+    repository.run("git", "fsck", "--no-dangling")
+    assert branches(repository) == {"main", "retrain/kept"}
+    repository.run("git", "checkout", "--quiet", "retrain/kept")
+    repository.run("dvc", "checkout")
+    repro_runs_nothing(repository)
+    assert repository.run("cxr", *ALL_BUT_LAST, "--yes").endswith("removed\n")
+    assert not list(folder.glob(25 * "0" + "*"))
+    assert repository.run("cxr", *ALL_BUT_LAST, "--yes") == "nothing to remove\n"
