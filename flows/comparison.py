@@ -9,7 +9,7 @@ METRICS = {"iou": ("IoU", True), "dice": ("Dice", True), "mae": ("MAE", False)}
 IMAGE_SETS = {"covid": "COVID-19", "all": "all"}
 
 
-class Score(NamedTuple):
+class MetricChange(NamedTuple):
     """One metric of one experiment on one set of Test images."""
 
     experiment: str
@@ -36,10 +36,12 @@ class Score(NamedTuple):
         return "0" if self.now == self.before else f"{self.now - self.before:+.4f}"
 
 
-def compare(now: Mapping[str, Any], before: Mapping[str, Any], experiments: Iterable[str]) -> list[Score]:
+def metric_changes(
+    now: Mapping[str, Any], before: Mapping[str, Any], experiments: Iterable[str]
+) -> list[MetricChange]:
     """The scores of `experiments` in two contents of metrics.json; `before` may lack any."""
     return [
-        Score(
+        MetricChange(
             experiment,
             target,
             words,
@@ -56,7 +58,7 @@ def compare(now: Mapping[str, Any], before: Mapping[str, Any], experiments: Iter
     ]
 
 
-def as_rows(scores: list[Score], base: str) -> list[dict[str, str]]:
+def as_rows(scores: list[MetricChange], base: str) -> list[dict[str, str]]:
     """The rows of a table for the Prefect UI; `base` names the revision compared with."""
     marks = {"better": "▲ better", "worse": "▼ worse"}
     return [
@@ -74,7 +76,7 @@ def as_rows(scores: list[Score], base: str) -> list[dict[str, str]]:
     ]
 
 
-def as_lines(scores: list[Score]) -> list[str]:
+def as_lines(scores: list[MetricChange]) -> list[str]:
     """What came out, a line for each experiment, target and set of images, for a commit message."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for score in scores:

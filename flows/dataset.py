@@ -28,7 +28,7 @@ WORKSPACE = "the workspace"
 Hashes = dict[Kind, str]
 
 
-class Difference(NamedTuple):
+class DatasetDifference(NamedTuple):
     """The images in which two manifests differ, by id; each is in one of the four."""
 
     added: list[str]
@@ -39,7 +39,7 @@ class Difference(NamedTuple):
     """What is another under the same id: the image, its lung mask, its infection mask."""
 
 
-def compare(before: pd.DataFrame, after: pd.DataFrame) -> Difference:
+def dataset_difference(before: pd.DataFrame, after: pd.DataFrame) -> DatasetDifference:
     """What became of the images of one manifest in the other.
 
     Where one image has several ids, those that are gone and those that are new are paired in their order.
@@ -56,7 +56,7 @@ def compare(before: pd.DataFrame, after: pd.DataFrame) -> Difference:
             moved.append((origin, image_id, _what_differs(old[origin], new[image_id])))
         else:
             added.append(image_id)
-    return Difference(
+    return DatasetDifference(
         added,
         removed=sorted(itertools.chain(*gone.values())),
         moved=moved,
@@ -81,7 +81,7 @@ def _what_differs(old: Hashes, new: Hashes) -> list[str]:
     return [words + become(kind) for kind, words in KIND_WORDS.items() if old[kind] != new[kind]]
 
 
-def count(before: pd.DataFrame, after: pd.DataFrame, difference: Difference) -> pd.DataFrame:
+def count(before: pd.DataFrame, after: pd.DataFrame, difference: DatasetDifference) -> pd.DataFrame:
     """How many images each half, split and class had, gained, lost and has; the last row is all of them."""
     ids: dict[str, Iterable[str]] = {
         "before": before["id"],
@@ -105,7 +105,7 @@ def _group(image_id: str) -> str:
 
 def lines(old: str, new: str, before: pd.DataFrame, after: pd.DataFrame) -> Iterator[str]:
     """What is printed: counts first, then each image that differs."""
-    difference = compare(before, after)
+    difference = dataset_difference(before, after)
     if not any(difference):
         yield f"{RAW}: the same {len(before)} images in {old} and {new}"
         return

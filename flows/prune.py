@@ -50,7 +50,7 @@ class Result(NamedTuple):
         return (self.report / "metrics.json").stat().st_mtime
 
 
-class Plan(NamedTuple):
+class Removal(NamedTuple):
     """What can be removed, and what can't."""
 
     before: float
@@ -106,7 +106,7 @@ def words(count: float) -> str:
 # --- what to remove -----------------------------------------------------------------------------------------
 
 
-def find(repository: Path, days: float, keep_last: int) -> Plan:
+def find(repository: Path, days: float, keep_last: int) -> Removal:
     """See what runs have left that is older than so many days.
 
     Args:
@@ -125,7 +125,7 @@ def find(repository: Path, days: float, keep_last: int) -> Plan:
                 cache = _unreferenced(repository, folder, branches, before)
             else:
                 kept.append(f"the DVC cache {folder}: it is outside the repository, and others may use it")
-    return Plan(
+    return Removal(
         before,
         results,
         sorted((repository / DELETED).glob("*")),
@@ -219,7 +219,7 @@ def _is_ours(repository: Path, cache: Path) -> bool:
 # --- its removal --------------------------------------------------------------------------------------------
 
 
-def remove(repository: Path, plan: Plan) -> None:
+def remove(repository: Path, plan: Removal) -> None:
     """Remove what a plan says; at whatever moment it is interrupted, another `find` takes it up."""
     for result in plan.results:
         _remove_result(repository, result)

@@ -87,7 +87,7 @@ def check_here(repository: Path) -> None:
         raise InputError(_no_room(str(repository), "git branch --move retrain OTHER"))
 
 
-def check_origin(repository: Path, commit: str, run: str, tell: Callable[[str], None]) -> set[str]:
+def check_origin(repository: Path, commit: str, run: str, log: Callable[[str], None]) -> set[str]:
     """See that origin lets this repository push branches `retrain/NAME`; the names that are taken there.
 
     Raises:
@@ -99,7 +99,7 @@ def check_origin(repository: Path, commit: str, run: str, tell: Callable[[str], 
         return _refs_at_origin(repository)
 
     try:
-        refs = with_retries(ORIGIN, look, tell, delays=DELAYS)
+        refs = with_retries(ORIGIN, look, log, delays=DELAYS)
     except (DeniedError, RemoteAwayError) as error:
         raise InputError(f"publish: nothing can be pushed to {error}; `here` needs no {ORIGIN}") from None
     if IN_THE_WAY in refs:
@@ -171,7 +171,7 @@ def _free(repository: Path, name: str) -> Iterator[str]:
     return (each for each in numbered(name) if each not in names_here(repository))
 
 
-def push(repository: Path, checkout: Path, branch: str, tell: Callable[[str], None]) -> str:
+def push(repository: Path, checkout: Path, branch: str, log: Callable[[str], None]) -> str:
     """Push the data to the DVC remote, then the branch to origin, each where there is one.
 
     The data go first, so that nobody finds a commit whose data are not there.
@@ -185,14 +185,14 @@ def push(repository: Path, checkout: Path, branch: str, tell: Callable[[str], No
     """
     if remote := Config(str(checkout / ".dvc"))["core"].get("remote"):
         run(checkout, "dvc", "push", "--quiet")
-        tell(f"data pushed to the DVC remote {remote}")
+        log(f"data pushed to the DVC remote {remote}")
     else:
-        tell("no default DVC remote is set: the data stay in this machine's DVC cache")
+        log("no default DVC remote is set: the data stay in this machine's DVC cache")
     if not has_origin(repository):
-        tell(f"git has no remote {ORIGIN}: {branch} stays in this repository")
+        log(f"git has no remote {ORIGIN}: {branch} stays in this repository")
         return branch
     pushed = _push_branch(repository, branch)
-    tell(f"{pushed} pushed to {ORIGIN}")
+    log(f"{pushed} pushed to {ORIGIN}")
     return pushed
 
 

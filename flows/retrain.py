@@ -24,7 +24,7 @@ from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 from pydantic import ValidationError
 
-from flows.comparison import as_lines, as_rows, compare
+from flows.comparison import as_lines, as_rows, metric_changes
 from flows.deployment.temporary import start_server
 from flows.engine.order import Here, run_stages, urgency_of
 from flows.engine.pipeline import restore_output, restore_pipeline, sort_lock
@@ -50,10 +50,10 @@ from flows.repository.checkout import RUNS, checked_out, remove_leftovers
 from flows.repository.git import commit, find_repository, git, resolve, uncommitted
 from flows.repository.refs import has_origin
 from flows.request import PRESETS, RetrainRequest
-from flows.stage import CHECKPOINTS
 from tasks.common.files import replacing
 from tasks.settings.changes import with_changes
 from tasks.settings.schema import fault_line, load_params
+from tasks.support.checkpoints import FOLDER as CHECKPOINT_FOLDER
 from tasks.support.cli import InputError
 
 #: Where `make serve` shows runs/ to a browser.
@@ -125,7 +125,7 @@ def _retrain(
         runner = StageRunner(
             checkout,
             RETRAIN_SOURCE_ROOT=str(repository),
-            RETRAIN_CHECKPOINTS=str(repository / CHECKPOINTS),
+            RETRAIN_CHECKPOINTS=str(repository / CHECKPOINT_FOLDER),
             **_previous_data(checkout),
         )
         checked = load_params(path)
@@ -204,7 +204,7 @@ def _publish(
     logger, name = get_run_logger(), checkout.name
     params = load_params(checkout / "params.yaml")
     now = json.loads((checkout / "metrics.json").read_text(encoding="utf-8"))
-    scores = compare(now, _metrics_at(repository, base), params.experiments)
+    scores = metric_changes(now, _metrics_at(repository, base), params.experiments)
     began = f"Started from {base[:10]} ({request.revision})."
     what = ", ".join(f"{key}={value}" for key, value in request.asked().items())
     title = f"Retrain {name}: {what}" if what else f"Retrain {name}"

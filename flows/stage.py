@@ -18,7 +18,7 @@ from prefect.runtime import flow_run
 from prefect.states import Failed
 
 from flows.engine.order import INTERRUPTED, as_state, progress_bar
-from flows.engine.runner import Outcome, StageRun, StageRunner, Tell
+from flows.engine.runner import Log, Outcome, StageRun, StageRunner
 from flows.engine.slots import compute_slots
 from flows.publish import as_name
 from flows.remote.clock import Clock
@@ -29,13 +29,11 @@ from flows.repository.git import GitError, find_repository
 from flows.repository.refs import fetch_commit
 from flows.repository.retry import DeniedError, RemoteAwayError, with_retries
 from tasks.settings.schema import load_params
+from tasks.support.checkpoints import FOLDER as CHECKPOINT_FOLDER
 from tasks.support.cli import InputError
 
 #: Where a run says why its machine can do no stage, for the worker to read.
 UNFIT = "RETRAIN_UNFIT"
-
-#: Where trainings leave their checkpoints, below a repository or a checkout of it.
-CHECKPOINTS = Path(".dvc/tmp/checkpoints")
 
 
 class UnfitError(Exception):
@@ -49,10 +47,10 @@ class RefusedError(Exception):
 @flow(name="stage")
 def stage(request: StageRequest) -> State[Any]:
     """Bring one stage up to date at a commit, and hand its result over through the DVC remote."""
-    tell = get_run_logger().info
+    log = get_run_logger().info
     worker = worker_name()
     try:
-        return as_state(_run(request, find_repository(), worker, tell))
+        return as_state(_run(request, find_repository(), worker, log))
     except (UnfitError, DeniedError) as error:
         _say_unfit(str(error))
         return Failed(name=REFUSED, message=f"on {worker}: {error}")
@@ -69,25 +67,25 @@ def worker_name() -> str:
     return os.environ.get("PREFECT__WORKER_NAME") or socket.gethostname()
 
 
-def _run(request: StageRequest, repository: Path, worker: str, tell: Tell) -> StageRun:
+def _run(request: StageRequest, repository: Path, worker: str, log: Log) -> StageRun:
     name, clock = request.stage, Clock()
     _check_versions(request.versions)
     with ExitStack() as stack:
         with clock("clone"), _or_unfit():
-            _fetch(repository, request, tell)
+            _fetch(repository, request, log)
             checkout = stack.enter_context(
                 checked_out(repository, request.commit, as_name(name), flow_run.id or "")
             )
-        remote = Remote(checkout, tell)
+        remote = Remote(checkout, log)
         with clock("inputs"):
             remote.pull_inputs(name)
         with clock("look"):
             done = StageRun(Outcome.CACHED, "") if remote.restore(name) else None
         checkpoints = None
         if done is None:
-            folder = checkout / CHECKPOINTS
+            folder = checkout / CHECKPOINT_FOLDER
             checkpoints = stack.enter_context(remote.checkpoints(remote.key(name), folder))
-            done = _reproduce(name, repository, checkout, clock, tell)
+            done = _reproduce(name, repository, checkout, clock, log)
         if done.outcome in (Outcome.RAN, Outcome.CACHED):
             with clock("result"):
                 remote.push_result(name)
@@ -96,25 +94,27 @@ def _run(request: StageRequest, repository: Path, worker: str, tell: Tell) -> St
     return done._replace(note=f"on {worker}: {clock}", tail=f"on {worker}: {done.tail}")
 
 
-def _fetch(repository: Path, request: StageRequest, tell: Tell) -> None:
+def _fetch(repository: Path, request: StageRequest, log: Log) -> None:
     def fetch() -> None:
         if not fetch_commit(repository, str(request.run), request.commit):
             raise RemoteAwayError(f"origin has commit {request.commit[:10]} no more: its run has ended")
 
-    with_retries("origin", fetch, tell)
+    with_retries("origin", fetch, log)
 
 
-def _reproduce(stage: str, repository: Path, checkout: Path, clock: Clock, tell: Tell) -> StageRun:
+def _reproduce(stage: str, repository: Path, checkout: Path, clock: Clock, log: Log) -> StageRun:
     runner = StageRunner(
-        checkout, RETRAIN_SOURCE_ROOT=str(repository), RETRAIN_CHECKPOINTS=str(checkout / CHECKPOINTS)
+        checkout,
+        RETRAIN_SOURCE_ROOT=str(repository),
+        RETRAIN_CHECKPOINTS=str(checkout / CHECKPOINT_FOLDER),
     )
     slots = compute_slots(load_params(checkout / "params.yaml"))
     with ExitStack() as stack:
         stack.callback(runner.stop)  # none is left, unless the flow itself was stopped
         with clock("slot"):
-            slot = stack.enter_context(slots.take(tell, stage))
+            slot = stack.enter_context(slots.take(log, stage))
         with clock("stage"):
-            return runner.run(stage, slot, tell, progress_bar(stage))
+            return runner.run(stage, slot, log, progress_bar(stage))
 
 
 def _check_versions(wanted: dict[str, str]) -> None:
@@ -138,6 +138,6 @@ def _or_unfit() -> Iterator[None]:
 
 
 def _say_unfit(why: str) -> None:
-    """Tell the worker, which ends; without one there is nobody to tell."""
+    """Log the worker, which ends; without one there is nobody to log."""
     if path := os.environ.get(UNFIT):
         Path(path).write_text(why, encoding="utf-8")

@@ -28,7 +28,7 @@ from tasks.sources.listing import (
     Image,
     Images,
     Listing,
-    Place,
+    PlaceInLayout,
     Stored,
     find_images,
     fingerprint,
@@ -144,12 +144,12 @@ class _Earlier:
 
     def __init__(self, stored: Stored | None, listing: Listing | None) -> None:
         self._stored = stored
-        self.same: set[Place] = set()
+        self.same: set[PlaceInLayout] = set()
         if stored and listing:
             with self._whole():
                 self.same = {place for place, stamp in listing.items() if stored.holds(place, stamp)}
 
-    def read(self, place: Place) -> bytes:
+    def read(self, place: PlaceInLayout) -> bytes:
         assert self._stored
         with self._whole():
             return self._stored.read(place)

@@ -93,13 +93,13 @@ def fit(plan: Plan, data: Splits, group: Group, parts: int) -> "Training":
                 raise
         if group.size > 1:
             sys.exit(MEMORY_SHORT)
-        parts = more_parts(plan, training.parts if training else parts)
+        parts = double_parts(plan, training.parts if training else parts)
         # Only here, after the exception, is what the failed try held given back.
         del training
         torch.cuda.empty_cache()
 
 
-def more_parts(plan: Plan, parts: int) -> int:
+def double_parts(plan: Plan, parts: int) -> int:
     """Twice as many.
 
     Raises:
@@ -352,7 +352,7 @@ def _launch_in_memory(plan: Plan, parts: int) -> None:
         try:
             return launch(plan.processes, "-m", "tasks.train", *sys.argv[1:], "--parts", str(parts))
         except torch.OutOfMemoryError:
-            parts = more_parts(plan, parts)
+            parts = double_parts(plan, parts)
 
 
 if __name__ == "__main__":

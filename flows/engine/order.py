@@ -17,7 +17,7 @@ from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 
 from flows.engine.pipeline import Pipeline
-from flows.engine.runner import Outcome, Show, StageRun, StageRunner, Tell
+from flows.engine.runner import Log, Outcome, Show, StageRun, StageRunner
 from flows.engine.slots import Slots
 from tasks.settings.schema import Params, Plan
 from tasks.support.cli import InputError
@@ -50,8 +50,8 @@ class Place(Protocol):
     def retries(self) -> dict[str, Any] | None:
         """How often a stage is tried again here, whatever its kind; None where its kind says."""
 
-    def run(self, stage: str, tell: Tell, show: Show) -> StageRun:
-        """Bring one stage up to date; `tell` gets its lines, and `show` its events."""
+    def run(self, stage: str, log: Log, show: Show) -> StageRun:
+        """Bring one stage up to date; `log` gets its lines, and `show` its events."""
 
 
 class Here:
@@ -62,9 +62,9 @@ class Here:
     def __init__(self, runner: StageRunner, slots: Slots) -> None:
         self._runner, self._slots, self.room = runner, slots, len(slots)
 
-    def run(self, stage: str, tell: Tell, show: Show) -> StageRun:
-        with self._slots.take(tell, stage) as slot:
-            return self._runner.run(stage, slot, tell, show)
+    def run(self, stage: str, log: Log, show: Show) -> StageRun:
+        with self._slots.take(log, stage) as slot:
+            return self._runner.run(stage, slot, log, show)
 
 
 #: A key by which stages that could start are sorted: the least starts first.

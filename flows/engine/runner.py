@@ -21,7 +21,7 @@ from tasks.support.cli import TEMPORARY
 from tasks.support.events import VARIABLE, Event, Reader
 
 #: What hears of the work line by line.
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 #: What hears how far the work has come.
 Show = Callable[[Event], None]
@@ -90,8 +90,8 @@ class StageRunner:
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = Flag()
 
-    def run(self, stage: str, slot: Slot, tell: Tell, show: Show) -> StageRun:
-        """Bring one stage up to date, handing each line that it prints to `tell` at once.
+    def run(self, stage: str, slot: Slot, log: Log, show: Show) -> StageRun:
+        """Bring one stage up to date, handing each line that it prints to `log` at once.
 
         `show` gets its events, in a thread of its own.
 
@@ -103,7 +103,7 @@ class StageRunner:
         events = self._checkout / EVENTS / f"{stage}.jsonl"
         with _events_shown(events, show), self._start(stage, slot, events) as process:
             assert process.stdout is not None
-            ran, status, tail = _follow(process.stdout, tell)
+            ran, status, tail = _follow(process.stdout, log)
         self._running.discard(process)
         if not process.returncode:
             return StageRun(Outcome.RAN if ran else Outcome.CACHED, tail)
@@ -170,12 +170,12 @@ def _events_shown(path: Path, show: Show) -> Iterator[None]:
         thread.join()
 
 
-def _follow(output: Iterator[str], tell: Callable[[str], None]) -> tuple[bool, int, str]:
+def _follow(output: Iterator[str], log: Callable[[str], None]) -> tuple[bool, int, str]:
     """Hand on DVC's lines; whether the stage's command ran, its exit status, and its last lines."""
     tail: deque[str] = deque(maxlen=TAIL)
     ran, status = False, 0
     for line in _lines(output):
-        tell(line)
+        log(line)
         end = DVC_REPEATS.match(line)
         if end:
             status = int(end["status"])

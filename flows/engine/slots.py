@@ -55,7 +55,7 @@ class Slots:
         return max(1, len(self._units) // self._per_stage)
 
     @contextmanager
-    def take(self, tell: Callable[[str], None], stage: str = "") -> Iterator[Slot]:
+    def take(self, log: Callable[[str], None], stage: str = "") -> Iterator[Slot]:
         """Hold a slot for a stage, waiting for one where other flows have them all."""
         count = min(self._more.get(stage, self._per_stage), len(self._units))
         waited = False
@@ -67,7 +67,7 @@ class Slots:
                     yield Slot(self._variables([unit for unit, _ in held]), locks)
                     return
             if not waited:
-                tell(f"waiting: other runs on this machine hold {', '.join(self._units)}")
+                log(f"waiting: other runs on this machine hold {', '.join(self._units)}")
                 waited = True
             time.sleep(POLL)
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flows.engine.runner import Tell
+from flows.engine.runner import Log
 from flows.repository.dvc_internals import find_files, get_file, opened, remote_files
 from flows.repository.retry import in_a_line, with_retries
 
@@ -32,15 +32,15 @@ class Checkpoints:
     #: Sending may take this share of the time: a checkpoint is three times as large as its network.
     SHARE_OF_TIME = 0.1
 
-    def __init__(self, files: Any, there: str, folder: Path, tell: Tell) -> None:
-        self._files, self._there, self._folder, self._tell = files, there, folder, tell
+    def __init__(self, files: Any, there: str, folder: Path, log: Log) -> None:
+        self._files, self._there, self._folder, self._log = files, there, folder, log
         self._sent: dict[str, tuple[int, int]] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep_sending, daemon=True)
 
     def __enter__(self) -> "Checkpoints":
         """Take up those that are on the remote, and send each new one there from now on."""
-        with_retries("looking for checkpoints", self._fetch, self._tell)
+        with_retries("looking for checkpoints", self._fetch, self._log)
         self._thread.start()
         return self
 
@@ -60,14 +60,14 @@ class Checkpoints:
             for there in _checkpoints(self._files, self._there):
                 self._files.rm_file(there)
         except Exception as error:  # another run has no use for it, and the next sweep takes it
-            self._tell(f"checkpoints stay on the remote: {in_a_line(error)}")
+            self._log(f"checkpoints stay on the remote: {in_a_line(error)}")
 
     def _fetch(self) -> None:
         for path in _checkpoints(self._files, self._there):
             name = self._files.name(path)
             get_file(self._files, path, self._folder / name)
             self._sent[name] = _version(self._folder / name)
-            self._tell(f"took up the checkpoint {name}")
+            self._log(f"took up the checkpoint {name}")
 
     def _keep_sending(self) -> None:
         pause = self.EVERY
@@ -93,7 +93,7 @@ class Checkpoints:
             except FileNotFoundError:  # finished, just now
                 continue
             except Exception as error:
-                self._tell(f"warning: the checkpoint is not on the remote: {in_a_line(error)}")
+                self._log(f"warning: the checkpoint is not on the remote: {in_a_line(error)}")
             finally:
                 snapshot.unlink(missing_ok=True)
 

@@ -23,7 +23,7 @@ from prefect.states import Cancelling, Crashed
 
 from flows.engine.order import INTERRUPTED
 from flows.engine.pipeline import Pipeline
-from flows.engine.runner import Outcome, Show, StageRun, Tell
+from flows.engine.runner import Log, Outcome, Show, StageRun
 from flows.remote.checkpoints import sweep_checkpoints
 from flows.remote.clock import Clock
 from flows.remote.poll import POLL, Watch
@@ -68,26 +68,26 @@ class Pool:
     def __init__(self, name: str, run: "RemoteRun") -> None:
         self._name, self._run = name, run
 
-    def run(self, stage: str, tell: Tell, show: Show) -> StageRun:  # noqa: ARG002  # the worker shows events
-        return self._run.run(stage, self._name, tell)
+    def run(self, stage: str, log: Log, show: Show) -> StageRun:  # noqa: ARG002  # the worker shows events
+        return self._run.run(stage, self._name, log)
 
 
 class RemoteRun:
     """What a flow run has on other machines."""
 
     def __init__(
-        self, checkout: Path, pipeline: Pipeline, repository: Path, run: str, run_name: str, tell: Tell
+        self, checkout: Path, pipeline: Pipeline, repository: Path, run: str, run_name: str, log: Log
     ) -> None:
         """`checkout` is the flow's own, its params committed."""
         self.checkout, self.pipeline, self.repository = checkout, pipeline, repository
-        self._run_id, self._run_name, self._tell = run, run_name, tell
+        self._run_id, self._run_name, self._log = run, run_name, log
         self._stopped = threading.Event()
-        self._remote = Remote(checkout, tell, self._stopped)
+        self._remote = Remote(checkout, log, self._stopped)
         self._committing = threading.Lock()
         self._watch = Watch()
         self._asked: set[UUID] = set()
 
-    def run(self, stage: str, pool: str, tell: Tell) -> StageRun:
+    def run(self, stage: str, pool: str, log: Log) -> StageRun:
         """Have a worker bring one stage up to date, and take its result."""
         clock = Clock()
         try:
@@ -97,9 +97,9 @@ class RemoteRun:
             with clock("inputs"):
                 self._remote.push_inputs(stage, self.pipeline.upstream[stage])
             with clock("commit"):
-                state = self._send_lock(stage, tell)
+                state = self._send_lock(stage, log)
             request = StageRequest(stage=stage, commit=state, run=UUID(self._run_id), versions=versions())
-            ended = self._done_by_a_worker(request, pool, clock, tell)
+            ended = self._done_by_a_worker(request, pool, clock, log)
             with clock("take"):
                 done = self._take(ended, stage)
             return done._replace(note=f"{done.note}; here: {clock}")
@@ -108,7 +108,7 @@ class RemoteRun:
         except DeniedError as error:
             return StageRun(Outcome.FAILED, str(error))
 
-    def _send_lock(self, stage: str, tell: Tell) -> str:
+    def _send_lock(self, stage: str, log: Log) -> str:
         """Commit dvc.lock as it is now, with the stage's inputs in it, and push that for workers."""
 
         def send() -> str:
@@ -118,9 +118,9 @@ class RemoteRun:
                 send_commit(self.checkout, self._run_id, made)
             return made
 
-        return with_retries("origin", send, tell, self._stopped)
+        return with_retries("origin", send, log, self._stopped)
 
-    def _done_by_a_worker(self, request: StageRequest, pool: str, clock: Clock, tell: Tell) -> FlowRun:
+    def _done_by_a_worker(self, request: StageRequest, pool: str, clock: Clock, log: Log) -> FlowRun:
         """The run of the stage that has ended; one that a worker refused is left to another."""
         pause = REFUSED_PAUSE
         with get_client(sync_client=True) as client:
@@ -128,19 +128,19 @@ class RemoteRun:
                 with clock("send"):
                     sent = with_retries(
                         "the Prefect server",
-                        lambda: self._send(client, request, pool, tell),
-                        tell,
+                        lambda: self._send(client, request, pool, log),
+                        log,
                         self._stopped,
                     )
                 with clock("away"):
-                    ended = self._wait(client, sent, pool, tell)
+                    ended = self._wait(client, sent, pool, log)
                 if not (ended.state and ended.state.name == REFUSED):
                     return ended
-                tell(f"refused {ended.state.message}; another worker may take it in {pause:.0f} s")
+                log(f"refused {ended.state.message}; another worker may take it in {pause:.0f} s")
                 self._stopped.wait(pause)
                 pause = min(2 * pause, REMIND)
 
-    def _send(self, client: SyncPrefectClient, request: StageRequest, pool: str, tell: Tell) -> FlowRun:
+    def _send(self, client: SyncPrefectClient, request: StageRequest, pool: str, log: Log) -> FlowRun:
         """Make the flow run that does it, or find the one that already does it for somebody else."""
         if self._stopped.is_set():
             raise RemoteAwayError("stopped")
@@ -162,12 +162,12 @@ class RemoteRun:
             tries += 1
         if run.parameters["request"]["run"] == self._run_id:
             self._asked.add(run.id)
-            tell(f"sent to work pool {pool}")
+            log(f"sent to work pool {pool}")
         else:
-            tell(f"waits for {run.name} in work pool {pool}, which is the same")
+            log(f"waits for {run.name} in work pool {pool}, which is the same")
         return run
 
-    def _wait(self, client: SyncPrefectClient, sent: FlowRun, pool: str, tell: Tell) -> FlowRun:
+    def _wait(self, client: SyncPrefectClient, sent: FlowRun, pool: str, log: Log) -> FlowRun:
         """Follow a run until it has ended; a server that is away for a while is waited for."""
         since = said_at = time.monotonic()
         seen: str | None = None
@@ -177,18 +177,18 @@ class RemoteRun:
                 run = self._watch.look(client, sent.id)
                 if run is None:
                     if seen != AWAY:
-                        tell(AWAY)
+                        log(AWAY)
                         seen = AWAY
                     continue
                 assert run.state
                 if run.state.is_final():
                     return run
                 if run.state.name != seen:
-                    tell(f"in work pool {pool}: {run.state.name}")
+                    log(f"in work pool {pool}: {run.state.name}")
                     since, seen = time.monotonic(), run.state.name
                 waited = time.monotonic() - since
                 if run.state.type is StateType.SCHEDULED and time.monotonic() - said_at > REMIND:
-                    tell(f"still waits for a worker of work pool {pool}")
+                    log(f"still waits for a worker of work pool {pool}")
                     said_at = time.monotonic()
                 if run.state.type in BRIEF and waited > BEGIN_WITHIN:
                     lost: State[Any] = Crashed(message=f"Nothing was heard of it for {waited:.0f} s.")
@@ -245,7 +245,7 @@ class RemoteRun:
             forget_commits(self.repository, [ref for ref, run in sent.items() if run in ended])
             sweep_checkpoints(self.checkout, KEPT_FOR)
         except Exception as error:  # nothing of it is needed now
-            self._tell(f"what ended runs have left stays for now: {' '.join(str(error).split())}")
+            self._log(f"what ended runs have left stays for now: {' '.join(str(error).split())}")
 
 
 def _has_ended(client: SyncPrefectClient, run: str) -> bool:
@@ -297,7 +297,7 @@ def travelling(checkout: Path, stages: list[str]) -> set[str]:
 
 
 @contextmanager
-def remote_places(pools: Mapping[str, str], run: "RemoteRun", tell: Tell) -> Iterator[dict[str, Pool]]:
+def remote_places(pools: Mapping[str, str], run: "RemoteRun", log: Log) -> Iterator[dict[str, Pool]]:
     """The places of stages that run on other machines; at the end what goes on there is cancelled."""
     if not pools:
         yield {}
@@ -307,7 +307,7 @@ def remote_places(pools: Mapping[str, str], run: "RemoteRun", tell: Tell) -> Ite
     check_pools(pools, stages, run.repository)
     able = travelling(run.checkout, list(wanted))
     for stage in sorted(wanted.keys() - able):
-        tell(f"{stage} runs here: DVC does not hand over what it makes")
+        log(f"{stage} runs here: DVC does not hand over what it makes")
     run.sweep()
     places = {pool: Pool(pool, run) for pool in set(wanted.values())}
     try:

@@ -19,7 +19,7 @@ from dvc.config import ConfigError, NoRemoteError
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
-from flows.engine.runner import Tell
+from flows.engine.runner import Log
 from flows.remote.checkpoints import CHECKPOINTS, Checkpoints
 from flows.repository.dvc_internals import (
     ONE_AT_A_TIME,
@@ -44,16 +44,16 @@ LAST_TRANSFER = 15.0
 class Remote:
     """The default DVC remote, as the stages of one checkout use it."""
 
-    def __init__(self, checkout: Path, tell: Tell, stopped: threading.Event | None = None) -> None:
+    def __init__(self, checkout: Path, log: Log, stopped: threading.Event | None = None) -> None:
         """Once `stopped` is set, nothing more is begun."""
-        self._checkout, self._tell = checkout, tell
+        self._checkout, self._log = checkout, log
         self._stopped = stopped or threading.Event()
         self._pushed: set[str] = set()
         self._keys: dict[str, str] = {}
         self._broken: set[str] = set()
 
     def with_retries(self, what: str, action: Callable[[], T]) -> T:
-        return with_retries(what, action, self._tell, self._stopped)
+        return with_retries(what, action, self._log, self._stopped)
 
     @contextmanager
     def _repo(self) -> Iterator[Repo]:
@@ -155,7 +155,7 @@ class Remote:
     def checkpoints(self, key: str, folder: Path) -> "Checkpoints":
         with self._repo() as repo:
             files, root = remote_files(repo)
-        return Checkpoints(files, files.join(root, CHECKPOINTS, key), folder, self._tell)
+        return Checkpoints(files, files.join(root, CHECKPOINTS, key), folder, self._log)
 
 
 def can_travel(stage: PipelineStage) -> bool:

@@ -34,7 +34,7 @@ class DeniedError(InputError):
 def with_retries(
     what: str,
     action: Callable[[], T],
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
     stopped: threading.Event | None = None,
     delays: Sequence[float] = DELAYS,
 ) -> T:
@@ -58,7 +58,7 @@ def with_retries(
                 raise DeniedError(said) from None
         if not delay or stopped.is_set():
             break
-        tell(f"{said}; trying again in {delay} s")
+        log(f"{said}; trying again in {delay} s")
         stopped.wait(delay)
     raise RemoteAwayError(said)
 

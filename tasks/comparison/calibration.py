@@ -3,7 +3,7 @@
 import pandas as pd
 
 from tasks.comparison.document import InfectedShare, Reliability, ReliabilityLine
-from tasks.comparison.inputs import Experiment, Scored
+from tasks.comparison.inputs import ExperimentResults, Scored
 
 RELIABILITY_SETS = ("covid", "all")
 
@@ -14,7 +14,7 @@ def reliability(scored: Scored) -> tuple[Reliability, ...]:
     return tuple(of_one for of_one in found if any(line.true_share for line in of_one.lines))
 
 
-def _reliability(e: Experiment, scored: Scored) -> Reliability:
+def _reliability(e: ExperimentResults, scored: Scored) -> Reliability:
     return Reliability(
         experiment=e.name,
         ece=scored.scores(e, "covid").get("ece"),
@@ -22,7 +22,7 @@ def _reliability(e: Experiment, scored: Scored) -> Reliability:
     )
 
 
-def _line(e: Experiment, target: str, image_set: str) -> ReliabilityLine:
+def _line(e: ExperimentResults, target: str, image_set: str) -> ReliabilityLine:
     bins = pooled_bins(e.calibration, target, image_set)
     return ReliabilityLine(
         image_set=image_set,

@@ -7,7 +7,7 @@ import pandas as pd
 
 from tasks.common.raw import CLASSES
 from tasks.comparison.document import MOST_SPREADS, Figures, ShownImage, ShownPrediction, Spread
-from tasks.comparison.inputs import Experiment, Inputs, Scored
+from tasks.comparison.inputs import ExperimentResults, Inputs, Scored
 from tasks.comparison.trainings import BOTH
 from tasks.support.cli import InputError
 
@@ -52,7 +52,7 @@ def figure_ids(table: pd.DataFrame, half: str, positions: Sequence[int]) -> dict
     return {position: ids[position - 1] for position in positions}
 
 
-def _prediction(e: Experiment, image_id: str, target: str) -> ShownPrediction:
+def _prediction(e: ExperimentResults, image_id: str, target: str) -> ShownPrediction:
     rows = e.first_seed(target)
     row = rows[rows["id"] == image_id].iloc[0]
     return ShownPrediction(experiment=e.name, target=target, iou=float(row["iou"]), dice=float(row["dice"]))
@@ -74,7 +74,7 @@ def class_cases(inputs: Inputs, infection: Scored) -> tuple[ShownImage, ...]:
     )
 
 
-def shown_of_both(infection: Scored) -> list[Experiment]:
+def shown_of_both(infection: Scored) -> list[ExperimentResults]:
     """Of the experiments that predict lung and infection the one of report 2 and the best by infection."""
     both = [e for e in infection.ranking() if e.predicts_both]
     return [e for e in both if e.name == REPORT_2 or e is both[0] or len(both) < 3]
@@ -87,7 +87,7 @@ def spreads(scored: Scored) -> tuple[Spread, ...]:
     return tuple(_spread(e, scored.target, rows) for e, rows in found if len(rows))
 
 
-def _spread(e: Experiment, target: str, rows: pd.DataFrame) -> Spread:
+def _spread(e: ExperimentResults, target: str, rows: pd.DataFrame) -> Spread:
     iou = rows["iou"].to_numpy(dtype=float)
     low, high = np.quantile(iou, [0.25, 0.75])
     ids = rows["id"].tolist()

@@ -10,7 +10,7 @@ import pandas as pd
 
 from tasks.common.raw import IMAGE_SETS
 from tasks.comparison.document import Difference, Step, StepChange
-from tasks.comparison.inputs import Experiment, Scored
+from tasks.comparison.inputs import ExperimentResults, Scored
 from tasks.comparison.scores import bounds
 from tasks.scoring.intervals import Interval, mean_intervals
 
@@ -70,7 +70,7 @@ def steps(scored: Scored) -> tuple[Step, ...]:
     return tuple(step for e in scored.experiments for step in _steps(e, scored))
 
 
-def _steps(e: Experiment, scored: Scored) -> Iterator[Step]:
+def _steps(e: ExperimentResults, scored: Scored) -> Iterator[Step]:
     rows = e.steps[e.steps["target"] == scored.target]
     names = [str(step) for step in rows["step"].unique() if step != "plain"]
     changes = [

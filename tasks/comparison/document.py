@@ -121,7 +121,7 @@ class Curves(Model):
     val_dice: tuple[float, ...]
 
 
-class Training(Model):
+class TrainingRecord(Model):
     """One network of an experiment."""
 
     seed: int
@@ -137,23 +137,23 @@ class Training(Model):
     symptoms: tuple[Symptom, ...]
 
 
-class Experiment(Model):
+class ExperimentRecord(Model):
     name: str
     half: str
     plan: dict[str, Any]
     prediction: dict[str, Any]
     val_dice: float  # mean over the trainings
-    trainings: tuple[Training, ...]
+    trainings: tuple[TrainingRecord, ...]
 
     @property
-    def first(self) -> Training:
+    def first(self) -> TrainingRecord:
         return self.trainings[0]
 
 
 # Sections: scores and differences
 
 
-class Interval(Model):
+class Bounds(Model):
     """The bounds of a 95 % confidence interval."""
 
     low: float
@@ -162,7 +162,7 @@ class Interval(Model):
 
 class Score(Model):
     value: float  # mean over the seeds
-    interval: Interval | None = None
+    interval: Bounds | None = None
     seed_sd: float | None = None  # of the seeds' means
 
 
@@ -187,7 +187,7 @@ class Difference(Model):
     second: str
     images: int
     value: float
-    interval: Interval | None
+    interval: Bounds | None
     winner: str | None  # None where the interval holds zero
 
 
@@ -305,7 +305,7 @@ class StepChange(Model):
     image_set: str
     metric: str
     value: float
-    interval: Interval | None
+    interval: Bounds | None
     excludes_zero: bool
 
 
@@ -450,7 +450,7 @@ class Document(Model):
     source: str  # of the dataset
     phantoms: bool
     dataset: Dataset
-    experiments: tuple[Experiment, ...]
+    experiments: tuple[ExperimentRecord, ...]
     sections: tuple[Section, ...]
     report_2: Report2 | None
     consistency: Consistency
@@ -464,7 +464,7 @@ class Document(Model):
         """The sections with an experiment, the most important one first."""
         return tuple(section for section in self.sections if section.experiments)
 
-    def experiment(self, name: str) -> Experiment:
+    def experiment(self, name: str) -> ExperimentRecord:
         return next(found for found in self.experiments if found.name == name)
 
     def shown_images(self) -> Iterator[ShownImage]:

@@ -25,7 +25,7 @@ PHANTOM_SCHEME = "phantom://"
 
 
 @dataclass(frozen=True)
-class Experiment:
+class ExperimentResults:
     """All that earlier stages left of one experiment."""
 
     name: str
@@ -105,7 +105,7 @@ class Scored:
 
     half: str
     target: str
-    experiments: tuple[Experiment, ...]  # in the order of params.yaml
+    experiments: tuple[ExperimentResults, ...]  # in the order of params.yaml
     trivial: dict[str, dict[str, Scores]]  # predictor -> image set -> scores
     trivial_images: pd.DataFrame  # a row a Test image and predictor
     _per_image: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)  # as asked for so far
@@ -116,12 +116,12 @@ class Scored:
         results = [e.results[self.target] for e in self.experiments] or list(self.trivial.values())
         return [name for name in IMAGE_SETS if any(name in of_one for of_one in results)]
 
-    def ranking(self, image_set: str = "covid") -> list[Experiment]:
+    def ranking(self, image_set: str = "covid") -> list[ExperimentResults]:
         """The experiments by falling IoU; equals keep their order."""
         known = [e for e in self.experiments if image_set in e.results[self.target]]
         return sorted(known, key=lambda e: -comparable(self.scores(e, image_set).get("iou")))
 
-    def scores(self, e: Experiment, image_set: str) -> Scores:
+    def scores(self, e: ExperimentResults, image_set: str) -> Scores:
         return e.results[self.target].get(image_set, {})
 
     def trivial_scores(self, image_set: str) -> dict[str, Scores]:
@@ -147,7 +147,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Inputs:
-    experiments: tuple[Experiment, ...]
+    experiments: tuple[ExperimentResults, ...]
     trivial: dict[str, dict[str, Results]]  # half -> predictor -> its results
     trivial_images: dict[str, pd.DataFrame]  # half -> a row a Test image, target and predictor
     table: pd.DataFrame  # a row a packed image
@@ -235,7 +235,7 @@ def read_inputs(
     )
 
 
-def _experiment(name: str, params: Params, plans: Path, trained: Path, evaluated: Path) -> Experiment:
+def _experiment(name: str, params: Params, plans: Path, trained: Path, evaluated: Path) -> ExperimentResults:
     """An experiment, its trainings put together, which differ in the seed alone."""
     trainings = {plan.seed: training for training, plan in params.plans.items() if plan.experiment == name}
     of_first = plans / f"{next(iter(trainings.values()))}.json"
@@ -243,7 +243,7 @@ def _experiment(name: str, params: Params, plans: Path, trained: Path, evaluated
         raise InputError(f"{of_first}: no such file; the stage plan writes it for {name} of params.yaml")
     folders = [evaluated / training for training in trainings.values()]
     settings = [_json(folder / "settings.json") for folder in folders]
-    return Experiment(
+    return ExperimentResults(
         name=name,
         plan=_json(of_first),
         prediction=settings[0]["prediction"],

@@ -12,8 +12,8 @@ from tasks.common.raw import KIND_WORDS, Kind, write_member
 from tasks.comparison.document import (
     COMPARISON_FILE,
     PICTURES_FILE,
+    Bounds,
     Document,
-    Interval,
     Section,
     prediction_name,
     reference_name,
@@ -52,7 +52,7 @@ def _place(section: Section, image_set: str) -> Row:
     return {"half": section.half, "target": section.target, "image_set": image_set}
 
 
-def _estimate(value: float, interval: Interval | None) -> Row:
+def _estimate(value: float, interval: Bounds | None) -> Row:
     return {"value": value, **(interval.model_dump() if interval else {})}
 
 

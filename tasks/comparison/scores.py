@@ -5,16 +5,15 @@ from statistics import stdev
 
 import pandas as pd
 
-from tasks.comparison.document import Interval, Kind, Marking, Score, ScoreRow
-from tasks.comparison.inputs import Experiment, Scored, Scores
-from tasks.scoring.intervals import Interval as Computed
-from tasks.scoring.intervals import mean_intervals, ratio_interval
+from tasks.comparison.document import Bounds, Kind, Marking, Score, ScoreRow
+from tasks.comparison.inputs import ExperimentResults, Scored, Scores
+from tasks.scoring.intervals import Interval, mean_intervals, ratio_interval
 from tasks.support.symptoms import marking as marking_of
 
 WITH_SPREAD = ("iou", "dice")  # over seeds
 MEANS = ("iou", "dice", "precision", "sensitivity", "specificity", "hd95", "nsd", "mae")  # over images
 
-Intervals = dict[str, dict[str, Computed]]  # metric -> experiment or trivial predictor -> its interval
+Intervals = dict[str, dict[str, Interval]]  # metric -> experiment or trivial predictor -> its interval
 
 
 def score_rows(scored: Scored, image_set: str) -> tuple[ScoreRow, ...]:
@@ -42,14 +41,14 @@ def _row(name: str, kind: Kind, scores: Scores, intervals: Intervals, spread: Sc
     return ScoreRow(name=name, kind=kind, images=int(scores["images"]), scores=found)
 
 
-def bounds(interval: Computed | None) -> Interval | None:
+def bounds(interval: Interval | None) -> Bounds | None:
     """The bounds alone; None where there are none, as of a single image."""
     if interval is None or math.isnan(interval.low):
         return None
-    return Interval(low=interval.low, high=interval.high)
+    return Bounds(low=interval.low, high=interval.high)
 
 
-def _spread(e: Experiment, scored: Scored, image_set: str) -> Scores:
+def _spread(e: ExperimentResults, scored: Scored, image_set: str) -> Scores:
     """The standard deviation of the seeds' means, where there are several."""
     if len(e.seeds) == 1:
         return {}
@@ -89,7 +88,7 @@ def markings(scored: Scored) -> dict[str, Marking]:
     return {name: marking for name, marking in found.items() if marking}
 
 
-def _marking(e: Experiment, target: str) -> Marking | None:
+def _marking(e: ExperimentResults, target: str) -> Marking | None:
     counts = e.rows(target).groupby("seed")[["tp", "fp", "fn", "tn"]].sum()
     shares = (counts["tp"] + counts["fp"]) / counts.sum(axis=1)
     found = [marks for share in shares if (marks := marking_of(share))]

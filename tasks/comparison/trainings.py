@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 from pydantic import TypeAdapter
 
-from tasks.comparison.document import Curves, Experiment, Report2Scores, Symptom, Training
-from tasks.comparison.inputs import Experiment as ExperimentInputs
-from tasks.support.symptoms import Dead, symptoms
+from tasks.comparison.document import Curves, ExperimentRecord, Report2Scores, Symptom, TrainingRecord
+from tasks.comparison.inputs import ExperimentResults
+from tasks.support.symptoms import DeadEpochs, symptoms
 
 BOTH = ("lung", "infection")
 LOADED = ("parameters", "train_images", "val_images", "best_epoch", "val_dice", "precision", "torch")
@@ -16,9 +16,9 @@ LOADED = ("parameters", "train_images", "val_images", "best_epoch", "val_dice", 
 _SYMPTOM: TypeAdapter[Symptom] = TypeAdapter(Symptom)
 
 
-def experiment(e: ExperimentInputs) -> Experiment:
+def experiment(e: ExperimentResults) -> ExperimentRecord:
     trainings = tuple(_training(e, seed) for seed in e.seeds)
-    return Experiment(
+    return ExperimentRecord(
         name=e.name,
         half=e.half,
         plan=e.plan,
@@ -28,10 +28,10 @@ def experiment(e: ExperimentInputs) -> Experiment:
     )
 
 
-def _training(e: ExperimentInputs, seed: int) -> Training:
+def _training(e: ExperimentResults, seed: int) -> TrainingRecord:
     history = e.of_seed(seed)
     network: dict[str, Any] = {key: e.networks[seed][key] for key in LOADED}
-    return Training(
+    return TrainingRecord(
         seed=seed,
         **network,
         thresholds=e.thresholds[seed],
@@ -49,13 +49,13 @@ def symptoms_of(history: pd.DataFrame) -> tuple[Symptom, ...]:
     """What went wrong in the training of one seed."""
     return tuple(
         _SYMPTOM.validate_python(
-            {"kind": "dead" if isinstance(found, Dead) else "diverged", **found._asdict()}
+            {"kind": "dead" if isinstance(found, DeadEpochs) else "diverged", **found._asdict()}
         )
         for found in symptoms(history)
     )
 
 
-def report_2_scores(e: ExperimentInputs) -> Report2Scores:
+def report_2_scores(e: ExperimentResults) -> Report2Scores:
     """The scores that report 2 printed, of this experiment.
 
     The final ones are of all Test images; the last epoch's are of the first seed and the Val split.

@@ -3,12 +3,14 @@
 import json
 import math
 
-from tasks.comparison.document import Experiment, InfectedShare, Reliability, Section
+from tasks.comparison.document import ExperimentRecord, InfectedShare, Reliability, Section
 from tasks.reporting import charts as figures
 from tasks.reporting.words import formatted
 
 
-def loss_charts(experiments: tuple[Experiment, ...]) -> list[tuple[Experiment, figures.Chart, figures.Chart]]:
+def loss_charts(
+    experiments: tuple[ExperimentRecord, ...],
+) -> list[tuple[ExperimentRecord, figures.Chart, figures.Chart]]:
     """Per experiment its losses and its validation Dice; epochs shared by all, losses by equal formulas."""
     last = max(max(t.curves.epoch) for e in experiments for t in e.trainings)
     highest: dict[str, float] = {}
@@ -19,7 +21,7 @@ def loss_charts(experiments: tuple[Experiment, ...]) -> list[tuple[Experiment, f
     return [(e, *_charts_of(e, last, highest[_formula(e)])) for e in experiments]
 
 
-def _charts_of(e: Experiment, last: int, highest: float) -> tuple[figures.Chart, figures.Chart]:
+def _charts_of(e: ExperimentRecord, last: int, highest: float) -> tuple[figures.Chart, figures.Chart]:
     best = e.first.best_epoch
     losses = _of_seeds(e, {"train": "train_loss", "validation": "val_loss"})
     dice = _of_seeds(e, {"validation": "val_dice"})
@@ -29,7 +31,7 @@ def _charts_of(e: Experiment, last: int, highest: float) -> tuple[figures.Chart,
     )
 
 
-def _of_seeds(e: Experiment, roles: dict[str, str]) -> list[figures.Curve]:
+def _of_seeds(e: ExperimentRecord, roles: dict[str, str]) -> list[figures.Curve]:
     """A curve for each role (with its field of the curves) and seed, the first seed's on top."""
     return [
         figures.Curve(
@@ -42,7 +44,7 @@ def _of_seeds(e: Experiment, roles: dict[str, str]) -> list[figures.Curve]:
     ]
 
 
-def _formula(e: Experiment) -> str:
+def _formula(e: ExperimentRecord) -> str:
     return str(e.plan["loss"]) + json.dumps(e.plan.get("loss_options"), sort_keys=True)
 
 

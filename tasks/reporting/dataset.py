@@ -13,7 +13,7 @@ from tasks.reporting.words import formatted
 ALL = "all"  # the sums among the counts
 
 
-class Cell(NamedTuple):
+class CountCell(NamedTuple):
     text: str
     notes: tuple[str, ...] = ()  # what differs from it
 
@@ -21,7 +21,7 @@ class Cell(NamedTuple):
 @dataclass(frozen=True)
 class CountRow:
     label: str
-    cells: tuple[Cell, ...]
+    cells: tuple[CountCell, ...]
     is_sum: bool
 
 
@@ -43,18 +43,18 @@ def has_published(dataset: Dataset) -> bool:
     return any(count.published is not None for count in dataset.counts)
 
 
-def _cells(of_class: Sequence[ClassCount], published: bool) -> tuple[Cell, ...]:
+def _cells(of_class: Sequence[ClassCount], published: bool) -> tuple[CountCell, ...]:
     cells = [_cell(count) for count in of_class]
-    return (*cells, Cell(formatted(of_class[-1].published, 0))) if published else tuple(cells)
+    return (*cells, CountCell(formatted(of_class[-1].published, 0))) if published else tuple(cells)
 
 
-def _cell(count: ClassCount) -> Cell:
+def _cell(count: ClassCount) -> CountCell:
     notes = []
     if count.usable != count.images:
         notes.append(f"of {count.images:,} found")
     if count.published is not None and count.published != count.images:
         notes.append(f"{count.published:,} published")
-    return Cell(f"{count.usable:,}", tuple(notes))
+    return CountCell(f"{count.usable:,}", tuple(notes))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from tasks.comparison.document import (
     AgainstBaselines,
     Consistency,
     Document,
-    Experiment,
+    ExperimentRecord,
     Lead,
     PrintedIou,
     PrintedMae,
@@ -68,7 +68,7 @@ def on_trainings(document: Document) -> dict[str, list[SymptomSentence]]:
     return {e.name: found for e in document.experiments if (found := _on_training(e))}
 
 
-def _on_training(e: Experiment) -> list[SymptomSentence]:
+def _on_training(e: ExperimentRecord) -> list[SymptomSentence]:
     """Of several trainings, each says which it is."""
     return [
         SymptomSentence(

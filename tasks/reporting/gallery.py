@@ -63,13 +63,13 @@ class Gallery:
 
 
 @dataclass(frozen=True)
-class Case:
+class PictureRow:
     label: str
     image_id: str
     pictures: tuple[figures.Picture, ...]
 
 
-def figure_cases(document: Document, gallery: Gallery) -> list[Case]:
+def figure_cases(document: Document, gallery: Gallery) -> list[PictureRow]:
     """The test images that were asked for, as each experiment predicts them."""
     found = [section.figures for section in document.predicted if section.figures]
     return [
@@ -78,12 +78,12 @@ def figure_cases(document: Document, gallery: Gallery) -> list[Case]:
     ]
 
 
-def class_cases(shown: tuple[ShownImage, ...], gallery: Gallery) -> list[Case]:
+def class_cases(shown: tuple[ShownImage, ...], gallery: Gallery) -> list[PictureRow]:
     """An image of each class, with lung and infection."""
     return [_case(image.image_id.split("/")[2], image, gallery, "{experiment}: {target}") for image in shown]
 
 
-def _case(label: str, shown: ShownImage, gallery: Gallery, caption: str) -> Case:
+def _case(label: str, shown: ShownImage, gallery: Gallery, caption: str) -> PictureRow:
     """An X-ray, its reference masks and its predictions."""
     pictures = [gallery.xray(shown.image_id)]
     pictures += [gallery.truth(shown.image_id, target) for target in shown.references]
@@ -91,7 +91,7 @@ def _case(label: str, shown: ShownImage, gallery: Gallery, caption: str) -> Case
         gallery.prediction(shown.image_id, p, caption.format(experiment=p.experiment, target=p.target))
         for p in shown.predictions
     ]
-    return Case(label, shown.image_id, tuple(pictures))
+    return PictureRow(label, shown.image_id, tuple(pictures))
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class SpreadCard:
     experiment: str
     chart: figures.Chart
     words: str
-    cases: tuple[Case, ...]
+    cases: tuple[PictureRow, ...]
 
 
 def spread_cards(section: Section, gallery: Gallery) -> list[SpreadCard]:

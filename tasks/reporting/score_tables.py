@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tasks.comparison.document import Experiment, ImageSet, Interval, Marking, Score, ScoreRow, Section
+from tasks.comparison.document import Bounds, ExperimentRecord, ImageSet, Marking, Score, ScoreRow, Section
 from tasks.reporting.words import formatted, listed, percentage, row_words
 
 Value = float | None
@@ -49,7 +49,7 @@ POOLED_COLUMNS = {
 REPEATS = {"iou_nonempty": "iou", "dice_nonempty": "dice"}  # left out where each row says the same as these
 ROW_KINDS = {"experiment": "ours", "baseline": "trivial"}  # as the style sheet knows them
 
-Experiments = Mapping[str, Experiment]  # by name
+Experiments = Mapping[str, ExperimentRecord]  # by name
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def iou_bars(experiments: Experiments, section: Section, phantoms: bool) -> list
     return [bar for _, bar in sorted(entries, key=lambda entry: -comparable(entry[0]))]
 
 
-def _bar(name: str, kind: str, iou: float, interval: Interval | None = None, fault: str = "") -> IouBar:
+def _bar(name: str, kind: str, iou: float, interval: Bounds | None = None, fault: str = "") -> IouBar:
     low, high = (_percent(interval.low), _percent(interval.high)) if interval else (None, None)
     return IouBar(name, kind, _percent(iou), formatted(iou), low, high, fault)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tasks.comparison.document import Experiment, PublishedScores, Section
+from tasks.comparison.document import ExperimentRecord, PublishedScores, Section
 from tasks.reporting.differences import postprocessing
 from tasks.reporting.words import formatted, listed, target_words
 
@@ -39,7 +39,7 @@ LOSSES = {
     "focal_tversky": "focal Tversky",
 }
 LOSS_OPTIONS = {"alpha": "α", "gamma": "γ"}
-Setting = Callable[[Experiment], str]
+Setting = Callable[[ExperimentRecord], str]
 SETTINGS: dict[str, Setting] = {
     "Network": lambda e: NETWORKS.get(e.plan["network"], e.plan["network"]) + _supervision(e.plan),
     "Parameters": lambda e: f"{e.first.parameters:,}",
@@ -73,7 +73,7 @@ NUMERIC_COLUMNS = ("Parameters", "Epochs", "Best epoch", "Val Dice", "Batch size
 ALWAYS_COLUMNS = ("Network", "Parameters", "Loss", "Epochs", "Best epoch", "Val Dice")
 
 
-def settings(experiments: Sequence[Experiment]) -> tuple[dict[str, list[str]], dict[str, str]]:
+def settings(experiments: Sequence[ExperimentRecord]) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Settings that differ (or matter most), a column each with a cell an experiment; and the common ones.
 
     A key of the plans that this module does not know is shown under its own name.

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from tasks.comparison.document import Document, Interval, Kind, Section
+from tasks.comparison.document import Bounds, Document, Kind, Section
 
 IMAGE_SET_WORDS = {
     "covid": "COVID-19 Test images",
@@ -54,6 +54,6 @@ def signed(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:+.3f}".replace("-", "−")
 
 
-def signed_span(interval: Interval | None) -> str:
+def signed_span(interval: Bounds | None) -> str:
     """The bounds of a difference."""
     return f"{signed(interval.low)} to {signed(interval.high)}" if interval else ""

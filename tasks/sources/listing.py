@@ -46,12 +46,12 @@ class Image(NamedTuple):
     def id(self) -> str:
         return f"{self.half}/{SPLITS[self.split]}/{CLASSES[self.image_class]}/{self.name}"
 
-    def place(self, kind: Kind) -> "Place":
+    def place(self, kind: Kind) -> "PlaceInLayout":
         shard = shard_name(self.half, SPLITS[self.split])
-        return Place(shard, member_name(CLASSES[self.image_class], kind, self.name))
+        return PlaceInLayout(shard, member_name(CLASSES[self.image_class], kind, self.name))
 
 
-class Place(NamedTuple):
+class PlaceInLayout(NamedTuple):
     """Where `data/raw` keeps a file."""
 
     shard: str
@@ -59,7 +59,7 @@ class Place(NamedTuple):
 
 
 Images = dict[Image, dict[Kind, str]]
-Listing = dict[Place, Stamp]
+Listing = dict[PlaceInLayout, Stamp]
 
 
 def find_images(source: Source, where: str) -> Images:
@@ -127,12 +127,12 @@ class Stored:
         names = {shard_name(*row) for row in zip(manifest["half"], manifest["split"], strict=True)}
         self._shards = {name: ZipSource(raw / name) for name in names}
         self.listing: Listing = {
-            Place(shard, member): stamp
+            PlaceInLayout(shard, member): stamp
             for shard, source in self._shards.items()
             for member, stamp in source.stamps(source.names()).items()
         }
 
-    def holds(self, place: Place, stamp: Stamp) -> bool:
+    def holds(self, place: PlaceInLayout, stamp: Stamp) -> bool:
         """Whether a file is there and as a source's stamp says; no, where that doesn't tell.
 
         Raises:
@@ -145,7 +145,7 @@ class Stored:
             return own.digest == stamp.digest
         return stamp.digest == f"md5:{hashlib.md5(self.read(place), usedforsecurity=False).hexdigest()}"
 
-    def read(self, place: Place) -> bytes:
+    def read(self, place: PlaceInLayout) -> bytes:
         """The content of one file.
 
         Raises:

@@ -2,8 +2,8 @@
 
 Where the environment variable RETRAIN_EVENTS names a file, a stage appends a line of JSON for each event:
 
-    {"time": "2026-11-28T09:30:01.250+00:00", "what": "report1_bce epoch 3 of 8", "done": 12, "total": 48,
-     "fraction": 0.28125, "scores": {}}
+    {"time": "2026-11-28T09:30:01.250+00:00", "what": "report1_bce-seed0 epoch 3 of 8", "done": 12,
+     "total": 48, "fraction": 0.28125, "scores": {}}
 
 A line is complete once it ends; what was cut off in the middle is to be ignored.
 """

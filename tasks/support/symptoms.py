@@ -19,7 +19,7 @@ NO, EVERY = 1e-4, 0.95
 DIVERGED = 2.0
 
 
-class Dead(NamedTuple):
+class DeadEpochs(NamedTuple):
     """Epochs on end, both bounds included, in which a network told no pixel from another."""
 
     marks: str  # "no" or "nearly every" pixel
@@ -32,7 +32,7 @@ class Dead(NamedTuple):
     spoils: bool  # the epoch kept is one of them, so the network's scores show it
 
 
-class Diverged(NamedTuple):
+class DivergedEpochs(NamedTuple):
     """Epochs on end, both bounds included, with a train loss far above its lowest value until then."""
 
     first_epoch: int
@@ -55,7 +55,7 @@ def new_symptoms(history: pd.DataFrame) -> list[str]:
     ]
 
 
-def symptoms(history: pd.DataFrame) -> list[Dead | Diverged]:
+def symptoms(history: pd.DataFrame) -> list[DeadEpochs | DivergedEpochs]:
     """What a finished training showed, and whether the epoch kept, the best by validation Dice, shows it.
 
     One that was dead in its first epochs alone, and was not kept then, showed nothing: it began slowly. The
@@ -111,7 +111,7 @@ def _spells(history: pd.DataFrame, shown: "pd.Series[str]") -> Iterator[Spell]:
             yield Spell(what, of_run[0], of_run[-1], of_run[0] == epochs[0], of_run[-1] < epochs[-1])
 
 
-# Dead predictions
+# DeadEpochs predictions
 
 
 def _dead(history: pd.DataFrame) -> dict[Spell, list[str]]:
@@ -137,9 +137,9 @@ def _dead_since(spell: Spell, targets: list[str]) -> str:
     )
 
 
-def _dead_through(spell: Spell, targets: list[str], kept: int) -> Dead:
+def _dead_through(spell: Spell, targets: list[str], kept: int) -> DeadEpochs:
     named = tuple(target for target in targets if target)
-    return Dead(
+    return DeadEpochs(
         spell.what, named, spell.first, spell.last, kept, spell.throughout, spell.ends, spell.holds(kept)
     )
 
@@ -168,7 +168,7 @@ def _diverged_since(history: pd.DataFrame, spell: Spell) -> str:
     )
 
 
-def _diverged_through(history: pd.DataFrame, spell: Spell) -> Diverged:
+def _diverged_through(history: pd.DataFrame, spell: Spell) -> DivergedEpochs:
     of_spell = history["epoch"].between(spell.first, spell.last)
     highest = float(history.loc[of_spell, "train_loss"].max())
-    return Diverged(spell.first, spell.last, *_lowest_before(history, spell), highest, spell.ends)
+    return DivergedEpochs(spell.first, spell.last, *_lowest_before(history, spell), highest, spell.ends)

@@ -1,6 +1,6 @@
 from typing import Any
 
-from flows.comparison import as_lines, as_rows, compare
+from flows.comparison import as_lines, as_rows, metric_changes
 
 
 def metrics(iou: float, mae: float) -> dict[str, Any]:
@@ -9,7 +9,7 @@ def metrics(iou: float, mae: float) -> dict[str, Any]:
 
 
 def test_more_is_better_but_for_errors() -> None:
-    scores = compare(metrics(0.7, 0.2), metrics(0.6, 0.1), ["net"])
+    scores = metric_changes(metrics(0.7, 0.2), metrics(0.6, 0.1), ["net"])
     assert [(score.metric, score.verdict) for score in scores] == [
         ("IoU", "better"),
         ("Dice", "same"),
@@ -18,11 +18,11 @@ def test_more_is_better_but_for_errors() -> None:
 
 
 def test_what_the_base_lacks_is_new() -> None:
-    assert {score.verdict for score in compare(metrics(0.7, 0.2), {}, ["net"])} == {"new"}
+    assert {score.verdict for score in metric_changes(metrics(0.7, 0.2), {}, ["net"])} == {"new"}
 
 
 def test_a_row_names_the_base_and_marks_the_change() -> None:
-    row = as_rows(compare(metrics(0.7, 0.2), metrics(0.6, 0.2), ["net"]), "main (abc)")[0]
+    row = as_rows(metric_changes(metrics(0.7, 0.2), metrics(0.6, 0.2), ["net"]), "main (abc)")[0]
     assert row == {
         "experiment": "net",
         "target": "infection",
@@ -36,6 +36,6 @@ def test_a_row_names_the_base_and_marks_the_change() -> None:
 
 
 def test_a_line_for_each_experiment_target_and_set() -> None:
-    assert as_lines(compare(metrics(0.7, 0.2), metrics(0.6, 0.2), ["net"])) == [
+    assert as_lines(metric_changes(metrics(0.7, 0.2), metrics(0.6, 0.2), ["net"])) == [
         "net, infection on COVID-19 Test images: IoU 0.7000 (+0.1000), Dice 0.5000 (0), MAE 0.2000 (0)"
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flows.dataset import Difference, compare, count
+from flows.dataset import DatasetDifference, count, dataset_difference
 from tasks.common.raw import MANIFEST_COLUMNS
 from tests.helpers import Repository, environment
 
@@ -41,8 +41,8 @@ def test_what_became_of_each_image() -> None:
         (f"{val}/came", "s", "t", "u"),
         (f"{val}/twin", "o", "p", "q"),
     )
-    difference = compare(before, after)
-    assert difference == Difference(
+    difference = dataset_difference(before, after)
+    assert difference == DatasetDifference(
         added=[f"{val}/bare", f"{val}/came"],  # without its image nobody can say that it is the same
         removed=[f"{train}/bare", f"{train}/gone", f"{train}/twin2"],
         moved=[

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tasks.comparison.document import Document
-from tasks.comparison.inputs import Experiment, Inputs
+from tasks.comparison.inputs import ExperimentResults, Inputs
 from tasks.support.cli import InputError
 from tests.helpers import made
 from tests.results import IDS, Work
@@ -120,10 +120,10 @@ def test_trivial_predictors_stand_where_no_experiment_predicts_their_target(work
     assert metrics["whole_lung"].keys() == {"infection"} and metrics["lung"].keys() == {"lung"}
 
 
-def experiment(name: str, half: str, *targets: str) -> Experiment:
+def experiment(name: str, half: str, *targets: str) -> ExperimentResults:
     anything: Any = None
     scores = {"covid": {"iou": 0.5, "images": 1.0}}
-    return Experiment(
+    return ExperimentResults(
         name=name,
         plan={"half": half},
         prediction={},

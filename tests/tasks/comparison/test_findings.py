@@ -1,4 +1,4 @@
-from tasks.comparison.document import Difference, Interval
+from tasks.comparison.document import Bounds, Difference
 from tasks.comparison.findings import lead
 
 
@@ -9,7 +9,7 @@ def difference(second: str, value: float, winner: str | None) -> Difference:
         second=second,
         images=9,
         value=value,
-        interval=Interval(low=value - 0.05, high=value + 0.05),
+        interval=Bounds(low=value - 0.05, high=value + 0.05),
         winner=winner,
     )
 

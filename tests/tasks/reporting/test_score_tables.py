@@ -1,6 +1,6 @@
 import math
 
-from tasks.comparison.document import Interval, Score, ScoreRow
+from tasks.comparison.document import Bounds, Score, ScoreRow
 from tasks.reporting.score_tables import MAIN_COLUMNS, Cell, _cells, _tells
 
 COLUMNS = {metric: MAIN_COLUMNS[metric] for metric in ("iou", "mae", "missed")}
@@ -19,7 +19,7 @@ def test_the_best_of_a_column_is_marked_as_printed() -> None:
     ]
     marks = [[cell.best for cell in _cells(one, COLUMNS, 1, rivals)] for one in rivals]
     assert marks == [[True, False, False], [True, True, False], [False, False, False]]
-    score = Score(value=0.70001, interval=Interval(low=0.6, high=0.8), seed_sd=0.01)
+    score = Score(value=0.70001, interval=Bounds(low=0.6, high=0.8), seed_sd=0.01)
     noted = rivals[0].model_copy(update={"scores": {"iou": score}})
     notes = ("0.600–0.800", "SD 0.010", "2 seeds")
     assert _cells(noted, {"iou": COLUMNS["iou"]}, 2) == (Cell("0.700", notes),)

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from tasks.download import download
-from tasks.sources.listing import Listing, Place, Stored, find_images, fingerprint, list_files, open_earlier
+from tasks.sources.listing import (
+    Listing,
+    PlaceInLayout,
+    Stored,
+    find_images,
+    fingerprint,
+    list_files,
+    open_earlier,
+)
 from tasks.sources.open import open_source
 from tasks.sources.source import Stamp
 from tasks.support.cli import InputError
@@ -32,7 +40,7 @@ def test_a_zip_its_folder_and_what_is_made_of_them_list_the_same(
     assert listing is not None
     assert len(listing) == 27
     content = (kaggle_folder / TRAIN / "covid_1.png").read_bytes()
-    place = Place("infection-train.zip", "COVID-19/images/covid_1.png")
+    place = PlaceInLayout("infection-train.zip", "COVID-19/images/covid_1.png")
     assert listing[place] == (len(content), zlib.crc32(content))
     assert listed(zipped(kaggle_folder, tmp_path / "a.zip", "covidqu/")) == listing
     assert Stored(raw).listing == listing
@@ -58,14 +66,17 @@ def test_phantoms_never_change() -> None:
 
 def test_a_fingerprint_stays_what_it_was() -> None:
     """Users keep it in their params.yaml."""
-    a, b = Place("infection-train.zip", "COVID-19/images/a.png"), Place("lung-val.zip", "Normal/images/é.png")
+    a, b = (
+        PlaceInLayout("infection-train.zip", "COVID-19/images/a.png"),
+        PlaceInLayout("lung-val.zip", "Normal/images/é.png"),
+    )
     listing = {a: Stamp(3, zlib.crc32(b"abc")), b: Stamp(0, 0)}
     assert fingerprint(listing) == "f6ff831f10317af957e628fc17bf2832"
     assert fingerprint(dict(reversed(listing.items()))) == fingerprint(listing)
 
 
 def test_place_size_and_content_all_change_the_fingerprint() -> None:
-    place = Place("infection-train.zip", "COVID-19/images/a.png")
+    place = PlaceInLayout("infection-train.zip", "COVID-19/images/a.png")
     moved, renamed = place._replace(shard="infection-val.zip"), place._replace(member="COVID-19/images/b.png")
     rows = [(place, Stamp(3, 7)), (place, Stamp(4, 7)), (place, Stamp(3, 8))]
     rows += [(moved, Stamp(3, 7)), (renamed, Stamp(3, 7))]

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from tasks.settings.schema import Params
-from tasks.support.symptoms import Dead, Diverged, marking, new_symptoms, symptoms
+from tasks.support.symptoms import DeadEpochs, DivergedEpochs, marking, new_symptoms, symptoms
 from tasks.train import train
 from tests.histories import ALL, FINE, NONE, history, of_two
 
@@ -15,10 +15,10 @@ def test_symptoms_tell_their_epochs() -> None:
     dead = of_two([FINE, ALL, ALL, ALL], [FINE, ALL, ALL, ALL], dice=[0.5, 0.1, 0.1, 0.1])
     both = ("infection", "lung")
     assert symptoms(dead) == [
-        Dead("nearly every", both, 2, 4, 1, throughout=False, ended=False, spoils=False)
+        DeadEpochs("nearly every", both, 2, 4, 1, throughout=False, ended=False, spoils=False)
     ]
     diverged = history(*[FINE] * 6, loss=[0.8, 0.5, 1.1, 2.25, 1.2, 0.9])
-    assert symptoms(diverged) == [Diverged(3, 5, 0.5, 2, 2.25, ended=True)]
+    assert symptoms(diverged) == [DivergedEpochs(3, 5, 0.5, 2, 2.25, ended=True)]
 
 
 def said_after(found: pd.DataFrame) -> dict[int, list[str]]:
@@ -83,4 +83,4 @@ def test_a_training_that_dies_says_so(
     assert "epoch 3/4:" in before
     found = pd.read_csv(tmp_path / "out" / "history.csv")
     kept = json.loads((tmp_path / "out" / "network" / "network.json").read_text())["best_epoch"]
-    assert symptoms(found) == [Dead("no", (), 1, 4, kept, throughout=True, ended=False, spoils=True)]
+    assert symptoms(found) == [DeadEpochs("no", (), 1, 4, kept, throughout=True, ended=False, spoils=True)]
