@@ -142,6 +142,20 @@ class TestInOrder:
         assert cluster.user.tasks(of(cluster, "again").id)[TRAIN].state_name == "Cached"
         assert lock(other.repository, "again") == lock(parent.repository, "spread")
 
+    def test_more_seeds_train_side_by_side_and_the_first_is_known(
+        self, cluster: Cluster, parent: Host, workers: list[Host]
+    ) -> None:
+        parent.retrain("--name", "seeds", "--set", "training.seeds=3", *ONE, *ELSEWHERE).finish(400)
+        assert cluster.user.tasks(of(cluster, "seeds").id)[TRAIN].state_name == "Cached"
+        ran = {run.name.partition(" of ")[0]: run for run in stages(cluster, "seeds")}
+        others = ["train@report1_bce-seed1", "train@report1_bce-seed2"]
+        assert sorted(ran) == others
+        first, second = (ran[name] for name in others)
+        assert first.start_time and first.end_time and second.start_time and second.end_time
+        assert first.start_time < second.end_time and second.start_time < first.end_time
+        machines = [where(cluster, "seeds", name).partition(":")[0] for name in others]
+        assert sorted(machines) == ["on gpu-1", "on gpu-2"]
+
     def test_two_that_want_the_same_train_it_once(
         self, cluster: Cluster, parent: Host, other: Host, workers: list[Host]
     ) -> None:
