@@ -13,7 +13,7 @@ from typing import NamedTuple
 from flows.publish import PREFIX, RESULTS, TRAILER
 from flows.repository.cache import Unreferenced, find_unreferenced
 from flows.repository.checkout import RUNS, find_leftovers, none_running, remove_leftovers
-from flows.repository.dvc_internals import locked
+from flows.repository.dvc_internals import locked_cache
 from flows.repository.git import GitError, git
 from tasks.support.checkpoints import FOLDER as CHECKPOINTS
 from tasks.support.checkpoints import NAME as CHECKPOINT
@@ -115,7 +115,7 @@ def find(repository: Path, days: float, keep_last: int) -> Removal:
     before = time.time() - days * DAY
     results, kept = _old_results(repository, before, keep_last)
     checkpoints, cache = [], NO_CACHE
-    with none_running(repository) as idle, locked(repository) as folder:
+    with none_running(repository) as idle, locked_cache(repository) as folder:
         if not idle:
             kept.append("checkpoints and the DVC cache: a run is running")
         else:
@@ -227,7 +227,7 @@ def remove(repository: Path, plan: Removal) -> None:
         shutil.rmtree(folder)
     if plan.checkouts:
         remove_leftovers(repository)
-    with none_running(repository) as idle, locked(repository) as cache:
+    with none_running(repository) as idle, locked_cache(repository) as cache:
         if not idle:
             return
         for path in plan.checkpoints:

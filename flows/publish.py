@@ -15,7 +15,7 @@ from dvc.config import Config
 from flows.repository.checkout import RUNS, numbered
 from flows.repository.git import GitError, git, resolve, run
 from flows.repository.refs import ORIGIN, has_origin, push_refs, refs_at_origin
-from flows.repository.retry import DeniedError, RemoteAwayError, with_retries
+from flows.repository.retry import DeniedError, UnavailableError, with_retries
 from tasks.support.cli import InputError
 
 #: What a run commits, and by what two runs are the same.
@@ -100,7 +100,7 @@ def check_origin(repository: Path, commit: str, run: str, log: Callable[[str], N
 
     try:
         refs = with_retries(ORIGIN, look, log, delays=DELAYS)
-    except (DeniedError, RemoteAwayError) as error:
+    except (DeniedError, UnavailableError) as error:
         raise InputError(f"publish: nothing can be pushed to {error}; `here` needs no {ORIGIN}") from None
     if IN_THE_WAY in refs:
         raise InputError(_no_room(ORIGIN, f"git push {ORIGIN} {ORIGIN}/retrain:refs/heads/OTHER :retrain"))

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from flows.comparison import as_lines, as_rows, metric_changes
 from flows.deployment.temporary import start_server
-from flows.engine.order import Here, run_stages, urgency_of
+from flows.engine.order import LocalMachine, priority_of, run_stages
 from flows.engine.pipeline import restore_output, restore_pipeline, sort_lock
 from flows.engine.runner import StageRunner
 from flows.engine.slots import compute_slots
@@ -129,11 +129,11 @@ def _retrain(
             **_previous_data(checkout),
         )
         checked = load_params(path)
-        here = Here(runner, compute_slots(checked))
+        local = LocalMachine(runner, compute_slots(checked))
         remote_run = RemoteRun(checkout, pipeline, repository, run, name, logger.info)
         with remote_places(pools, remote_run, logger.info) as places:
             try:
-                run_stages(pipeline, lambda stage: places.get(stage) or here, urgency_of(pipeline, checked))
+                run_stages(pipeline, lambda stage: places.get(stage) or local, priority_of(pipeline, checked))
             finally:
                 runner.stop()  # none is left, unless the flow itself was stopped
         # What was committed for other machines on the way is no part of the result.

@@ -21,7 +21,7 @@ from prefect.settings import get_current_settings
 from flows.deployment.addresses import api_of, host_and_port
 from flows.deployment.automations import crash_the_silent, report_ended
 from flows.deployment.deployments import AT_FIRST, RUN_FLOW, deploy, find_deployment
-from flows.deployment.prefect_api import STARTUP, AwayError, check_server, has_to_start, ui_of
+from flows.deployment.prefect_api import STARTUP, ServerUnavailableError, check_server, has_to_start, ui_of
 from flows.deployment.reports import serving_reports
 from flows.deployment.supervision import lock_path, log_path, only_one, part, until_stopped
 from flows.deployment.work_pools import POOL_NAME, make_pool
@@ -127,7 +127,7 @@ def _wait_until_up(api: str, server: "subprocess.Popen[bytes]", repository: Path
     deadline = time.monotonic() + STARTUP
     while time.monotonic() < deadline and server.poll() is None:
         if _listens(server, api):
-            with suppress(AwayError):
+            with suppress(ServerUnavailableError):
                 return check_server(api)
         time.sleep(0.2)
     raise InputError(f"the Prefect server does not start; {log_path(SERVER, repository)} says why")

@@ -27,7 +27,7 @@ from flows.remote.stage_request import REFUSED, StageRequest, versions
 from flows.repository.checkout import checked_out
 from flows.repository.git import GitError, find_repository
 from flows.repository.refs import fetch_commit
-from flows.repository.retry import DeniedError, RemoteAwayError, with_retries
+from flows.repository.retry import DeniedError, UnavailableError, with_retries
 from tasks.settings.schema import load_params
 from tasks.support.checkpoints import FOLDER as CHECKPOINT_FOLDER
 from tasks.support.cli import InputError
@@ -56,7 +56,7 @@ def stage(request: StageRequest) -> State[Any]:
         return Failed(name=REFUSED, message=f"on {worker}: {error}")
     except RefusedError as error:
         return Failed(name=REFUSED, message=f"on {worker}: {error}")
-    except RemoteAwayError as error:
+    except UnavailableError as error:
         return Failed(name=INTERRUPTED, message=f"on {worker}: {error}")
     except InputError as error:
         return Failed(message=f"on {worker}: {error}")
@@ -97,7 +97,7 @@ def _run(request: StageRequest, repository: Path, worker: str, log: Log) -> Stag
 def _fetch(repository: Path, request: StageRequest, log: Log) -> None:
     def fetch() -> None:
         if not fetch_commit(repository, str(request.run), request.commit):
-            raise RemoteAwayError(f"origin has commit {request.commit[:10]} no more: its run has ended")
+            raise UnavailableError(f"origin has commit {request.commit[:10]} no more: its run has ended")
 
     with_retries("origin", fetch, log)
 
@@ -112,7 +112,7 @@ def _reproduce(stage: str, repository: Path, checkout: Path, clock: Clock, log: 
     with ExitStack() as stack:
         stack.callback(runner.stop)  # none is left, unless the flow itself was stopped
         with clock("slot"):
-            slot = stack.enter_context(slots.take(log, stage))
+            slot = stack.enter_context(slots.acquire(log, stage))
         with clock("stage"):
             return runner.run(stage, slot, log, progress_bar(stage))
 

@@ -34,7 +34,7 @@ TRY_LATER = (408, 429, 500, 502, 503, 504)
 STRANGER = "something other than a Prefect server is listening there"
 
 
-class AwayError(InputError):
+class ServerUnavailableError(InputError):
     """No server answers, which may change."""
 
 
@@ -54,7 +54,7 @@ def check_server(api: str) -> None:
     """See that a Prefect server answers, and takes the credentials of Prefect's settings.
 
     Raises:
-        AwayError: none answers.
+        ServerUnavailableError: none answers.
         InputError: it refuses the credentials, or something else answers.
     """
     quickly = temporary_settings(
@@ -71,11 +71,11 @@ def check_server(api: str) -> None:
         if status == httpx.codes.FORBIDDEN:
             raise InputError(f"{api}: the server refuses: {error.response.text[:200]}") from None
         if status in TRY_LATER:
-            raise AwayError(f"no Prefect server answers at {api}: status {status}") from None
+            raise ServerUnavailableError(f"no Prefect server answers at {api}: status {status}") from None
         raise InputError(f"{api}: {STRANGER}") from None
     except httpx.HTTPError as error:
         why = str(error) or type(error).__name__
-        raise AwayError(f"no Prefect server answers at {api}: {why}") from None
+        raise ServerUnavailableError(f"no Prefect server answers at {api}: {why}") from None
     except ValueError:
         raise InputError(f"{api}: {STRANGER}") from None
 
@@ -90,7 +90,7 @@ def wait_for(api: str) -> None:
     while True:
         try:
             return check_server(api)
-        except AwayError:
+        except ServerUnavailableError:
             if time.monotonic() > deadline:
                 raise
         time.sleep(1)
@@ -111,7 +111,7 @@ def has_to_start(api: str, chosen: bool) -> bool:
         return True
     try:
         check_server(api)
-    except AwayError:
+    except ServerUnavailableError:
         if urlsplit(api).hostname not in HERE or _is_taken(api):
             raise
         return True

@@ -18,7 +18,7 @@ from typing import IO
 
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
-from flows.deployment.prefect_api import STARTUP, AwayError, check_server
+from flows.deployment.prefect_api import STARTUP, ServerUnavailableError, check_server
 from flows.repository.git import environment
 from tasks.support.cli import InputError
 
@@ -74,7 +74,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 def _wait(api: str, process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
     deadline = time.monotonic() + STARTUP
     while process.poll() is None and time.monotonic() < deadline:
-        with suppress(AwayError):
+        with suppress(ServerUnavailableError):
             return check_server(api)
         time.sleep(0.1)
     log.seek(0)

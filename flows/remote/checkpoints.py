@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.engine.runner import Log
-from flows.repository.dvc_internals import find_files, get_file, opened, remote_files
-from flows.repository.retry import in_a_line, with_retries
+from flows.repository.dvc_internals import find_files, get_file, open_repo, remote_files
+from flows.repository.retry import one_line, with_retries
 
 #: A folder that nobody else makes: a DVC remote may be a bucket with other folders in it.
 CHECKPOINTS = "retrain-checkpoints"
@@ -60,7 +60,7 @@ class Checkpoints:
             for there in _checkpoints(self._files, self._there):
                 self._files.rm_file(there)
         except Exception as error:  # another run has no use for it, and the next sweep takes it
-            self._log(f"checkpoints stay on the remote: {in_a_line(error)}")
+            self._log(f"checkpoints stay on the remote: {one_line(error)}")
 
     def _fetch(self) -> None:
         for path in _checkpoints(self._files, self._there):
@@ -93,7 +93,7 @@ class Checkpoints:
             except FileNotFoundError:  # finished, just now
                 continue
             except Exception as error:
-                self._log(f"warning: the checkpoint is not on the remote: {in_a_line(error)}")
+                self._log(f"warning: the checkpoint is not on the remote: {one_line(error)}")
             finally:
                 snapshot.unlink(missing_ok=True)
 
@@ -110,7 +110,7 @@ def _checkpoints(files: Any, folder: str) -> list[str]:
 
 def sweep_checkpoints(checkout: Path, older_than: float) -> None:
     """Delete checkpoints on the remote that were sent more than so many seconds ago."""
-    with opened(checkout) as repo:
+    with open_repo(checkout) as repo:
         files, root = remote_files(repo)
     for path in _checkpoints(files, files.join(root, CHECKPOINTS)):
         with suppress(FileNotFoundError):  # finished, just now

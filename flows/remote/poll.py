@@ -11,7 +11,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
 
-from flows.repository.retry import RemoteAwayError
+from flows.repository.retry import UnavailableError
 
 #: Seconds between two requests.
 POLL = 2.0
@@ -45,7 +45,7 @@ class Watch:
         """The run as the server had it `POLL` ago at most; None where the server does not answer.
 
         Raises:
-            RemoteAwayError: there is no such run any more.
+            UnavailableError: there is no such run any more.
         """
         with self._turn:
             if (now := time.monotonic()) >= self._due:
@@ -54,7 +54,7 @@ class Watch:
             if not self._answers:
                 return None
             if run_id not in self._runs:
-                raise RemoteAwayError(f"its run {run_id} was deleted")
+                raise UnavailableError(f"its run {run_id} was deleted")
             return self._runs[run_id]
 
     def _ask(self, client: SyncPrefectClient) -> None:

@@ -29,10 +29,10 @@ from flows.remote.clock import Clock
 from flows.remote.poll import POLL, Watch
 from flows.remote.run_cache import Remote, can_travel, check_remote
 from flows.remote.stage_request import REFUSED, StageRequest, versions
-from flows.repository.dvc_internals import opened, waiting
+from flows.repository.dvc_internals import open_repo, open_waiting
 from flows.repository.git import commit
 from flows.repository.refs import ORIGIN, forget_commits, has_origin, send_commit, sent_commits
-from flows.repository.retry import DeniedError, RemoteAwayError, with_retries
+from flows.repository.retry import DeniedError, UnavailableError, with_retries
 from tasks.support.cli import InputError
 
 #: The flow that runs one stage, and of whose deployments each is named like the work pool that it is for.
@@ -62,7 +62,7 @@ BRIEF = (StateType.PENDING, StateType.CANCELLING)
 class Pool:
     """A work pool as a place for the stages of one run, of which it has as many as its workers can do."""
 
-    room = 10_000
+    capacity = 10_000
     retries = LOST
 
     def __init__(self, name: str, run: "RemoteRun") -> None:
@@ -103,7 +103,7 @@ class RemoteRun:
             with clock("take"):
                 done = self._take(ended, stage)
             return done._replace(note=f"{done.note}; here: {clock}")
-        except RemoteAwayError as error:
+        except UnavailableError as error:
             return StageRun(Outcome.INTERRUPTED, str(error))
         except DeniedError as error:
             return StageRun(Outcome.FAILED, str(error))
@@ -113,7 +113,7 @@ class RemoteRun:
 
         def send() -> str:
             with self._committing:
-                with waiting(self.checkout) as repo, repo.lock:
+                with open_waiting(self.checkout) as repo, repo.lock:
                     made = commit(self.checkout, f"Inputs of {stage}", "dvc.lock")
                 send_commit(self.checkout, self._run_id, made)
             return made
@@ -143,7 +143,7 @@ class RemoteRun:
     def _send(self, client: SyncPrefectClient, request: StageRequest, pool: str, log: Log) -> FlowRun:
         """Make the flow run that does it, or find the one that already does it for somebody else."""
         if self._stopped.is_set():
-            raise RemoteAwayError("stopped")
+            raise UnavailableError("stopped")
         deployment = client.read_deployment_by_name(f"{FLOW}/{pool}")
         same = "-".join([pool, self._remote.key(request.stage), *sorted(request.versions.values())])
         tries = 0
@@ -195,7 +195,7 @@ class RemoteRun:
                     with suppress(ObjectNotFound, httpx.HTTPError):  # the next look sees to that
                         client.set_flow_run_state(run.id, lost, force=True)
         self._cancel(sent.id)
-        raise RemoteAwayError("stopped")
+        raise UnavailableError("stopped")
 
     def _take(self, ended: FlowRun, stage: str) -> StageRun:
         """What a run has left, taken from the run cache."""
@@ -292,7 +292,7 @@ def check_pools(pools: Mapping[str, str], stages: list[str], repository: Path) -
 
 def travelling(checkout: Path, stages: list[str]) -> set[str]:
     """Those stages whose results other machines can hand over."""
-    with opened(checkout) as repo:
+    with open_repo(checkout) as repo:
         return {name for name in stages if can_travel(repo.stage.load_one(name=name))}
 
 

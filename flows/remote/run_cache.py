@@ -22,19 +22,19 @@ from dvc.stage import PipelineStage
 from flows.engine.runner import Log
 from flows.remote.checkpoints import CHECKPOINTS, Checkpoints
 from flows.repository.dvc_internals import (
-    ONE_AT_A_TIME,
+    DVC_LOCK,
     cached_entries,
     entries,
     entry_folder,
     get_file,
-    is_restored,
-    lacks_data,
-    opened,
+    is_data_missing,
+    open_repo,
     remote_files,
+    restore_stage,
     stage_key,
     stage_value,
 )
-from flows.repository.retry import RemoteAwayError, T, in_a_line, with_retries
+from flows.repository.retry import T, UnavailableError, one_line, with_retries
 from tasks.support.cli import InputError
 
 #: Seconds that a transfer may go on after its run was stopped.
@@ -58,16 +58,16 @@ class Remote:
     @contextmanager
     def _repo(self) -> Iterator[Repo]:
         logging.getLogger("dvc").setLevel(logging.WARNING)
-        with ONE_AT_A_TIME:
+        with DVC_LOCK:
             if self._stopped.is_set():
-                raise RemoteAwayError("stopped")
-            with opened(self._checkout) as repo:
+                raise UnavailableError("stopped")
+            with open_repo(self._checkout) as repo:
                 yield repo
 
     def wait_for_end(self) -> None:
         """Wait until what goes on, in other threads, has ended: nothing new begins once it is stopped."""
-        if ONE_AT_A_TIME.acquire(timeout=LAST_TRANSFER):
-            ONE_AT_A_TIME.release()
+        if DVC_LOCK.acquire(timeout=LAST_TRANSFER):
+            DVC_LOCK.release()
 
     def restore(self, name: str) -> bool:
         """Take the stage's result from the run cache, here or on the remote; False where neither has it."""
@@ -87,14 +87,14 @@ class Remote:
         """The entries that the remote has, and whether the result is there now."""
         with self._repo() as repo, repo.lock:
             stage = repo.stage.load_one(name=name)
-            if is_restored(stage):
+            if restore_stage(stage):
                 return [], True
             key = self._keys[name] = stage_key(stage)
             files, root = remote_files(repo)
             found = entries(files, files.join(root, *entry_folder(key)))
             for path in found[:1]:  # all machines take the same one
                 get_file(files, path, cached_entries(repo, key) / files.name(path))
-            restored = bool(found) and is_restored(stage, pull=True)
+            restored = bool(found) and restore_stage(stage, pull=True)
             if not restored:
                 self._broken.update(found)
             return found, restored
@@ -141,7 +141,7 @@ class Remote:
                 files, root = remote_files(repo)
                 there = files.join(root, *entry_folder(key))
                 found = entries(files, there)
-                if any(path not in self._broken or not lacks_data(repo, stage, path) for path in found):
+                if any(path not in self._broken or not is_data_missing(repo, stage, path) for path in found):
                     return
                 repo.push(targets=[name])
                 files.makedirs(there)
@@ -184,7 +184,7 @@ def check_remote(repository: Path) -> None:
     Raises:
         InputError: no default DVC remote is set, or one that has no run cache.
     """
-    with opened(repository) as repo:
+    with open_repo(repository) as repo:
         try:
             remote_files(repo)
         except NoRemoteError:
@@ -192,4 +192,4 @@ def check_remote(repository: Path) -> None:
                 f"{repository}: no default DVC remote is set, by which machines hand over data"
             ) from None
         except ConfigError as error:
-            raise InputError(f"{repository}: DVC remote: {in_a_line(error)}") from None
+            raise InputError(f"{repository}: DVC remote: {one_line(error)}") from None

@@ -212,7 +212,7 @@ import flows.engine.slots
 flows.engine.slots.POLL = 0.01
 slots = Slots(["one", "two"], 1, lambda units: {"UNIT": units[0]})
 for _ in range(int(sys.argv[1])):
-    with slots.take(lambda line: None) as slot:
+    with slots.acquire(lambda line: None) as slot:
         held = Path(slot.variables["UNIT"])
         held.touch(exist_ok=False)
         print(held, flush=True)
@@ -264,6 +264,6 @@ class TestSlots:
             waited.append(line)
             process.send_signal(signal.SIGKILL)
 
-        with slots.take(let_go) as slot:
+        with slots.acquire(let_go) as slot:
             assert slot.variables == {"UNIT": "one"}
-        assert waited == ["waiting: other runs on this machine hold one"]
+        assert waited == ["waiting for a free slot: other runs on this machine use one"]

@@ -236,8 +236,8 @@ def test_an_origin_that_stalls_is_not_waited_for_for_ever(
     stalled.write_text("#!/bin/sh\nexec sleep 30\n")
     stalled.chmod(0o755)
     monkeypatch.setenv("GIT_SSH", str(stalled))
-    monkeypatch.setattr("flows.repository.refs.ORIGIN_PATIENCE", 0.5)
-    with pytest.raises(GitError, match=r"^git ls-remote: no end within 0\.5 s$"):
+    monkeypatch.setattr("flows.repository.refs.ORIGIN_TIMEOUT", 0.5)
+    with pytest.raises(GitError, match=r"^git ls-remote: no result within 0\.5 s$"):
         sent_commits(tmp_path)
 
 

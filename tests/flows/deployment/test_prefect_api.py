@@ -20,7 +20,7 @@ from prefect.settings import (
 )
 
 from flows.deployment.addresses import api_of, is_own
-from flows.deployment.prefect_api import AwayError, check_server, has_to_start
+from flows.deployment.prefect_api import ServerUnavailableError, check_server, has_to_start
 from tasks.support.cli import InputError
 from tests.helpers import ROOT, free_ports
 
@@ -137,7 +137,7 @@ def test_another_web_server_is_told_from_a_prefect_server() -> None:
 
 @pytest.mark.parametrize("code", [500, 502, 503])
 def test_a_server_that_is_away_behind_its_proxy_is_waited_for(code: int) -> None:
-    with listening(away_with(code)) as api, pytest.raises(AwayError, match=f"status {code}"):
+    with listening(away_with(code)) as api, pytest.raises(ServerUnavailableError, match=f"status {code}"):
         check_server(api)
 
 
@@ -147,7 +147,7 @@ def test_what_listens_and_says_nothing_is_no_reason_to_start_a_server_there() ->
         temporary_settings({PREFECT_API_REQUEST_TIMEOUT: 0.5}),
     ):
         api = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
-        with pytest.raises(AwayError, match="no Prefect server answers"):
+        with pytest.raises(ServerUnavailableError, match="no Prefect server answers"):
             has_to_start(api, chosen=True)
 
 
@@ -158,7 +158,7 @@ def test_where_nothing_listens_here_a_server_is_started(host: str, chosen: bool)
 
 
 def test_none_is_started_on_another_machine() -> None:
-    with pytest.raises(AwayError, match="no Prefect server answers"):
+    with pytest.raises(ServerUnavailableError, match="no Prefect server answers"):
         has_to_start(f"http://127.0.0.2:{free_ports(1)[0]}/api", chosen=True)
 
 

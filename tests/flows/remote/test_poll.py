@@ -13,7 +13,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed
 
 from flows.remote.poll import Watch
-from flows.repository.retry import RemoteAwayError
+from flows.repository.retry import UnavailableError
 from tests.helpers import free_ports
 
 
@@ -50,7 +50,7 @@ def test_one_request_tells_of_all_and_is_repeated_when_it_is_old(
         time.sleep(0.5)
         states = [run.state for run in (watch.look(client, run_id) for run_id in runs[:2]) if run]
         assert [state and state.is_final() for state in states] == [False, True]
-        with pytest.raises(RemoteAwayError, match=f"^its run {runs[2]} was deleted$"):
+        with pytest.raises(UnavailableError, match=f"^its run {runs[2]} was deleted$"):
             watch.look(client, runs[2])
         assert asked == ["/api/flow_runs/filter"]
 

@@ -165,7 +165,7 @@ class TestInOrder:
         eventually(
             "none trains any more",
             lambda: not any(host.processes("tasks.train") for host in workers),
-            patience=30,
+            timeout=30,
         )
         print(f"ended {time.monotonic() - began:.1f} s after the parent")
         for stage in stages(cluster, "cancelled"):
