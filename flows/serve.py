@@ -19,11 +19,17 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import get_current_settings
 
 from flows.deployment.addresses import api_of, host_and_port
-from flows.deployment.automations import crash_the_silent, report_ended
-from flows.deployment.deployments import AT_FIRST, RUN_FLOW, deploy, find_deployment
-from flows.deployment.prefect_api import STARTUP, ServerUnavailableError, check_server, has_to_start, ui_of
+from flows.deployment.automations import crash_unresponsive_runs, report_ended_runs
+from flows.deployment.deployments import INITIAL_SETTINGS, RUN_FLOW, deploy, find_deployment
+from flows.deployment.prefect_api import (
+    STARTUP_TIMEOUT,
+    ServerUnavailableError,
+    check_server,
+    must_start,
+    ui_of,
+)
 from flows.deployment.reports import serving_reports
-from flows.deployment.supervision import lock_path, log_path, only_one, part, until_stopped
+from flows.deployment.supervision import child_process, exclusive, lock_path, log_path, run_until_stopped
 from flows.deployment.work_pools import POOL_NAME, make_pool
 from flows.remote.pool import FLOW as STAGE_FLOW
 from flows.repository.checkout import RUNS
@@ -77,7 +83,7 @@ def serve(repository: Path, name: str, reports_host: str, reports_port: int | No
             ended.
     """
     with ExitStack() as stack:
-        lock = stack.enter_context(only_one(repository, LOCK))
+        lock = stack.enter_context(exclusive(repository, LOCK))
         if lock is None:
             _deploy_again(repository)
             return
@@ -86,10 +92,10 @@ def serve(repository: Path, name: str, reports_host: str, reports_port: int | No
         parts = {}
         chosen = get_current_settings().api.url
         api = api_of(chosen, "PREFECT_API_URL") if chosen else _own_api()
-        if has_to_start(api, chosen=chosen is not None):
+        if must_start(api, chosen=chosen is not None):
             parts[SERVER] = stack.enter_context(_server(repository, api))
             _wait_until_up(api, parts[SERVER], repository)
-        report_ended(api, killed)
+        report_ended_runs(api, killed)
         page = _deploy(repository, api, name)
         lock.write(f"{api} {name}".encode())
         lock.flush()
@@ -119,12 +125,12 @@ def _own_api() -> str:
 def _server(repository: Path, api: str) -> AbstractContextManager["subprocess.Popen[bytes]"]:
     host, port = host_and_port(api)
     command = [sys.executable, "-m", "flows.deployment.guard", "--host", host, "--port", str(port)]
-    return part(SERVER, command, repository, server_variables(api), ends_at=signal.SIGINT)
+    return child_process(SERVER, command, repository, server_variables(api), ends_at=signal.SIGINT)
 
 
 def _wait_until_up(api: str, server: "subprocess.Popen[bytes]", repository: Path) -> None:
     """Wait until this server answers, and not one that took its port meanwhile."""
-    deadline = time.monotonic() + STARTUP
+    deadline = time.monotonic() + STARTUP_TIMEOUT
     while time.monotonic() < deadline and server.poll() is None:
         if _listens(server, api):
             with suppress(ServerUnavailableError):
@@ -154,8 +160,8 @@ def _deploy(repository: Path, api: str, name: str) -> str:
     if find_deployment(api, f"{STAGE_FLOW}/{name}"):
         raise InputError(f"--name {name}: workers use the pool of this name for stages; choose another name")
     make_pool(api, name)
-    deployment = deploy(api, retrain, name, {CLONE: clone}, **AT_FIRST)
-    crash_the_silent(api, deployment, SILENT)
+    deployment = deploy(api, retrain, name, {CLONE: clone}, **INITIAL_SETTINGS)
+    crash_unresponsive_runs(api, deployment, SILENT)
     return f"{ui_of(api)}/deployments/deployment/{deployment}"
 
 
@@ -175,4 +181,4 @@ def main(name: str, reports_host: str, reports_port: int | None) -> None:
     """Check what `cxr serve` was given, and serve."""
     if not POOL_NAME.fullmatch(name):
         raise InputError(f"--name {name!r}: a name consists of letters, digits, _ and -")
-    until_stopped(lambda: serve(find_repository(), name, reports_host, reports_port))
+    run_until_stopped(lambda: serve(find_repository(), name, reports_host, reports_port))

@@ -15,10 +15,18 @@ from pathlib import Path
 from prefect.settings import get_current_settings
 
 from flows.deployment.addresses import api_of
-from flows.deployment.automations import crash_the_silent, report_ended
+from flows.deployment.automations import crash_unresponsive_runs, report_ended_runs
 from flows.deployment.deployments import RUN_FLOW, deploy, find_deployment
 from flows.deployment.prefect_api import ui_of, wait_for
-from flows.deployment.supervision import family, flow_runs, kill, log_path, only_one, part, until_stopped
+from flows.deployment.supervision import (
+    child_process,
+    exclusive,
+    flow_run_ids,
+    kill,
+    log_path,
+    processes_of,
+    run_until_stopped,
+)
 from flows.deployment.work_pools import POOL_NAME, make_pool
 from flows.engine.slots import compute_slots
 from flows.remote.run_cache import check_remote
@@ -45,12 +53,12 @@ def work(repository: Path, pool: str, api: str, name: str, limit: int | None) ->
     """
     with ExitStack() as stack:
         part_name = f"worker-{pool}"
-        if stack.enter_context(only_one(repository, part_name)) is None:
+        if stack.enter_context(exclusive(repository, part_name)) is None:
             raise InputError(f"{repository}: another worker of pool {pool} uses this clone")
         check(repository)
         killed = end_leftovers(repository, part_name)
         wait_for(api)
-        report_ended(api, killed)
+        report_ended_runs(api, killed)
         make_pool(api, pool)
         offer_stages(api, pool)
         slots = limit or len(compute_slots(load_params(repository / "params.yaml")))
@@ -90,7 +98,7 @@ def offer_stages(api: str, pool: str) -> None:
     if find_deployment(api, f"{RUN_FLOW}/{pool}"):
         raise InputError(f"--pool {pool}: `make serve` uses this pool for whole runs; choose another name")
     deployment = deploy(api, stage, pool)
-    crash_the_silent(api, deployment, f"Silent stages in {pool} are crashed")
+    crash_unresponsive_runs(api, deployment, f"Silent stages in {pool} are crashed")
 
 
 @contextmanager
@@ -101,16 +109,16 @@ def prefect_worker(
     command = ["prefect", "worker", "start", "--pool", pool, "--type", "process", *options]
     with ExitStack() as stack:
         process = stack.enter_context(
-            part(name, command, repository, worker_variables(repository, api) | variables)
+            child_process(name, command, repository, worker_variables(repository, api) | variables)
         )
         try:
             yield process
         finally:
-            killed = flow_runs(family(name, repository))
+            killed = flow_run_ids(processes_of(name, repository))
             stack.close()
             # Told to end by others too, the worker may have killed its runs before they could be counted.
             killed |= _remove_checkouts(repository)
-            report_ended(api, killed)
+            report_ended_runs(api, killed)
 
 
 def _remove_checkouts(repository: Path) -> set[str]:
@@ -140,8 +148,8 @@ def worker_variables(repository: Path, api: str) -> dict[str, str]:
 
 def end_leftovers(repository: Path, *parts: str) -> set[str]:
     """End what was left when an earlier one was killed, and the checkouts of its runs; the ids of those."""
-    left = [process for name in parts for process in family(name, repository)]
-    runs = flow_runs(left)
+    left = [process for name in parts for process in processes_of(name, repository)]
+    runs = flow_run_ids(left)
     kill(left)
     return runs | {leftover.run for leftover in remove_leftovers(repository)}
 
@@ -153,4 +161,4 @@ def main(pool: str, server: str | None, name: str | None, limit: int | None) -> 
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: at least 1")
     api = api_of(server or get_current_settings().api.url or "", "--server")
-    until_stopped(lambda: work(find_repository(), pool, api, name or socket.gethostname(), limit))
+    run_until_stopped(lambda: work(find_repository(), pool, api, name or socket.gethostname(), limit))
