@@ -58,7 +58,7 @@ class Measured:
     """One run of the pipeline by so many workers."""
 
     def __init__(
-        self, cluster: Cluster, parent: Host, workers: list[Host], patience: float, costs: bool
+        self, cluster: Cluster, parent: Host, workers: list[Host], timeout: float, costs: bool
     ) -> None:
         """`costs`: the Prefect server's part is measured too, which takes some minutes more."""
         self.cluster, self.parent, self.name = cluster, parent, f"by-{len(workers)}"
@@ -71,7 +71,7 @@ class Measured:
         together = self._server_share() if costs else 0.0
         self.per_worker = (together - alone) / len(programs)
         busy, began = self._server_seconds(), time.monotonic()
-        said = parent.retrain("--name", self.name, *POOLS).finish(patience)
+        said = parent.retrain("--name", self.name, *POOLS).finish(timeout)
         self.seconds, self.said = time.monotonic() - began, said
         self.server = self._server_seconds() - busy - together * self.seconds
         self.run = next(run for run in cluster.user.runs("retrain") if run.name == self.name)
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--alone", action="store_true", help="first `dvc repro` on one machine")
     parser.add_argument("--costs", type=Path, help="write what benchmarks/scaling.py reads")
     parser.add_argument("--costs-of", type=int, default=100, help="of a flow with so many experiments")
-    parser.add_argument("--patience", type=float, default=3600, help="seconds that one run may take")
+    parser.add_argument("--timeout", type=float, default=3600, help="seconds that one run may take")
     args = parser.parse_args()
     make_repository = make_repository_of(params_text(args))
     counts = [int(count) for count in args.workers.split(",")]
@@ -217,7 +217,7 @@ def main() -> None:
                     )
                 workers = [cluster.host(f"gpu-{core + 1}", core=core) for core in range(count)]
                 costs_wanted = bool(args.costs) and turn == len(counts)
-                done = Measured(cluster, cluster.host("parent"), workers, args.patience, costs_wanted)
+                done = Measured(cluster, cluster.host("parent"), workers, args.timeout, costs_wanted)
                 results[f"run {turn} by {count}"] = done.result()
                 walls.setdefault(count, []).append(done.seconds)
                 spread = ", ".join(f"{name} {number}" for name, number in sorted(done.spread().items()))

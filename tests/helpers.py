@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 REAL_ZIP = ROOT.parent / "shared" / "data" / "covidqu-infection.zip"
 
 #: Seconds within which anything that a test waits for happens, on busy machines too.
-PATIENCE = 180.0
+TIMEOUT = 180.0
 
 #: All that augmentation can do.
 EVERY_CHANGE = {
@@ -65,14 +65,14 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def eventually(what: str, seen: Callable[[], Any], patience: float = PATIENCE) -> Any:
+def eventually(what: str, seen: Callable[[], Any], timeout: float = TIMEOUT) -> Any:
     """Wait until `seen` gives something, and give it."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if value := seen():
             return value
         time.sleep(0.3)
-    raise AssertionError(f"not within {patience:.0f} s: {what}")
+    raise AssertionError(f"not within {timeout:.0f} s: {what}")
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def end(pid: int) -> None:
         process = psutil.Process(pid)
         process.terminate()
         with suppress(psutil.NoSuchProcess):
-            eventually(f"{pid} ends", lambda: process.status() == psutil.STATUS_ZOMBIE, patience=30)
+            eventually(f"{pid} ends", lambda: process.status() == psutil.STATUS_ZOMBIE, timeout=30)
 
 
 def cut_power(running: Callable[[], Iterable[psutil.Process]]) -> None:

@@ -61,37 +61,37 @@ def test_pull_brings_every_byte(pushed: Repository, clone: Repository) -> None:
 
 
 def test_repro_pull_gets_all_results_without_running_a_stage(pushed: Repository, clone: Repository) -> None:
-    told = clone.run("dvc", "repro", "--pull")
-    assert "Running stage" not in told
+    output = clone.run("dvc", "repro", "--pull")
+    assert "Running stage" not in output
     assert outputs(clone) == outputs(pushed)
     assert clone.run("git", "status", "--porcelain") == ""
 
 
 def test_the_run_cache_knows_what_no_dvc_lock_tells_of(pushed: Repository, clone: Repository) -> None:
     (clone.folder / "dvc.lock").unlink()
-    told = clone.run("dvc", "repro", "--pull")
+    output = clone.run("dvc", "repro", "--pull")
     # metrics.json is git's, so no cache has it; what writes it takes seconds.
-    ran = [line for line in told.splitlines() if line.startswith("Running stage")]
+    ran = [line for line in output.splitlines() if line.startswith("Running stage")]
     assert ran == ["Running stage 'report':"]
     assert outputs(clone) == outputs(pushed)
     assert clone.run("git", "status", "--porcelain") == ""  # dvc.lock is back, the same
 
 
 def test_the_diff_of_the_dataset_fetches_the_manifest_alone(clone: Repository) -> None:
-    told = clone.run("cxr", "data", "diff", "HEAD", "main")
-    assert told == "data/raw: the same 45 images in HEAD and main\n"
+    output = clone.run("cxr", "data", "diff", "HEAD", "main")
+    assert output == "data/raw: the same 45 images in HEAD and main\n"
     shards = [p for p in clone.folder.rglob("*") if p.is_file() and p.read_bytes().startswith(b"PK")]
     assert not shards
 
 
 def test_a_wrong_secret_is_refused(clone: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    told = clone.run("dvc", "pull", fails=True)
-    assert "ERROR: failed to connect to s3" in told and "Forbidden" in told
-    told = clone.run("cxr", "data", "diff", "HEAD", fails=True)
-    assert told == (
+    output = clone.run("dvc", "pull", fails=True)
+    assert "ERROR: failed to connect to s3" in output and "Forbidden" in output
+    output = clone.run("cxr", "data", "diff", "HEAD", fails=True)
+    assert output == (
         "error: revision: 'HEAD': its data/raw/manifest.csv is not in the DVC cache, "
-        "and the DVC remote storage does not give it: Forbidden\n"
+        "and could not read it from the DVC remote storage: Forbidden\n"
     )
 
 

@@ -18,9 +18,8 @@ class ReportHandler(SimpleHTTPRequestHandler):
     """Serves the files in runs/, except hidden ones, which are checkouts, locks and logs."""
 
     def send_head(self) -> Any:
-        if not is_own_host(
-            self.headers.get("Host", ""), own_host_names()
-        ):  # a page whose domain resolves to this host
+        # Refuse pages of other sites whose domain resolves to this machine.
+        if not is_own_host(self.headers.get("Host", ""), own_host_names()):
             self.send_error(403)
             return None
         if any(

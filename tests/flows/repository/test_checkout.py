@@ -11,7 +11,7 @@ import pytest
 from flows.deployment.automations import report_ended_runs
 from flows.repository.checkout import CHECKOUTS, checked_out, remove_leftovers
 from flows.repository.git import commit, environment, git, resolve
-from flows.worker import end_leftovers
+from flows.worker import kill_leftovers
 from tests.helpers import Repository
 
 
@@ -100,7 +100,7 @@ def test_a_lock_file_without_an_id_after_a_power_cut_is_removed(
     lock = repository.folder / CHECKOUTS / "cut.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     lock.write_bytes(content)
-    report_ended_runs("http://127.0.0.1:9/api", end_leftovers(repository.folder))
+    report_ended_runs("http://127.0.0.1:9/api", kill_leftovers(repository.folder))
     assert left(repository) == []
 
 
