@@ -81,7 +81,7 @@ def test_a_share_above_100_percent_is_refused(capsys: pytest.CaptureFixture[str]
     assert common.checked_share("ours", 3.0, 4.0, "the rate") == 0.75
     assert capsys.readouterr().out == ""
     assert common.percent(common.checked_share("ours", 1.74, 1.0, "the fp32 matrix rate")) == "refused"
-    line = "measuring fault: ours: 174.0% of the fp32 matrix rate is impossible; the share is left out\n"
+    line = "measurement error: ours: 174.0% of the fp32 matrix rate is impossible; omitting it\n"
     assert capsys.readouterr().out == line
 
 

@@ -128,7 +128,7 @@ def test_a_part_that_takes_too_long_is_stopped_and_the_rest_continues(tmp_path: 
     script = tmp_path / "sleeps.py"
     script.write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
     commands = gpu.Commands(tmp_path, tmp_path / "log.txt")
-    with pytest.raises(gpu.CutOffError, match=r"sleeps\.py was cut off after 2 s"):
+    with pytest.raises(gpu.CutOffError, match=r"sleeps\.py was stopped after 2 s"):
         commands.run([str(script)], 2.0)
     script.write_text("import sys\nsys.exit('error: no such thing')\n")
     with pytest.raises(gpu.UnfinishedError, match=r"sleeps\.py: error: no such thing"):
@@ -150,7 +150,7 @@ def test_on_cuda_each_stage_runs_in_its_own_process(tmp_path: Path, monkeypatch:
 
 def test_contradictory_scores_are_refused() -> None:
     gpu.check_scores({"lung": {"all": {"iou": 0.5, "dice": 0.6}}})
-    with pytest.raises(gpu.UnfinishedError, match="measuring fault: lung, all: "):
+    with pytest.raises(gpu.UnfinishedError, match="measurement error: lung, all: "):
         gpu.check_scores({"lung": {"all": {"iou": 0.9344, "dice": 0.5767}}})
 
 
