@@ -1,16 +1,16 @@
-# make demo    the whole pipeline on embedded synthetic X-rays, in minutes: no network, account or GPU.
-#              EXPERIMENTS=all trains every experiment of params.yaml, not only the preset's four
-# make serve   a Prefect server, a worker and the retrain deployment, until Ctrl-C: [NAME=...] (docs/operating.md)
-# make worker  a worker of a pool: POOL=gpu SERVER=http://HOST:4200 [NAME=...] [LIMIT=N]
-# make test    the tests
-# make soak    tests that take minutes each: weekly, and before a release
-# make check   lint and types
-# Each sets up .venv first, with the locked versions and the command cxr; make install does that alone.
+# make demo    Run the whole pipeline on synthetic X-rays, in minutes, without network, account or GPU.
+#              EXPERIMENTS=all trains every experiment of params.yaml instead of the preset's four.
+# make serve   Run a Prefect server, a worker and the retrain deployment until Ctrl-C: [NAME=...] (docs/operating.md)
+# make worker  Run a worker of a pool: POOL=gpu SERVER=http://HOST:4200 [NAME=...] [LIMIT=N] [IDLE=MINUTES]
+# make test    Run the tests.
+# make soak    Run the tests that take minutes each: weekly, and before a release.
+# make check   Run the linter and the type checker.
+# make install Install the locked versions and the command cxr into .venv. Every other target does this first.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-# More than two cores, since many tests wait.
+# More processes than cores, because many tests wait.
 TEST_PROCESSES ?= 4
 
 .PHONY: install demo serve worker test soak check lock clean
@@ -27,7 +27,8 @@ serve: $(BIN)/cxr
 
 worker: $(BIN)/cxr
 	@exec $(BIN)/cxr worker --pool "$(POOL)" $(if $(SERVER),--server "$(SERVER)") \
-		$(if $(NAME),--name "$(NAME)") $(if $(LIMIT),--limit "$(LIMIT)")
+		$(if $(NAME),--name "$(NAME)") $(if $(LIMIT),--limit "$(LIMIT)") \
+		$(if $(IDLE),--exit-when-idle "$(IDLE)")
 
 test: $(BIN)/cxr
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 10
@@ -40,23 +41,24 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Importing compiles just the modules that are used; pip would take a minute longer, over all of them.
+# Compile only the modules that are used, by importing them. With pip, compiling all modules takes a minute longer.
 .venv/installed: requirements.lock
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.11 or the like")'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is required; set for example PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.lock
 	@$(BIN)/python -c 'import dvc.cli, dvc.commands.repro, dvc_s3, pandas, prefect.main, prefect.server.api.server, scipy.ndimage, torch'
 	@touch $@
 
-# The shell becomes Python, whose path may be too long, or have blanks, for a script's first line.
+# Starts as a shell script that executes Python, because a shebang line limits the length of the path and allows no
+# spaces in it.
 $(BIN)/cxr: .venv/installed flows/commands/launcher.py
 	@bin=$$(cd $(BIN) && pwd -P) && { \
 		printf '%s\n' '#!/bin/sh' "'''exec' \"$$bin/python\" \"\$$0\" \"\$$@\"" "' '''"; \
 		cat flows/commands/launcher.py; } > $@.part
 	@chmod +x $@.part && mv $@.part $@
 
-# The versions that pyproject.toml's ranges give today, without torch's CUDA packages: those that torch
-# asks for on a machine with a GPU follow from torch's own version.
+# Lock the latest versions within the ranges of pyproject.toml. The CUDA packages that torch requires on a machine
+# with a GPU are left out, because torch's own version determines them.
 lock:
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'

@@ -1,15 +1,15 @@
-"""What random changes to a batch cost: models/augmentation.py beside kornia, in turns.
+"""Compare the speed of models/augmentation.py with kornia, in alternating rounds.
 
     python benchmarks/augmentation.py [--rounds 10]
 
-Both change batches of 16 grey images of 256x256 with two masks each, every image by its own draws: flip,
-rotation, scale, translation, with and without elastic displacement, then gamma, contrast, brightness and
-noise. On the CPU with one thread, and on CUDA where there is one. Prints images a second, the median, least
-and most of the rounds, and the ratio of the medians.
+Both augment batches of 16 grey images of 256x256 with two masks each, with separate random draws per image:
+flip, rotation, scale, translation, with and without elastic displacement, then gamma, contrast, brightness
+and noise. Runs on the CPU with one thread, and on CUDA if available. Prints images/s (median, minimum and
+maximum of the rounds) and the ratio of the medians.
 
-kornia interpolates an image once for the affine changes and once more for the elastic ones (its flip copies),
-ours once for all. kornia smooths noise at every pixel, by default with a kernel of 63x63; ours interpolates
-5x5 nodes.
+kornia interpolates an image once for the affine changes and once more for the elastic ones. Its flip copies
+the image. Ours interpolates once for all changes. kornia smooths noise at every pixel, by default with a
+kernel of 63x63. Ours interpolates 5x5 nodes.
 """
 
 import argparse
@@ -29,7 +29,7 @@ try:
     import kornia.augmentation as theirs
     from kornia.constants import DataKey
 except ImportError:
-    sys.exit("this compares with kornia, which the project does without: pip install kornia")
+    sys.exit("this benchmark needs kornia, which is not a dependency of the project: pip install kornia")
 
 COUNT, CHANNELS, SIDE = 16, 2, 256
 ALL = Strength(
@@ -71,14 +71,14 @@ def main() -> None:
 
 
 def kornia_augmentation(s: Strength) -> Augment:
-    """kornia's changes of the same kinds and sizes."""
+    """Return kornia's augmentation with the same kinds and sizes of changes."""
     geometric = [
         theirs.RandomHorizontalFlip(p=s.flip),
         theirs.RandomAffine(
             s.rotation, (s.translation, s.translation), (1 / (1 + s.scale), 1 + s.scale), p=1.0
         ),
     ]
-    if s.elastic:  # uniform noise smoothed so has a standard deviation of about 0.01; the grid spans 2
+    if s.elastic:  # noise smoothed like this has a standard deviation of about 0.01, and the grid spans 2
         strength = 2 * s.elastic / 0.01
         geometric.append(theirs.RandomElasticTransform(alpha=(strength, strength), p=1.0))
     changes = theirs.AugmentationSequential(
@@ -104,18 +104,18 @@ def kornia_augmentation(s: Strength) -> Augment:
 def race(
     contestants: dict[str, Augment], images: Tensor, masks: Tensor, rounds: int
 ) -> dict[str, list[float]]:
-    """Images a second of each contestant, a figure a round; each begins every other round."""
+    """Return images/s of each contestant, one value per round. They take turns to go first."""
     speeds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + 1):
         for name in sorted(contestants, reverse=number % 2 == 1):
             changed = seconds(lambda name=name: contestants[name](images, masks), images.device)
-            if number:  # the first round warms up
+            if number:  # the first round is a warm-up
                 speeds[name].append(COUNT / changed)
     return speeds
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
-    """How long `work` takes, the mean of a few times."""
+    """Return the mean seconds of several calls of `work`."""
     synchronise(device)
     start = time.perf_counter()
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""What benchmarks/train.py, inference.py and gpu.py share: images, contestants, figures."""
+"""What benchmarks/train.py, inference.py and gpu.py share: images, contestants and measurements."""
 
 import argparse
 import copy
@@ -36,7 +36,8 @@ MIB = 2**20
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HALF, TARGET, TRAIN_CLASS = "infection", "infection", "COVID-19"
 
-#: The training of a benchmark, the same in every checkout: params.yaml's own is not read. --set changes it.
+#: The training settings of benchmarks, the same in every checkout. params.yaml is not read. --set changes
+#: them.
 TRAINING = {
     "images": "whole",
     "batch_size": 16,
@@ -67,7 +68,7 @@ Item = TypeVar("Item")
 
 
 def make_plan(data: str, image_size: int, epochs: int, training: Mapping[str, Any], sets: list[str]) -> Plan:
-    """Report 1's experiment with another loss: of Dice and BCE, which MONAI has too. `sets` are KEY=VALUE."""
+    """Return report 1's experiment with Dice + BCE loss, which MONAI has too. `sets` are KEY=VALUE."""
     experiment = {
         "network": "residual_unet",
         "loss": "dice_bce",
@@ -89,25 +90,25 @@ def make_plan(data: str, image_size: int, epochs: int, training: Mapping[str, An
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
-    """With the options that say on which images, and of which size the network is."""
+    """Return a parser with the options for the images and the size of the network."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", help="a zip, a folder or a URL, as data.source; default: synthetic")
-    parser.add_argument("--work", type=Path, help="prepare the images there and keep them")
+    parser.add_argument("--work", type=Path, help="folder in which prepared images are kept")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="of params.yaml"
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="a value of params.yaml"
     )
     return parser
 
 
 class Images(NamedTuple):
-    """The dataset as `download` and `preprocess` make it, of which the table takes some images alone."""
+    """The dataset as written by `download` and `preprocess`, of which some images are used."""
 
     raw: Path
     packed: Path
     table: pd.DataFrame
-    """The rows of images.csv that are taken."""
+    """The rows of images.csv that are used."""
 
     def ids(self, split: Split) -> list[str]:
         return list(self.table["id"][self.table["split"] == split])
@@ -116,7 +117,7 @@ class Images(NamedTuple):
 def prepare(
     data: str, folder: Path, image_size: int, take: Mapping[Split, int], classes: Sequence[str]
 ) -> Images:
-    """Take so many images of each split and of the classes, spread over all that there are."""
+    """Select so many images of each split, from some classes, evenly spread over the dataset."""
     raw, whole = packed_dataset(data, folder, image_size)
     table = pd.read_csv(whole / "images.csv")
     table = table[(table["half"] == HALF) & table["class"].isin(classes)]
@@ -132,7 +133,7 @@ def prepare(
 
 
 def packed_dataset(data: str, folder: Path, image_size: int) -> tuple[Path, Path]:
-    """Download and preprocess, unless `folder` holds it; the raw dataset and the packed one."""
+    """Return the raw and the packed dataset in `folder`, and create them if they do not exist."""
     own = folder / hashlib.sha256(data.encode()).hexdigest()[:8]
     raw, packed = own / "raw", own / f"packed-{image_size}"
     if not raw.exists():
@@ -143,13 +144,13 @@ def packed_dataset(data: str, folder: Path, image_size: int) -> tuple[Path, Path
 
 
 def spread(table: pd.DataFrame, count: int) -> pd.DataFrame:
-    """So many rows, evenly over the table; all where it has no more."""
+    """Return `count` rows, evenly spread over the table, or all if it has fewer."""
     count = min(count, len(table))
     return table.iloc[[i * len(table) // count for i in range(count)]]
 
 
 def unpack(images: Images, split: Split, folder: Path) -> list[tuple[Path, Path]]:
-    """The PNG files of the images and of their masks, as files; a pair an image."""
+    """Write the images and their masks as PNG files, and return one pair of paths per image."""
     dataset = RawDataset(images.raw)
     pairs = []
     for image_id in images.ids(split):
@@ -169,12 +170,12 @@ def unpack(images: Images, split: Split, folder: Path) -> list[tuple[Path, Path]
 
 
 class Apart:
-    """A contestant in a process of its own, so that its memory and settings are its own."""
+    """A contestant in a process of its own, so that its memory and settings are separate."""
 
     def __init__(self, make: Callable[[Any], object], setting: object) -> None:
         self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
         self._process = psutil.Process(self._pool.submit(os.getpid).result())
-        #: Bytes, of the process and its own processes together.
+        #: Peak memory in bytes, of the process and its child processes together.
         self.memory = 0
         self._wait_for(_begin, make, setting)
 
@@ -201,7 +202,7 @@ _contestants: list[Any] = []
 
 
 def _begin(make: Callable[[Any], object], setting: object) -> None:
-    # The stages' own lines would stand among the figures.
+    # The output of the stages would mix with the results.
     sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     _contestants.append(make(setting))
 
@@ -211,14 +212,14 @@ def _call(method: str, *args: object) -> Any:
 
 
 class Stopwatch:
-    """Seconds spent in parts of the work, by the clock or by CUDA's own, which holds nothing up."""
+    """Accumulates seconds per part of the work, by wall clock or by CUDA events, which do not block."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     def on_device(self, part: str, function: Callable[..., Item]) -> Callable[..., Item]:
-        """A function like this one whose time on the device is added up."""
+        """Wrap a function so that its time on the device is added up."""
 
         def timed(*args: Any, **kwargs: Any) -> Item:
             if DEVICE.type == "cpu":
@@ -234,7 +235,7 @@ class Stopwatch:
         return timed
 
     def on_host(self, part: str, function: Callable[..., Item]) -> Callable[..., Item]:
-        """A function like this one that is timed."""
+        """Wrap a function so that its wall time is added up."""
 
         def timed(*args: Any, **kwargs: Any) -> Item:
             with self.timing(part):
@@ -243,7 +244,7 @@ class Stopwatch:
         return timed
 
     def each(self, part: str, items: Iterable[Item]) -> Iterator[Item]:
-        """The items; what is timed is the wait for them."""
+        """Iterate over items, and add up the time spent waiting for them."""
         waiting = iter(items)
         while True:
             try:
@@ -265,7 +266,7 @@ class Stopwatch:
         self._seconds[part] = self._seconds.get(part, 0.0) + seconds
 
     def read(self) -> dict[str, float]:
-        """What came together since the last reading."""
+        """Return the seconds of each part since the last call, and reset them."""
         synchronise()
         for part, began, ended in self._events:
             self.add(part, began.elapsed_time(ended) / 1000)
@@ -273,7 +274,7 @@ class Stopwatch:
         return seconds
 
 
-# --- figures ------------------------------------------------------------------------------------------------
+# --- measurements -------------------------------------------------------------------------------------------
 
 
 def synchronise() -> None:
@@ -282,21 +283,21 @@ def synchronise() -> None:
 
 
 def device_memory() -> int:
-    """Bytes that torch allocated on CUDA at most."""
+    """Return the peak memory in bytes that torch allocated on CUDA."""
     return torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else 0
 
 
 class Operations(NamedTuple):
-    """Of one image; two a multiply-add."""
+    """Operations per image. A multiply-add counts as two."""
 
     forward: int
     step: int
-    """Forward and backward."""
+    """Forward and backward pass."""
     parameters: int
 
 
 def operations(network: nn.Module, size: int) -> Operations:
-    """What this very network computes, counted on a copy on the meta device; its gradients are dropped."""
+    """Count the operations of a network on a copy on the meta device. Drops the network's gradients."""
     network.zero_grad()
     copied = copy.deepcopy(network).to("meta").train()
     with FlopCounterMode(display=False) as counted:
@@ -308,26 +309,26 @@ def operations(network: nn.Module, size: int) -> Operations:
 
 
 def plan_words(plan: Plan) -> str:
-    """The network of a plan."""
+    """Describe the network of a plan."""
     return f"{plan.network}, width {plan.width}, depth {plan.depth}, patch {plan.patch}"
 
 
 def number_format(precision: str) -> str:
-    """What convolutions compute in: fp32, bf16, or tf32, to which CUDA may round fp32 by torch's default."""
+    """Return the format of convolutions: fp32, bf16, or tf32, which is torch's default for fp32 on CUDA."""
     rounds = DEVICE.type == "cuda" and torch.backends.cudnn.allow_tf32
     return "tf32" if precision == "fp32" and rounds else precision
 
 
-#: The largest matrices whose product is timed, and seconds: of a product that is long enough, of all.
+#: Maximum matrix size, seconds of a product that is long enough, and total seconds.
 LARGEST, LONG, TIMED_FOR = {"cuda": 8192, "cpu": 2048}[DEVICE.type], 0.1, 1.0
 
 
 @cache
 def matrix_rate(of_format: str, threads: int) -> float:
-    """Operations a second of a large matrix product in a number format, two a multiply-add; the best of some.
+    """Measure operations/s of a large matrix product in a number format. Returns the best of several.
 
-    The matrices grow until a product is long enough: a format that the processor only emulates takes seconds
-    too, not minutes.
+    A multiply-add counts as two operations. The matrices grow until a product takes long enough, so a format
+    that the processor only emulates takes seconds, not minutes.
     """
     with _computing_in(of_format, threads):
         side, seconds = 128, 0.0
@@ -364,16 +365,16 @@ def _product_seconds(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def checked_share(what: str, part: float, whole: float, of: str) -> float | None:
-    """part / whole. Above 1 one of both was measured wrong: then None, and a line says so."""
+    """Return part / whole. Above 1 one of them was measured wrong: prints a line and returns None."""
     share = part / whole
     if 0 <= share <= 1:
         return share
-    print(f"measuring fault: {what}: {share:.1%} of {of} is impossible; the share is left out", flush=True)
+    print(f"measurement error: {what}: {share:.1%} of {of} is impossible; omitting it", flush=True)
     return None
 
 
 class Facts(NamedTuple):
-    """What a contestant's network is, and how it was computed."""
+    """A contestant's network, and how it was computed."""
 
     network: str
     operations: Operations
@@ -386,18 +387,18 @@ class Facts(NamedTuple):
     def line(self) -> str:
         of = self.operations
         return (
-            f"{self.network}: {of.parameters:,} parameters; million multiply-adds an image: "
+            f"{self.network}: {of.parameters:,} parameters; million multiply-adds per image: "
             f"{of.forward / 2e6:.1f} forward, {of.step / 2e6:.1f} with backward; "
             f"computes in {self.number_format}"
         )
 
     @property
     def peak(self) -> float:
-        """The rate that shares are given of."""
+        """The rate to which shares refer, in operations/s."""
         return matrix_rate(self.number_format, self.threads)
 
     def share(self, name: str, each: int, speed: float) -> float | None:
-        """Of the peak, with so many operations an image and images a second."""
+        """Return the share of the peak that `speed` images/s with `each` operations per image reach."""
         of = f"the {self.number_format} matrix rate"
         return checked_share(f"{name} at {speed:.1f} images/s", each * speed, self.peak, of)
 
@@ -413,17 +414,17 @@ def append_json(file: Path | None, row: Mapping[str, Any]) -> None:
 
 
 def spread_of(values: Sequence[float], form: str = ".1f") -> str:
-    """Median, and least to most."""
+    """Format the median, minimum and maximum."""
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Of each round: the machine's moods hit both."""
+    """Return the ratio of each round, since changes in the machine's speed affect both values."""
     return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
 def show(rows: Sequence[Sequence[str]]) -> None:
-    """Columns below each other, the first to the left."""
+    """Print columns, the first left-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *rest in rows:
         cells = [f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True)]

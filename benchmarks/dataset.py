@@ -1,17 +1,18 @@
-"""What the dataset costs at 1 %, 10 % and 100 % of its 33,920 images, and how that grows.
+"""Measure the cost of the dataset stages at 1 %, 10 % and 100 % of 33,920 images, and how it grows.
 
     python benchmarks/dataset.py [--sizes 339,3392,33920] [--s3 | --remote URL] [--json FILE]
 
-Phantoms of 256x256 with both masks, as a zip beside a clone of this repository's last commit. Times in turn:
-the stages of dvc.yaml up to `preprocess` and `audit`, as their own commands; what DVC does after them;
-`dvc repro` with nothing to do; push, to a folder beside, to the S3 server of the tests (--s3) or to any other
-remote; a fresh pull, without cache and state; checkout from a full cache. Prints seconds, images a second,
-the peak memory of the processes together (PSS), and the time an image beside that of the size before.
+Uses phantoms of 256x256 with both masks, as a zip next to a clone of this repository's last commit. Measures
+in turn: the stages of dvc.yaml up to `preprocess` and `audit`, run by their own commands; what DVC does after
+them; `dvc repro` with nothing to do; push to a local folder, to the S3 server of the tests (--s3) or to
+another remote; a fresh pull without cache and state; checkout from a full cache. Prints seconds, images/s,
+the peak memory of all processes together (PSS), and the time per image relative to the previous size.
 
-"decode and resize" is what this machine's cores do at most: as many processes as cores, which read the same
-PNG files from the same shards, decode and resize them, and nothing else. preprocess is compared with it.
+"decode and resize" is the maximum that this machine's cores can reach: one process per core reads the same
+PNG files from the same shards, decodes and resizes them, and does nothing else. preprocess is compared with
+it.
 
-The folder needs about 10 GB of disk for 33,920 images, and as much again for the remote.
+Needs about 10 GB of disk for 33,920 images, and as much again for the remote.
 """
 
 import argparse
@@ -48,7 +49,7 @@ from tests.s3 import serving
 ROOT = Path(__file__).parent.parent
 Job, Result = TypeVar("Job"), TypeVar("Result")
 
-#: What is measured ends with these stages, as far as dvc.yaml has them.
+#: The last stages that are measured, if dvc.yaml has them.
 LAST = ("preprocess", "audit")
 CHUNK = 32
 MIB = 2**20
@@ -59,16 +60,16 @@ class Cost(NamedTuple):
     what: str
     seconds: float
     peak: float
-    """MiB, of the processes together."""
+    """Peak memory in MiB, of all processes together."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sizes", default="339,3392,33920")
     parser.add_argument("--image-size", type=int, default=128)
-    parser.add_argument("--s3", action="store_true", help="push to the S3 server that the tests use")
-    parser.add_argument("--remote", help="push there, with credentials from the environment")
-    parser.add_argument("--folder", type=Path, help="work there, with the phantoms that are there")
+    parser.add_argument("--s3", action="store_true", help="push to the S3 server of the tests")
+    parser.add_argument("--remote", help="push to this URL, with credentials from the environment")
+    parser.add_argument("--folder", type=Path, help="work in this folder, with the phantoms that it contains")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     costs: list[Cost] = []
@@ -92,19 +93,19 @@ def main() -> None:
 
 def row(cost: Cost, before: Cost | None) -> str:
     each = cost.seconds / cost.images
-    growth = f"x {each / (before.seconds / before.images):.2f} an image" if before else ""
+    growth = f"x {each / (before.seconds / before.images):.2f} per image" if before else ""
     speed = cost.images / cost.seconds
     text = f"{cost.images:6}  {cost.what:26} {cost.seconds:8.1f} s {speed:9.1f} images/s {cost.peak:7.0f} MiB"
     return f"{text}  {growth}".rstrip()
 
 
 def last(costs: list[Cost], what: str) -> float:
-    """The seconds of a step, measured last."""
+    """Return the seconds of the latest measurement of a step."""
     return next(cost.seconds for cost in reversed(costs) if cost.what == what)
 
 
 def measure(folder: Path, images: int, image_size: int, remote: str | None) -> Iterator[Cost]:
-    """The cost of each step at one size."""
+    """Yield the cost of each step at one size."""
     timed = partial(take, images)
     source = folder / f"phantoms-{images}.zip"
     if not source.exists():
@@ -128,7 +129,7 @@ def measure(folder: Path, images: int, image_size: int, remote: str | None) -> I
     size = sum(file.stat().st_size for file in (clone / ".dvc" / "cache").rglob("*") if file.is_file())
     yield timed("dvc push", lambda: run(clone, "dvc", "push", *stages))
     forget(clone, "data", ".dvc/cache", ".dvc/tmp")
-    yield timed("dvc pull, all anew", lambda: run(clone, "dvc", "pull", *stages))
+    yield timed("dvc pull, fresh", lambda: run(clone, "dvc", "pull", *stages))
     forget(clone, "data")
     yield timed("dvc checkout", lambda: run(clone, "dvc", "checkout", *stages))
     print(f"{images:6}  the DVC cache is {size / MIB:.0f} MiB", flush=True)
@@ -144,7 +145,7 @@ def take(images: int, what: str, work: Callable[[], object]) -> Cost:
 
 @contextmanager
 def watched() -> Iterator[list[int]]:
-    """Looks at the memory of this process's descendants together, twice a second."""
+    """Measure the total memory of this process's descendants twice a second."""
     ended, peak = threading.Event(), [0]
 
     def look() -> None:
@@ -166,7 +167,7 @@ def watched() -> Iterator[list[int]]:
 
 def make_phantoms(images: int, target: Path) -> None:
     url = f"phantom://{images}"
-    # Sorted, the three files of an image lie apart; each is drawn once.
+    # In sorted order, the three files of an image are not adjacent. Each image is drawn once.
     names = sorted(PhantomSource(url).names(), key=lambda name: (Path(name).stem, name))
     beside = target.with_suffix(".partial")
     with zipfile.ZipFile(beside, "w") as archive:
@@ -200,18 +201,18 @@ def decode(job: tuple[Path, list[str], int]) -> None:
 
 @cache
 def opened(raw: Path) -> RawDataset:
-    """The shards, opened once a process."""
+    """Open the shards, once per process."""
     return RawDataset(raw)
 
 
 def spread(work: Callable[[Job], Result], jobs: list[Job]) -> Iterator[Result]:
-    """Results in order, from as many processes as cores; forked, so that they start at once."""
+    """Yield results in order, from one process per core. The processes are forked, so they start at once."""
     with ProcessPoolExecutor(available_cores(), mp_context=multiprocessing.get_context("fork")) as pool:
         yield from pool.map(work, jobs)
 
 
 def stage_commands(clone: Path) -> dict[str, str]:
-    """The stages up to those of LAST, in an order in which they can run, with their commands."""
+    """Return the commands of the stages up to those in LAST, in an order in which they can run."""
     with chdir(clone), Repo(str(clone)) as repo:
         last = [stage for stage in repo.index.stages if stage.name.partition("@")[0] in LAST]
         planned = plan_repro(repo.index.graph, last)

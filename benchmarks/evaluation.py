@@ -1,18 +1,19 @@
-"""What the stage `evaluate` costs beside the network's forward passes, here and in another checkout.
+"""Measure the cost of the stage `evaluate` apart from the network's forward passes, also in another checkout.
 
     python benchmarks/evaluation.py FOLDER NAME [--against CHECKOUT] [--rounds 3]
 
-In FOLDER the pipeline ran as far as `train` (benchmarks/report1.sh does that without DVC): it holds
-artifacts/plans, artifacts/train/NAME and data. Each round evaluates NAME in each checkout, in a process
-of its own, into a temporary folder. Prints the median seconds of importing, of forward passes and of all
-else, by the clock and of CPU time; with `--against`, the ratio of both, and whether they wrote the same
-bytes.
+In FOLDER the pipeline has run up to `train` (benchmarks/report1.sh does that without DVC), so it contains
+artifacts/plans, artifacts/train/NAME and data. Each round evaluates NAME with each checkout, in a separate
+process, into a temporary folder. Prints the median seconds of importing, of forward passes and of everything
+else, as wall time and CPU time. With `--against`, also prints the ratio of both checkouts, and whether they
+wrote the same bytes.
 
-Work that other threads do during a forward pass is not in "all else", but on a CPU it slows the pass down.
-"Added to forward passes alone" counts that: all but importing and what the other checkout's passes take.
+Work in other threads during a forward pass does not count as "all else", but on a CPU it slows the pass down.
+"added to forward passes" includes it: it is the total without importing and without the forward passes of the
+other checkout.
 
-CPU time counts all cores, and says more on a machine that does other work too. Masks of a network that was
-hardly trained have more parts and longer outlines than others, and so take longer to score.
+CPU time is the sum over all cores. It is more reliable on a machine that is busy with other work. Masks of a
+barely trained network have more components and longer outlines, so they take longer to score.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-#: Runs the stage's command in the checkout that PYTHONPATH names, and prints seconds last.
+#: Runs the stage's command with the checkout on PYTHONPATH, and prints the seconds in its last line.
 MEASURED = """
 import runpy, time
 
@@ -34,7 +35,7 @@ def now():
 start = now()
 try:
     from tasks.support import cli
-except ModuleNotFoundError:  # an older checkout, without rooms
+except ModuleNotFoundError:  # an older checkout, without subpackages
     from tasks import cli
 
 forward = [0.0, 0.0]
@@ -77,7 +78,7 @@ PARTS = ("importing", "forward passes", "all else", "total")
 
 
 def measure(checkout: Path, folder: Path, name: str, images: str, out: Path) -> list[list[float]]:
-    """Seconds of each of `PARTS`, by the clock and of CPU time."""
+    """Return the seconds of each of PARTS, as wall time and CPU time."""
     plans, dropped = "artifacts/plans", "artifacts/audit/dropped.csv"
     experiment = name.rpartition("-seed")[0]
     command = [f"{plans}/{name}.json", f"{plans}/{experiment}.prediction.json"]
@@ -97,7 +98,7 @@ def measure(checkout: Path, folder: Path, name: str, images: str, out: Path) -> 
 
 
 def added(rounds: dict[str, list[list[list[float]]]], clock: int) -> str:
-    """What each checkout's total exceeds importing and the other checkout's forward passes by."""
+    """Format each checkout's total without importing and without the other checkout's forward passes."""
     importing, forward, total = (PARTS.index(part) for part in ("importing", "forward passes", "total"))
     alone = median(one[clock][forward] for one in rounds["there"])
     here, there = (
@@ -113,9 +114,9 @@ def made(out: Path) -> dict[Path, bytes]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("name", help="a training that is done there, such as report2-seed0")
+    parser.add_argument("name", help="a finished training in FOLDER, such as report2-seed0")
     parser.add_argument("--against", type=Path, help="another checkout, for example a git worktree")
-    parser.add_argument("--images", default="data/packed/256", help="what the training read, in FOLDER")
+    parser.add_argument("--images", default="data/packed/256", help="the images of the training, in FOLDER")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     checkouts = {"here": Path(__file__).resolve().parent.parent}
@@ -128,14 +129,14 @@ def main() -> None:
             for place in sorted(checkouts, reverse=number % 2 == 1):
                 seconds = measure(checkouts[place], args.folder, args.name, args.images, outs[place])
                 rounds[place].append(seconds)
-        for clock, kind in enumerate(("by the clock", "of CPU time")):
+        for clock, kind in enumerate(("wall time", "CPU time")):
             for index, part in enumerate(PARTS):
                 found = {place: median(one[clock][index] for one in of) for place, of in rounds.items()}
                 line = ", ".join(f"{place} {value:.2f} s" for place, value in found.items())
                 ratio = f", ratio {found['here'] / found['there']:.2f}" if args.against else ""
                 print(f"{kind}, {part}: {line}{ratio}")
             if args.against:
-                print(f"{kind}, added to forward passes alone: {added(rounds, clock)}")
+                print(f"{kind}, added to forward passes: {added(rounds, clock)}")
         if args.against:
             same = made(outs["here"]) == made(outs["there"])
             print("the same bytes" if same else "NOT THE SAME BYTES")

@@ -1,10 +1,10 @@
-"""What a Prefect flow costs beside bare `dvc repro`: the demo preset, cold and with nothing to do.
+"""Measure the overhead of a Prefect flow over `dvc repro`: the demo preset, cold and with nothing to do.
 
     python benchmarks/flow_overhead.py [--rounds 3]
 
-Both run in a clone of this repository's last commit, in turns, against a Prefect server that is up. They are
-kept to one core, since on several a flow runs trainings side by side, which `dvc repro` does not; the server
-has the others. Prints every time and the medians; about five minutes a round.
+Both run alternately in a clone of this repository's last commit, with a Prefect server already running. They
+are restricted to one core, because on several cores a flow runs trainings in parallel, which `dvc repro` does
+not. The server uses the other cores. Prints every time and the medians. A round takes about five minutes.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
         )
         try:
             wait_for_server()
-            # The last core is both contestants' alone; children inherit this.
+            # The last core is reserved for the contestants. Child processes inherit this.
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
             times = [measure(clone, environment) for _ in range(rounds)]
             stages = len(run(clone, "dvc", "stage", "list", "--name-only").split())
@@ -51,7 +51,7 @@ def main() -> None:
         row = [one[name] for one in times]
         print(f"{name:28} {statistics.median(row):6.1f} s    {'  '.join(f'{value:.1f}' for value in row)}")
     cold = statistics.median(one["flow, cold"] - one["dvc repro, cold"] for one in times)
-    print(f"overhead cold: {cold:.1f} s for {stages} stages; goal: under 3 s and 1 s a stage, {3 + stages} s")
+    print(f"overhead cold: {cold:.1f} s for {stages} stages; goal: under 3 s + 1 s/stage = {3 + stages} s")
     print(
         f"nothing changed: {statistics.median(o['flow, nothing changed'] for o in times):.1f} s; goal: 15 s"
     )
@@ -79,11 +79,11 @@ def wait_for_server() -> None:
                 return
         except httpx.HTTPError:
             time.sleep(0.2)
-    sys.exit("the Prefect server does not start")
+    sys.exit("the Prefect server did not start")
 
 
 def measure(clone: Path, environment: dict[str, str]) -> dict[str, float]:
-    """The seconds of each contestant, from a clone that holds no results."""
+    """Return the seconds of each contestant, starting from a clone without results."""
     seconds = {}
     contestants = {"dvc repro": ["dvc", "repro"], "flow": [CXR, "retrain"]}
     for what, command in contestants.items():
@@ -98,7 +98,7 @@ def measure(clone: Path, environment: dict[str, str]) -> dict[str, float]:
 
 
 def run(folder: Path, *command: str, environment: dict[str, str] | None = None) -> str:
-    """What the command printed."""
+    """Run a command and return its output."""
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)}: {done.stdout[-2000:]}{done.stderr[-2000:]}")

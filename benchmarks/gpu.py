@@ -1,28 +1,28 @@
-"""All that only a GPU can show about this project, most valuable first, in less than 25 minutes on one card.
+"""Run everything that needs a GPU, most valuable parts first, in less than 25 minutes on one card.
 
     benchmarks/gpu.sh FOLDER [--data covidqu.zip] [--parts smoke,throughput] [--minutes 24] [--set KEY=VALUE]
-    benchmarks/gpu.sh FOLDER --rehearse        the same with tiny networks and images; a CPU does
+    benchmarks/gpu.sh FOLDER --rehearse        the same with tiny networks and images, which a CPU can run
 
-The parts, in their order:
+The parts, in order:
 
-    smoke        on the device, a training that was killed and went on gives the same bytes as one that was
-                 not, and two evaluations the same bytes as each other
-    throughput   benchmarks/train.py --table: the residual U-Net of width 64 at 256x256 over number format,
+    smoke        on the device, a training that was killed and resumed gives the same bytes as one that was
+                 not, and two evaluations give the same bytes
+    throughput   benchmarks/train.py --table: the residual U-Net of width 64 at 256x256, over number format,
                  memory layout, torch.compile and batch size
-    inference    benchmarks/inference.py: the same network's evaluation, and a plain loop's
-    NAME         an experiment of params.yaml, trained for as many of its epochs as there is time for, and
-                 scored on Test; by default combined, then both of report 1, then report 2. Two epochs are
-                 timed first, in a training apart; the number of epochs is chosen so that the schedule ends
-                 in time. Nothing is compiled, but by --set training.compile=fused
+    inference    benchmarks/inference.py: the evaluation of the same network, and that of a plain loop NAME
+    an experiment of params.yaml, trained for as many of its epochs as the time allows, and scored
+                 on Test. By default combined, then both of report 1, then report 2. A separate training of
+                 two epochs is timed first, to choose the number of epochs such that the schedule ends in
+                 time. Networks are not compiled, except with --set training.compile=fused
 
-Each part is cut off at its share of the time that is left. Results are written as they come, to
-FOLDER/results.json and, as tables, to FOLDER/results.md; what the parts print goes to FOLDER/log.txt. A later
-call with the same FOLDER adds its parts, and a training that was cut off continues there. --minutes is for
-one call: where a command may run for ten minutes only, make three with --minutes 9 and different --parts.
+Each part is stopped when its share of the remaining time is used up. Results are written as they arrive, to
+FOLDER/results.json and, as tables, to FOLDER/results.md. The output of the parts goes to FOLDER/log.txt. A
+later call with the same FOLDER adds its parts, and resumes a training that was stopped. --minutes applies to
+one call: if a command may run for only ten minutes, make three calls with --minutes 9 and different --parts.
 
-It needs neither DVC nor Prefect, but Python 3.11 or newer with the packages that gpu.sh checks for; a machine
-that lacks some takes them from wheels on PYTHONPATH. --data is what data.source takes; without it the images
-are synthetic, as many as the real ones. FOLDER/work holds the images and networks.
+Needs neither DVC nor Prefect, but Python 3.11 or newer with the packages that gpu.sh checks for. A machine
+that lacks some of them can take them from wheels on PYTHONPATH. --data has the format of data.source. Without
+it, the images are synthetic, as many as in the real dataset. FOLDER/work contains the images and networks.
 """
 
 import argparse
@@ -57,27 +57,27 @@ from tasks.settings.schema import Params, Plan, parse_params
 from tasks.support.checkpoints import FOLDER_VARIABLE
 from tasks.support.cli import InputError, stage_main, without_secrets
 
-#: The parts that run by default, with their shares of the time.
+#: The default parts, with their shares of the time.
 SHARES = {"smoke": 2, "throughput": 5, "inference": 2, "combined": 6, "report1_bce": 3, "report1_bce_iou": 3}
 SHARES |= {"report2": 3}
-#: The share of an experiment that is not among them.
+#: The share of any other experiment.
 SHARE = 3
 
-#: Seconds that a command has to end by itself after its time is up: a training saves.
+#: Seconds that a command has to end after its time is up, in which a training saves its state.
 GRACE = 20.0
 
-#: Epochs of the training that is timed, share of the time that chosen epochs may fill, and share of a part
-#: that is kept for the evaluation where the part `inference` has not measured one.
+#: Epochs of the timed training, share of the time that the chosen epochs may use, and share of a part that is
+#: reserved for the evaluation if the part `inference` has not measured its rate.
 TIMED_EPOCHS, FILLED, FOR_EVALUATION = 2, 0.9, 0.25
 
-#: For `smoke`: all that has a state, of a size that trains in seconds.
+#: Settings of `smoke`: everything that has a state, in a size that trains in seconds.
 SMALL = ("training.width=16", "epochs=30")
-#: And for everything in a rehearsal.
+#: Additional settings of all parts in a rehearsal.
 TINY = ("training.image_size=32", "training.width=4", "training.depth=2", "training.threads=1", "epochs=4")
 
 
 class Sizes(NamedTuple):
-    """Of what is measured: options of benchmarks/train.py and inference.py, and images of `smoke`."""
+    """Sizes of the measurements: options of benchmarks/train.py and inference.py, and images of `smoke`."""
 
     throughput: tuple[str, ...]
     inference: tuple[str, ...]
@@ -98,7 +98,7 @@ REHEARSED = Sizes(
 
 
 class UnfinishedError(Exception):
-    """Why a part did not come to its end, and what that is called in the results."""
+    """Why a part did not finish. `status` is its word in the results."""
 
     status = "failed"
 
@@ -118,20 +118,21 @@ Heard = Callable[[str], object]
 
 
 def ignored(_: str) -> None:
-    """What is said is not listened to."""
+    """Ignore a line of output."""
 
 
 class Line(NamedTuple):
-    """What a command said, and how many seconds after its start."""
+    """A line of a command's output, and the seconds since the command's start."""
 
     after: float
     text: str
 
 
-#: The process group, what it says, and what waits for its end and gives its status.
+#: The process group, its output, and a function that waits for its end and returns the exit status.
 Started = tuple[int, TextIO, Callable[[], int | None]]
 
-#: What stages on a CPU start with, so that a rehearsal takes a minute; on CUDA each is a program of its own.
+#: Modules that are imported before stages are forked on a CPU, so that a rehearsal takes a minute. On CUDA,
+#: each stage is a new process.
 PRELOADED = ["tasks.train", "tasks.evaluate"]
 
 
@@ -146,13 +147,13 @@ class Commands:
         self._context.set_forkserver_preload(PRELOADED)
 
     def run(self, command: list[str], limit: float, heard: Heard = ignored) -> list[Line]:
-        """Run a stage (its module first) or a script for so many seconds at most; what it said.
+        """Run a stage (its module first) or a script for at most `limit` seconds, and return its output.
 
-        `heard` is called with each line; where it returns True, the command is killed.
+        `heard` is called with each line. If it returns True, the command is killed.
 
         Raises:
-            SkippedError: there is no time.
-            CutOffError: the time was up.
+            SkippedError: no time is left.
+            CutOffError: the time was used up.
             UnfinishedError: the command failed.
         """
         if limit < 1:
@@ -175,11 +176,11 @@ class Commands:
         finally:
             for timer in timers:
                 timer.cancel()
-            _end(pid, signal.SIGKILL)  # what it started and left
+            _end(pid, signal.SIGKILL)  # child processes that are still running
             status = ended()
         if status and not killed:
             if time.monotonic() - began >= limit:
-                raise CutOffError(f"{command[0]} was cut off after {limit:.0f} s")
+                raise CutOffError(f"{command[0]} was stopped after {limit:.0f} s")
             raise UnfinishedError(f"{command[0]}: {lines[-1].text if lines else status}")
         return lines
 
@@ -239,7 +240,7 @@ def _end(group: int, how: int) -> None:
 
 
 class Bench:
-    """What the parts share: the data, and the results so far."""
+    """The state that the parts share: the data, and the results so far."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.rehearsed, self.sets = args.rehearse, args.sets
@@ -254,15 +255,15 @@ class Bench:
         self.commands = Commands(self.work, self.folder / "log.txt")
 
     def params(self, name: str, *sets: str) -> Params:
-        """params.yaml with the data, the command line's changes and these, and one experiment."""
-        # Compiling would take minutes of the time, and not of the training that is timed.
+        """Return params.yaml for one experiment, with the data, the command line's changes and `sets`."""
+        # Compiling would take minutes, which the timed training would not show.
         source = {"data": {"source": self.data}, "training": {"seeds": 1, "compile": "none"}}
         words = [*(TINY if self.rehearsed else ()), *self.sets, *sets]
         changes = {"the data": source} | {word: parse_assignment(word) for word in words}
         return parse_params(with_changes((ROOT / "params.yaml").read_text("utf-8"), changes, [name]))
 
     def write(self, params: Params, label: str) -> Path:
-        """Write the plans under `work`; their folder."""
+        """Write the plans below `work`, and return their folder."""
         write_plans(params, self.work / "plans" / label)
         return self.work / "plans" / label
 
@@ -271,7 +272,7 @@ class Bench:
 
 
 class Results:
-    """results.json and results.md: an entry a part, of this call and of those before."""
+    """results.json and results.md: one entry per part, of this call and earlier ones."""
 
     def __init__(self, folder: Path) -> None:
         self._json, self._table = folder / "results.json", folder / "results.md"
@@ -288,7 +289,7 @@ class Results:
 
 
 def smoke(bench: Bench, entry: Entry, limit: float) -> None:
-    """Train whole, killed and gone on; evaluate twice. Fails where the bytes differ."""
+    """Train without interruption, and killed and resumed. Evaluate twice. Fails if the bytes differ."""
     ends = time.monotonic() + limit
     params = bench.params("combined", *(() if bench.rehearsed else SMALL))
     count = bench.sizes.smoke
@@ -323,7 +324,7 @@ def smoke(bench: Bench, entry: Entry, limit: float) -> None:
     same["evaluated_same_bytes"] = contents(out / "once") == contents(out / "twice")
     entry |= same
     if wrong := [name for name, is_same in same.items() if not is_same]:
-        raise UnfinishedError(f"{', '.join(wrong)}: no")
+        raise UnfinishedError(f"not the same bytes: {', '.join(wrong)}")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -331,7 +332,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def measured(script: str, bench: Bench, entry: Entry, limit: float, options: tuple[str, ...]) -> None:
-    """Another benchmark, whose rows are the entry's as they come."""
+    """Run another benchmark. Its rows are added to the entry as they arrive."""
     rows = bench.work / f"{script}.jsonl"
     rows.unlink(missing_ok=True)
 
@@ -358,7 +359,7 @@ def inference(bench: Bench, entry: Entry, limit: float) -> None:
 
 
 class Experiment:
-    """An experiment of params.yaml, within a time."""
+    """Trains and evaluates an experiment of params.yaml within a time limit."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -368,7 +369,7 @@ class Experiment:
         params = bench.params(self._name)
         plan = plan_of(params)
         if params.experiments[self._name].lungs_from:
-            raise SkippedError("it sees predicted lungs, which are not made here")
+            raise SkippedError("it needs predicted lungs, which this benchmark does not create")
         raw, packed = packed_dataset(bench.data, bench.work, plan_of(params).image_size)
         entry |= {"network": plan_words(plan), "of_epochs": plan.epochs}
         if "epochs" not in entry:
@@ -388,7 +389,7 @@ class Experiment:
         return bench.commands.run(["tasks.train", str(plan), str(packed), str(out)], limit)
 
     def _choose_epochs(self, bench: Bench, params: Params, packed: Path, limit: float) -> Entry:
-        """As many as there is time for, by the seconds of the last of a few."""
+        """Choose the number of epochs that the time allows, from the seconds of the last of a few epochs."""
         began, plan = time.monotonic(), plan_of(params)
         few = bench.params(self._name, f"epochs={TIMED_EPOCHS}")
         timed = bench.write(few, "timed") / f"{plan.name}.json"
@@ -411,40 +412,40 @@ class Experiment:
 
 
 def plan_of(params: Params) -> Plan:
-    """The one training of params with one experiment and one seed."""
+    """Return the only training of params with one experiment and one seed."""
     (plan,) = params.plans.values()
     return plan
 
 
 def facts_of(trained: Path) -> Entry:
-    """What the training found."""
+    """Return the results of a training."""
     description = json.loads((trained / "network" / "network.json").read_text("utf-8"))
     wanted = ("precision", "parameters", "train_images", "val_images", "best_epoch", "val_dice")
     return {name: description[name] for name in wanted}
 
 
 def evaluation_seconds(parts: dict[str, Entry], plan: Plan, packed: Path, limit: float) -> float:
-    """What the evaluation may take, by the rate that `inference` measured of it for one target."""
+    """Estimate the seconds of the evaluation, from the rate for one target that `inference` measured."""
     rows = {row["name"]: row for row in parts.get("inference", {}).get("rows", [])}
     if "evaluation" not in rows:
         return FOR_EVALUATION * limit
     table = pd.read_csv(packed / "images.csv")
-    images = ((table["half"] == HALF) & (table["split"] != "Train")).sum()  # Val chooses thresholds
+    images = ((table["half"] == HALF) & (table["split"] != "Train")).sum()  # Val is needed for thresholds
     rate = statistics.median(rows["evaluation"]["images_per_second"])
     return min(limit / 2, 10 + float(images) * len(plan.targets) / rate)
 
 
 def check_scores(scores: dict[str, Any]) -> None:
-    """Refuse scores that no masks can have.
+    """Check that scores are consistent.
 
     Raises:
-        UnfinishedError: a mean IoU and a mean Dice exclude each other.
+        UnfinishedError: a mean IoU and a mean Dice contradict each other.
     """
     for target, sets in scores.items():
         for name, of in sets.items():
             if check_pair(of["iou"], of["dice"], 6):
                 pair = f"IoU {of['iou']:.6f} and Dice {of['dice']:.6f}"
-                raise UnfinishedError(f"measuring fault: {target}, {name}: {pair} exclude each other")
+                raise UnfinishedError(f"measurement error: {target}, {name}: {pair} contradict each other")
 
 
 PARTS: dict[str, Callable[[Bench, Entry, float], None]] = {
@@ -454,13 +455,13 @@ PARTS: dict[str, Callable[[Bench, Entry, float], None]] = {
 }
 
 
-# --- in their order -----------------------------------------------------------------------------------------
+# --- running the parts --------------------------------------------------------------------------------------
 
 
 def run_parts(bench: Bench, wanted: list[str], ends: float) -> None:
     parts = bench.results.parts
     for name in SHARES:
-        reason = "its turn did not come" if name in wanted else "it is not in --parts"
+        reason = "not started" if name in wanted else "not in --parts"
         parts.setdefault(name, {"status": "skipped", "reason": reason})
     bench.save()
     for number, name in enumerate(wanted):
@@ -469,7 +470,7 @@ def run_parts(bench: Bench, wanted: list[str], ends: float) -> None:
 
 
 def run_part(bench: Bench, name: str, limit: float) -> None:
-    """Run a part and take in what came of it; no error of one keeps the next from its turn."""
+    """Run a part and store its result. An error in one part does not prevent the next."""
     parts, before, began = bench.results.parts, bench.results.parts.get(name), time.monotonic()
     entry: Entry = {"status": "running", "device": device_name(bench.rehearsed)}
     entry["data"] = without_secrets(bench.data)
@@ -501,13 +502,13 @@ def device_name(rehearsed: bool) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of the results")
+    parser.add_argument("folder", type=Path, help="folder for the results")
     parser.add_argument("--data", help="a zip, a folder or a URL, as data.source; default: synthetic")
     parser.add_argument("--parts", default=",".join(SHARES))
-    parser.add_argument("--minutes", type=float, default=24.0, help="of this call")
-    parser.add_argument("--rehearse", action="store_true", help="tiny, on a CPU too")
+    parser.add_argument("--minutes", type=float, default=24.0, help="time limit of this call")
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes, also on a CPU")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="of params.yaml"
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="a value of params.yaml"
     )
     args = parser.parse_args()
     ends, wanted = time.monotonic() + 60 * args.minutes, args.parts.split(",")
@@ -515,7 +516,7 @@ def main() -> None:
         raise InputError("torch finds no GPU; --rehearse runs on the CPU")
     bench = Bench(args)
     for name in set(wanted) - set(PARTS):
-        bench.params(name)  # an unknown one ends here
+        bench.params(name)  # raises an error for an unknown name
     print(f"--- the data: {without_secrets(bench.data)}", flush=True)
     packed_dataset(bench.data, bench.work, plan_of(bench.params("combined")).image_size)
     run_parts(bench, wanted, ends)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All that only a GPU can show about this project: benchmarks/gpu.py says what, and what it needs.
+# Run everything that needs a GPU. benchmarks/gpu.py documents the parts and the requirements.
 #
 #   benchmarks/gpu.sh FOLDER [--data DATA] [--parts smoke,throughput,...] [--minutes 24] [--rehearse]
 set -euo pipefail

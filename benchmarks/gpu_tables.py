@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py found, as Markdown."""
+"""The results of benchmarks/gpu.py as Markdown."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ from common import MIB, percent, spread_of
 
 Entry = dict[str, Any]
 
-#: Scores of an experiment that has none yet.
+#: Scores of an experiment without results.
 NONE = {"": {"": {}}}
 
 
 def table(parts: dict[str, Entry]) -> str:
-    """All results as Markdown."""
+    """Return all results as Markdown."""
     keys = ("status", "seconds", "device", "data", "reason")
     rows = [[name, *(of.get(key, "") for key in keys)] for name, of in parts.items()]
     texts = [markdown(["part", *keys], rows)]
@@ -68,7 +68,7 @@ def inference_table(entry: Entry) -> str:
 def networks_of(entry: Entry) -> str:
     lines = {
         f"{row['network']}: {row['parameters']:,} parameters, {row['forward'] / 2e6:,.1f} million "
-        f"multiply-adds an image forward, {row['step'] / 2e6:,.1f} with backward.\n"
+        f"multiply-adds per image forward, {row['step'] / 2e6:,.1f} with backward.\n"
         for row in entry.get("rows", [])
         if "network" in row
     }
@@ -76,7 +76,7 @@ def networks_of(entry: Entry) -> str:
 
 
 def scores_table(parts: dict[str, Entry]) -> str:
-    head = ["experiment", "network", "epochs", "s an epoch", "best", "target", "images", "IoU", "Dice"]
+    head = ["experiment", "network", "epochs", "s/epoch", "best", "target", "images", "IoU", "Dice"]
     rows = []
     for name, of in parts.items():
         epochs = f"{of['epochs']} of {of['of_epochs']}"

@@ -1,22 +1,23 @@
-"""What evaluation costs: the code of the stage `evaluate`, part by part, beside a plain loop, in turns.
+"""Measure the cost of evaluation: the code of the stage `evaluate`, part by part, and a plain loop.
 
     python benchmarks/inference.py [--data covidqu.zip] [--work FOLDER] [--images 256] [--rounds 5]
 
-First a network is trained for a few epochs, so that its masks have outlines as real ones have. Then, each in
-a process of its own and over the same Test images of all classes:
+First trains a network for a few epochs, so that its masks have realistic outlines. Then runs these
+contestants, each in a process of its own, on the same Test images of all classes:
 
-    network         its probabilities at its own size, tasks.inference.predict.predict_batches
-    network, twice  the same, averaged with those of the mirror images
-    own size        probabilities and true masks at the masks' size, tasks.inference.predict.predict_cases
-    evaluation      all that the stage does: every score, calibration, masks as PNGs, tables
-    plain, N        what users write: batches of N PNG files decoded by Pillow and resized, the network in
-                    float32 and the default memory layout, sigmoid, resized to the mask's size, threshold, and
-                    for each image IoU by numpy. Nothing else is scored or written
+    network         probabilities at the network's size, tasks.inference.predict.predict_batches network,
+    twice  the same, averaged with those of the mirrored images own size        probabilities and reference
+    masks at the masks' size, tasks.inference.predict.predict_cases evaluation      the whole stage: every
+    score, calibration, masks as PNGs, tables plain, N        typical user code: batches of N PNG files
+    decoded and resized by Pillow, the network in
+                    float32 and the default memory layout, sigmoid, resizing to the mask's size, threshold,
+                    and IoU per image with numpy. Nothing else is scored or written
 
-The order of turns is reversed every other round, and the first round warms up. Prints images a second, the
-median, least and most of the rounds; the share that the network's passes have of the rate of a matrix product
-in its number format; peak memory, on CUDA what torch allocated; the mean IoU of those that know it; and where
-the time of `evaluation` goes. The images and what a GPU machine needs: see benchmarks/train.py.
+They take turns. The order is reversed every other round, and the first round is a warm-up. Prints images/s
+(median, minimum and maximum of the rounds); the share of the rate of a matrix product in the same number
+format that the network's passes reach; peak memory, on CUDA as allocated by torch; the mean IoU of
+contestants that compute it; and how the time of `evaluation` is distributed. For the images, and for the
+requirements on a GPU machine, see benchmarks/train.py.
 """
 
 import argparse
@@ -71,7 +72,7 @@ from tasks.train import train
 
 
 class Setting(NamedTuple):
-    """All that a contestant is told."""
+    """The settings of a contestant."""
 
     plan: Plan
     packed: Path
@@ -86,18 +87,18 @@ class Round(NamedTuple):
     seconds: float
     iou: float | None
     parts: dict[str, float]
-    """Seconds of these."""
+    """Seconds of each part."""
 
 
 class Contestant:
-    """A network and what is done with it."""
+    """A network, and what is done with it."""
 
     def __init__(self, setting: Setting, compute: Compute) -> None:
         self.setting, self.compute, self.watch = setting, compute, Stopwatch()
         self.network = load_network(setting.trained / "network", compute)
 
     def work(self) -> float | None:
-        """Once over the images; their mean IoU, if it is found."""
+        """Process all images once. Returns their mean IoU, if it is computed."""
         raise NotImplementedError
 
     def facts(self) -> Facts:
@@ -113,7 +114,7 @@ class Contestant:
 
 
 class Predicting(Contestant):
-    """What begins with a network of the stage."""
+    """Base of contestants that start with a network of the stage."""
 
     def __init__(self, setting: Setting) -> None:
         plan = setting.plan
@@ -136,7 +137,7 @@ class OwnSize(Predicting):
 
 
 class Evaluation(Predicting):
-    """The whole stage, whose parts are timed from within."""
+    """The whole stage, with its parts timed from inside."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
@@ -152,7 +153,7 @@ class Evaluation(Predicting):
             (tasks.evaluate, "calibration_bins", "calibration"),
             (tasks.evaluate, "encode_mask", "predicted masks encoded"),
         ):
-            if hasattr(place, name):  # else its time is part of what calls it
+            if hasattr(place, name):  # otherwise its time is part of its caller's
                 setattr(place, name, watch.on_host(part, getattr(place, name)))
 
     def work(self) -> float:
@@ -166,7 +167,7 @@ class Evaluation(Predicting):
 
 
 class PlainLoop(Contestant):
-    """Evaluation as users write it."""
+    """Evaluation as in typical user code."""
 
     def __init__(self, setting: Setting) -> None:
         torch.set_num_threads(setting.plan.threads or torch.get_num_threads())
@@ -207,26 +208,26 @@ MAKERS: dict[str, Callable[[Setting], Contestant]] = {
     "plain, 1": PlainLoop,
     "plain, 16": PlainLoop,
 }
-TOLD = {"network, twice": {"flip": True}, "plain, 16": {"batch": 16}}
+EXTRA_SETTINGS = {"network, twice": {"flip": True}, "plain, 16": {"batch": 16}}
 
 
 def race(setting: Setting, names: list[str], rounds: int, file: Path | None) -> dict[str, list[Round]]:
-    """A row a contestant, shown and in the file of JSON lines."""
+    """Measure each contestant. Prints a table, and appends its rows to the file of JSON lines."""
     done: dict[str, list[Round]] = {name: [] for name in names}
     with ExitStack() as stack:
         contestants = {
-            name: stack.enter_context(Apart(MAKERS[name], setting._replace(**TOLD.get(name, {}))))
+            name: stack.enter_context(Apart(MAKERS[name], setting._replace(**EXTRA_SETTINGS.get(name, {}))))
             for name in names
         }
         for number in range(rounds + 1):
             for name in sorted(contestants, reverse=number % 2 == 1):
                 one = contestants[name].call("run")
                 print(f"round {number} of {rounds}: {name}: {one.seconds:.1f} s", file=sys.stderr)
-                if number:  # the first round warms up
+                if number:  # the first round is a warm-up
                     done[name].append(one)
         facts = {name: contestant.call("facts") for name, contestant in contestants.items()}
     print(facts[names[0]].line())
-    rows = [["", "images/s", "ms an image", "of the peak", "peak memory", "IoU"]]
+    rows = [["", "images/s", "ms/image", "of the peak", "peak memory", "IoU"]]
     for name, of in done.items():
         found = found_of(name, facts[name], of, len(setting.files))
         found["memory"] = facts[name].device_memory or contestants[name].memory
@@ -238,7 +239,7 @@ def race(setting: Setting, names: list[str], rounds: int, file: Path | None) -> 
 
 def found_of(name: str, facts: Facts, rounds: list[Round], images: int) -> dict[str, Any]:
     speeds = [images / one.seconds for one in rounds]
-    passes = 2 if TOLD.get(name, {}).get("flip") else 1
+    passes = 2 if EXTRA_SETTINGS.get(name, {}).get("flip") else 1
     return {
         "network": facts.network,
         **facts.operations._asdict(),
@@ -262,11 +263,11 @@ def show_parts(rounds: list[Round], images: int) -> None:
     parts = {part: sum(one.parts.get(part, 0.0) for one in rounds) for part in rounds[0].parts}
     parts["other scores"] = parts.pop("scores", 0.0) - parts.get("surfaces", 0.0)
     parts["the rest"] = total - sum(parts.values())
-    rows = [["", "share", "ms an image"]]
+    rows = [["", "share", "ms/image"]]
     for part, seconds in sorted(parts.items(), key=lambda item: -item[1]):
         share = percent(checked_share(part, seconds, total, "the time"))
         rows.append([part, share, f"{1000 * seconds / len(rounds) / images:.2f}"])
-    print("\nwhere the time of evaluation goes")
+    print("\ntime of evaluation by part")
     show(rows)
 
 
@@ -274,15 +275,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=3, help="of the training")
-    parser.add_argument("--contestants", default=";".join(MAKERS), help="with semicolons")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of the training")
+    parser.add_argument("--contestants", default=";".join(MAKERS), help="separated by semicolons")
     parser.add_argument("--json", type=Path, help="append the table's rows to this file of JSON lines")
     return parser
 
 
 def main() -> None:
     args = make_parser().parse_args()
-    # Of phantoms as of the real images, 1,166 of 5,826 are in Test.
+    # As in the real dataset, 1,166 of 5,826 phantoms are in Test.
     data = args.data or f"phantom://{max(9, round(args.images * 5.1))}"
     plan = make_plan(data, args.size, args.epochs, {"width": args.width}, args.sets)
     with nullcontext(args.work) if args.work else tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,11 @@
-"""How long the machine that runs a flow is busy with each stage on another machine, as experiments grow many.
+"""Measure how long the machine that runs a flow is busy per stage on another machine, for many experiments.
 
     python benchmarks/parent.py REVISION [--experiments 2,100]
 
-To be run in a clone whose DVC remote has what REVISION, a run's branch, tells of. In a checkout of its own
-the experiments of params.yaml and their entries in dvc.lock are multiplied. Then what a flow does for a
-stage, one at a time, is done five times: look for a result that nobody has, commit and push to origin, take
-a result. Printed is a line of JSON for each number of experiments, medians in seconds.
+Run it in a clone whose DVC remote has the results of REVISION, a run's branch. It multiplies the experiments
+of params.yaml and their entries in dvc.lock, in a separate checkout. Then it does five times, one at a time,
+what a flow does for a stage: look up a result that does not exist, commit and push to origin, restore a
+result. Prints one line of JSON per number of experiments, with medians in seconds.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from flows.repository.git import commit, find_repository, resolve, run
 from flows.repository.refs import forget_commits, send_commit, sent_commits
 from tasks.support.cli import stage_main
 
-#: The run under which origin has the commits meanwhile.
+#: The id of the run under which commits are pushed to origin during the benchmark.
 RUN = "benchmark"
 TRIES = 5
 
 
 def grow(checkout: Path, experiments: int) -> tuple[str, str]:
-    """Have so many experiments, copies of one; a stage that nobody has done, and one that is done."""
+    """Copy one experiment until there are enough. Returns a stage without a result, and one with a result."""
     yaml = YAML()
     yaml.width = 4000
 
@@ -68,7 +68,7 @@ def grow(checkout: Path, experiments: int) -> tuple[str, str]:
 
 
 def forget(checkout: Path, stage: str) -> None:
-    """Take a stage's entry out of dvc.lock, and its outputs away."""
+    """Delete a stage's entry in dvc.lock, and its outputs."""
     yaml = YAML()
     yaml.width = 4000
     path = checkout / "dvc.lock"
@@ -107,9 +107,9 @@ def measure(repository: Path, revision: str, experiments: int) -> dict[str, floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time what a flow does for each stage on another machine.")
+    parser = argparse.ArgumentParser(description="Measure the time of a flow per stage on another machine.")
     parser.add_argument("revision", help="a branch that a run has published")
-    parser.add_argument("--experiments", default="2,100", help="how many, with commas")
+    parser.add_argument("--experiments", default="2,100", help="numbers of experiments, separated by commas")
     args = parser.parse_args()
     for count in args.experiments.split(","):
         print(json.dumps({"experiments": int(count)} | measure(find_repository(), args.revision, int(count))))

@@ -1,17 +1,17 @@
-"""What work pools cost and gain: the same experiments by one worker and by several, each on its own core.
+"""Measure the costs and gains of work pools: the same experiments on one and several workers, one core each.
 
     python benchmarks/pools.py [--preset FILE] [--set KEY=VALUE] [--workers 1,2] [--alone] [--costs FILE]
 
-Starts what the tests of pools start: a Prefect server with a password on PostgreSQL, Ceph for S3, and hosts
-with clones, DVC caches and processes of their own, on this machine; a worker is kept to one core. Trainings
-and evaluations go to the pool, `baselines` to another, all else stays with the parent. For each number of
-workers all starts from an empty DVC remote and empty caches.
+Starts the same services as the tests of pools: a Prefect server with a password on PostgreSQL, Ceph for S3,
+and hosts with their own clones, DVC caches and processes, on this machine. Each worker is restricted to one
+core. Trainings and evaluations run in one pool, `baselines` in another, and everything else on the parent.
+For each number of workers, the DVC remote and all caches start empty.
 
-Printed is how long each took, how many stages of the pool ran at a time on average, how many each worker did,
-and whether dvc.lock and metrics.json are the same, with --alone also as those of `dvc repro` on one machine.
-The stages at a time leave out how much trainings side by side slow each other. A number named several times
-runs as often, and its median counts: 2,1,2 evens out how the speed of a shared machine drifts. --costs
-writes what benchmarks/scaling.py reads, as the last run had it.
+Prints how long each took, how many stages of the pool ran at a time on average, how many each worker ran, and
+whether dvc.lock and metrics.json are the same, with --alone also compared to `dvc repro` on one machine. The
+number of stages at a time ignores how much parallel trainings slow each other down. A number of workers that
+is given several times runs as often, and its median counts: 2,1,2 compensates for a drifting speed of a
+shared machine. --costs writes the input of benchmarks/scaling.py, from the last run.
 """
 
 import argparse
@@ -40,10 +40,10 @@ from tests.s3 import serving
 
 POOLS = ("--pool", "train@*=gpu", "--pool", "evaluate@*=gpu", "--pool", "baselines@*=cpu")
 
-#: Seconds between two uploads of a checkpoint at most, as flows.remote.checkpoints has it for small ones.
+#: Minimum seconds between two uploads of a checkpoint, as in flows.remote.checkpoints for small ones.
 CHECKPOINT_EVERY = 5.0
 
-#: Seconds in which a server comes to rest, and for which it is then measured.
+#: Seconds for the server to become idle, and seconds for which it is then measured.
 SETTLE, IDLE = 15.0, 60.0
 
 
@@ -55,12 +55,12 @@ def params_text(args: argparse.Namespace) -> str:
 
 
 class Measured:
-    """One run of the pipeline by so many workers."""
+    """One run of the pipeline on a number of workers."""
 
     def __init__(
-        self, cluster: Cluster, parent: Host, workers: list[Host], patience: float, costs: bool
+        self, cluster: Cluster, parent: Host, workers: list[Host], timeout: float, costs: bool
     ) -> None:
-        """`costs`: the Prefect server's part is measured too, which takes some minutes more."""
+        """Run it. `costs`: also measure the costs of the Prefect server, which takes a few minutes more."""
         self.cluster, self.parent, self.name = cluster, parent, f"by-{len(workers)}"
         alone = self._server_share() if costs else 0.0
         hosts = [*workers, cluster.host("cpu")]
@@ -71,7 +71,7 @@ class Measured:
         together = self._server_share() if costs else 0.0
         self.per_worker = (together - alone) / len(programs)
         busy, began = self._server_seconds(), time.monotonic()
-        said = parent.retrain("--name", self.name, *POOLS).finish(patience)
+        said = parent.retrain("--name", self.name, *POOLS).finish(timeout)
         self.seconds, self.said = time.monotonic() - began, said
         self.server = self._server_seconds() - busy - together * self.seconds
         self.run = next(run for run in cluster.user.runs("retrain") if run.name == self.name)
@@ -79,14 +79,14 @@ class Measured:
         self.stages = [run for run in cluster.user.runs("stage") if self.name in run.tags]
 
     def _server_share(self) -> float:
-        """The share of a core that the server takes while no run is there."""
+        """Return the share of a core that the server uses when no run is active."""
         time.sleep(SETTLE)
         before, began = self._server_seconds(), time.monotonic()
         time.sleep(IDLE)
         return (self._server_seconds() - before) / (time.monotonic() - began)
 
     def _server_seconds(self) -> float:
-        """Processor time of the Prefect server and of its database until now."""
+        """Return the CPU time of the Prefect server and its database so far."""
         total = 0.0
         for parent in (self.cluster.server.process, self.cluster.database.process):
             process = psutil.Process(parent.pid)
@@ -104,7 +104,7 @@ class Measured:
         return Counter(message.split(":")[0].removeprefix("on ") for message in self.messages().values())
 
     def parts(self, pattern: str = "") -> dict[str, list[float]]:
-        """The seconds of each part, `here` or `there`, of the stages of a pattern."""
+        """Return the seconds of each part, `here` or `there`, for the stages that match a pattern."""
         parts: dict[str, list[float]] = {}
         for name, message in self.messages().items():
             if re.match(pattern, name):
@@ -121,7 +121,7 @@ class Measured:
         return run(*show, f"{branch}:dvc.lock"), run(*show, f"{branch}:metrics.json")
 
     def parent_costs(self, experiments: int) -> dict[str, float]:
-        """What one stage after another takes of the parent's time with so many experiments."""
+        """Measure the parent's seconds per stage with so many experiments."""
         told = self.parent.repository.run(
             sys.executable,
             str(ROOT / "benchmarks" / "parent.py"),
@@ -134,7 +134,7 @@ class Measured:
         return costs
 
     def costs(self, experiments: int) -> dict[str, float]:
-        """For benchmarks/scaling.py; beside others' work the server's part may come out as less than none."""
+        """Return the input of benchmarks/scaling.py. On a busy machine the server's cost may be negative."""
         parent = self.parent_costs(experiments)
         every, evaluations = self.parts(r"train@|evaluate@"), self.parts("evaluate@")
         middle = statistics.median
@@ -178,7 +178,7 @@ class Measured:
         }
 
     def _times(self, run: FlowRun) -> dict[str, float]:
-        """When a run entered each state, the first time."""
+        """Return when a run first entered each state."""
         found: Any = self.cluster.user.client._client.get(
             "/flow_run_states/", params={"flow_run_id": str(run.id)}
         ).json()
@@ -189,15 +189,15 @@ class Measured:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time a pipeline by one worker and by several.")
+    parser = argparse.ArgumentParser(description="Measure a pipeline on one worker and on several.")
     parser.add_argument("--preset", default="presets/demo.yaml")
     parser.add_argument("--set", action="append", default=[], dest="assignments", metavar="KEY=VALUE")
-    parser.add_argument("--experiments", help="their names, with commas; by default all")
-    parser.add_argument("--workers", default="1,2", help="how many, with commas")
-    parser.add_argument("--alone", action="store_true", help="first `dvc repro` on one machine")
-    parser.add_argument("--costs", type=Path, help="write what benchmarks/scaling.py reads")
-    parser.add_argument("--costs-of", type=int, default=100, help="of a flow with so many experiments")
-    parser.add_argument("--patience", type=float, default=3600, help="seconds that one run may take")
+    parser.add_argument("--experiments", help="names of experiments, separated by commas; default: all")
+    parser.add_argument("--workers", default="1,2", help="numbers of workers, separated by commas")
+    parser.add_argument("--alone", action="store_true", help="run `dvc repro` on one machine first")
+    parser.add_argument("--costs", type=Path, help="write the input of benchmarks/scaling.py")
+    parser.add_argument("--costs-of", type=int, default=100, help="experiments to measure costs for")
+    parser.add_argument("--timeout", type=float, default=3600, help="maximum seconds per run")
     args = parser.parse_args()
     make_repository = make_repository_of(params_text(args))
     counts = [int(count) for count in args.workers.split(",")]
@@ -217,7 +217,7 @@ def main() -> None:
                     )
                 workers = [cluster.host(f"gpu-{core + 1}", core=core) for core in range(count)]
                 costs_wanted = bool(args.costs) and turn == len(counts)
-                done = Measured(cluster, cluster.host("parent"), workers, args.patience, costs_wanted)
+                done = Measured(cluster, cluster.host("parent"), workers, args.timeout, costs_wanted)
                 results[f"run {turn} by {count}"] = done.result()
                 walls.setdefault(count, []).append(done.seconds)
                 spread = ", ".join(f"{name} {number}" for name, number in sorted(done.spread().items()))

@@ -1,16 +1,16 @@
-"""How long many experiments take on many GPUs, and what is busy first: a simulation fed by measured costs.
+"""Simulate how long many experiments take on many GPUs, and what the bottleneck is, from measured costs.
 
     python benchmarks/scaling.py COSTS.json [--experiments 100] [--gpus 1,8,64] [--minutes 4,60]
 
-Experiments like the first one of dvc.yaml, each a training and an evaluation on a pool of workers with a GPU
-each; the other stages run one at a time where the flow runs. The parent sends a stage and takes its result
-under one lock; a worker takes the run that waits longest, and keeps the data it has once pulled; all that
-moves shares the S3 server's link; the Prefect server does one thing at a time. Nothing is random: the same
-input gives the same table. Printed is Markdown.
+All experiments are like the first one of dvc.yaml: a training and an evaluation in a pool of workers with one
+GPU each. The other stages run on the parent, the machine of the flow, one at a time. The parent submits
+stages and fetches results under one lock. A worker takes the run that has waited longest, and keeps data that
+it has pulled. All transfers share the link of the S3 server. The Prefect server handles one request at a
+time. Nothing is random: the same input gives the same table. Prints Markdown.
 
-COSTS.json holds one object of the seconds listed below, each as measured where files are small, such as on
-the demo preset: what large ones take comes on top, by their size and the rates below. DVC reads a dvc.yaml of
-more experiments longer, so measure with as many in params.yaml.
+COSTS.json contains one object with the costs listed below, in seconds, measured with small files, as in the
+demo preset. The cost of large files is added from their sizes and the rates below. DVC needs longer to read a
+dvc.yaml with more experiments, so measure with as many in params.yaml.
 """
 
 import argparse
@@ -32,15 +32,15 @@ from tasks.support.cli import InputError, stage_main
 
 ROOT = Path(__file__).parent.parent
 
-#: The kinds of stages that run on the pool; the others run where the flow does.
+#: The kinds of stages that run in the pool. The others run on the parent.
 REMOTE = {"train", "evaluate"}
 
 Item = TypeVar("Item")
-#: Each stage with the stages whose outputs it reads.
+#: For each stage, the stages whose outputs it reads.
 Graph = Mapping[str, set[str]]
 
 
-# --- what it is fed with ------------------------------------------------------------------------------------
+# --- input --------------------------------------------------------------------------------------------------
 
 
 def _cost(meaning: str) -> Any:
@@ -51,33 +51,31 @@ Seconds = Annotated[float, Field(strict=True)]
 
 
 class Costs(BaseModel):
-    """Measured seconds; what is said to be of a stage is of each stage on the pool."""
+    """Measured seconds. Costs of "a stage" apply to each stage in the pool."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     parent_begin: Seconds = _cost("the parent, before the first stage: checkout, reading dvc.yaml")
-    parent_push: Seconds = _cost("the parent's lock, pushing a stage's inputs that the remote has already")
+    parent_push: Seconds = _cost("the parent's lock, pushing inputs of a stage that the remote already has")
     parent_commit: Seconds = _cost("the parent's lock, committing dvc.lock and pushing the commit")
-    parent_take: Seconds = _cost("the parent's lock, taking a stage's result from the remote's run cache")
+    parent_take: Seconds = _cost("the parent's lock, restoring a stage's result from the remote's run cache")
     parent_end: Seconds = _cost("the parent, after the last stage: commit and publishing")
-    server_stage: Seconds = _cost("the Prefect server's processor time for all that a stage asks of it")
-    server_worker: Seconds = _cost(
-        "the Prefect server's processor time that an idle worker takes, per second"
-    )
-    queue: Seconds = _cost("from a flow run being made until a worker that is free takes it")
-    start: Seconds = _cost("from there until the flow run's process is up")
-    checkout: Seconds = _cost("the worker's fetch of the commit, and its git worktree")
-    pull: Seconds = _cost("the worker's pull of a stage's inputs that it has already, and of a checkpoint")
-    push: Seconds = _cost("the worker's push of a stage's outputs and of its run cache's entry")
-    notice: Seconds = _cost("from the flow run's end until the parent knows")
-    checkpoint: Seconds = _cost("an upload of a training's checkpoint, while the training goes on")
-    checkpoint_every: Seconds = Field(gt=0, description="between two such uploads, as it is set")
-    stage_plan: Seconds = _cost("the stage plan, with DVC's own time, as all of these")
+    server_stage: Seconds = _cost("CPU time of the Prefect server per stage")
+    server_worker: Seconds = _cost("CPU time of the Prefect server per idle worker and second")
+    queue: Seconds = _cost("from the creation of a flow run until a free worker takes it")
+    start: Seconds = _cost("from then until the process of the flow run has started")
+    checkout: Seconds = _cost("the worker, fetching the commit and creating a git worktree")
+    pull: Seconds = _cost("the worker, pulling inputs that it already has, and a checkpoint")
+    push: Seconds = _cost("the worker, pushing outputs and the run-cache entry of a stage")
+    notice: Seconds = _cost("from the end of the flow run until the parent notices it")
+    checkpoint: Seconds = _cost("an upload of a checkpoint, during the training")
+    checkpoint_every: Seconds = Field(gt=0, description="the interval between two such uploads")
+    stage_plan: Seconds = _cost("the stage plan, including DVC's time, as for all stages")
     stage_download: Seconds = _cost("the stage download")
     stage_preprocess: Seconds = _cost("the stage preprocess")
     stage_audit: Seconds = _cost("the stage audit")
     stage_baselines: Seconds = _cost("the stage baselines")
-    stage_evaluate: Seconds = _cost("an evaluation; that of a training is --minutes")
+    stage_evaluate: Seconds = _cost("an evaluation (for a training, see --minutes)")
     stage_compare: Seconds = _cost("the stage compare")
     stage_report: Seconds = _cost("the stage report")
 
@@ -86,7 +84,7 @@ class Costs(BaseModel):
         """Read a JSON file.
 
         Raises:
-            InputError: a cost is missing, misspelt or no number of seconds; one line a fault.
+            InputError: a cost is missing, misspelled or not a number of seconds. One line per error.
         """
         try:
             return cls.model_validate_json(path.read_bytes())
@@ -95,35 +93,35 @@ class Costs(BaseModel):
             raise InputError("\n".join(faults)) from None
 
     def none_but_stages(self) -> "Costs":
-        """Of a pool that costs nothing."""
+        """Return the costs of a pool without overhead."""
         kept = ("stage_", "checkpoint_every")
         return self.model_copy(update={key: 0.0 for key in Costs.model_fields if not key.startswith(kept)})
 
 
 class Scenario(NamedTuple):
-    """What runs, and what it runs on."""
+    """The workload, and the machines that it runs on."""
 
     costs: Costs
     graph: Graph
-    """Of one experiment, called as in dvc.yaml."""
+    """The stages of one experiment, named as in dvc.yaml."""
     training: float
     """Seconds."""
     sizes: Mapping[str, float]
-    """MB of the outputs of a kind of stage, and of a `checkpoint`; what is not there has none."""
+    """Size in MB of the outputs of each kind of stage, and of a `checkpoint`. Missing ones are empty."""
     pull_rate: float
-    """MB a second that one client pulls at most."""
+    """Maximum MB/s of one client's pulls."""
     push_rate: float
     link: float
-    """MB a second of all clients together."""
+    """MB/s of all clients together."""
 
     def seconds(self, stage: str) -> float:
-        """Of the stage itself, wherever it runs."""
+        """Return the seconds of a stage itself."""
         kind = kind_of(stage)
         return self.training if kind == "train" else float(getattr(self.costs, f"stage_{kind}"))
 
 
 def read_graph() -> Graph:
-    """The stages of the first experiment in dvc.yaml that reads no other's, and those of no experiment."""
+    """Return the stages of the first independent experiment in dvc.yaml, and those of no experiment."""
     with Repo(str(ROOT)) as repo:
         graph = repo.index.graph
         stages = {stage.name: {up.name for up in graph.successors(stage)} for stage in repo.index.stages}
@@ -135,7 +133,7 @@ def read_graph() -> Graph:
 
 
 def multiplied(graph: Graph, experiments: int) -> Graph:
-    """The same with so many experiments in the place of the one."""
+    """Return the graph with so many experiments instead of one."""
 
     def copies(stages: Iterable[str], numbers: Iterable[int]) -> set[str]:
         return {f"{kind_of(s)}@{n}" if is_of_training(s) else s for s in stages for n in numbers}
@@ -150,7 +148,7 @@ def multiplied(graph: Graph, experiments: int) -> Graph:
 
 
 def is_of_training(stage: str) -> bool:
-    """Whether there is one such stage for each training."""
+    """Return whether the stage exists once per training."""
     return kind_of(stage) in REMOTE
 
 
@@ -159,19 +157,19 @@ def kind_of(stage: str) -> str:
 
 
 def key_of(stage: str) -> str:
-    """The experiment's name; empty for a stage of none."""
+    """Return the name of a stage's experiment, or an empty string if it has none."""
     return stage.partition("@")[2]
 
 
 # --- events -------------------------------------------------------------------------------------------------
 
-#: What a process waits for: it is given what to call, with what came of it.
+#: Something to wait for: a function that receives a callback, and calls it with the result.
 Event = Callable[[Callable[[Any], None]], None]
 Process = Generator[Event, Any, None]
 
 
 class Clock:
-    """Runs processes, generators that yield what they wait for."""
+    """Runs processes, which are generators that yield the events that they wait for."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -179,7 +177,7 @@ class Clock:
         self._count = 0
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
-        """What is due at the same time happens in the order in which it was asked for."""
+        """Schedule an action. Actions at the same time run in the order in which they were scheduled."""
         self._count += 1
         heapq.heappush(self._agenda, (self.now + seconds, self._count, action))
 
@@ -203,7 +201,7 @@ class Clock:
 
 
 class Flag:
-    """Something that happens once."""
+    """An event that happens once."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock, self._waiting = clock, list[Callable[[Any], None]]()
@@ -222,12 +220,12 @@ class Flag:
 
 
 class Pool(Generic[Item]):
-    """Items that one process holds at a time, handed out in the order of asking."""
+    """Items that one process at a time can hold, in the order of requests."""
 
     def __init__(self, clock: Clock, items: Iterable[Item]) -> None:
         self._clock, self._free = clock, deque(items)
         self._waiting: deque[Callable[[Any], None]] = deque()
-        #: Seconds, of all items together.
+        #: Seconds for which items were held, summed over all items.
         self.held = 0.0
 
     def take(self) -> Event:
@@ -256,17 +254,17 @@ class _Transfer:
 
 
 class Link:
-    """What moves at the same time has equal parts of it, each as much as it can take."""
+    """A link whose capacity is shared equally between transfers, up to the maximum rate of each."""
 
     def __init__(self, clock: Clock, capacity: float) -> None:
         self._clock, self._capacity = clock, capacity
         self._running: list[_Transfer] = []
         self._since, self._plan = 0.0, 0
-        #: MB.
+        #: Total MB transferred.
         self.moved = 0.0
 
     def transfer(self, size: float, rate: float) -> Event:
-        """Of so many MB, at most so many a second."""
+        """Transfer `size` MB at up to `rate` MB/s."""
 
         def begin(resume: Callable[[Any], None]) -> None:
             self.moved += size
@@ -285,7 +283,7 @@ class Link:
         self._since = self._clock.now
 
     def _plan_next(self) -> None:
-        self._plan += 1  # what was planned before is void: the speeds have changed
+        self._plan += 1  # invalidates the planned end, because the speeds have changed
         if self._running:
             seconds, first = min(
                 ((t.left / self._speed(t), t) for t in self._running), key=lambda planned: planned[0]
@@ -304,38 +302,39 @@ class Link:
 
 
 class Usage(NamedTuple):
-    """Of a whole run; seconds, but for `moved`."""
+    """The usage of a whole run, in seconds except for `moved`."""
 
     wall: float
     used: float
-    """Stages themselves on GPUs, all GPUs together."""
+    """Stages on GPUs, without overhead, summed over GPUs."""
     held: float
-    """The same with all that a worker does around them."""
+    """Stages on GPUs with all of their overhead on the worker, summed over GPUs."""
     parent: float
-    """Under the parent's lock."""
+    """Time under the parent's lock."""
     moved: float
-    """MB, from and to the S3 server."""
+    """MB from and to the S3 server."""
     server: float
-    """The Prefect server busy."""
+    """Busy time of the Prefect server."""
 
 
 class Run:
-    """One run of the pipeline."""
+    """A simulated run of the pipeline."""
 
     def __init__(self, scenario: Scenario, gpus: int, experiments: int) -> None:
-        """
+        """Create a run.
+
         Raises:
-            InputError: the Prefect server is too slow for so many workers even when they do nothing.
+            InputError: the Prefect server is too slow for so many workers, even if they are idle.
         """
         self._of, self._costs, self._gpus = scenario, scenario.costs, gpus
         self._graph = multiplied(scenario.graph, experiments)
         self._idle_load = gpus * self._costs.server_worker
         if self._idle_load >= 1:
             raise InputError(
-                f"server_worker: {gpus} workers ask for more than the Prefect server's whole time"
+                f"server_worker: {gpus} idle workers alone exceed the capacity of the Prefect server"
             )
         self._clock = clock = Clock()
-        # Each of these knows what it has of the outputs that are large.
+        # Each place keeps a set of the large outputs that it has.
         self._remote = set[str]()
         self._parent = Pool[set[str]](clock, [set()])
         self._workers = Pool[set[str]](clock, [set() for _ in range(gpus)])
@@ -346,12 +345,12 @@ class Run:
         self._used = self._wall = 0.0
 
     def usage(self) -> Usage:
-        # The flow starts what is ready in the order of the names.
+        # The flow starts ready stages in the order of their names.
         for stage in sorted(self._graph):
             self._clock.start(self._stage(stage))
         self._clock.start(self._end())
         self._clock.run()
-        # The server's own time for stages, which polls of workers have stretched, and the polls.
+        # The server's time for stages, which is stretched by polls of workers, plus the polls.
         server = self._server.held * (1 - self._idle_load) + self._wall * self._idle_load
         return Usage(self._wall, self._used, self._workers.held, self._parent.held, self._link.moved, server)
 
@@ -409,7 +408,7 @@ class Run:
         yield from self._move([stage], self._remote, self._of.push_rate)
 
     def _move(self, stages: Iterable[str], place: set[str], rate: float) -> Process:
-        """Bring the outputs of these stages where they are not yet."""
+        """Transfer the outputs of these stages that are missing at `place`."""
         missing = sorted(stage for stage in stages if stage not in place)
         place.update(missing)
         if size := sum(self._of.sizes.get(kind_of(stage), 0.0) for stage in missing):
@@ -425,24 +424,25 @@ class Run:
 
 
 def simulate(scenario: Scenario, gpus: int, experiments: int) -> Usage:
-    """
+    """Simulate a run.
+
     Raises:
-        InputError: the Prefect server is too slow for so many workers even when they do nothing.
+        InputError: the Prefect server is too slow for so many workers, even if they are idle.
     """
     return Run(scenario, gpus, experiments).usage()
 
 
-# --- what bounds it -----------------------------------------------------------------------------------------
+# --- bottlenecks --------------------------------------------------------------------------------------------
 
 
 def ideal(scenario: Scenario, gpus: int, experiments: int) -> float:
-    """Seconds of the same stages on as many GPUs where nothing else costs anything."""
+    """Return the seconds of the same stages on as many GPUs, without any overhead."""
     free = scenario._replace(costs=scenario.costs.none_but_stages(), sizes={})
     return simulate(free, gpus, experiments).wall
 
 
 def bounds(scenario: Scenario, gpus: int, usage: Usage, alone: Usage) -> dict[str, float]:
-    """Seconds that a run takes at least, by each of what it needs; `alone` is that of one experiment."""
+    """Return a lower bound in seconds from each resource. `alone` is the usage of one experiment."""
     idle_load = gpus * scenario.costs.server_worker
     return {
         "GPUs": usage.held / gpus,
@@ -454,17 +454,17 @@ def bounds(scenario: Scenario, gpus: int, usage: Usage, alone: Usage) -> dict[st
 
 
 class Marginal(NamedTuple):
-    """What one experiment more costs, where the data are; seconds."""
+    """The cost of one additional experiment once data is in place, in seconds."""
 
     held: float
-    """Of a GPU."""
+    """Time on a GPU."""
     parent: float
     link: float
-    """Of the whole link."""
+    """Time on the whole link."""
     server: float
 
     def most_gpus(self, server_worker: float) -> dict[str, float]:
-        """How many GPUs each of the others keeps busy, when there are many experiments."""
+        """Return how many GPUs each resource can keep busy, for many experiments."""
         per_second = {
             "parent": self.parent / self.held,
             "S3 link": self.link / self.held,
@@ -474,7 +474,7 @@ class Marginal(NamedTuple):
 
 
 def marginal(scenario: Scenario) -> Marginal:
-    # What moves at the same time by chance must not slow the other.
+    # Simultaneous transfers must not slow each other down here.
     rates = (min(rate, scenario.link) for rate in (scenario.pull_rate, scenario.push_rate))
     alone = scenario._replace(link=float("inf"), pull_rate=next(rates), push_rate=next(rates))
     one, two = (simulate(alone, 1, experiments) for experiments in (1, 2))
@@ -488,16 +488,16 @@ def marginal(scenario: Scenario) -> Marginal:
 
 
 def shortest_training(scenario: Scenario, gpus: int) -> float:
-    """Seconds of a training below which, with many experiments, the parent can't keep so many GPUs busy."""
+    """Return the training time in seconds below which the parent cannot keep so many GPUs busy."""
     more = marginal(scenario)
     return max(0.0, gpus * more.parent - (more.held - scenario.training))
 
 
-# --- the tables ---------------------------------------------------------------------------------------------
+# --- tables -------------------------------------------------------------------------------------------------
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """As Markdown, all columns but the first to the right."""
+    """Return a Markdown table, with all columns but the first right-aligned."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows])
 
@@ -512,7 +512,7 @@ RUNS = [
     "one training",
     "GPUs",
     "wall time",
-    "of the ideal",
+    "of ideal",
     "GPUs held",
     "GPUs used",
     "parent",
@@ -563,7 +563,7 @@ def main() -> None:
     lengths = [scenario._replace(training=60 * minutes) for minutes in args.minutes]
     print(f"{args.experiments} experiments:\n")
     print(table(RUNS, [run_row(one, gpus, args.experiments) for one in lengths for gpus in args.gpus]))
-    print("\nWith many experiments, as many GPUs are kept busy at most by:\n")
+    print("\nWith many experiments, the number of GPUs that each resource can keep busy:\n")
     head = ["one training", "parent", "S3 link", "Prefect server", "first"]
     print(table(head, [most_row(one) for one in lengths]))
     shortest = duration(shortest_training(scenario, max(args.gpus)))
@@ -587,16 +587,14 @@ def parse_arguments() -> argparse.Namespace:
         "--minutes",
         type=_numbers,
         default=[4.0, 60.0],
-        help="of a training; default: 4,60, of minutes as in presets/laptop.yaml, and of an hour",
+        help="minutes per training; default: 4,60: as in presets/laptop.yaml, and an hour",
     )
     number("--raw", default=1500.0, help="MB of data/raw; default: 1500, at 33,920 images (docs/scaling.md)")
-    number(
-        "--packed", default=6500.0, help="MB of data/packed; default: 6500, 192 KB each of these at 256x256"
-    )
+    number("--packed", default=6500.0, help="MB of data/packed; default: 6500, 192 KB per image at 256x256")
     number(
         "--network",
         default=127.0,
-        help="MB of a network; default: 127, report 1's in params.yaml, 4 bytes a weight",
+        help="MB of a network; default: 127, report 1's in params.yaml, 4 bytes per weight",
     )
     number(
         "--checkpoint", default=381.0, help="MB; default: 381, that network's weights and Adam's two means"
@@ -604,13 +602,13 @@ def parse_arguments() -> argparse.Namespace:
     number(
         "--pull",
         default=230.0,
-        help="MB a second of one client; default: 230, data/raw and data/packed in 13.9 s (docs/scaling.md)",
+        help="MB/s of one client; default: 230, data/raw and data/packed in 13.9 s (docs/scaling.md)",
     )
-    number("--push", default=100.0, help="the same; default: 100, the same data in 31.4 s (docs/scaling.md)")
+    number("--push", default=100.0, help="MB/s of one client; default: 100, the same in 31.4 s")
     number(
         "--link",
         default=1250.0,
-        help="MB a second of all clients; default: 1250, a server on 10 Gbit/s Ethernet",
+        help="MB/s of all clients; default: 1250, a server on 10 Gbit/s Ethernet",
     )
     return parser.parse_args()
 

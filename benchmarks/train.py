@@ -1,44 +1,44 @@
-"""What a training costs: our engine beside a plain PyTorch loop and beside MONAI, in turns.
+"""Compare the cost of a training in our engine, in a plain PyTorch loop and in MONAI.
 
     python benchmarks/train.py [--data covidqu.zip] [--work FOLDER] [--epochs 6] [--set training.width=32]
     python benchmarks/train.py --table [--size 256 --width 64] [--batches 16,64] [--layouts ...]
 
-Each contestant trains a network from seed 0 in a process of its own on the same COVID-19 images, one epoch
-in its turn, without random changes to images; the order of turns is reversed every other time. The first
-epoch warms up and is not timed, nor is validation.
+Each contestant trains a network from seed 0, in a process of its own, on the same COVID-19 images without
+augmentation. They take turns of one epoch each, and the order is reversed every other time. The first epoch
+is a warm-up. It is not timed, and neither is validation.
 
-    ours            the engine of tasks/training, the residual U-Net; "ours, fused" with torch.compile
-    plain, N        what users write: a DataLoader with N processes, whose dataset opens the PNG files of an
-                    image and its mask by Pillow and resizes them; float32, default memory layout, Adam,
-                    loss.item() at each step. The same network with the same initial weights, the same
-                    loss, and the same pixels
-    monai, N        MONAI's BasicUNet and its usual transforms, in a CacheDataset: every image is decoded
-                    and resized once, before the first epoch, which is reported apart. MONAI's DiceCELoss
-                    with the weights and smoothing of ours, of which it then is the same function
+    ours            the engine of tasks/training with the residual U-Net; "ours, fused" with torch.compile
+    plain, N        typical user code: a DataLoader with N processes, whose dataset opens the PNG files of an
+                    image and its mask with Pillow and resizes them; float32, default memory layout, Adam,
+                    loss.item() at each step. Same network and initial weights, same loss, same pixels
+    monai, N        MONAI's BasicUNet and its usual transforms in a CacheDataset: every image is decoded and
+                    resized once before the first epoch, which is reported separately. MONAI's DiceCELoss with
+                    the weights and smoothing of our loss, which makes it the same function
 
-BasicUNet has other blocks: instance normalisation, no shortcuts, wider maps before its last block. Its
-features are (w, 2w, 4w, 8w, 16w, w), w our width, at depth 4: 1.05 times our multiply-adds in a forward pass.
-A last block of 3/4 w would bring them to 0.99, and was no faster on a CPU, which likes powers of two. Each
-contestant's network and counts are printed; the last column of the table is free of the difference.
+BasicUNet has different blocks: instance normalisation, no shortcuts, and wider maps before its last block.
+Its features are (w, 2w, 4w, 8w, 16w, w) for our width w at depth 4, which is 1.05 times our multiply-adds in
+a forward pass. A last block of 3/4 w would make it 0.99, but was no faster on a CPU, which prefers powers of
+two. Each contestant's network and counts are printed. The last column of the table does not depend on this
+difference.
 
-Prints images a second, median, least and most of the timed epochs; ours divided by each of them, epoch by
-epoch; the CPU time an image, which other work on the machine disturbs least, if OMP_NUM_THREADS is 1; the
-share of the time that a loop waits for its next batch, in our case gathers it; peak memory (PSS of the
-process and its workers, or what torch allocated on CUDA); the share that forward and backward passes reach of
-the rate of a matrix product in the number format that the contestant computes in (MFU); then the loss curves
-and the validation Dice at the network's size. FlopCounterMode counts the multiply-adds of the network that is
-trained. The rate of each format in use is measured once, for about a second, after the epochs, with the
-contestant's number of threads. A share above 100 % is left out, and a line says so.
+Prints images/s (median, minimum and maximum of the timed epochs); ours divided by each of them, epoch by
+epoch; CPU time per image, which other work on the machine disturbs least if OMP_NUM_THREADS is 1; the share
+of the time in which a loop waits for its next batch, or in our case assembles it; peak memory (PSS of the
+process and its workers, or what torch allocated on CUDA); the share of the rate of a matrix product, in the
+contestant's number format, that forward and backward passes reach (MFU); then the loss curves, and the
+validation Dice at the network's size. FlopCounterMode counts the multiply-adds of the trained network. The
+matrix rate of each format is measured once, for about a second, after the epochs, with the contestant's
+number of threads. A share above 100 % is reported as a measurement error and omitted.
 
---table: our engine alone, over number format, memory layout, torch.compile and batch size. The first words of
-the lists come first, then each change alone, then several together.
+--table: our engine only, over number format, memory layout, torch.compile and batch size. The first values of
+the lists come first, then each change by itself, then several together.
 
-What the contestants train is set here and in benchmarks/common.py; params.yaml's own values are not read.
-Images are synthetic unless --data names the real ones, as data.source in params.yaml does. --work keeps what
-was prepared for another time.
+The training settings are defined here and in benchmarks/common.py. params.yaml is not read. Images are
+synthetic unless --data names the real ones, in the format of data.source. --work keeps the prepared images.
+
 On a GPU machine without the project's environment: Python 3.11 or newer with torch, pandas, pillow, psutil,
-requests, safetensors, tqdm; carry wheels of pydantic, pydantic_core, annotated_types, typing_inspection and
-ruamel.yaml on PYTHONPATH, and monai for its contestant (`--contestants fused,plain` does without).
+requests, safetensors and tqdm. Put wheels of pydantic, pydantic_core, annotated_types, typing_inspection and
+ruamel.yaml on PYTHONPATH, and monai for its contestant (`--contestants fused,plain` runs without it).
 """
 
 import argparse
@@ -100,7 +100,7 @@ VALIDATION_BATCH = 32
 
 
 class Setting(NamedTuple):
-    """All that a contestant is told."""
+    """The settings of a contestant."""
 
     plan: Plan
     packed: Path
@@ -116,9 +116,9 @@ class Setting(NamedTuple):
 class Epoch(NamedTuple):
     seconds: float
     cpu: float
-    """Seconds of all threads, those of the loader's processes too."""
+    """CPU seconds of all threads, including those of the loader's processes."""
     wait: float
-    """Seconds of these."""
+    """Seconds of each part."""
     loss: float
     val_dice: float
 
@@ -127,17 +127,17 @@ class Contestant:
     """A network that is trained epoch by epoch."""
 
     network: nn.Module
-    #: What it is, and what it is asked to compute in.
+    #: Description of the network, and the requested precision.
     what: str
     precision = "fp32"
-    #: Seconds that stood before the first epoch.
+    #: Seconds spent before the first epoch.
     caching = 0.0
 
     def __init__(self, setting: Setting) -> None:
         self.setting, self.watch = setting, Stopwatch()
 
     def fit(self) -> float:
-        """One epoch; its mean loss."""
+        """Train for one epoch, and return its mean loss."""
         raise NotImplementedError
 
     def val_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
@@ -162,7 +162,7 @@ class Contestant:
         return float(torch.cat(scores).mean())
 
     def facts(self) -> Facts:
-        memory = device_memory()  # before the copy that is counted
+        memory = device_memory()  # before copying the network for counting
         counted = operations(self.network, self.setting.plan.image_size)
         of_format, threads = number_format(self.precision), torch.get_num_threads()
         return Facts(self.what, counted, of_format, threads, memory, self.caching)
@@ -174,13 +174,13 @@ def device_name() -> str:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of its own so far."""
+    """Return the CPU seconds of this process and its child processes so far."""
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 class Ours(Contestant):
-    """Our engine. All that this benchmark knows of tasks.train and how it is set up stands here."""
+    """Our engine. Everything that this benchmark knows about tasks.train and its setup is in this class."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
@@ -203,14 +203,14 @@ class Ours(Contestant):
 
 
 class Contiguous(Compute):
-    """Batches in torch's default layout."""
+    """Places batches in torch's default memory layout."""
 
     def place(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
 
 
 class Loop(Contestant):
-    """The loop that stands in most tutorials, over any loader, network and loss."""
+    """The loop of most tutorials, over any loader, network and loss."""
 
     batches: Iterable[tuple[Tensor, Tensor]]
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -240,7 +240,7 @@ class Loop(Contestant):
 
 
 class PngFolder(Dataset[tuple[Tensor, Tensor]]):
-    """Images and masks (1, S, S) in [0, 1], decoded anew each time."""
+    """Images and masks (1, S, S) in [0, 1], decoded each time."""
 
     def __init__(self, files: list[tuple[Path, Path]], size: int) -> None:
         self.files, self.size = files, (size, size)
@@ -274,11 +274,11 @@ class Plain(Loop):
 
 
 class Monai(Loop):
-    """MONAI as its tutorials use it."""
+    """MONAI, used as in its tutorials."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        # Not at the top, so that the others run without it.
+        # Imported here, so that the other contestants run without it.
         from monai.losses import DiceCELoss
         from monai.utils import set_determinism
 
@@ -317,7 +317,7 @@ class Monai(Loop):
 
 
 class Pairs:
-    """Image and label of each batch of dictionaries."""
+    """Iterates over the image and label of each batch, which is a dictionary."""
 
     def __init__(self, loader: Iterable[dict[str, Tensor]]) -> None:
         self._loader = loader
@@ -334,7 +334,7 @@ MAKERS: dict[str, Callable[[Setting], Contestant]] = {"ours": Ours, "plain": Pla
 
 
 def our_network(plan: Plan) -> nn.Module:
-    """Ours, in torch's default layout."""
+    """Return our network in torch's default memory layout."""
     network = build_network(plan, Compute(DEVICE, "fp32"))
     return network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
 
@@ -346,7 +346,7 @@ def monai_network(plan: Plan) -> nn.Module:
     return BasicUNet(spatial_dims=2, in_channels=1, out_channels=1, features=[*levels, plan.width])
 
 
-# --- in turns -----------------------------------------------------------------------------------------------
+# --- running the contestants --------------------------------------------------------------------------------
 
 
 def race(settings: dict[str, Setting], epochs: int) -> None:
@@ -366,9 +366,7 @@ def race(settings: dict[str, Setting], epochs: int) -> None:
 
     show_contestants(facts)
     speeds = {name: [images / one.seconds for one in of[1:]] for name, of in of_epochs.items()}
-    rows = [
-        ["", "images/s", "ours is x as fast", "CPU ms an image", "waits for data", "memory", "of the peak"]
-    ]
+    rows = [["", "images/s", "ours is x as fast", "CPU ms/image", "waits for data", "memory", "of the peak"]]
     for name, of in of_epochs.items():
         ratio = "" if name == "ours" else spread_of(ratios(speeds["ours"], speeds[name]), ".2f")
         wait = sum(one.wait for one in of[1:]) / sum(one.seconds for one in of[1:])
@@ -411,7 +409,7 @@ ROW = "{:10}{:15}{:9}{:>6}  {:>28}{:>8}{:>12}{:>14}{:>9}"
 
 
 def table(settings: Iterator[Setting], epochs: int, file: Path | None) -> None:
-    """A row a setting, in the table and in the file of JSON lines."""
+    """Measure each setting. Prints a table, and appends its rows to the file of JSON lines."""
     before = None
     print(ROW.format(*COLUMNS))
     for setting in settings:
@@ -420,7 +418,7 @@ def table(settings: Iterator[Setting], epochs: int, file: Path | None) -> None:
         row |= {"batch": plan.batch_size}
         try:
             facts, found = run_alone(setting, epochs)
-        except (RuntimeError, ValueError) as error:  # out of memory, or a compiler that won't
+        except (RuntimeError, ValueError) as error:  # out of memory, or the compiler failed
             found = {"failed": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"}
             figures = [found["failed"][:60], "", "", "", ""]
         else:
@@ -432,7 +430,7 @@ def table(settings: Iterator[Setting], epochs: int, file: Path | None) -> None:
 
 
 def run_alone(setting: Setting, epochs: int) -> tuple[Facts, dict[str, Any]]:
-    """What our engine reaches; of images a second and shares as in the table, memory in bytes."""
+    """Measure our engine: images/s and shares as in the table, memory in bytes."""
     with Apart(Ours, setting) as contestant:
         of = [contestant.call("epoch", False) for _ in range(epochs)][1:]
         facts: Facts = contestant.call("facts")
@@ -462,13 +460,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--epochs", type=int, default=6, help="the first is not timed")
-    parser.add_argument("--workers", default="0,2", help="of the plain loop's DataLoader, each in its turn")
-    parser.add_argument("--monai-workers", default="0", help="of MONAI's, whose items are cached")
-    parser.add_argument("--contestants", default="fused,plain,monai", help="beside ours")
+    parser.add_argument("--epochs", type=int, default=6, help="number of epochs; the first is not timed")
+    parser.add_argument("--workers", default="0,2", help="numbers of DataLoader workers of the plain loop")
+    parser.add_argument("--monai-workers", default="0", help="the same for MONAI, whose items are cached")
+    parser.add_argument("--contestants", default="fused,plain,monai", help="contestants besides ours")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--json", type=Path, help="append the table's rows to this file of JSON lines")
-    parser.add_argument("--precisions", help="default: what is fast here")
+    parser.add_argument("--precisions", help="default: those that are fast on this device")
     parser.add_argument("--layouts", default="channels_last,contiguous")
     parser.add_argument("--compile", default="none,fused,graphs")
     parser.add_argument("--batches", default="16,64")
@@ -477,7 +475,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = make_parser().parse_args()
-    # Of phantoms as of the real images, 1,864 of 5,826 are of COVID-19 and in Train.
+    # As in the real dataset, 1,864 of 5,826 phantoms are COVID-19 images in Train.
     data = args.data or f"phantom://{max(9, round(args.images * 3.2))}"
     with nullcontext(args.work) if args.work else tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -514,7 +512,7 @@ def table_settings(args: argparse.Namespace, data: str, work: Path) -> Iterator[
 
 
 def whole_batches(args: argparse.Namespace, data: str, work: Path, batch: int) -> Path:
-    """Whole batches alone, if there are any: another size would be compiled anew."""
+    """Use only whole batches if possible, because another batch size would be compiled again."""
 
     def some(count: int) -> Images:
         return prepare(data, work, args.size, {"Train": count}, [TRAIN_CLASS])
@@ -524,7 +522,7 @@ def whole_batches(args: argparse.Namespace, data: str, work: Path, batch: int) -
 
 
 def fast_precisions() -> str:
-    """Those that a training would choose here, and on CUDA the other."""
+    """Return the precisions that a training would choose on this device, and on CUDA the other one too."""
     best = set_up(0, "auto", torch.get_num_threads()).precision
     return "bf16,fp32" if best == "bf16" else "fp32,bf16" if DEVICE.type == "cuda" else "fp32"
 

@@ -1,11 +1,11 @@
-"""What a training costs by the size of its dataset: time an image, and memory.
+"""Measure how the cost of a training grows with its dataset: time per image, and memory.
 
     python benchmarks/train_growth.py [--images 1000,10000,33920] [--steps 40] [--size 128] [--width 16]
 
-The images are noise, packed as the stage preprocess packs them: what they show changes neither. Each dataset
-is trained on in a process of its own, for so many steps of 16 images in random order. Memory is what no file
-backs (RssAnon), without the pages of the arrays, which the system takes back when it needs them; on CUDA what
-torch allocated at most.
+The images are noise, packed as by the stage preprocess. Their content affects neither time nor memory. Each
+dataset is used in a process of its own, for so many steps of 16 images in random order. Memory is anonymous
+memory (RssAnon), without the pages of mapped arrays, which the system reclaims when needed. On CUDA it is the
+peak that torch allocated.
 """
 
 import argparse
@@ -31,11 +31,11 @@ BATCH = 16
 
 
 class EnoughError(Exception):
-    """The steps are done."""
+    """Raised when all steps are done."""
 
 
 def pack(folder: Path, images: int, size: int) -> None:
-    """Noise in the layout of data/packed: a Train split alone."""
+    """Write noise in the layout of data/packed, with only a Train split."""
     (folder / "infection" / "Train").mkdir(parents=True)
     noise = np.random.default_rng(0)
     for kind in ("image", "infection"):
@@ -51,7 +51,7 @@ def pack(folder: Path, images: int, size: int) -> None:
 
 
 def train(folder: Path, plan: Any, steps: int, found: Any) -> None:
-    """Puts seconds a step and MiB into `found`."""
+    """Train, and store seconds per step and MiB in `found`."""
     compute = set_up(0, plan.precision, plan.threads)
     split = PackedSplit(folder, "infection", "Train", plan.targets, plan.train_classes)
     digest = time.perf_counter()
@@ -75,7 +75,7 @@ def train(folder: Path, plan: Any, steps: int, found: Any) -> None:
 
 
 def anonymous() -> float:
-    """MiB that no file backs."""
+    """Return the anonymous memory of this process in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
 
@@ -89,7 +89,7 @@ def main() -> None:
     args = parser.parse_args()
     plan = make_plan("phantom://", args.size, 1, {"width": args.width, "depth": 4, "batch_size": BATCH}, [])
     context = multiprocessing.get_context("spawn")
-    print(f"{'images':>8}{'ms an image':>14}{'memory':>12}{'hashing for checkpoints':>28}")
+    print(f"{'images':>8}{'ms/image':>14}{'memory':>12}{'hashing for checkpoints':>28}")
     for images in map(int, args.images.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             pack(Path(folder), images, args.size)

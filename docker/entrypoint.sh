@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# entrypoint.sh TARGET [VARIABLE=VALUE...]: `make TARGET` in this container's clone of the repository.
+# entrypoint.sh TARGET [VARIABLE=VALUE...]: run `make TARGET` in this container's clone of the repository.
 #
-#   ORIGIN          the git repository that all containers share; the clone follows its default branch
-#   DVC_REMOTE_URL  DVC's default remote; if unset or empty, what the repository says
-#   CHECKOUT        where the clone is, in a volume
-#   INSTALLED       the folder in which the image was built: .venv, and the requirements.lock that is in it
+#   ORIGIN          git repository that all containers share; the clone follows its default branch
+#   DVC_REMOTE_URL  DVC's default remote; if unset or empty, the one that the repository configures
+#   CHECKOUT        path of the clone, in a volume
+#   INSTALLED       folder of the image with .venv and the requirements.lock that it was installed from
 set -euo pipefail
 
 : "${ORIGIN:?must name a git repository}"
@@ -20,7 +20,7 @@ cd "$checkout"
 git remote set-url origin "$ORIGIN"
 git fetch --quiet --update-shallow origin
 if ! git merge --quiet --ff-only '@{upstream}' 2> /dev/null; then
-  # The branch was rewritten, or has commits of its own here: they stay on a branch, and so do uncommitted changes.
+  # The branch was rewritten, or has local commits. Keep them on another branch. Uncommitted changes are kept too.
   kept=kept-$(git rev-parse --short HEAD)
   git branch --force "$kept" HEAD
   git reset --quiet --keep '@{upstream}'
@@ -28,11 +28,11 @@ if ! git merge --quiet --ff-only '@{upstream}' 2> /dev/null; then
 fi
 
 if ! cmp --silent requirements.lock "$installed/requirements.lock"; then
-  echo "requirements.lock: the image was built from another one; docker compose up --build" >&2
+  echo "requirements.lock differs from the one in the image; run docker compose up --build" >&2
   exit 1
 fi
 ln --symbolic --force --no-dereference "$installed/.venv" .venv
-# What git wrote just now must not look newer to make than what the image has installed.
+# Files that git has just written must not be newer than the installation, or make would repeat it.
 touch --no-create --reference="$installed/requirements.lock" requirements.lock flows/commands/launcher.py
 
 if [[ -n ${DVC_REMOTE_URL:-} ]]; then

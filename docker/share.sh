@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# share.sh CHECKOUT: $ORIGIN gets what is checked out in CHECKOUT as its branch main, unless ORIGIN is elsewhere.
+# share.sh CHECKOUT: push the commit that CHECKOUT has checked out to the branch main of $ORIGIN, if that is a path.
 set -euo pipefail
 
 if [[ $ORIGIN != /* ]]; then
-  echo "ORIGIN is elsewhere: nothing to do"
+  echo "ORIGIN is not a local path: nothing to do"
   exit 0
 fi
 if [[ -f $1/.git ]] && ! git -C "$1" rev-parse --git-dir &> /dev/null; then
-  echo "this checkout is a worktree or a submodule, whose repository is not in the container: use a clone" >&2
+  echo "this checkout is a worktree or a submodule, whose repository is not in the container; use a clone" >&2
   exit 1
 fi
 [[ -e $ORIGIN/HEAD ]] || git init --quiet --bare --initial-branch=main "$ORIGIN"
-git -C "$ORIGIN" config receive.shallowUpdate true   # from a clone with --depth
+git -C "$ORIGIN" config receive.shallowUpdate true   # accepts pushes from a shallow clone
 before=$(git -C "$ORIGIN" rev-parse --quiet --verify refs/heads/main || true)
-# No hooks: they are for the people who use the checkout. By force: the branch may be another, or amended.
+# Without hooks, which are meant for people. With --force, because the branch may be another one, or amended.
 git -C "$1" -c core.hooksPath=/dev/null push --quiet --force "$ORIGIN" HEAD:refs/heads/main
 if [[ -n $before ]] && ! git -C "$ORIGIN" merge-base --is-ancestor "$before" refs/heads/main; then
   git -C "$ORIGIN" update-ref "refs/replaced/$before" "$before"

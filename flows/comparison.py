@@ -1,16 +1,16 @@
-"""A run's test metrics beside those of the revision that it started from."""
+"""Compare a run's Test metrics with those of the revision that it started from."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-#: The metrics that are compared, few enough to look through, with their names for people, and whether more of
-#: one is better. `dvc metrics diff` compares them all.
+#: The compared metrics, few enough to read in a table: name, and whether a larger value is better.
+#: `dvc metrics diff` compares all metrics.
 METRICS = {"iou": ("IoU", True), "dice": ("Dice", True), "mae": ("MAE", False)}
 IMAGE_SETS = {"covid": "COVID-19", "all": "all"}
 
 
 class MetricChange(NamedTuple):
-    """One metric of one experiment on one set of Test images."""
+    """The change of one metric of one experiment on one set of Test images."""
 
     experiment: str
     target: str
@@ -30,7 +30,7 @@ class MetricChange(NamedTuple):
 
     @property
     def change(self) -> str:
-        """What it gained, with its sign; 0 where it is the same, empty where it is new."""
+        """The difference from the revision, with its sign: "0" if equal, empty if the metric is new."""
         if self.before is None:
             return ""
         return "0" if self.now == self.before else f"{self.now - self.before:+.4f}"
@@ -39,7 +39,7 @@ class MetricChange(NamedTuple):
 def metric_changes(
     now: Mapping[str, Any], before: Mapping[str, Any], experiments: Iterable[str]
 ) -> list[MetricChange]:
-    """The scores of `experiments` in two contents of metrics.json; `before` may lack any."""
+    """Compare two contents of metrics.json for some experiments. `before` may lack any of them."""
     return [
         MetricChange(
             experiment,
@@ -59,7 +59,7 @@ def metric_changes(
 
 
 def as_rows(scores: list[MetricChange], base: str) -> list[dict[str, str]]:
-    """The rows of a table for the Prefect UI; `base` names the revision compared with."""
+    """Return the rows of a table for the Prefect UI. `base` names the revision in the column header."""
     marks = {"better": "▲ better", "worse": "▼ worse"}
     return [
         {
@@ -77,7 +77,7 @@ def as_rows(scores: list[MetricChange], base: str) -> list[dict[str, str]]:
 
 
 def as_lines(scores: list[MetricChange]) -> list[str]:
-    """What came out, a line for each experiment, target and set of images, for a commit message."""
+    """Return one line per experiment, target and image set, for a commit message."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for score in scores:
         change = f" ({score.change})" if score.change else ""

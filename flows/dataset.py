@@ -1,6 +1,6 @@
-"""What differs between two revisions of the dataset, image by image; DVC itself sees shards.
+"""Compare two revisions of the dataset image by image. DVC itself only compares shards.
 
-Reads the manifests alone, from the DVC cache or the remote.
+Reads only the manifests, from the DVC cache or the remote.
 """
 
 import io
@@ -24,25 +24,25 @@ from tasks.support.cli import InputError
 RAW = "data/raw"
 WORKSPACE = "the workspace"
 
-#: The sha256 of an image and of its masks, empty where it has none.
+#: The sha256 of an image and of each of its masks. Empty if it has no such mask.
 Hashes = dict[Kind, str]
 
 
 class DatasetDifference(NamedTuple):
-    """The images in which two manifests differ, by id; each is in one of the four."""
+    """The images in which two manifests differ, by id. Each id is in one of the four lists."""
 
     added: list[str]
     removed: list[str]
     moved: list[tuple[str, str, list[str]]]
-    """The same image under another id: before, after, and what of its masks is another."""
+    """The same image under another id: id before, id after, and which of its masks differ."""
     changed: list[tuple[str, list[str]]]
-    """What is another under the same id: the image, its lung mask, its infection mask."""
+    """A different file under the same id: which of image, lung mask and infection mask differ."""
 
 
 def dataset_difference(before: pd.DataFrame, after: pd.DataFrame) -> DatasetDifference:
-    """What became of the images of one manifest in the other.
+    """Compare two manifests.
 
-    Where one image has several ids, those that are gone and those that are new are paired in their order.
+    If an image has several ids, removed and added ids are paired in sorted order.
     """
     old, new = _hashes(before), _hashes(after)
     gone: defaultdict[str, deque[str]] = defaultdict(deque)
@@ -76,13 +76,13 @@ def _hashes(manifest: pd.DataFrame) -> dict[str, Hashes]:
 
 def _what_differs(old: Hashes, new: Hashes) -> list[str]:
     def become(kind: Kind) -> str:
-        return "" if old[kind] and new[kind] else " is new" if new[kind] else " is gone"
+        return "" if old[kind] and new[kind] else " added" if new[kind] else " removed"
 
     return [words + become(kind) for kind, words in KIND_WORDS.items() if old[kind] != new[kind]]
 
 
 def count(before: pd.DataFrame, after: pd.DataFrame, difference: DatasetDifference) -> pd.DataFrame:
-    """How many images each half, split and class had, gained, lost and has; the last row is all of them."""
+    """Count the images of each half, split and class before, after, and by kind of change, with totals."""
     ids: dict[str, Iterable[str]] = {
         "before": before["id"],
         "added": difference.added,
@@ -99,12 +99,12 @@ def count(before: pd.DataFrame, after: pd.DataFrame, difference: DatasetDifferen
 
 
 def _group(image_id: str) -> str:
-    """Half, split and class."""
+    """Return the part of an id with half, split and class."""
     return image_id.rpartition("/")[0]
 
 
 def lines(old: str, new: str, before: pd.DataFrame, after: pd.DataFrame) -> Iterator[str]:
-    """What is printed: counts first, then each image that differs."""
+    """Yield the printed lines: counts first, then each image that differs."""
     difference = dataset_difference(before, after)
     if not any(difference):
         yield f"{RAW}: the same {len(before)} images in {old} and {new}"
@@ -119,17 +119,18 @@ def lines(old: str, new: str, before: pd.DataFrame, after: pd.DataFrame) -> Iter
 
 
 def manifest_of(repository: Path, revision: str | None) -> pd.DataFrame:
-    """The manifest of a revision, None being the workspace, without fetching anything else.
+    """Read the manifest of a revision, or of the workspace if it is None, without fetching anything else.
 
     Raises:
-        InputError: no such revision, it has no data/raw, or neither cache nor remote gives its manifest.
+        InputError: the revision does not exist or has no data/raw, or neither the DVC cache nor the remote
+            has its manifest.
     """
     if revision is not None:
         return read_manifest(io.BytesIO(_fetch(repository, revision)))
     try:
         return read_manifest(repository / RAW / MANIFEST)
     except FileNotFoundError:
-        raise InputError(f"{RAW}/{MANIFEST}: not there; `dvc pull {RAW}` or `dvc repro` brings it") from None
+        raise InputError(f"{RAW}/{MANIFEST}: not found; run `dvc pull {RAW}` or `dvc repro`") from None
 
 
 def _fetch(repository: Path, revision: str) -> bytes:
@@ -138,7 +139,7 @@ def _fetch(repository: Path, revision: str) -> bytes:
         ours = dict(repo.config)
         try:
             with repo.switch(commit):
-                repo.config.merge(ours)  # the remote may be younger than the revision
+                repo.config.merge(ours)  # the remote may have been added after the revision
                 if not any(out.def_path == RAW and out.hash_info for out in repo.index.outs):
                     raise InputError(f"revision: {revision!r}: its dvc.lock has no {RAW}")
                 with repo.dvcfs.open(f"/{RAW}/{MANIFEST}", "rb") as file:
@@ -147,7 +148,7 @@ def _fetch(repository: Path, revision: str) -> bytes:
         except (DvcException, DataIndexDirError, OSError, BotoCoreError) as error:
             remote = ours["core"].get("remote")
             why = (
-                f"the DVC remote {remote} does not give it: {error.__cause__ or error}"
+                f"could not read it from the DVC remote {remote}: {error.__cause__ or error}"
                 if remote
                 else "no DVC remote is set"
             )
@@ -157,8 +158,8 @@ def _fetch(repository: Path, revision: str) -> bytes:
 
 
 def print_difference(repository: Path, old: str, new: str | None) -> None:
-    """Print what differs between two revisions, None being the workspace."""
+    """Print the differences between two revisions. None as the new one means the workspace."""
     before, after = (manifest_of(repository, revision) for revision in (old, new))
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who reads the first lines alone, as head does
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when the reader does, as with `| head`
     for line in lines(old, new or WORKSPACE, before, after):
         print(line)

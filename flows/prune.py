@@ -1,7 +1,7 @@
-"""What earlier runs have left in a repository and nobody needs any more, and its removal.
+"""Find and remove what earlier runs have left in a repository and nothing needs any more.
 
-A result is a branch `retrain/NAME` with its report in `runs/NAME`, or one of the two. Old results go first,
-then what only they referred to in the DVC cache.
+A result is a branch `retrain/NAME`, its report in `runs/NAME`, or both. Old results are removed first, then
+the data in the DVC cache that only they referred to.
 """
 
 import shutil
@@ -13,12 +13,12 @@ from typing import NamedTuple
 from flows.publish import PREFIX, RESULTS, TRAILER
 from flows.repository.cache import Unreferenced, find_unreferenced
 from flows.repository.checkout import RUNS, find_leftovers, none_running, remove_leftovers
-from flows.repository.dvc_internals import locked
+from flows.repository.dvc_internals import locked_cache
 from flows.repository.git import GitError, git
 from tasks.support.checkpoints import FOLDER as CHECKPOINTS
 from tasks.support.checkpoints import NAME as CHECKPOINT
 
-#: Where reports are moved before they are deleted, so that no half of one stays.
+#: Reports are moved here before they are deleted, so that no report is ever partly deleted.
 DELETED = RUNS / ".deleted"
 
 DAY = 24 * 3600.0
@@ -30,12 +30,12 @@ class Branch(NamedTuple):
     name: str
     commit: str
     committed: float
-    """When, in seconds since 1970."""
+    """Seconds since 1970."""
     is_checked_out: bool
 
 
 class Result(NamedTuple):
-    """What a run has published."""
+    """The published result of a run."""
 
     name: str
     branch: Branch | None
@@ -43,7 +43,7 @@ class Result(NamedTuple):
 
     @property
     def made(self) -> float:
-        """When, in seconds since 1970."""
+        """When the result was made, in seconds since 1970."""
         if self.branch:
             return self.branch.committed
         assert self.report
@@ -51,51 +51,51 @@ class Result(NamedTuple):
 
 
 class Removal(NamedTuple):
-    """What can be removed, and what can't."""
+    """A plan: what can be removed, and what is kept."""
 
     before: float
-    """When a thing must have been made to be old, in seconds since 1970."""
+    """Only what was made before this time counts as old, in seconds since 1970."""
     results: list[Result]
     folders: list[Path]
-    """Reports that an interrupted removal has left."""
+    """Reports left by an interrupted removal."""
     checkouts: list[Path]
     checkpoints: list[Path]
     cache: Unreferenced
     kept: list[str]
-    """What stays although it is old, a line each."""
+    """Old items that are kept, and the reason: one line each."""
 
     @property
     def is_empty(self) -> bool:
         return not any((self.results, self.folders, self.checkouts, self.checkpoints, *self.cache))
 
     def lines(self) -> Iterator[str]:
-        """What would be removed, how many of each kind and how large, and what stays."""
+        """Yield what would be removed, with the number and size of each kind, and what is kept."""
         branches = [result.branch.name for result in self.results if result.branch]
         reports = [result.report for result in self.results if result.report] + self.folders
         kinds = {
             "branches": (len(branches), 0),
             "reports": (len(reports), size(reports)),
             "checkouts of runs that were killed": (len(self.checkouts), size(self.checkouts)),
-            "checkpoints of trainings that nobody continued": (len(self.checkpoints), size(self.checkpoints)),
+            "checkpoints of unfinished trainings": (len(self.checkpoints), size(self.checkpoints)),
             "files in the DVC cache": (len(self.cache.objects), size(self.cache.objects)),
             "entries of DVC's run cache": (len(self.cache.entries), size(self.cache.entries)),
         }
         for kind, (count, total) in kinds.items():
             if count:
-                yield f"{count:>7,} {kind}" + (f", {words(total)}" if total else "")
+                yield f"{count:>7,} {kind}" + (f", {human_size(total)}" if total else "")
         yield from (f"        {name}" for name in branches)
         yield from (f"kept: {line}" for line in self.kept)
 
 
 def size(paths: list[Path]) -> int:
-    """The bytes that are free once these files and folders are gone: those that have no other name."""
+    """Return the bytes that deleting these files and folders frees. Files with other hard links free none."""
     files = (file for path in paths for file in ([path] if path.is_file() else path.rglob("*")))
     found = (file.lstat() for file in files if not file.is_dir())
     return sum(each.st_size for each in found if each.st_nlink == 1)
 
 
-def words(count: float) -> str:
-    """A number of bytes, for people."""
+def human_size(count: float) -> str:
+    """Format a number of bytes."""
     for unit in ("B", "KB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}"
@@ -103,28 +103,30 @@ def words(count: float) -> str:
     return f"{count:,.1f} GB"
 
 
-# --- what to remove -----------------------------------------------------------------------------------------
+# --- find what to remove ------------------------------------------------------------------------------------
 
 
 def find(repository: Path, days: float, keep_last: int) -> Removal:
-    """See what runs have left that is older than so many days.
+    """Find what runs have left that is older than `days`.
 
     Args:
-        keep_last: How many of the youngest results to keep, however old.
+        repository: The repository.
+        days: Minimum age in days.
+        keep_last: Number of latest results to keep, however old.
     """
     before = time.time() - days * DAY
     results, kept = _old_results(repository, before, keep_last)
     checkpoints, cache = [], NO_CACHE
-    with none_running(repository) as idle, locked(repository) as folder:
+    with none_running(repository) as idle, locked_cache(repository) as folder:
         if not idle:
-            kept.append("checkpoints and the DVC cache: a run is running")
+            kept.append("checkpoints and the DVC cache: a run is in progress")
         else:
             checkpoints = _old_checkpoints(repository, before)
             if _is_ours(repository, folder):
                 branches = {result.branch.name for result in results if result.branch}
                 cache = _unreferenced(repository, folder, branches, before)
             else:
-                kept.append(f"the DVC cache {folder}: it is outside the repository, and others may use it")
+                kept.append(f"the DVC cache {folder}: it is outside the repository, so others may use it")
     return Removal(
         before,
         results,
@@ -137,7 +139,7 @@ def find(repository: Path, days: float, keep_last: int) -> Removal:
 
 
 def _old_results(repository: Path, before: float, keep_last: int) -> tuple[list[Result], list[str]]:
-    """The results to remove, and why others stay."""
+    """Return the results to remove, and a line for each old result that is kept."""
     results = sorted(_results(repository), key=lambda result: -result.made)
     old = [result for result in results[keep_last:] if result.made < before]
     removable, kept = [], []
@@ -171,21 +173,21 @@ def _branches(repository: Path) -> Iterator[Branch]:
 
 
 def _other_refs(repository: Path, branches: set[str]) -> list[str]:
-    """All refs but some branches, what worktrees have checked out, and all that is stashed."""
+    """Return all refs except some branches, the commits checked out in worktrees, and all stashes."""
     refs = git(repository, "for-each-ref", "--format=%(refname)").splitlines()
     heads = [line.removeprefix("HEAD ") for line in _worktrees(repository, "HEAD ")]
-    stashed = git(repository, "stash", "list", "--format=%H").splitlines()  # the ref is the last one alone
+    stashed = git(repository, "stash", "list", "--format=%H").splitlines()  # the ref is only the latest one
     return [ref for ref in refs if ref.removeprefix("refs/heads/") not in branches] + heads + stashed
 
 
 def _worktrees(repository: Path, word: str) -> list[str]:
-    """The lines that begin with a word, of what git lists of its worktrees."""
+    """Return the lines that start with `word` in git's list of worktrees."""
     listed = git(repository, "worktree", "list", "--porcelain").splitlines()
     return [line for line in listed if line.startswith(word) and not line.endswith(" " + 40 * "0")]
 
 
 def _is_of_runs(repository: Path, branch: Branch, others: list[str]) -> bool:
-    """Whether runs made its last commit and all that no other ref has, and nobody has changed them since."""
+    """Return whether runs made its last commit and all commits that no other ref has, unchanged since."""
     marked = f"%(trailers:key={TRAILER},valueonly,separator=%x2C)"
     if not git(repository, "log", "--max-count=1", f"--format={marked}", branch.commit):
         return False
@@ -205,46 +207,46 @@ def _old_checkpoints(repository: Path, before: float) -> list[Path]:
 
 
 def _unreferenced(repository: Path, cache: Path, branches: set[str], before: float) -> Unreferenced:
-    """What nothing but some branches refers to in the DVC cache."""
+    """Find the data in the DVC cache that nothing except some branches refers to."""
     trees = [Path(line.removeprefix("worktree ")) for line in _worktrees(repository, "worktree ")]
     there = [tree for tree in trees if tree.is_dir()]
     return find_unreferenced(repository, cache, there, _other_refs(repository, branches), before)
 
 
 def _is_ours(repository: Path, cache: Path) -> bool:
-    """Whether a DVC cache is this repository's alone."""
+    """Return whether a DVC cache belongs to this repository only."""
     return cache.resolve().is_relative_to(repository.resolve())
 
 
-# --- its removal --------------------------------------------------------------------------------------------
+# --- remove it ----------------------------------------------------------------------------------------------
 
 
 def remove(repository: Path, plan: Removal) -> None:
-    """Remove what a plan says; at whatever moment it is interrupted, another `find` takes it up."""
+    """Carry out a plan. If it is interrupted at any point, the next `find` includes the rest."""
     for result in plan.results:
         _remove_result(repository, result)
     for folder in (repository / DELETED).glob("*"):
         shutil.rmtree(folder)
     if plan.checkouts:
         remove_leftovers(repository)
-    with none_running(repository) as idle, locked(repository) as cache:
+    with none_running(repository) as idle, locked_cache(repository) as cache:
         if not idle:
             return
         for path in plan.checkpoints:
             path.unlink(missing_ok=True)
         if _is_ours(repository, cache):
-            # Looked for again: somebody may have come to refer to some of it.
+            # Searched again, because new references may have been made since.
             _unreferenced(repository, cache, set(), plan.before).remove()
 
 
 def _remove_result(repository: Path, result: Result) -> None:
     if branch := result.branch:
         now = git(repository, "for-each-ref", "--format=%(objectname)", f"refs/heads/{branch.name}")
-        if now != branch.commit:  # somebody has committed to it since
+        if now != branch.commit:  # it has new commits
             return
         try:
             git(repository, "branch", "--delete", "--force", branch.name)
-        except GitError:  # it has been checked out since
+        except GitError:  # it is checked out now
             return
     if result.report and result.report.exists():
         (repository / DELETED).mkdir(exist_ok=True)

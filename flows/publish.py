@@ -1,7 +1,7 @@
-"""What a run publishes: a branch with its params, dvc.lock and metrics, and its data to a remote if any.
+"""Publish a run: a branch with its params, dvc.lock and metrics, and its data on the DVC remote, if any.
 
-A run has one name from its start to its end: its checkout, its branch `retrain/NAME` and its report in
-`runs/NAME` all have it. What could not be published at the end is refused at the start.
+A run has one name from start to end, which its checkout, its branch `retrain/NAME` and its report in
+`runs/NAME` share. A run that could not publish its results in the end is refused at its start.
 """
 
 import re
@@ -15,10 +15,10 @@ from dvc.config import Config
 from flows.repository.checkout import RUNS, numbered
 from flows.repository.git import GitError, git, resolve, run
 from flows.repository.refs import ORIGIN, has_origin, push_refs, refs_at_origin
-from flows.repository.retry import DeniedError, RemoteAwayError, with_retries
+from flows.repository.retry import DeniedError, UnavailableError, with_retries
 from tasks.support.cli import InputError
 
-#: What a run commits, and by what two runs are the same.
+#: The files that a run commits. Two runs with the same contents of these are equal.
 RESULTS = ("params.yaml", "dvc.lock", "metrics.json")
 
 PREFIX = "retrain/"
@@ -26,33 +26,33 @@ PREFIX = "retrain/"
 #: The git trailer that marks the commits of runs.
 TRAILER = "Retrain-Run"
 
-#: A branch of this name leaves no room for branches below it, which git keeps in a folder of that name.
-IN_THE_WAY = f"refs/heads/{PREFIX.removesuffix('/')}"
+#: Git stores branches in folders, so a branch of this name prevents any branch below it.
+BLOCKING_REF = f"refs/heads/{PREFIX.removesuffix('/')}"
 
-#: Branches here, and those that were fetched from origin.
+#: Branches in this repository, and those fetched from origin.
 BRANCHES = (f"refs/heads/{PREFIX}", f"refs/remotes/{ORIGIN}/{PREFIX}")
 
-#: Seconds between tries at the start of a run, while origin does not answer.
+#: Seconds between attempts to reach origin when a run starts.
 DELAYS = (2, 5, 10)
 
-#: A name is part of paths, whose parts have 255 bytes at most.
-LONGEST = 100
+#: Maximum length of a name. It is part of paths, whose components have at most 255 bytes.
+MAX_NAME_LENGTH = 100
 
 
 def as_name(run_name: str) -> str:
-    """A run's name as part of a branch and a path: other than letters, digits and ._- become dashes."""
+    """Make a run's name valid in branches and paths: characters other than A-Z a-z 0-9 . _ - become -."""
     kept = set(ascii_letters + digits + "._-")
-    name = "".join(letter if letter in kept else "-" for letter in run_name)[:LONGEST].strip(".-")
-    return re.sub(r"(\.lock)+$", "", name.replace("..", "-")) or "run"  # as git wants it
+    name = "".join(letter if letter in kept else "-" for letter in run_name)[:MAX_NAME_LENGTH].strip(".-")
+    return re.sub(r"(\.lock)+$", "", name.replace("..", "-")) or "run"  # git forbids ".." and ".lock"
 
 
 # --- names --------------------------------------------------------------------------------------------------
 
 
-def names_here(repository: Path) -> set[str]:
-    """The names that branches, tags and reports in this repository have, and branches as fetched from origin.
+def local_names(repository: Path) -> set[str]:
+    """Return the names used by branches, tags and reports here, and by branches fetched from origin.
 
-    A tag counts since git takes it for the branch of that name.
+    Tags count, because git prefers a tag to a branch of the same name.
     """
     reports = {path.name for path in (repository / RUNS).glob("*")}
     return reports | _names(_refs(repository, *BRANCHES, f"refs/tags/{PREFIX}"))
@@ -63,35 +63,35 @@ def _names(refs: list[str]) -> set[str]:
 
 
 def _refs(repository: Path, *patterns: str) -> list[str]:
-    """The full names of refs, the youngest first."""
+    """Return the full names of refs, latest first."""
     return git(
         repository, "for-each-ref", "--format=%(refname)", "--sort=-creatordate", *patterns
     ).splitlines()
 
 
 def _refs_at_origin(repository: Path) -> list[str]:
-    found = refs_at_origin(repository, IN_THE_WAY, f"{IN_THE_WAY}/*")
+    found = refs_at_origin(repository, BLOCKING_REF, f"{BLOCKING_REF}/*")
     return [line.partition("\t")[2] for line in found.splitlines()]
 
 
-# --- before anything runs -----------------------------------------------------------------------------------
+# --- before the run -----------------------------------------------------------------------------------------
 
 
-def check_here(repository: Path) -> None:
-    """See that branches `retrain/NAME` can be made.
+def check_local_branches(repository: Path) -> None:
+    """Check that branches `retrain/NAME` can be created.
 
     Raises:
-        InputError: a branch has a name that leaves no room for them.
+        InputError: a branch `retrain` prevents it.
     """
-    if IN_THE_WAY in _refs(repository, IN_THE_WAY):
-        raise InputError(_no_room(str(repository), "git branch --move retrain OTHER"))
+    if BLOCKING_REF in _refs(repository, BLOCKING_REF):
+        raise InputError(_blocked(str(repository), "git branch --move retrain OTHER"))
 
 
 def check_origin(repository: Path, commit: str, run: str, log: Callable[[str], None]) -> set[str]:
-    """See that origin lets this repository push branches `retrain/NAME`; the names that are taken there.
+    """Check that branches `retrain/NAME` can be pushed to origin, and return the names taken there.
 
     Raises:
-        InputError: origin does not answer or refuses, or a branch there leaves no room for them.
+        InputError: origin does not answer or refuses the push, or a branch `retrain` there prevents it.
     """
 
     def look() -> list[str]:
@@ -100,22 +100,22 @@ def check_origin(repository: Path, commit: str, run: str, log: Callable[[str], N
 
     try:
         refs = with_retries(ORIGIN, look, log, delays=DELAYS)
-    except (DeniedError, RemoteAwayError) as error:
-        raise InputError(f"publish: nothing can be pushed to {error}; `here` needs no {ORIGIN}") from None
-    if IN_THE_WAY in refs:
-        raise InputError(_no_room(ORIGIN, f"git push {ORIGIN} {ORIGIN}/retrain:refs/heads/OTHER :retrain"))
+    except (DeniedError, UnavailableError) as error:
+        raise InputError(f"publish: cannot push to {error}; `here` does not need {ORIGIN}") from None
+    if BLOCKING_REF in refs:
+        raise InputError(_blocked(ORIGIN, f"git push {ORIGIN} {ORIGIN}/retrain:refs/heads/OTHER :retrain"))
     return _names(refs)
 
 
-def _no_room(where: str, way_out: str) -> str:
+def _blocked(where: str, way_out: str) -> str:
     branch = PREFIX.removesuffix("/")
-    return f"publish: {where} has a branch {branch!r}, so git can make no {PREFIX}NAME; rename it: {way_out}"
+    return f"publish: {where} has a branch {branch!r}, so {PREFIX}NAME is impossible; rename it: {way_out}"
 
 
 def published_from(repository: Path, base: str, params: str) -> str | None:
-    """The youngest branch here that a run of these params from the base would repeat; None if there is none.
+    """Return the latest branch here that a run with these params would reproduce, or None.
 
-    It has this params.yaml, and differs from the base in results alone. So DVC would find nothing to run.
+    The branch has the same params.yaml and differs from the base only in results, so DVC would run nothing.
     """
     refs = _refs(repository, BRANCHES[0])
     asked = "\n".join(f"{ref}:params.yaml" for ref in refs)
@@ -129,65 +129,63 @@ def published_from(repository: Path, base: str, params: str) -> str | None:
 
 
 def report_with(folder: Path, metrics: str) -> Path | None:
-    """The report in a folder under runs/; None where there is none, or one of other metrics."""
+    """Return the report in a folder below runs/, or None if there is none or its metrics differ."""
     with suppress(OSError, UnicodeDecodeError):
         if (folder / "metrics.json").read_text(encoding="utf-8").strip() == metrics.strip():
             return folder / "index.html"
     return None
 
 
-# --- at the end ---------------------------------------------------------------------------------------------
+# --- after the run ------------------------------------------------------------------------------------------
 
 
 def published_already(repository: Path, base: str, commit: str) -> str | None:
-    """The published branch, or the base, whose results are the commit's own; None if there is none."""
+    """Return the base or the published branch that has the same results as the commit, or None."""
     names = [base, *_refs(repository, *BRANCHES)]
     asked = [f"{name}:{path}" for name in (commit, *names) for path in RESULTS]
-    told = git(repository, "cat-file", "--batch-check=%(objectname)", stdin="\n".join(asked)).splitlines()
-    results = [told[start : start + len(RESULTS)] for start in range(0, len(told), len(RESULTS))]
+    blobs = git(repository, "cat-file", "--batch-check=%(objectname)", stdin="\n".join(asked)).splitlines()
+    results = [blobs[start : start + len(RESULTS)] for start in range(0, len(blobs), len(RESULTS))]
     same = (name for name, theirs in zip(names, results[1:], strict=True) if theirs == results[0])
     return next((name.removeprefix("refs/heads/").removeprefix("refs/remotes/") for name in same), None)
 
 
 def make_branch(repository: Path, name: str, commit: str) -> str:
-    """A new branch `retrain/NAME` at the commit; where the name is taken, `retrain/NAME-2` and so on.
+    """Create a branch `retrain/NAME` at the commit. If the name is taken, use `retrain/NAME-2` and so on.
 
-    A run's own name was free at its start, and is taken only where somebody made or fetched such a branch
-    since.
+    The run's name was free at its start, so it is taken only if such a branch was created or fetched since.
     """
-    for free in _free(repository, name):
+    for free in _free_names(repository, name):
         branch = f"{PREFIX}{free}"
         try:
             git(repository, "branch", "--no-track", branch, commit)
         except GitError:
-            if free not in names_here(repository):
+            if free not in local_names(repository):
                 raise
         else:
             break
     return branch
 
 
-def _free(repository: Path, name: str) -> Iterator[str]:
-    return (each for each in numbered(name) if each not in names_here(repository))
+def _free_names(repository: Path, name: str) -> Iterator[str]:
+    return (each for each in numbered(name) if each not in local_names(repository))
 
 
 def push(repository: Path, checkout: Path, branch: str, log: Callable[[str], None]) -> str:
-    """Push the data to the DVC remote, then the branch to origin, each where there is one.
+    """Push the data to the DVC remote, then the branch to origin. Skips each that does not exist.
 
-    The data go first, so that nobody finds a commit whose data are not there.
+    The data is pushed first, so that every commit at origin has its data.
 
     Returns:
-        The branch's name at origin: another one where somebody has pushed a branch of its name since the run
-        started.
+        The branch's name at origin. It differs if another branch of that name was pushed during the run.
 
     Raises:
-        InputError: git or DVC refused, in their own words.
+        InputError: git or DVC failed. The message is theirs.
     """
     if remote := Config(str(checkout / ".dvc"))["core"].get("remote"):
         run(checkout, "dvc", "push", "--quiet")
         log(f"data pushed to the DVC remote {remote}")
     else:
-        log("no default DVC remote is set: the data stay in this machine's DVC cache")
+        log("no default DVC remote is set: the data stays in this machine's DVC cache")
     if not has_origin(repository):
         log(f"git has no remote {ORIGIN}: {branch} stays in this repository")
         return branch
@@ -202,9 +200,9 @@ def _push_branch(repository: Path, branch: str) -> str:
         push_refs(repository, ref)
     except GitError:
         with suppress(GitError):
-            if _is_another(repository, ref):
+            if _has_other_commit(repository, ref):
                 taken = _names(_refs_at_origin(repository))
-                names = _free(repository, branch.removeprefix(PREFIX))
+                names = _free_names(repository, branch.removeprefix(PREFIX))
                 free = next(f"{PREFIX}{name}" for name in names if name not in taken)
                 push_refs(repository, f"{ref}:refs/heads/{free}")
                 return free
@@ -212,14 +210,14 @@ def _push_branch(repository: Path, branch: str) -> str:
     return branch
 
 
-def _is_another(repository: Path, ref: str) -> bool:
-    """Whether origin has another commit at a ref."""
+def _has_other_commit(repository: Path, ref: str) -> bool:
+    """Return whether origin has a different commit at a ref."""
     there = refs_at_origin(repository, ref)
     return bool(there) and not there.startswith(resolve(repository, ref))
 
 
 def rename(repository: Path, branch: str, to: str) -> None:
-    """Give a branch here and its report the name that the branch got at origin."""
+    """Rename a branch and its report here to the branch's name at origin."""
     git(repository, "branch", "--move", branch, to)
     report = repository / RUNS / branch.removeprefix(PREFIX)
     if report.exists():

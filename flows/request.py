@@ -1,4 +1,4 @@
-"""What a retraining is asked to do: the form of the deployment, and what it changes in params.yaml."""
+"""The parameters of a retraining: the deployment's form, and the resulting changes of params.yaml."""
 
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -25,42 +25,42 @@ def _offer_presets(schema: dict[str, Any]) -> None:
 
 
 def _offer_experiments(schema: dict[str, Any]) -> None:
-    """Make the experiments that params.yaml holds today the form's choices.
+    """Offer the current experiments of params.yaml as choices in the form.
 
-    The revision of a run may hold others, so the model itself admits every word.
+    The revision of a run may have other experiments, so the model accepts any name.
     """
     params = parse_preset((PROJECT / "params.yaml").read_text(encoding="utf-8"), "params.yaml")
     schema["items"] = {"type": "string", "enum": list(params["experiments"])}
     schema["uniqueItems"] = True
 
 
-def _leave_empty(schema: dict[str, Any]) -> None:
-    """Take out the defaults that are None: the form would send them, as values of the wrong type."""
+def _drop_none_defaults(schema: dict[str, Any]) -> None:
+    """Remove defaults of None from the schema. The form would send them as values of the wrong type."""
     for field in schema["properties"].values():
         if field.get("default", ...) is None:
             del field["default"]
 
 
-# Prefect's form draws a plain field for a plain type. None, which leaves the value as params.yaml or the
-# preset has it, is the field left empty.
+# Prefect's form shows a simple input for a simple type. An empty input is None, which keeps the value of
+# params.yaml or the preset.
 _Text = Annotated[str | None, WithJsonSchema({"type": "string", "minLength": 1})]
 _Share = Annotated[float | None, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
 _Count = Annotated[int | None, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 100_000})]
 
 
 class RetrainRequest(BaseModel):
-    """What to run, and what to change in params.yaml for it. Left empty, a field changes nothing."""
+    """What to run, and which values of params.yaml to change for it. An empty field changes nothing."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_leave_empty)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_drop_none_defaults)
 
     preset: _Text = Field(
         None,
-        description="A file of presets/ whose values replace those of params.yaml.",
+        description="A file in presets/, whose values override params.yaml.",
         json_schema_extra=_offer_presets,
     )
     experiments: tuple[str, ...] = Field(
         (),
-        description="The experiments to train. None chosen: those that the preset chooses, or else all.",
+        description="The experiments to train. If empty: those of the preset, or all.",
         json_schema_extra=_offer_experiments,
     )
     alpha: _Share = Field(None, ge=0, le=1, description="Weight of BCE in combined losses, from 0 to 1.")
@@ -76,41 +76,42 @@ class RetrainRequest(BaseModel):
     )
     changes: tuple[str, ...] = Field(
         (),
-        description="Any other values of params.yaml, each as KEY=VALUE, for example training.width=32.",
+        description="Other values of params.yaml to change, each as KEY=VALUE, such as training.width=32.",
     )
     revision: str = Field(
         "HEAD",
         min_length=1,
-        description="The branch, tag or commit to start from. HEAD is what the worker's repository has "
-        "checked out; what is not committed there takes no part.",
+        description="The branch, tag or commit to start from. HEAD is the commit that is checked out in "
+        "the worker's repository. Uncommitted changes are not included.",
     )
     look_for_new_data: bool = Field(
         False,
         title="Look for new data",
-        description="List the data source first, and take what is there now where it differs from the data "
-        "that the revision was trained on.",
+        description="List the data source first. If it differs from the data that the revision was "
+        "trained on, use the new data.",
     )
     publish: Publish = Field(
         "remotes",
-        description="Where the results go. remotes: a branch retrain/NAME here, pushed to origin, and the "
-        "data to the DVC remote, where there are such; here: the branch alone; nowhere: the report alone.",
+        description="Where to publish the results. remotes: on a branch retrain/NAME, pushed to origin, "
+        "with the data pushed to the DVC remote, if these exist. here: on the branch only. "
+        "nowhere: report only.",
     )
 
-    def asked(self) -> dict[str, str]:
-        """What differs from the revision as it stands, in the words of params.yaml."""
-        asked: dict[str, str] = {}
+    def requested(self) -> dict[str, str]:
+        """Return the requested changes to the revision, keyed as in params.yaml."""
+        requested: dict[str, str] = {}
         if self.preset:
-            asked["preset"] = self.preset
+            requested["preset"] = self.preset
         if self.experiments:
-            asked["experiments"] = ", ".join(self.experiments)
-        return asked | dict(assignment.split("=", maxsplit=1) for assignment in self._changes())
+            requested["experiments"] = ", ".join(self.experiments)
+        return requested | dict(assignment.split("=", maxsplit=1) for assignment in self._changes())
 
     def params_text(self, repository: Path, commit: str) -> str:
-        """The params.yaml of a commit with what is asked for changed in it, and checked.
+        """Return the params.yaml of a commit with the requested changes, validated.
 
         Raises:
-            InputError: the commit has no such preset or experiment, or the schema of params.yaml refuses a
-                value; in its own words.
+            InputError: the commit has no such preset or experiment, or a value is invalid. The message is
+                that of the params.yaml schema.
         """
         text = _read_committed(repository, commit, "params.yaml")
         changes: dict[str, dict[str, Any]] = {}
@@ -123,7 +124,7 @@ class RetrainRequest(BaseModel):
         return with_changes(text, changes | self._changes(), () if chosen == (ALL,) else chosen)
 
     def _changes(self) -> dict[str, dict[str, Any]]:
-        """Each single change, under what it would be on a command line."""
+        """Return each change, keyed by how it is written on a command line."""
         changes: dict[str, dict[str, Any]] = {}
         if self.alpha is not None:
             changes[f"alpha={self.alpha}"] = {"alpha": self.alpha}
@@ -135,20 +136,20 @@ class RetrainRequest(BaseModel):
 
 
 def _chosen_by(preset: Preset, text: str, path: str) -> tuple[str, ...]:
-    """The experiments that a preset chooses among those of a params.yaml; none: it leaves them all."""
+    """Return the experiments that a preset selects from a params.yaml. Empty if it keeps all of them."""
     there = parse_mapping(text, "params.yaml").get("experiments") or {}
     chosen = tuple(name for name in preset.only if name in there)
     if preset.only and not chosen:
         raise InputError(
-            f"{path}: only: params.yaml has none of {', '.join(preset.only)}; choose with --experiments, "
-            f"among {', '.join(there)}, or {ALL}"
+            f"{path}: only: params.yaml has none of {', '.join(preset.only)}; use --experiments to choose "
+            f"from {', '.join(there)}, or {ALL}"
         )
     return chosen
 
 
 def _read_committed(repository: Path, commit: str, path: str) -> str:
     try:
-        # With its final newline, which git() takes off.
+        # git() removes the final newline.
         return git(repository, "show", f"{commit}:{path}") + "\n"
     except InputError:
         pass

@@ -1,6 +1,6 @@
-"""Reproduce the pipeline of dvc.yaml as a Prefect flow, in a checkout of its own, and publish what came out.
+"""Reproduce the pipeline of dvc.yaml as a Prefect flow, in a checkout of its own, and publish the results.
 
-`cxr retrain` runs it from a command line; `make serve` offers it in the Prefect UI.
+`cxr retrain` runs the flow from a command line. `make serve` deploys it to the Prefect UI.
 """
 
 import json
@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from flows.comparison import as_lines, as_rows, metric_changes
 from flows.deployment.temporary import start_server
-from flows.engine.order import Here, run_stages, urgency_of
+from flows.engine.order import LocalMachine, priority_of, run_stages
 from flows.engine.pipeline import restore_output, restore_pipeline, sort_lock
 from flows.engine.runner import StageRunner
 from flows.engine.slots import compute_slots
@@ -35,10 +35,10 @@ from flows.publish import (
     RESULTS,
     TRAILER,
     as_name,
-    check_here,
+    check_local_branches,
     check_origin,
+    local_names,
     make_branch,
-    names_here,
     published_already,
     published_from,
     push,
@@ -56,41 +56,41 @@ from tasks.settings.schema import fault_line, load_params
 from tasks.support.checkpoints import FOLDER as CHECKPOINT_FOLDER
 from tasks.support.cli import InputError
 
-#: Where `make serve` shows runs/ to a browser.
+#: Environment variable with the URL at which `make serve` serves runs/.
 REPORTS_URL = "RETRAIN_REPORTS_URL"
 
-#: All stages, with params.yaml as the user's repository has it.
-AS_IT_STANDS = RetrainRequest()
+#: The default request: all stages, with params.yaml unchanged.
+DEFAULT_REQUEST = RetrainRequest()
 
-#: No stage runs on another machine.
-ALL_HERE: dict[str, str] = {}
+#: The default pools: every stage runs on this machine.
+NO_POOLS: dict[str, str] = {}
 
 
 class Published(NamedTuple):
-    """Where the results of a run are."""
+    """The results of a run."""
 
     report: Path
     metrics: Path
     branch: str | None
-    """None where nothing was published."""
+    """None if nothing was published."""
     commit: str
 
 
 @flow(name="retrain")
 def retrain(
-    request: RetrainRequest = AS_IT_STANDS, pools: dict[str, str] = ALL_HERE
+    request: RetrainRequest = DEFAULT_REQUEST, pools: dict[str, str] = NO_POOLS
 ) -> Published | State[Any]:
-    """Run every stage of dvc.yaml at a revision with changed params, and publish what came out.
+    """Run every stage of dvc.yaml at a revision with changed params, and publish the results.
 
-    Works in a git worktree; the params are committed there before anything runs, dvc.lock and the metrics
-    afterwards, and the branch `retrain/NAME`, after the run's name, ends as that commit. A copy of the report
-    and the metrics goes to `runs/NAME`. A name that is taken gets a number, NAME-2. Where the results are
-    those of the revision itself or of a branch published before, nothing is published.
+    The flow works in a git worktree. It commits the params there before any stage runs, and dvc.lock and the
+    metrics afterwards. The branch `retrain/NAME`, named like the run, points to the last commit. A copy of
+    the report and metrics is stored in `runs/NAME`. If the name is taken, the run is called NAME-2, and so
+    on. If the results equal those of the revision or of a published branch, nothing is published.
 
     Args:
-        request: What to run, what to change in params.yaml for it, and where the results go.
-        pools: Which stages other machines run: patterns of their names and work pools, such as
-            {"train@*": "gpu"}. All others run here.
+        request: What to run, which values of params.yaml to change, and where to publish the results.
+        pools: Stages to run on other machines, as patterns of stage names with a work pool each, such as
+            {"train@*": "gpu"}. All other stages run on this machine.
     """
     try:
         return _retrain(request, pools, find_repository(), as_name(flow_run.name or "run"))
@@ -103,24 +103,26 @@ def _retrain(
 ) -> Published | State[Any]:
     logger = get_run_logger()
     for leftover in remove_leftovers(repository):
-        logger.info("removed the checkout %s of a run that was killed", leftover.name)
+        logger.info("removed the checkout %s of a killed run", leftover.name)
     base = resolve(repository, request.revision)
     params = request.params_text(repository, base)
     run = flow_run.id or ""
     at_origin = _check_publishing(request, repository, base, run)
 
     def taken() -> set[str]:
-        return names_here(repository) | (at_origin or set())
+        return local_names(repository) | (at_origin or set())
 
     with checked_out(repository, base, wanted, run, taken) as checkout:
         name = checkout.name
         if name != wanted:
-            logger.info("the name %s is taken: this run is %s", wanted, name)
+            logger.info("the name %s is taken; this run is called %s", wanted, name)
         path = checkout / "params.yaml"
         path.write_text(params, encoding="utf-8")
         if request.look_for_new_data:
             look_for_new_data(checkout, repository)
-        asked = commit(checkout, f"Params of {name}\n\n{_asked(request)}\n\n{TRAILER}: {name}", *RESULTS)
+        params_commit = commit(
+            checkout, f"Params of {name}\n\n{_describe(request)}\n\n{TRAILER}: {name}", *RESULTS
+        )
         pipeline = restore_pipeline(checkout)
         runner = StageRunner(
             checkout,
@@ -129,38 +131,38 @@ def _retrain(
             **_previous_data(checkout),
         )
         checked = load_params(path)
-        here = Here(runner, compute_slots(checked))
+        local = LocalMachine(runner, compute_slots(checked))
         remote_run = RemoteRun(checkout, pipeline, repository, run, name, logger.info)
         with remote_places(pools, remote_run, logger.info) as places:
             try:
-                run_stages(pipeline, lambda stage: places.get(stage) or here, urgency_of(pipeline, checked))
+                run_stages(pipeline, lambda stage: places.get(stage) or local, priority_of(pipeline, checked))
             finally:
-                runner.stop()  # none is left, unless the flow itself was stopped
-        # What was committed for other machines on the way is no part of the result.
-        git(checkout, "reset", "--quiet", "--soft", asked)
+                runner.stop()  # stages are still running only if the flow itself was stopped
+        # Drop the commits that were made for stages on other machines.
+        git(checkout, "reset", "--quiet", "--soft", params_commit)
         sort_lock(checkout, pipeline.order)
         return _publish(request, repository, checkout, base, at_origin)
 
 
 def _check_publishing(request: RetrainRequest, repository: Path, base: str, run: str) -> set[str] | None:
-    """Refuse at the start what would fail at the end.
+    """Refuse a run at its start whose results could not be published.
 
     Returns:
-        The names that origin has; None where nothing is pushed there.
+        The names taken at origin, or None if nothing is pushed there.
 
     Raises:
-        InputError: the branch could not be made, or not be pushed.
+        InputError: the branch cannot be created or pushed.
     """
     if request.publish != "nowhere":
-        check_here(repository)
+        check_local_branches(repository)
     if request.publish == "remotes" and has_origin(repository):
         return check_origin(repository, base, run, get_run_logger().info)
     return None
 
 
-def _asked(request: RetrainRequest) -> str:
-    lines = [f"{key}: {value}" for key, value in request.asked().items()]
-    return "\n".join(lines) or "Nothing was changed."
+def _describe(request: RetrainRequest) -> str:
+    lines = [f"{key}: {value}" for key, value in request.requested().items()]
+    return "\n".join(lines) or "No changes."
 
 
 # --- new data -----------------------------------------------------------------------------------------------
@@ -171,11 +173,11 @@ PREVIOUS_RAW = Path("data/previous")
 
 @task(task_run_name="look for new data", persist_result=False, cache_policy=NO_CACHE)
 def look_for_new_data(checkout: Path, repository: Path) -> None:
-    """List the source, and pin what it holds in the checkout's params.yaml where that is not what it held.
+    """List the data source, and pin its contents in the checkout's params.yaml if they have changed.
 
-    The data as the revision has them stay beside, so that only what changed is fetched.
+    The revision's data is kept in the checkout, so that only changed files are downloaded.
     """
-    from tasks.look import look  # loads pandas, which most runs do without
+    from tasks.look import look  # imports pandas, which most runs do not need
 
     path = checkout / "params.yaml"
     raw = None
@@ -195,7 +197,7 @@ def _previous_data(checkout: Path) -> dict[str, str]:
     return {"RETRAIN_PREVIOUS_RAW": str(previous)} if previous.exists() else {}
 
 
-# --- what came out ------------------------------------------------------------------------------------------
+# --- results ------------------------------------------------------------------------------------------------
 
 
 def _publish(
@@ -206,9 +208,9 @@ def _publish(
     now = json.loads((checkout / "metrics.json").read_text(encoding="utf-8"))
     scores = metric_changes(now, _metrics_at(repository, base), params.experiments)
     began = f"Started from {base[:10]} ({request.revision})."
-    what = ", ".join(f"{key}={value}" for key, value in request.asked().items())
+    what = ", ".join(f"{key}={value}" for key, value in request.requested().items())
     title = f"Retrain {name}: {what}" if what else f"Retrain {name}"
-    parts = [title, began, _asked(request), "\n".join(as_lines(scores)), f"{TRAILER}: {name}"]
+    parts = [title, began, _describe(request), "\n".join(as_lines(scores)), f"{TRAILER}: {name}"]
     final = commit(checkout, "\n\n".join(filter(None, parts)), *RESULTS)
     table = partial(
         create_table_artifact,
@@ -226,7 +228,7 @@ def _publish(
     branch, fault = None, ""
     if request.publish != "nowhere":
         branch = make_branch(repository, name, final)
-    results = _collect(checkout, repository / RUNS / _name_of(branch or name))
+    results = _copy_results(checkout, repository / RUNS / _name_of(branch or name))
     if branch and request.publish == "remotes":
         branch, fault = _push(repository, checkout, branch)
         results = results.with_name(_name_of(branch))
@@ -242,7 +244,7 @@ def _name_of(branch: str) -> str:
 
 
 def _unchanged(repository: Path, checkout: Path, same: str, at_origin: set[str] | None) -> str:
-    """Say whose results the checkout's are; a branch that an earlier run could not push is pushed now."""
+    """Return a message about unchanged results. Pushes the branch that has them, if origin lacks it."""
     done = "nothing published"
     if at_origin is not None and same.startswith(PREFIX) and _name_of(same) not in at_origin:
         pushed, fault = _push(repository, checkout, same)
@@ -254,10 +256,10 @@ def _unchanged(repository: Path, checkout: Path, same: str, at_origin: set[str] 
 
 
 def _report_of(repository: Path, checkout: Path, branch: str) -> Path | None:
-    """The report in runs/ of a branch that has the checkout's results; None where the report is of others."""
+    """Return the report of a branch with the checkout's results, or None if runs/ has another report."""
     folder = repository / RUNS / _name_of(branch)
     if branch.startswith(PREFIX) and not folder.exists():
-        _collect(checkout, folder)
+        _copy_results(checkout, folder)
     return report_with(folder, (checkout / "metrics.json").read_text(encoding="utf-8"))
 
 
@@ -268,25 +270,25 @@ def _report_at(repository: Path, branch: str) -> Path | None:
 
 
 def _push(repository: Path, checkout: Path, branch: str) -> tuple[str, str]:
-    """Push a branch; what it is called by then, and what kept it from being pushed, if anything did."""
+    """Push a branch. Returns its name at origin, and an error message, which is empty on success."""
     state = publish(repository, checkout, branch, return_state=True)
     if not state.is_completed():
         said = " ".join((state.message or "").split())
         return branch, f"{branch} is published in {repository}, but not pushed: {said}"
     pushed = str(state.result())
     if pushed != branch:
-        get_run_logger().info("meanwhile origin got another %s: this one is %s", branch, pushed)
+        get_run_logger().info("another %s was pushed to origin; this one is renamed to %s", branch, pushed)
         rename(repository, branch, pushed)
     return pushed, ""
 
 
 def show(*artifacts: Callable[[], Any]) -> None:
-    """Make what the UI shows of a run, whose results are safe by then: no fault here fails the run."""
+    """Create artifacts in the UI. Failures are only logged, because the results are already published."""
     for create in artifacts:
         try:
             create()
-        except Exception as error:  # it is away, or does not take one so large
-            get_run_logger().warning("not shown in the UI: %s", error)
+        except Exception as error:  # the server is unavailable, or the artifact is too large
+            get_run_logger().warning("could not show an artifact in the UI: %s", error)
 
 
 @task(
@@ -298,7 +300,7 @@ def show(*artifacts: Callable[[], Any]) -> None:
     cache_policy=NO_CACHE,
 )
 def publish(repository: Path, checkout: Path, branch: str) -> State[Any]:
-    """Push the data and the branch to the remotes that there are; the branch's name there."""
+    """Push the data and the branch to the existing remotes, and return the branch's name at origin."""
     try:
         return Completed(data=push(repository, checkout, branch, get_run_logger().info))
     except InputError as error:
@@ -308,13 +310,13 @@ def publish(repository: Path, checkout: Path, branch: str) -> State[Any]:
 def _metrics_at(repository: Path, commit: str) -> dict[str, Any]:
     try:
         metrics: dict[str, Any] = json.loads(git(repository, "show", f"{commit}:metrics.json"))
-    except (InputError, ValueError):  # a revision before the first run has none
+    except (InputError, ValueError):  # a revision before the first run has no metrics
         return {}
     return metrics
 
 
-def _collect(checkout: Path, results: Path) -> Path:
-    """Copy the report and the metrics out of the checkout, which is about to go."""
+def _copy_results(checkout: Path, results: Path) -> Path:
+    """Copy the report and the metrics out of the checkout, which is removed at the end of the run."""
     with replacing(results) as beside:
         shutil.copytree(checkout / "reports", beside, copy_function=shutil.copyfile)
         shutil.copyfile(checkout / "metrics.json", beside / "metrics.json")
@@ -329,10 +331,10 @@ def _link_report(results: Path) -> None:
 
 
 def _summarize(results: Path, branch: str | None, base: str) -> None:
-    """Show the report's summary with its figures, which the UI shows only if the text holds them."""
+    """Show the report's summary in the UI, with its figures inline, since the UI loads no files."""
     parts = [(results / "summary.md").read_text(encoding="utf-8")]
     figures = results / "figures.svg"
-    if figures.exists():  # the reports of early revisions have none
+    if figures.exists():  # reports of early revisions have no figures
         data = b64encode(figures.read_bytes()).decode()
         parts.append(f"![Figures of the report](data:image/svg+xml;base64,{data})\n")
     if branch:
@@ -344,10 +346,10 @@ def _summarize(results: Path, branch: str | None, base: str) -> None:
 
 
 def make_request(**values: Any) -> RetrainRequest:
-    """A checked request.
+    """Create a validated request.
 
     Raises:
-        InputError: a value won't do; one line a fault.
+        InputError: a value is invalid. The message has one line per error.
     """
     try:
         return RetrainRequest(**values)
@@ -356,10 +358,10 @@ def make_request(**values: Any) -> RetrainRequest:
 
 
 def preset_of(preset: str, repository: Path) -> str:
-    """The preset that a command line names, as a word or as a path of its file.
+    """Return the name of the preset that a command line gives as a name or as a path.
 
     Raises:
-        InputError: the path is that of another file; a run reads its presets from the commit.
+        InputError: the path is not in presets/. A run reads its presets from the commit.
     """
     named = Path(preset)
     if named.name == preset and named.suffix != ".yaml":
@@ -368,39 +370,39 @@ def preset_of(preset: str, repository: Path) -> str:
     if path.parent != repository / PRESETS or path.suffix != ".yaml":
         raise InputError(
             f"--preset {named}: a run reads presets from {PRESETS}/ of its commit; commit the file as "
-            f"{PRESETS}/{named.stem}.yaml, or pass its values by --set"
+            f"{PRESETS}/{named.stem}.yaml, or pass its values with --set"
         )
     return path.stem
 
 
 def as_pools(assignments: Iterable[str]) -> dict[str, str]:
-    """The pools of `--pool PATTERN=POOL`.
+    """Parse values of `--pool PATTERN=POOL`.
 
     Raises:
-        InputError: one is no such assignment.
+        InputError: a value does not have this form.
     """
     pools = {}
     for assignment in assignments:
         pattern, _, pool = assignment.partition("=")
         if not (pattern and pool):
-            raise InputError(f"--pool {assignment}: PATTERN=POOL is wanted, such as train@*=gpu")
+            raise InputError(f"--pool {assignment}: expected PATTERN=POOL, such as train@*=gpu")
         pools[pattern] = pool
     return pools
 
 
 def run(repository: Path, request: RetrainRequest, pools: dict[str, str], name: str | None) -> None:
-    """Run the flow in this process and print where its results are.
+    """Run the flow in this process, and print where its results are.
 
     Raises:
-        InputError: it could not start, or did not complete.
+        InputError: the flow could not start, or did not complete.
     """
-    # Refuse what can be refused here before a server is started for it.
+    # Report errors in the request before starting a server.
     base = resolve(repository, request.revision)
     params = request.params_text(repository, base)
     if request.publish != "nowhere":
-        check_here(repository)
+        check_local_branches(repository)
     if request.revision == "HEAD" and (changed := uncommitted(repository)):
-        print(f"not part of this run, since not committed: {', '.join(changed)}", file=sys.stderr)
+        print(f"ignoring uncommitted changes in {', '.join(changed)}", file=sys.stderr)
     if request.publish == "here" and not request.look_for_new_data:
         branch = published_from(repository, base, params)
         if branch and (report := _report_at(repository, branch)):
@@ -412,7 +414,7 @@ def run(repository: Path, request: RetrainRequest, pools: dict[str, str], name: 
     state = retrain.with_options(flow_run_name=name)(request, pools, return_state=True)
     if not state.is_completed():
         raise InputError(state.message or "the flow did not complete")
-    logging.getLogger("prefect").setLevel(logging.WARNING)  # the end of its server is not the last word
+    logging.getLogger("prefect").setLevel(logging.WARNING)  # hide the lines about the end of the server
     if state.name == "Unchanged":
         print(state.message)
         return

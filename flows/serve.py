@@ -1,7 +1,7 @@
-"""`make serve`: all that one machine needs to retrain from the Prefect UI, until Ctrl-C.
+"""`make serve`: serve retraining in the Prefect UI from one machine, until Ctrl-C.
 
-Starts a Prefect server, unless PREFECT_API_URL names one, makes the work pool and the deployment, and starts
-a worker. Prefect's own settings hold: PREFECT_SERVER_API_PORT for another port,
+Starts a Prefect server unless PREFECT_API_URL names one, creates the work pool and the deployment, and starts
+a worker. Prefect's settings apply: for example PREFECT_SERVER_API_PORT for another port, or
 PREFECT_SERVER_DATABASE_CONNECTION_URL for PostgreSQL instead of SQLite.
 """
 
@@ -19,50 +19,56 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import get_current_settings
 
 from flows.deployment.addresses import api_of, host_and_port
-from flows.deployment.automations import crash_the_silent, report_ended
-from flows.deployment.deployments import AT_FIRST, RUN_FLOW, deploy, find_deployment
-from flows.deployment.prefect_api import STARTUP, AwayError, check_server, has_to_start, ui_of
+from flows.deployment.automations import crash_unresponsive_runs, report_ended_runs
+from flows.deployment.deployments import INITIAL_SETTINGS, RUN_FLOW, deploy, find_deployment
+from flows.deployment.prefect_api import (
+    STARTUP_TIMEOUT,
+    ServerUnavailableError,
+    check_server,
+    must_start,
+    ui_of,
+)
 from flows.deployment.reports import serving_reports
-from flows.deployment.supervision import lock_path, log_path, only_one, part, until_stopped
+from flows.deployment.supervision import child_process, exclusive, lock_path, log_path, run_until_stopped
 from flows.deployment.work_pools import POOL_NAME, make_pool
 from flows.remote.pool import FLOW as STAGE_FLOW
 from flows.repository.checkout import RUNS
 from flows.repository.git import find_repository
 from flows.retrain import REPORTS_URL, retrain
-from flows.worker import end_leftovers, prefect_worker
+from flows.worker import kill_leftovers, prefect_worker
 from tasks.support.cli import InputError
 
-#: What a deployment's job variables say of the clone that made it.
+#: The key in a deployment's job variables that names the clone which created it.
 CLONE = "clone"
 
-#: The lock that a clone is served under; holds the address of the server, and the deployment's name.
+#: The lock of a served clone. The file holds the server's address and the deployment's name.
 LOCK = "serve"
 
-#: The parts, by their names in logs.
+#: The names of the child processes in logs.
 SERVER = "Prefect server"
 
 WORKER = "worker"
 
-#: The automation that ends runs of which nothing was heard for a while.
-SILENT = "Silent retrainings are crashed"
+#: The name of the automation for runs that no longer send heartbeats.
+AUTOMATION = "Mark unresponsive runs as crashed"
 
-#: In memory a server that starts again would have forgotten who holds the deployment's one slot.
-REMEMBERING = {
+#: Leases in memory would be lost on a restart, and with them who holds the deployment's only slot.
+PERSISTENT_LEASES = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
 }
 
-#: PostgreSQL may be away for a while. Written one by one, states of tasks that piled up meanwhile would be
-#: behind for minutes, and some lost.
+#: PostgreSQL may be away for a while. If the server then wrote the queued task states one by one, it would be
+#: minutes behind and lose some of them.
 ON_POSTGRESQL = {"PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100"}
 
 
 def server_variables(api: str) -> dict[str, str]:
-    """What a server needs that Prefect does not do by itself; a user may set it otherwise."""
+    """Return server settings that differ from Prefect's defaults. The user's environment overrides them."""
     database = get_current_settings().server.database
     url = database.connection_url.get_secret_value() if database.connection_url else ""
-    usual = REMEMBERING | (ON_POSTGRESQL if url.startswith("postgresql") else {})
+    usual = PERSISTENT_LEASES | (ON_POSTGRESQL if url.startswith("postgresql") else {})
     usual |= {
-        # Its pages ask the server that they came from, by whatever name; no others may.
+        # Pages of the UI may use the server under any of its names. Other pages may not.
         "PREFECT_SERVER_UI_API_URL": "/api",
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": api.removesuffix("/api"),
     }
@@ -73,23 +79,23 @@ def serve(repository: Path, name: str, reports_host: str, reports_port: int | No
     """Serve under a name until SIGINT, SIGTERM or SIGHUP.
 
     Raises:
-        InputError: the server does not start or is not to be used, the name is another clone's, or a part
-            ended.
+        InputError: the server cannot be started or must not be used, another clone uses the name, or a child
+            process ended.
     """
     with ExitStack() as stack:
-        lock = stack.enter_context(only_one(repository, LOCK))
+        lock = stack.enter_context(exclusive(repository, LOCK))
         if lock is None:
             _deploy_again(repository)
             return
-        killed = end_leftovers(repository, WORKER, SERVER)
+        killed = kill_leftovers(repository, WORKER, SERVER)
         reports = stack.enter_context(serving_reports(repository / RUNS, reports_host, reports_port))
         parts = {}
         chosen = get_current_settings().api.url
         api = api_of(chosen, "PREFECT_API_URL") if chosen else _own_api()
-        if has_to_start(api, chosen=chosen is not None):
+        if must_start(api, chosen=chosen is not None):
             parts[SERVER] = stack.enter_context(_server(repository, api))
             _wait_until_up(api, parts[SERVER], repository)
-        report_ended(api, killed)
+        report_ended_runs(api, killed)
         page = _deploy(repository, api, name)
         lock.write(f"{api} {name}".encode())
         lock.flush()
@@ -98,14 +104,14 @@ def serve(repository: Path, name: str, reports_host: str, reports_port: int | No
         print(f"Prefect UI: {page}\nreports:    {reports}\nCtrl-C stops both.", flush=True)
         while not (ended := [name for name, process in parts.items() if process.poll() is not None]):
             time.sleep(0.5)
-        raise InputError(f"the {ended[0]} ended; {log_path(ended[0], repository)} may say why")
+        raise InputError(f"the {ended[0]} ended unexpectedly; see {log_path(ended[0], repository)}")
 
 
 def _deploy_again(repository: Path) -> None:
-    """Bring the deployment up to date that another process serves."""
+    """Update the deployment that another process of this clone serves."""
     api, _, name = lock_path(repository, LOCK).read_text(encoding="utf-8").partition(" ")
     if not name:
-        raise InputError(f"{repository}: another make serve is just starting here")
+        raise InputError(f"{repository}: another `make serve` is starting in this clone")
     _deploy(repository, api, name)
     print(f"already served here as {name}; the deployment is up to date.\nPrefect UI: {ui_of(api)}")
 
@@ -119,18 +125,18 @@ def _own_api() -> str:
 def _server(repository: Path, api: str) -> AbstractContextManager["subprocess.Popen[bytes]"]:
     host, port = host_and_port(api)
     command = [sys.executable, "-m", "flows.deployment.guard", "--host", host, "--port", str(port)]
-    return part(SERVER, command, repository, server_variables(api), ends_at=signal.SIGINT)
+    return child_process(SERVER, command, repository, server_variables(api), ends_at=signal.SIGINT)
 
 
 def _wait_until_up(api: str, server: "subprocess.Popen[bytes]", repository: Path) -> None:
-    """Wait until this server answers, and not one that took its port meanwhile."""
-    deadline = time.monotonic() + STARTUP
+    """Wait until this server answers, rather than another one that took its port in the meantime."""
+    deadline = time.monotonic() + STARTUP_TIMEOUT
     while time.monotonic() < deadline and server.poll() is None:
         if _listens(server, api):
-            with suppress(AwayError):
+            with suppress(ServerUnavailableError):
                 return check_server(api)
         time.sleep(0.2)
-    raise InputError(f"the Prefect server does not start; {log_path(SERVER, repository)} says why")
+    raise InputError(f"the Prefect server did not start; see {log_path(SERVER, repository)}")
 
 
 def _listens(server: "subprocess.Popen[bytes]", api: str) -> bool:
@@ -142,10 +148,10 @@ def _listens(server: "subprocess.Popen[bytes]", api: str) -> bool:
 
 
 def _deploy(repository: Path, api: str, name: str) -> str:
-    """Make the pool and the deployment, or bring it up to date; the address of its page.
+    """Create the pool, and create or update the deployment. Returns the address of its page.
 
     Raises:
-        InputError: the name is another clone's, or a worker's.
+        InputError: another clone or a worker uses the name.
     """
     clone = f"{socket.gethostname()}:{repository}"
     before = find_deployment(api, f"{RUN_FLOW}/{name}")
@@ -154,13 +160,13 @@ def _deploy(repository: Path, api: str, name: str) -> str:
     if find_deployment(api, f"{STAGE_FLOW}/{name}"):
         raise InputError(f"--name {name}: workers use the pool of this name for stages; choose another name")
     make_pool(api, name)
-    deployment = deploy(api, retrain, name, {CLONE: clone}, **AT_FIRST)
-    crash_the_silent(api, deployment, SILENT)
+    deployment = deploy(api, retrain, name, {CLONE: clone}, **INITIAL_SETTINGS)
+    crash_unresponsive_runs(api, deployment, AUTOMATION)
     return f"{ui_of(api)}/deployments/deployment/{deployment}"
 
 
 def _check_ours(deployment: DeploymentResponse, clone: str, ui: str) -> None:
-    """Refuse to overwrite the deployment of another clone that is still there."""
+    """Refuse to overwrite the deployment of another clone that still exists."""
     owner = deployment.job_variables.get(CLONE) or clone
     host, _, folder = owner.partition(":")
     moved = host == socket.gethostname() and not Path(folder).exists()
@@ -172,7 +178,7 @@ def _check_ours(deployment: DeploymentResponse, clone: str, ui: str) -> None:
 
 
 def main(name: str, reports_host: str, reports_port: int | None) -> None:
-    """Check what `cxr serve` was given, and serve."""
+    """Check the options of `cxr serve`, and serve."""
     if not POOL_NAME.fullmatch(name):
-        raise InputError(f"--name {name!r}: a name consists of letters, digits, _ and -")
-    until_stopped(lambda: serve(find_repository(), name, reports_host, reports_port))
+        raise InputError(f"--name {name!r}: must consist of letters, digits, _ and -")
+    run_until_stopped(lambda: serve(find_repository(), name, reports_host, reports_port))

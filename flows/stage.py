@@ -1,8 +1,8 @@
-"""One stage of a run on a machine of its own: the deployment that `make worker` offers in a work pool.
+"""Run one stage of a run on another machine: the flow that `make worker` deploys to a work pool.
 
-The machine that the run belongs to has pushed the commit with the stage's params and dvc.lock to origin, and
-the stage's inputs to the DVC remote. Here DVC brings the stage up to date as anywhere, in a git worktree of
-that commit, and what it made goes to the DVC remote.
+The run's own machine has pushed the commit with the stage's params and dvc.lock to origin, and the stage's
+inputs to the DVC remote. This flow runs the stage through DVC in a git worktree of that commit, and pushes
+its result to the DVC remote.
 """
 
 import os
@@ -27,43 +27,43 @@ from flows.remote.stage_request import REFUSED, StageRequest, versions
 from flows.repository.checkout import checked_out
 from flows.repository.git import GitError, find_repository
 from flows.repository.refs import fetch_commit
-from flows.repository.retry import DeniedError, RemoteAwayError, with_retries
+from flows.repository.retry import DeniedError, UnavailableError, with_retries
 from tasks.settings.schema import load_params
 from tasks.support.checkpoints import FOLDER as CHECKPOINT_FOLDER
 from tasks.support.cli import InputError
 
-#: Where a run says why its machine can do no stage, for the worker to read.
+#: Environment variable with the path of a file. A run writes there why its machine cannot run any stage.
 UNFIT = "RETRAIN_UNFIT"
 
 
 class UnfitError(Exception):
-    """This machine can do no stage: its text says why."""
+    """This machine cannot run any stage. The message is the reason."""
 
 
 class RefusedError(Exception):
-    """This machine can't do this stage: its text says why."""
+    """This machine cannot run this stage. The message is the reason."""
 
 
 @flow(name="stage")
 def stage(request: StageRequest) -> State[Any]:
-    """Bring one stage up to date at a commit, and hand its result over through the DVC remote."""
+    """Bring one stage up to date at a commit, and return its result through the DVC remote."""
     log = get_run_logger().info
     worker = worker_name()
     try:
         return as_state(_run(request, find_repository(), worker, log))
     except (UnfitError, DeniedError) as error:
-        _say_unfit(str(error))
+        _report_unfit(str(error))
         return Failed(name=REFUSED, message=f"on {worker}: {error}")
     except RefusedError as error:
         return Failed(name=REFUSED, message=f"on {worker}: {error}")
-    except RemoteAwayError as error:
+    except UnavailableError as error:
         return Failed(name=INTERRUPTED, message=f"on {worker}: {error}")
     except InputError as error:
         return Failed(message=f"on {worker}: {error}")
 
 
 def worker_name() -> str:
-    """The name of the worker that this process works for, else of the machine."""
+    """Return the name of the worker that started this process, or of the machine if there is none."""
     return os.environ.get("PREFECT__WORKER_NAME") or socket.gethostname()
 
 
@@ -71,7 +71,7 @@ def _run(request: StageRequest, repository: Path, worker: str, log: Log) -> Stag
     name, clock = request.stage, Clock()
     _check_versions(request.versions)
     with ExitStack() as stack:
-        with clock("clone"), _or_unfit():
+        with clock("clone"), _unfit_on_error():
             _fetch(repository, request, log)
             checkout = stack.enter_context(
                 checked_out(repository, request.commit, as_name(name), flow_run.id or "")
@@ -97,7 +97,7 @@ def _run(request: StageRequest, repository: Path, worker: str, log: Log) -> Stag
 def _fetch(repository: Path, request: StageRequest, log: Log) -> None:
     def fetch() -> None:
         if not fetch_commit(repository, str(request.run), request.commit):
-            raise RemoteAwayError(f"origin has commit {request.commit[:10]} no more: its run has ended")
+            raise UnavailableError(f"origin no longer has commit {request.commit[:10]}; its run has ended")
 
     with_retries("origin", fetch, log)
 
@@ -110,34 +110,34 @@ def _reproduce(stage: str, repository: Path, checkout: Path, clock: Clock, log: 
     )
     slots = compute_slots(load_params(checkout / "params.yaml"))
     with ExitStack() as stack:
-        stack.callback(runner.stop)  # none is left, unless the flow itself was stopped
+        stack.callback(runner.stop)  # a stage is still running only if the flow itself was stopped
         with clock("slot"):
-            slot = stack.enter_context(slots.take(log, stage))
+            slot = stack.enter_context(slots.acquire(log, stage))
         with clock("stage"):
             return runner.run(stage, slot, log, progress_bar(stage))
 
 
 def _check_versions(wanted: dict[str, str]) -> None:
-    """Refuse to make what the run's own machine would make otherwise."""
+    """Refuse a stage whose result would differ from that of the run's own machine."""
     here = versions()
     if others := [
         f"{name} {here.get(name, 'missing')}, not {wanted[name]}"
         for name in wanted
         if here.get(name) != wanted[name]
     ]:
-        raise RefusedError(f"other versions than the run's: {', '.join(others)}")
+        raise RefusedError(f"versions differ from the run's: {', '.join(others)}")
 
 
 @contextmanager
-def _or_unfit() -> Iterator[None]:
-    """What keeps this machine from having a checkout keeps it from every other stage too."""
+def _unfit_on_error() -> Iterator[None]:
+    """Convert errors in creating the checkout, which would prevent any other stage too."""
     try:
         yield
     except (GitError, OSError) as error:
-        raise UnfitError(f"no checkout can be made here: {error}") from None
+        raise UnfitError(f"cannot create a checkout on this machine: {error}") from None
 
 
-def _say_unfit(why: str) -> None:
-    """Log the worker, which ends; without one there is nobody to log."""
+def _report_unfit(why: str) -> None:
+    """Report the reason to the worker, if there is one. The worker then ends."""
     if path := os.environ.get(UNFIT):
         Path(path).write_text(why, encoding="utf-8")

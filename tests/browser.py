@@ -1,4 +1,4 @@
-"""A real Chromium, and the pages of Prefect's UI as their users work with them."""
+"""A real Chromium, and the pages of Prefect's UI as users operate them."""
 
 import re
 import shutil
@@ -8,10 +8,10 @@ from urllib.parse import urljoin
 
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-#: Debian's Chromium, Ubuntu's, and Google's own.
+#: Debian's Chromium, Ubuntu's Chromium, and Google Chrome.
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-#: Without a sandbox, which root has none of, and without calls to anywhere.
+#: No sandbox, which root does not have, and no background network requests.
 OPTIONS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -22,24 +22,24 @@ OPTIONS = [
     "--disable-sync",
 ]
 
-#: Milliseconds within which a page shows what is there, on busy machines too.
+#: Timeout in milliseconds for anything that a page shows, on busy machines too.
 SOON = 30_000
 
-#: How often a form is submitted: Prefect's SQLite is locked at times, and then its user has to try again.
+#: How often a form is submitted. Prefect's SQLite database is locked at times, and users have to retry.
 TRIES = 3
 
 
 @contextmanager
 def browsing(width: int = 1400, height: int = 900, timeline: bool = True) -> Iterator[Page]:
-    """An empty page of a new browser.
+    """Open an empty page in a new browser.
 
-    The timeline of a run, drawn without a GPU, takes more of the processor than all else that is shown.
+    Without a GPU, drawing the timeline of a run costs more CPU time than everything else on the page.
     """
     options = OPTIONS if timeline else [*OPTIONS, "--disable-3d-apis"]
     expect.set_options(timeout=SOON)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        # What moves would be drawn again and again, without a GPU at great cost.
+        # Without a GPU, drawing animations is expensive.
         page = browser.new_page(viewport={"width": width, "height": height}, reduced_motion="reduce")
         page.set_default_timeout(SOON)
         yield page
@@ -47,10 +47,10 @@ def browsing(width: int = 1400, height: int = 900, timeline: bool = True) -> Ite
 
 
 class Form:
-    """The form of a custom run, which opens empty."""
+    """The form of a custom run, initially empty."""
 
     def __init__(self, page: Page, deployment: str) -> None:
-        """`deployment` is the address of the deployment's page."""
+        """Open the form. `deployment` is the URL of the deployment's page."""
         self.page = page
         page.goto(deployment)
         page.get_by_role("button", name="Run", exact=True).click()
@@ -58,11 +58,11 @@ class Form:
         expect(self.field("Alpha")).to_be_visible()
 
     def field(self, title: str) -> Locator:
-        # The last, for the field that holds all the others has their texts too.
+        # The last match, because the field that contains all others has their texts too.
         return self.page.locator(".schema-form-property").filter(has_text=f"{title} (Optional)").last
 
     def choices(self, title: str) -> list[str]:
-        """What a field offers."""
+        """Return the choices of a field."""
         self._open(title)
         texts = self.page.get_by_role("option").all_inner_texts()
         self.page.keyboard.press("Escape")
@@ -73,7 +73,7 @@ class Form:
         self.page.get_by_role("option", name=choice, exact=True).click()
 
     def _open(self, title: str) -> None:
-        # By the keyboard: what a click opens, this UI closes at once, in Prefect 3.8 and 3.9.
+        # With the keyboard: in Prefect 3.8 and 3.9, a list that a click opens closes immediately.
         self.field(title).locator("button.p-select-button__control").press("Space")
         expect(self.page.get_by_role("option").first).to_be_visible()
 
@@ -87,7 +87,7 @@ class Form:
         self.page.get_by_role("button", name="Submit").click()
 
     def start(self, name: str) -> str:
-        """Submit the form under a run name, and open the page of the run; its address."""
+        """Submit the form under a run name, open the page of the run, and return its URL."""
         self.name(name)
         for _ in range(TRIES):
             with self.page.expect_response(re.compile("/create_flow_run$"), timeout=4 * SOON) as answer:
@@ -102,7 +102,7 @@ class Form:
 
 
 def heading(page: Page) -> Locator:
-    """A page's own heading, which holds the state of a run."""
+    """Return the main heading of a page, which shows the state of a run."""
     return page.locator("header.page-heading, .page-heading header, header").first
 
 
@@ -111,7 +111,7 @@ def open_tab(page: Page, title: str) -> None:
 
 
 def open_artifact(page: Page, run: str, title: str) -> None:
-    """Open an artifact of the run whose page has that address."""
+    """Open an artifact of a run, given the URL of the run's page."""
     page.goto(run)
     open_tab(page, "Artifacts")
     page.get_by_role("link").filter(has_text=title).first.click()

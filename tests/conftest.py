@@ -1,4 +1,4 @@
-"""A tiny dataset and a tiny repository, made for real: the same code, small images."""
+"""A tiny dataset and a tiny repository: the real code on small images."""
 
 import os
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from tasks.sources.phantom import PhantomSource
 from tests.helpers import ROOT, Repository, made_once, make_repository_of, with_cache_of
 from tests.s3 import s3
 
-__all__ = ["s3"]  # a fixture too
+__all__ = ["s3"]  # also a fixture
 
-# Tensors in tests are small, and threads that wait for each other on busy cores cost far more than they save.
+# Tensors in tests are small, so waiting for other threads on busy cores would cost more than they save.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the stages that tests start
 
-#: The experiments of most tests: one loss with alpha, one without.
+#: The experiments of most tests: one loss with alpha, and one without.
 EXPERIMENTS = ("report1_bce", "report1_bce_iou")
 
-#: Seconds, not minutes, for the whole pipeline.
+#: Changes of params.yaml that make the whole pipeline run in seconds.
 TINY = (
     "epochs=2",
     "data.source=phantom://45?size=64",
@@ -38,7 +38,7 @@ TINY = (
 )
 
 
-#: The files that take minutes, the longest first: begun last, one of them would run alone at the end.
+#: Test files that take minutes. They start first, because one that starts last would run alone at the end.
 LONGEST = (
     "test_pool.py",
     "test_faults.py",
@@ -67,7 +67,7 @@ def tiny_params(tiny_params_text: str) -> Params:
 
 @pytest.fixture(scope="session")
 def tiny_packed(tiny_params: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny phantoms, packed; the raw dataset is beside them."""
+    """The tiny phantoms, packed. The raw dataset is in the folder next to them."""
     folder = tmp_path_factory.mktemp("data")
     source = tiny_params.data.source
     download(open_source(source, Path()), folder / "raw", source)
@@ -77,7 +77,7 @@ def tiny_packed(tiny_params: Params, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def kaggle_folder(tmp_path: Path) -> Path:
-    """Nine phantoms as a folder in Kaggle's layout, one for each split and class."""
+    """Nine phantoms in a folder with Kaggle's layout, one per split and class."""
     root = tmp_path / "archive"
     source = PhantomSource("phantom://9?size=64")
     for name in source.names():
@@ -88,7 +88,7 @@ def kaggle_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def make_repository(tiny_params_text: str) -> Callable[[Path], Repository]:
-    """Make a repository of the project's files as they are now, with tiny params committed."""
+    """Create a repository of the project's current files, with tiny params committed."""
     return make_repository_of(tiny_params_text)
 
 
@@ -96,7 +96,7 @@ def make_repository(tiny_params_text: str) -> Callable[[Path], Repository]:
 def finished_repository(
     make_repository: Callable[[Path], Repository], tmp_path_factory: pytest.TempPathFactory
 ) -> Repository:
-    """A repository in which `dvc repro` ran once, to be looked at and not to be changed."""
+    """A repository in which `dvc repro` has run once. Tests must not change it."""
     with made_once(tmp_path_factory, "finished") as (folder, missing):
         if missing:
             make_repository(folder).run("dvc", "repro")
@@ -107,9 +107,9 @@ def finished_repository(
 def make_prepared_repository(
     make_repository: Callable[[Path], Repository], finished_repository: Repository
 ) -> Callable[[Path], Repository]:
-    """Make a repository that has never run, whose DVC cache knows the results of its stages as they are.
+    """Create a repository in which nothing has run, but whose DVC cache has the results of all stages.
 
-    For tests of what happens around the stages: running all of them takes half a minute.
+    For tests that are not about the stages themselves, which take half a minute to run.
     """
 
     def make(folder: Path) -> Repository:

@@ -1,4 +1,4 @@
-"""A web server on loopback for tests: files with ETags and ranges, faults on request, Kaggle's endpoint."""
+"""A local web server for tests: files with ETags and ranges, faults on request, and Kaggle's endpoint."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 class FileServer(ThreadingHTTPServer):
-    """Serves what is put into `files`, by path, and counts."""
+    """Serves the contents of `files` by path, and counts requests and bytes."""
 
     daemon_threads = True
 
@@ -22,19 +22,19 @@ class FileServer(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.redirects: dict[str, str] = {}
         self.refusals: dict[str, tuple[int, dict[str, str]]] = {}
-        """Status and headers, by path."""
+        """Status and headers of refused requests, by path."""
         self.ranges = True
         self.validators = True
         self.delay = 0.0
-        """Seconds before each answer."""
+        """Seconds before each response."""
         self.busy = self.cut = 0.0
-        """Shares of the requests that are answered by 503, and of the bodies that end early."""
+        """Shares of requests that get status 503, and of bodies that end early."""
         self.random = random.Random(0)
         self.served = 0
-        """Bytes of bodies."""
+        """Bytes sent in bodies."""
         self.requests = 0
         self.authorised = 0
-        """Requests to Kaggle's endpoint with credentials."""
+        """Number of requests to Kaggle's endpoint with credentials."""
         self.lock = threading.Lock()
 
     @property
@@ -46,7 +46,7 @@ class FileServer(ThreadingHTTPServer):
         return self.url + path
 
     def handle_error(self, *_: object) -> None:
-        """A client that was killed is no error."""
+        """Ignore clients that were killed."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -70,7 +70,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, {})
 
     def do_POST(self) -> None:
-        """What Kaggle answers to a request for a download: where the file is."""
+        """Respond like Kaggle to a download request: with the location of the file."""
         self.server.authorised += "Authorization" in self.headers
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         path = "/{ownerSlug}/{datasetSlug}/{datasetVersionNumber}".format(

@@ -1,4 +1,4 @@
-"""What several tests need and is no fixture."""
+"""Helpers that several tests need and that are not fixtures."""
 
 import fcntl
 import importlib
@@ -26,10 +26,10 @@ from flows.repository.git import environment
 ROOT = Path(__file__).parent.parent
 REAL_ZIP = ROOT.parent / "shared" / "data" / "covidqu-infection.zip"
 
-#: Seconds within which anything that a test waits for happens, on busy machines too.
-PATIENCE = 180.0
+#: Timeout in seconds for anything that a test waits for, on busy machines too.
+TIMEOUT = 180.0
 
-#: All that augmentation can do.
+#: Every change that augmentation can make.
 EVERY_CHANGE = {
     "flip": 0.5,
     "rotation": 15.0,
@@ -50,7 +50,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def zipped(folder: Path, archive: Path, prefix: str = "", compression: int = zipfile.ZIP_DEFLATED) -> Path:
-    """Pack a folder, its last file first."""
+    """Zip a folder, in reverse order of its files."""
     with zipfile.ZipFile(archive, "w", compression) as target:
         for path in sorted(folder.rglob("*"), reverse=True):
             target.write(path, prefix + path.relative_to(folder).as_posix())
@@ -65,19 +65,19 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def eventually(what: str, seen: Callable[[], Any], patience: float = PATIENCE) -> Any:
-    """Wait until `seen` gives something, and give it."""
-    deadline = time.monotonic() + patience
+def eventually(what: str, seen: Callable[[], Any], timeout: float = TIMEOUT) -> Any:
+    """Wait until `seen` returns a true value, and return it."""
+    deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if value := seen():
             return value
         time.sleep(0.3)
-    raise AssertionError(f"not within {patience:.0f} s: {what}")
+    raise AssertionError(f"not within {timeout:.0f} s: {what}")
 
 
 @contextmanager
 def made_once(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
-    """A folder that the test processes of one session share, and whether it has yet to be filled."""
+    """Yield a folder that all test processes of a session share, and whether this caller has to fill it."""
     folder = _of_the_session(factory) / name
     with _locked(folder):
         done = folder.with_suffix(".done")
@@ -89,9 +89,9 @@ def made_once(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path
 def shared(
     factory: pytest.TempPathFactory, name: str, start: Callable[[], str], stop: Callable[[str], None]
 ) -> Iterator[str]:
-    """A server that the test processes of one session share: the first starts it, the last ends it.
+    """Share a server among the test processes of a session. The first one starts it, the last one stops it.
 
-    Yields the text that `start` returned, such as an address; `stop` gets the same text.
+    Yields the text that `start` returned, such as an address. `stop` receives the same text.
     """
     place = _of_the_session(factory) / name
     users, said = place.with_suffix(".users"), place.with_suffix(".said")
@@ -123,16 +123,16 @@ def _locked(place: Path) -> Iterator[None]:
 
 
 def end(pid: int) -> None:
-    """End a process of whichever test process, and wait until it is gone."""
+    """Terminate a process, which another test process may have started, and wait until it has ended."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         process.terminate()
         with suppress(psutil.NoSuchProcess):
-            eventually(f"{pid} ends", lambda: process.status() == psutil.STATUS_ZOMBIE, patience=30)
+            eventually(f"{pid} ends", lambda: process.status() == psutil.STATUS_ZOMBIE, timeout=30)
 
 
 def cut_power(running: Callable[[], Iterable[psutil.Process]]) -> None:
-    """Kill all of `running` at one moment: none of it sees another end, and tells of that."""
+    """Kill all of `running` at the same moment, so that no process sees another one end and reports it."""
     held: set[psutil.Process] = set()
     while new := set(running()) - held:
         for process in new:
@@ -146,14 +146,14 @@ def cut_power(running: Callable[[], Iterable[psutil.Process]]) -> None:
 
 
 class Repository:
-    """A git repository with the project in it, to run commands in."""
+    """A git repository with the project in it, in which tests run commands."""
 
     def __init__(self, folder: Path, variables: dict[str, str] | None = None) -> None:
-        """`variables` are the whole environment of the commands, where it is not the tests' own."""
+        """Create it. `variables` is the whole environment of the commands, by default that of the tests."""
         self.folder, self.variables = folder, variables
 
     def run(self, *command: str, fails: bool = False) -> str:
-        """Run a command as a user would; its output, stderr included."""
+        """Run a command as a user would, and return its output, including stderr."""
         done = subprocess.run(
             command,
             cwd=self.folder,
@@ -165,7 +165,7 @@ class Repository:
             check=False,
         )
         assert (done.returncode != 0) == fails, done.stdout
-        # Of ours: Prefect's server may log one of its own when the machine is busy.
+        # Only tracebacks of the project count: Prefect's server may log its own on a busy machine.
         assert not re.search(r'File ".*/(flows|tasks|models)/\w+\.py", line', done.stdout), done.stdout
         return done.stdout
 
@@ -181,7 +181,7 @@ class Repository:
 
 
 def make_repository_of(params_text: str) -> Callable[[Path], Repository]:
-    """What makes a repository of the project's files as they are now, with these params."""
+    """Return a function that creates a repository of the project's current files with these params."""
 
     def make(folder: Path) -> Repository:
         listed = subprocess.run(
@@ -208,29 +208,29 @@ def make_repository_of(params_text: str) -> Callable[[Path], Repository]:
 
 
 def with_cache_of(finished: Repository, repository: Repository) -> Repository:
-    """Give a repository the DVC cache of another, which knows the results of its stages."""
+    """Copy the DVC cache of a finished repository, which has the results of all stages."""
     shutil.copytree(finished.folder / ".dvc" / "cache", repository.folder / ".dvc" / "cache")
     return repository
 
 
 def retrain(repository: Repository, *arguments: str, fails: bool = False) -> str:
-    """Run the flow from the command line; what it prints."""
+    """Run the flow from the command line, and return its output."""
     return repository.run("cxr", "retrain", *arguments, fails=fails)
 
 
 def finished(output: str) -> dict[str, str]:
-    """Each task run that a flow's output tells of, with the name of the state it finished in."""
+    """Return the final state of each task run in a flow's output, by name."""
     lines = [line for line in output.splitlines() if "| Task run " in line and "Finished in state" in line]
     return {line.split("'")[1]: line.split("Finished in state ")[1].partition("(")[0] for line in lines}
 
 
 def benchmark(name: str) -> ModuleType:
-    """A module of benchmarks/, which finds its neighbours as a script does."""
+    """Import a module of benchmarks/ as a script would, with its neighbours on the path."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
         return importlib.import_module(name)
 
 
 def made(out: Path) -> dict[str, bytes]:
-    """The files under a folder, by their paths."""
+    """Return the files in a folder by their relative paths."""
     return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*.*"))}

@@ -1,4 +1,4 @@
-"""Histories of trainings, made by hand."""
+"""Training histories for tests."""
 
 import pandas as pd
 
@@ -6,7 +6,7 @@ import pandas as pd
 def history(
     *marked: float, dice: list[float] | None = None, loss: list[float] | None = None, **columns: list[float]
 ) -> pd.DataFrame:
-    """An epoch a marked share; where not said otherwise, the loss falls and the last epoch is the best."""
+    """Return one epoch per share of marked pixels. By default, the loss falls and the last epoch is best."""
     count = len(marked)
     return pd.DataFrame(
         {

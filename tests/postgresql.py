@@ -1,6 +1,6 @@
-"""A real PostgreSQL server on loopback for tests, with one database.
+"""A real local PostgreSQL server for tests, with one database.
 
-Debian: apt-get install postgresql
+On Debian: apt-get install postgresql
 """
 
 import os
@@ -21,12 +21,12 @@ USER = "retrain"
 
 
 class Database:
-    """A server with its data in a folder, which keeps its port when it starts again."""
+    """A server with its data in a folder. It keeps its port when it is restarted."""
 
     def __init__(self, programs: Path, folder: Path) -> None:
         self._programs, self._folder = programs, folder
         (self.port,) = free_ports(1)
-        # Root may not run it.
+        # PostgreSQL refuses to run as root.
         self._user = (
             ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
         )
@@ -57,7 +57,7 @@ class Database:
         assert self.process.poll() is None, (self._folder / "log").read_text()
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """End it and cut its connections; with SIGQUIT as a power cut does, so that it has to recover."""
+        """End it and close its connections. With SIGQUIT, it has to recover as after a power cut."""
         self.process.send_signal(how)
         self.process.wait(30)
 
@@ -66,7 +66,7 @@ class Database:
         return subprocess.run(command, check=False).returncode == 0
 
     def select(self, query: str) -> list[str]:
-        """The rows, columns parted by |."""
+        """Return the rows of a query, with columns separated by |."""
         where = ["-h", "127.0.0.1", "-p", str(self.port), "-U", USER, "-d", "postgres"]
         done = subprocess.run(
             [self._programs / "psql", *where, "--no-align", "--tuples-only", "--command", query],
@@ -79,7 +79,7 @@ class Database:
 
 
 def _programs() -> Path | None:
-    """Where PostgreSQL's server is: Debian keeps it off the PATH."""
+    """Return the folder with PostgreSQL's server, which Debian does not put on the PATH."""
     found = [*Path("/usr/lib/postgresql").glob("*/bin/initdb")]
     if on_path := shutil.which("initdb"):
         found.append(Path(on_path).resolve())
@@ -88,11 +88,11 @@ def _programs() -> Path | None:
 
 @contextmanager
 def serving() -> Iterator[Database]:
-    """A server with nothing in it, ended with all of its data; where there is none, the test is skipped."""
+    """Run an empty server, and delete it with its data on exit. Skips the test if PostgreSQL is missing."""
     programs = _programs()
     if programs is None:
-        pytest.skip("PostgreSQL is not installed (tests/postgresql.py says how)")
-    # pytest's folders are closed to other users.
+        pytest.skip("PostgreSQL is not installed; see tests/postgresql.py")
+    # Other users, such as postgres, cannot access pytest's folders.
     with tempfile.TemporaryDirectory(prefix="covid-qu-ex-postgresql-") as folder:
         database = Database(programs, Path(folder))
         try:

@@ -1,4 +1,4 @@
-"""What lies between a server and its clients, and can be away: a TCP proxy on loopback."""
+"""A local TCP proxy between a server and its clients, which can be switched off."""
 
 import select
 import socket
@@ -11,7 +11,7 @@ from tests.helpers import free_ports
 
 
 class Proxy:
-    """Hands connections on to a port of this machine while it is on; its own port stays the same."""
+    """Forwards connections to a local port while it is on. Its own port never changes."""
 
     def __init__(self, target: int) -> None:
         self._target = target
@@ -26,11 +26,11 @@ class Proxy:
             self._thread.start()
 
     def off(self) -> None:
-        """Cut all connections and refuse new ones."""
+        """Close all connections and refuse new ones."""
         if self._relay:
             self._relay.shutdown()
             self._relay.cut()
-            self._relay.server_close()  # waits for the connections' threads
+            self._relay.server_close()  # waits for the threads of the connections
             self._thread.join()
             self._relay = None
 
@@ -55,11 +55,11 @@ class _Relay(ThreadingTCPServer):
 
     def cut(self) -> None:
         for client in list(self.clients):
-            with suppress(OSError):  # it has just ended
+            with suppress(OSError):  # the connection has just ended
                 client.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, *_: object) -> None:
-        """A connection that ends on either side is no error."""
+        """Ignore connections that end on either side."""
 
 
 class _Connection(BaseRequestHandler):

@@ -1,4 +1,4 @@
-"""What the stages before compare leave, made by hand: small, and with scores that are known."""
+"""Outputs of the stages before `compare`, made by hand: small, with known scores."""
 
 import io
 import itertools
@@ -95,7 +95,7 @@ PLAIN = {"threshold": 0.5, "flip_average": False, "within_lungs": False, "min_ar
 
 
 class Work:
-    """A folder with what the earlier stages leave, of two experiments on eight Test images."""
+    """A folder with the outputs of the earlier stages, for two experiments on eight Test images."""
 
     def __init__(self, root: Path) -> None:
         self.paths = {
@@ -109,7 +109,7 @@ class Work:
         }
         self.comparison = root / "comparison"
         self.out, self.metrics = root / "reports", root / "metrics.json"
-        self.experiments: dict[str, int] = {}  # their seeds, in the order of params.yaml
+        self.experiments: dict[str, int] = {}  # their numbers of seeds, in the order of params.yaml
         for name in ("plans", "packed", "raw", "baselines", "audit"):
             self.paths[name].mkdir()
         self._raw()
@@ -139,7 +139,7 @@ class Work:
         return Document.read(self.comparison / COMPARISON_FILE)
 
     def run(self, params: Params | None = None) -> str:
-        """Compare and report; the page."""
+        """Run compare and report, and return the page."""
         self.compare(params)
         report(self.comparison, self.out, self.metrics)
         return self.page()
@@ -158,9 +158,9 @@ class Work:
         dead: bool = False,
         **more: Any,
     ) -> None:
-        """An experiment whose predictions are the truth moved down by `shift` pixels, one more a seed.
+        """Add an experiment whose predictions are the reference masks shifted down by `shift` pixels.
 
-        A dead one predicts nothing, with its last seed.
+        Each further seed shifts by one more pixel. If `dead`, the last seed predicts nothing.
         """
         plan = {
             "experiment": name, "network": "residual_unet", "loss": name, "epochs": 3, "width": 8, "patch": 1,
@@ -223,7 +223,7 @@ class Work:
         self._details(folder, table, seed, prediction)
 
     def _details(self, folder: Path, table: pd.DataFrame, seed: int, prediction: dict[str, Any]) -> None:
-        """What is known of the steps and of calibration: the chosen steps gain 0.01 an image."""
+        """Write the details of post-processing and calibration. The chosen steps gain 0.01 per image."""
         names = ["plain", "threshold", "chosen"] if prediction["threshold"] == "val" else []
         gain = {"plain": 0.0, "threshold": -0.02, "chosen": 0.01}
         columns = table[["seed", "target", "id", "class", "iou", "dice"]]
@@ -269,7 +269,7 @@ class Work:
         duplicates: str = "report",
         published: int | None = 9,
     ) -> None:
-        """What the audit finds: an image set aside, and these pairs, of correlation 1 the same."""
+        """Write an audit: one excluded image, and these pairs, where correlation 1 means identical."""
         folder = self.paths["audit"]
         rows = [
             ("infection", split, image_class, 3, 3 - (split == "Train"), published)

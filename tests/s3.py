@@ -1,6 +1,6 @@
-"""A real S3-compatible server on loopback for tests: one Ceph monitor, one OSD and the RADOS gateway.
+"""A real local S3-compatible server for tests: one Ceph monitor, one OSD and the RADOS gateway.
 
-Debian: apt-get install --no-install-recommends radosgw ceph-mon ceph-osd ceph-common
+On Debian: apt-get install --no-install-recommends radosgw ceph-mon ceph-osd ceph-common
 """
 
 import os
@@ -23,7 +23,7 @@ from tests.helpers import free_ports, shared
 
 PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 KEY, SECRET = "test", "testtest"
-#: Ceph takes a user of its own only where it was made for one; here it runs as whoever runs the tests.
+#: Without a `setuser` option, Ceph runs as the user who runs the tests.
 SETTINGS = """
 [global]
 fsid = {fsid}
@@ -60,7 +60,7 @@ class S3Server(NamedTuple):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a user would set to reach it."""
+        """Return the variables that a user would set to use the server."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": KEY,
@@ -69,7 +69,7 @@ class S3Server(NamedTuple):
         }
 
     def files(self) -> S3FileSystem:
-        """Its buckets and objects, listed anew each time."""
+        """Return a file system of all buckets, without a listings cache."""
         return S3FileSystem(
             key=KEY,
             secret=SECRET,
@@ -79,7 +79,7 @@ class S3Server(NamedTuple):
         )
 
     def make_bucket(self) -> str:
-        """A new bucket's name."""
+        """Create a bucket, and return its name."""
         name = f"bucket-{uuid.uuid4().hex[:12]}"
         self.files().mkdir(name)
         return name
@@ -89,34 +89,34 @@ class S3Server(NamedTuple):
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     missing = [program for program in PROGRAMS if not shutil.which(program)]
     if missing:
-        pytest.skip(f"no S3 server: {', '.join(missing)} not installed (tests/s3.py says how)")
+        pytest.skip(f"no S3 server: {', '.join(missing)} not installed; see tests/s3.py")
     with shared(tmp_path_factory, "s3", start, stop) as said:
         yield S3Server(said.split()[0])
 
 
 def start() -> str:
-    """Start a server with nothing in it: its endpoint, and the folder of its data."""
+    """Start an empty server. Returns its endpoint and the folder of its data, separated by a space."""
     for last in (False, False, True):
-        # Sockets have short paths, shorter than pytest's folders.
+        # The paths of sockets must be shorter than those of pytest's folders.
         folder = Path(tempfile.mkdtemp(prefix="s3-"))
         try:
             return f"{_start(folder).endpoint} {folder}"
         except BaseException as error:
             _stop(folder)
-            # A port that was free is another's, as tests run side by side.
+            # Tests run in parallel, so another one may have taken the port.
             if last or not isinstance(error, AssertionError):
                 raise
     raise AssertionError
 
 
 def stop(said: str) -> None:
-    """End it, with all of its data."""
+    """End a server and delete its data."""
     _stop(Path(said.split()[1]))
 
 
 @contextmanager
 def serving() -> Iterator[S3Server]:
-    """A server of one's own."""
+    """Run a server for one test."""
     said = start()
     try:
         yield S3Server(said.split()[0])
@@ -128,14 +128,14 @@ def _start(folder: Path) -> S3Server:
     for name in ("mon", "osd", "run", "log"):
         (folder / name).mkdir()
     monitor_port, gateway = free_ports(2)
-    # At another port than its own, the monitor's protocol has to be said.
+    # The monitor is not on its default port, so the address has to name the protocol.
     monitor = f"[v1:127.0.0.1:{monitor_port}]"
     fsid = str(uuid.uuid4())
     settings, log = folder / "ceph.conf", folder / "log" / "start.log"
     settings.write_text(SETTINGS.format(fsid=fsid, monitor=monitor, folder=folder), encoding="utf-8")
 
     def run(*command: str, tries: int = 1) -> None:
-        # A file, no pipe: the daemons keep it open.
+        # A file instead of a pipe, because the daemons keep it open.
         with log.open("a", encoding="utf-8") as output:
             done = subprocess.run(
                 command,
@@ -157,7 +157,7 @@ def _start(folder: Path) -> S3Server:
     osd = str(uuid.uuid4())
     run("ceph", "osd", "new", osd)
     run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
-    # Now and then its first words to the monitor are refused with "wrong fsid".
+    # Occasionally the monitor refuses the first connection of the OSD with "wrong fsid".
     run("ceph-osd", "-i", "0", tries=5)
     run("radosgw", "-n", "client.rgw", f"--rgw-frontends=beast endpoint=127.0.0.1:{gateway}")
     user = (
@@ -180,11 +180,11 @@ def _start(folder: Path) -> S3Server:
 
 
 def _stop(folder: Path) -> None:
-    """End the server's processes, those of a start that failed too."""
+    """End the server's processes, including those of a failed start."""
     pids = [int(file.read_text()) for file in (folder / "run").glob("*.pid")]
     for pid in pids:
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)  # its data go too
+            os.kill(pid, signal.SIGKILL)  # its data is deleted too
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         time.sleep(0.05)
     shutil.rmtree(folder, ignore_errors=True)

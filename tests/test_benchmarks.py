@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say, and refuse numbers that cannot be."""
+"""The benchmarks measure what they claim, and refuse impossible numbers."""
 
 import time
 from pathlib import Path
@@ -21,7 +21,7 @@ def plan_of(*sets: str) -> Plan:
 
 
 def test_multiply_adds_are_those_of_the_network() -> None:
-    """Worked by hand: 2 weights, 5 channels of 3x3x2, and 5; backward takes twice as many."""
+    """Computed by hand: 2 weights, 5 channels of 3x3x2, and 5. The backward pass takes twice as many."""
     network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 5, 3, padding=1), nn.Conv2d(5, 1, 1))
     forward = 32 * 32 * (2 + 5 * 9 * 2 + 5)
     counted = common.operations(network, 32)
@@ -31,7 +31,7 @@ def test_multiply_adds_are_those_of_the_network() -> None:
 
 
 @pytest.mark.parametrize("kind", ["ours", "plain"])
-def test_a_contestant_counts_the_network_that_it_trains(kind: str, tiny_packed: Path) -> None:
+def test_a_benchmark_counts_the_operations_of_the_network_it_trains(kind: str, tiny_packed: Path) -> None:
     def facts(*sets: str) -> Any:
         files = [(ROOT, ROOT)]  # never opened
         contestant = train.MAKERS[kind](train.Setting(plan_of(*sets), tiny_packed, files))
@@ -46,14 +46,14 @@ def test_a_contestant_counts_the_network_that_it_trains(kind: str, tiny_packed: 
     assert (folded.number_format, folded.threads) == ("fp32", 1)
 
 
-def test_both_contestants_begin_with_the_same_network(tiny_packed: Path) -> None:
+def test_both_training_loops_start_from_the_same_network(tiny_packed: Path) -> None:
     setting = train.Setting(plan_of("training.patch=2"), tiny_packed, [(ROOT, ROOT)])
     ours, plain = (train.MAKERS[kind](setting).network.state_dict() for kind in ("ours", "plain"))
     assert all(torch.equal(weight, plain[name]) for name, weight in ours.items())
 
 
 def test_a_benchmark_is_the_same_in_every_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of `training` is set by the benchmark, but what its experiment sets."""
+    """The benchmark sets all of `training`, except what its experiment sets."""
     given = {"alpha", "epochs", "half", "image_size", "targets", "train_classes"}
     assert common.TRAINING.keys() == TrainingSettings.model_fields.keys() - given
     plan = plan_of()
@@ -68,20 +68,20 @@ def test_a_benchmark_is_the_same_in_every_checkout(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("number_format", ["fp32", "bf16"])
-def test_a_matrix_rate_takes_seconds_whatever_the_processor(number_format: str) -> None:
+def test_measuring_a_matrix_rate_takes_seconds_on_any_processor(number_format: str) -> None:
     threads, began = torch.get_num_threads(), time.process_time()
     rate = common.matrix_rate(number_format, 1)
-    assert time.process_time() - began < 20  # where bf16 is emulated, a product of the largest takes 40
+    assert time.process_time() - began < 20  # with emulated bf16, one product of the largest size takes 40 s
     assert 1e8 < rate < 1e14
     assert common.matrix_rate(number_format, 1) == rate  # measured once
     assert torch.get_num_threads() == threads
 
 
-def test_a_share_above_the_whole_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_share_above_100_percent_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert common.checked_share("ours", 3.0, 4.0, "the rate") == 0.75
     assert capsys.readouterr().out == ""
     assert common.percent(common.checked_share("ours", 1.74, 1.0, "the fp32 matrix rate")) == "refused"
-    line = "measuring fault: ours: 174.0% of the fp32 matrix rate is impossible; the share is left out\n"
+    line = "measurement error: ours: 174.0% of the fp32 matrix rate is impossible; omitting it\n"
     assert capsys.readouterr().out == line
 
 

@@ -1,4 +1,4 @@
-"""Docker's files, without Docker: the scripts run for real, and compose.yaml is held against the rest."""
+"""Docker's files, without Docker: the scripts are run, and compose.yaml is checked against the project."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from flows.repository.git import environment
 from tests.helpers import ROOT
 from tests.s3 import S3Server
 
-#: Stands for the project: targets that need .venv, as its own do.
+#: A substitute for the project's Makefile: its targets need .venv too.
 MAKEFILE = """\
 .venv/installed: requirements.lock
 \t@echo "installs" && exit 1
@@ -27,11 +27,11 @@ show: .venv/installed
 \t@echo "$(POOL) in $$PWD"
 wait: .venv/installed
 \t@exec python -c "import signal, sys, time; \\
-\t  signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('told'))); \\
+\t  signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('stopped'))); \\
 \t  print('waits', flush=True); time.sleep(60)"
 """
 
-#: What compose needs to be told; no defaults.
+#: Required variables of compose.yaml, which have no defaults.
 SECRETS = {
     "DATABASE_PASSWORD": "of the database",
     "SERVER_LOGIN": "user:of the server",
@@ -49,7 +49,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def change(checkout: Path, name: str, text: str) -> str:
-    """Commit a file; the commit."""
+    """Commit a file, and return the commit."""
     (checkout / name).write_text(text, encoding="utf-8")
     git(checkout, "add", "--all")
     git(checkout, *IDENTITY, "commit", "--quiet", "--message", f"{name} changed")
@@ -57,7 +57,7 @@ def change(checkout: Path, name: str, text: str) -> str:
 
 
 class Machine:
-    """What a container has: an image's packages, a volume, an origin; and the checkout that fills that."""
+    """A simulated container: an image with packages, a volume and an origin, and the checkout on its host."""
 
     def __init__(self, folder: Path) -> None:
         self.checkout, self.clone = folder / "checkout", folder / "volume" / "checkout"
@@ -93,7 +93,7 @@ class Machine:
 
 @pytest.fixture(autouse=True)
 def no_make_around(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`make test` tells the makes that tests start about itself, and these say so."""
+    """Remove the variables that `make test` sets, which would change the output of make in tests."""
     for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
         monkeypatch.delenv(name, raising=False)
 
@@ -113,14 +113,14 @@ def machine(tmp_path: Path) -> Machine:
     return machine
 
 
-def test_a_container_makes_its_target_in_a_clone_with_the_images_packages(machine: Machine) -> None:
+def test_a_container_runs_its_target_in_a_clone_with_the_packages_of_the_image(machine: Machine) -> None:
     assert machine.start("show", "POOL=gpu") == f"gpu in {machine.clone}\n"
     assert git(machine.clone, "rev-parse", "HEAD") == git(machine.checkout, "rev-parse", "HEAD")
     assert (machine.clone / ".venv").resolve() == machine.installed / ".venv"
     assert not (machine.clone / ".dvc" / "config.local").exists()
 
 
-def test_dvcs_default_remote_is_the_one_that_is_given(machine: Machine) -> None:
+def test_the_default_dvc_remote_is_set_from_the_environment(machine: Machine) -> None:
     for url in ("s3://bucket/one", "s3://bucket/two"):
         machine.start("show", DVC_REMOTE_URL=url)
         config = ConfigParser()
@@ -130,7 +130,7 @@ def test_dvcs_default_remote_is_the_one_that_is_given(machine: Machine) -> None:
     assert not git(machine.clone, "status", "--porcelain", "--untracked-files=no")
 
 
-def test_a_container_that_starts_again_has_what_was_shared_since(machine: Machine) -> None:
+def test_a_restarted_container_pulls_new_commits(machine: Machine) -> None:
     machine.start("show")
     after = change(machine.checkout, "new.py", "")
     assert machine.share() == ""
@@ -138,45 +138,45 @@ def test_a_container_that_starts_again_has_what_was_shared_since(machine: Machin
     assert git(machine.clone, "rev-parse", "HEAD") == after
 
 
-def test_an_origin_that_moved_is_followed(machine: Machine) -> None:
+def test_a_changed_url_of_origin_is_used(machine: Machine) -> None:
     machine.start("show")
     moved = machine.origin.rename(machine.origin.with_name("moved.git"))
     machine.start("show", ORIGIN=str(moved))
     assert git(machine.clone, "remote", "get-url", "origin") == str(moved)
 
 
-def test_a_clone_that_was_broken_off_is_made_anew(machine: Machine) -> None:
+def test_an_interrupted_clone_is_repeated(machine: Machine) -> None:
     part = machine.clone.with_name("checkout.part")
     (part / ".git").mkdir(parents=True)
     machine.start("show")
     assert not part.exists()
 
 
-def test_no_origin_is_one_line_and_no_clone(machine: Machine) -> None:
+def test_a_missing_origin_is_reported_in_one_line_without_a_clone(machine: Machine) -> None:
     assert machine.start("show", fails=True, ORIGIN="").endswith("ORIGIN: must name a git repository\n")
     assert "nowhere" in machine.start("show", fails=True, ORIGIN="/nowhere")
     assert not machine.clone.exists()
 
 
-def test_a_revision_that_wants_other_packages_than_the_images_is_refused(machine: Machine) -> None:
+def test_a_revision_with_other_requirements_than_the_image_is_refused(machine: Machine) -> None:
     machine.start("show")
     change(machine.checkout, "requirements.lock", "torch==2\n")
     machine.share()
     assert machine.start("show", fails=True) == (
-        "requirements.lock: the image was built from another one; docker compose up --build\n"
+        "requirements.lock differs from the one in the image; run docker compose up --build\n"
     )
 
 
-def test_a_container_that_is_stopped_tells_its_target(machine: Machine) -> None:
+def test_stopping_a_container_signals_its_target(machine: Machine) -> None:
     command = ["entrypoint.sh", "wait"]
     with subprocess.Popen(command, **machine.script("entrypoint.sh"), stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline() == b"waits\n"
         process.send_signal(signal.SIGTERM)
-        assert process.stdout.read() == b"told\n"
+        assert process.stdout.read() == b"stopped\n"
 
 
-def test_an_origin_elsewhere_is_left_alone(machine: Machine) -> None:
-    assert machine.share(ORIGIN="https://host/retrain.git") == "ORIGIN is elsewhere: nothing to do\n"
+def test_an_origin_outside_the_volume_is_not_changed(machine: Machine) -> None:
+    assert machine.share(ORIGIN="https://host/retrain.git") == "ORIGIN is not a local path: nothing to do\n"
 
 
 def amend(machine: Machine) -> str:
@@ -193,7 +193,7 @@ def switch(machine: Machine) -> str:
 
 
 @pytest.mark.parametrize("rewrite", [amend, switch])
-def test_a_rewritten_history_is_followed_and_nothing_is_lost(
+def test_a_rewritten_history_is_shared_and_old_commits_are_kept(
     machine: Machine, rewrite: Callable[[Machine], str]
 ) -> None:
     machine.start("show")
@@ -215,7 +215,7 @@ def test_a_rewritten_history_is_followed_and_nothing_is_lost(
     assert git(machine.clone, "rev-parse", "HEAD") == now
 
 
-def test_what_was_changed_in_a_containers_clone_stays_when_history_is_rewritten(machine: Machine) -> None:
+def test_changes_in_a_containers_clone_are_kept_when_history_is_rewritten(machine: Machine) -> None:
     machine.start("show")
     own = change(machine.clone, "own.py", "committed")
     (machine.clone / "Makefile").write_text(f"{MAKEFILE}# not committed\n", encoding="utf-8")
@@ -252,16 +252,16 @@ def test_hooks_of_the_checkout_do_not_run(machine: Machine) -> None:
     assert machine.share() == ""
 
 
-def test_a_worktree_whose_repository_is_not_there_is_one_line(machine: Machine, tmp_path: Path) -> None:
+def test_a_worktree_without_its_repository_is_reported_in_one_line(machine: Machine, tmp_path: Path) -> None:
     git(machine.checkout, "worktree", "add", "--quiet", str(tmp_path / "worktree"))
     machine.checkout.rename(tmp_path / "outside")
     machine.checkout = tmp_path / "worktree"
     assert machine.share(fails=True) == (
-        "this checkout is a worktree or a submodule, whose repository is not in the container: use a clone\n"
+        "this checkout is a worktree or a submodule, whose repository is not in the container; use a clone\n"
     )
 
 
-def test_a_checkout_on_windows_has_the_line_ends_that_linux_needs(tmp_path: Path) -> None:
+def test_a_checkout_on_windows_has_the_line_endings_that_linux_needs(tmp_path: Path) -> None:
     git(tmp_path, "init", "--quiet")
     git(tmp_path, "config", "core.autocrlf", "true")
     names = [
@@ -292,20 +292,20 @@ def services() -> dict[str, Any]:
 
 
 def variables(services: dict[str, Any]) -> set[str]:
-    """What compose.yaml takes from the environment, by `${NAME...}` or by a name without a value."""
+    """Return the variables that compose.yaml reads, as `${NAME...}` or as a name without a value."""
     text = (ROOT / "compose.yaml").read_text(encoding="utf-8")
     settings = [pair for service in services.values() for pair in service.get("environment", {}).items()]
     return set(re.findall(r"\$\{(\w+)", text)) | {name for name, value in settings if value is None}
 
 
-def test_secrets_come_from_outside_and_have_no_default(services: dict[str, Any]) -> None:
-    told = re.compile(r"\$\{(\w+):\?[^}]+\}")
+def test_secrets_come_from_the_environment_and_have_no_default(services: dict[str, Any]) -> None:
+    required = re.compile(r"\$\{(\w+):\?[^}]+\}")
     for name, service in services.items():
         for variable, value in service.get("environment", {}).items():
             if re.search("PASSWORD|SECRET|KEY|AUTH|TOKEN", variable):
-                assert value is None or told.fullmatch(value), f"{name}: {variable}"
+                assert value is None or required.fullmatch(value), f"{name}: {variable}"
     text = (ROOT / "compose.yaml").read_text(encoding="utf-8")
-    assert set(told.findall(text)) == set(SECRETS)
+    assert set(required.findall(text)) == set(SECRETS)
     assert not re.search(r"://[^/\s]*:[^/\s]*@", text)
 
 
@@ -317,35 +317,33 @@ def variables_of_env() -> set[str]:
     return {line.removeprefix("# ") for line in lines_of_env() if re.fullmatch(r"(# )?[A-Z_]+=.*", line)}
 
 
-def test_the_example_of_env_names_every_variable_and_gives_none(services: dict[str, Any]) -> None:
+def test_env_example_lists_every_variable_without_a_value(services: dict[str, Any]) -> None:
     assert variables_of_env() == {f"{name}=" for name in variables(services)}
     assert {f"{name}=" for name in SECRETS} <= set(lines_of_env())
     assert git(ROOT, "check-ignore", ".env") == ".env"
 
 
-def test_every_image_has_a_version_and_every_port_is_this_machines_alone(services: dict[str, Any]) -> None:
+def test_every_image_has_a_version_and_every_port_is_local(services: dict[str, Any]) -> None:
     for name, service in services.items():
         assert "build" in service or re.search(r":v?\d+\.\d+", service["image"]), name
         for port in service.get("ports", []):
             assert re.match(r"(\$\{BIND:-)?127\.0\.0\.1\}?:\d+:\d+$", port), f"{name}: {port}"
 
 
-def test_prefect_reads_none_of_the_variables_of_env() -> None:
+def test_prefect_reads_no_variable_of_env() -> None:
     assert not [name for name in variables_of_env() if name.startswith("PREFECT_")]
 
 
 @pytest.mark.parametrize("name", ["server", "parent", "cpu-worker", "gpu-worker", "bucket"])
 @pytest.mark.parametrize("host", ["server", "storage", "127.0.0.1"])
-def test_other_services_are_not_asked_by_way_of_a_proxy(
-    services: dict[str, Any], name: str, host: str
-) -> None:
+def test_other_services_are_reached_without_a_proxy(services: dict[str, Any], name: str, host: str) -> None:
     environment = services[name]["environment"]
     assert environment["NO_PROXY"] == environment["no_proxy"]
     assert host in environment["NO_PROXY"].partition("$")[0].split(",")
 
 
 @pytest.mark.parametrize("name", ["server", "storage"])
-def test_a_health_check_asks_no_proxy(services: dict[str, Any], name: str) -> None:
+def test_health_checks_use_no_proxy(services: dict[str, Any], name: str) -> None:
     with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
         _, *command = services[name]["healthcheck"]["test"]
         place = f"http://127.0.0.1:{server.server_port}/"
@@ -362,7 +360,7 @@ def test_a_health_check_asks_no_proxy(services: dict[str, Any], name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["parent", "cpu-worker", "gpu-worker"])
-def test_what_a_container_runs_is_a_target_of_make(services: dict[str, Any], name: str) -> None:
+def test_the_command_of_a_container_is_a_make_target(services: dict[str, Any], name: str) -> None:
     command = ["make", "--dry-run", "--old-file=.venv/installed", *services[name]["command"]]
     planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     pool = name.removesuffix("-worker")
@@ -370,7 +368,7 @@ def test_what_a_container_runs_is_a_target_of_make(services: dict[str, Any], nam
     assert planned.returncode == 0 and meant in planned.stdout, planned.stderr
 
 
-def test_the_image_is_made_of_what_dockerignore_lets_through_and_runs_as_no_root() -> None:
+def test_the_image_copies_only_files_that_dockerignore_allows_and_does_not_run_as_root() -> None:
     steps = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
     copied = {word for step in steps if step.startswith("COPY") for word in step.split()[1:-1]}
     ignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
@@ -386,7 +384,7 @@ def compose() -> list[str]:
             done = subprocess.run([*command, "version"], capture_output=True, check=False)
             if done.returncode == 0:
                 return command
-    pytest.skip("no docker compose, so nothing says whether it accepts compose.yaml")
+    pytest.skip("docker compose is not installed, so compose.yaml is not validated")
 
 
 def configured(compose: list[str], *options: str, without: str = "") -> "subprocess.CompletedProcess[str]":
@@ -396,7 +394,7 @@ def configured(compose: list[str], *options: str, without: str = "") -> "subproc
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
-def test_compose_accepts_it_and_only_the_profile_has_a_gpu(compose: list[str]) -> None:
+def test_compose_accepts_the_file_and_only_the_gpu_profile_has_a_gpu(compose: list[str]) -> None:
     everything = configured(compose, "--profile", "gpu", "config")
     assert everything.returncode == 0, everything.stderr
     assert "nvidia" in everything.stdout
@@ -412,7 +410,7 @@ def test_compose_refuses_to_start_without_a_secret(compose: list[str], secret: s
     assert secret in refused.stderr
 
 
-def test_the_bucket_is_made_once(services: dict[str, Any], s3: S3Server) -> None:
+def test_the_bucket_is_created_once(services: dict[str, Any], s3: S3Server) -> None:
     program, *arguments = services["bucket"]["entrypoint"]
     assert program == "python"
     for _ in range(2):

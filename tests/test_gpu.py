@@ -1,4 +1,4 @@
-"""benchmarks/gpu.sh, rehearsed on a CPU: what it does of itself, and what it says of what it left out."""
+"""benchmarks/gpu.sh, rehearsed on a CPU: what it runs, and how it reports what it skipped."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from tests.helpers import ROOT, benchmark
 
 train, inference, gpu = (benchmark(name) for name in ("train", "inference", "gpu"))
 
-#: What a GPU machine need not have.
+#: Packages that a GPU machine may lack.
 ABSENT = ("dvc", "fastapi", "fsspec", "jinja2", "kagglehub", "monai", "prefect", "s3fs", "sqlalchemy")
 
 BLOCKER = f"""
@@ -37,7 +37,7 @@ def run_gpu(*arguments: str | Path, **variables: str) -> subprocess.CompletedPro
 
 
 def call_gpu(*arguments: str | Path) -> None:
-    """Within this process, on the CPU."""
+    """Run it in this process, on the CPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu, "DEVICE", torch.device("cpu"))
         patch.setattr(sys, "argv", ["gpu.py", *map(str, arguments)])
@@ -46,7 +46,7 @@ def call_gpu(*arguments: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 def rehearsed(tiny_packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of two calls, one on a machine with neither Prefect nor DVC, and one that has no time."""
+    """The results of two calls: one on a machine without Prefect and DVC, and one without time left."""
     folder = tmp_path_factory.mktemp("gpu")
     prepared = folder / "work" / hashlib.sha256(b"phantom://45?size=64").hexdigest()[:8]
     prepared.mkdir(parents=True)
@@ -65,12 +65,12 @@ def parts(rehearsed: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def test_each_part_is_done_or_says_why_not(parts: dict[str, dict[str, Any]], rehearsed: Path) -> None:
+def test_each_part_is_done_or_gives_a_reason(parts: dict[str, dict[str, Any]], rehearsed: Path) -> None:
     done = ("smoke", "throughput", "combined")
     left_out = ("inference", "report1_bce", "report1_bce_iou")
     assert {name: (of["status"], of.get("reason")) for name, of in parts.items()} == {
         **dict.fromkeys(done, ("done", None)),
-        **dict.fromkeys(left_out, ("skipped", "it is not in --parts")),
+        **dict.fromkeys(left_out, ("skipped", "not in --parts")),
         "report2": ("skipped", "no time was left"),
     }
     assert all(parts[name]["device"].endswith(", rehearsal") for name in done)
@@ -96,7 +96,7 @@ def test_rates_are_plausible(parts: dict[str, dict[str, Any]]) -> None:
     assert 0 <= row["wait"] < 1
 
 
-def test_an_experiment_says_how_many_of_its_epochs_it_had(parts: dict[str, dict[str, Any]]) -> None:
+def test_an_experiment_reports_how_many_of_its_epochs_it_ran(parts: dict[str, dict[str, Any]]) -> None:
     combined = parts["combined"]
     assert combined["of_epochs"] == 4 and 1 <= combined["epochs"] <= 4
     assert combined["network"] == "residual_unet, width 4, depth 2, patch 2"
@@ -107,7 +107,7 @@ def test_an_experiment_says_how_many_of_its_epochs_it_had(parts: dict[str, dict[
 
 
 @pytest.mark.parametrize("sizes", ["WHOLE", "REHEARSED"])
-def test_the_other_benchmarks_know_its_options(sizes: str) -> None:
+def test_the_other_benchmarks_accept_its_options(sizes: str) -> None:
     chosen, places = getattr(gpu, sizes), ["--data", "x.zip", "--work", "work", "--json", "rows.jsonl"]
     assert train.make_parser().parse_args(["--table", *chosen.throughput, *places]).table
     inference.make_parser().parse_args([*chosen.inference, *places])
@@ -124,11 +124,11 @@ def test_epochs_leave_time_for_the_evaluation(tiny_params: Params, tiny_packed: 
     assert gpu.evaluation_seconds({"inference": {"rows": rows}}, plan, tiny_packed, 20.0) == 10.0
 
 
-def test_what_takes_too_long_is_cut_off_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_a_part_that_takes_too_long_is_stopped_and_the_rest_continues(tmp_path: Path) -> None:
     script = tmp_path / "sleeps.py"
     script.write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
     commands = gpu.Commands(tmp_path, tmp_path / "log.txt")
-    with pytest.raises(gpu.CutOffError, match=r"sleeps\.py was cut off after 2 s"):
+    with pytest.raises(gpu.CutOffError, match=r"sleeps\.py was stopped after 2 s"):
         commands.run([str(script)], 2.0)
     script.write_text("import sys\nsys.exit('error: no such thing')\n")
     with pytest.raises(gpu.UnfinishedError, match=r"sleeps\.py: error: no such thing"):
@@ -139,22 +139,22 @@ def test_what_takes_too_long_is_cut_off_and_the_rest_goes_on(tmp_path: Path) -> 
     assert [line.text for line in commands.run([str(script)], 60)] == ["fine"]
 
 
-def test_on_cuda_a_stage_is_a_program_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_cuda_each_stage_runs_in_its_own_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "DEVICE", torch.device("cuda"))
     commands = gpu.Commands(tmp_path, tmp_path / "log.txt")
-    lines = commands.run(["tasks.common.cores", "--help"], 60)  # a module that does nothing by itself
+    lines = commands.run(["tasks.common.cores", "--help"], 60)  # a module without a command line
     assert lines == [] and (tmp_path / "log.txt").exists() is False
     with pytest.raises(gpu.UnfinishedError, match=r"tasks\.other: .*No module named tasks\.other"):
         commands.run(["tasks.other"], 60)
 
 
-def test_scores_that_exclude_each_other_are_refused() -> None:
+def test_contradictory_scores_are_refused() -> None:
     gpu.check_scores({"lung": {"all": {"iou": 0.5, "dice": 0.6}}})
-    with pytest.raises(gpu.UnfinishedError, match="measuring fault: lung, all: "):
+    with pytest.raises(gpu.UnfinishedError, match="measurement error: lung, all: "):
         gpu.check_scores({"lung": {"all": {"iou": 0.9344, "dice": 0.5767}}})
 
 
-def test_without_a_gpu_or_a_package_it_says_so_in_one_line(tmp_path: Path) -> None:
+def test_a_missing_gpu_or_package_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^torch finds no GPU; --rehearse runs on the CPU$"):
         call_gpu(tmp_path)
     gone = (

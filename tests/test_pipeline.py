@@ -1,4 +1,4 @@
-"""The pipeline as its users run it: real DVC commands in a real repository, on tiny phantoms."""
+"""The pipeline as its users run it, with DVC commands in a real repository, on tiny phantoms."""
 
 import json
 import shutil
@@ -16,15 +16,15 @@ def stages_run(output: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def repository(finished_repository: Repository, tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """A repository in which `dvc repro` ran once."""
+    """A repository in which `dvc repro` has run once."""
     folder = tmp_path_factory.mktemp("pipeline") / "repository"
     return Repository(Path(shutil.copytree(finished_repository.folder, folder, symlinks=True)))
 
 
 class TestInOrder:
-    """Each of these takes up where the one before left the repository."""
+    """The tests build on each other."""
 
-    def test_a_reproduction_leaves_results_and_a_clean_tree(self, repository: Repository) -> None:
+    def test_dvc_repro_leaves_results_and_a_clean_work_tree(self, repository: Repository) -> None:
         assert repository.run("git", "status", "--porcelain").split() == [
             "??",
             "dvc.lock",
@@ -50,13 +50,13 @@ class TestInOrder:
         assert metrics["dataset"]["images"] == 45
         assert metrics["whole_lung"]["infection"]["covid"]["iou"] > 0.2
 
-    def test_a_second_reproduction_runs_nothing(self, repository: Repository) -> None:
+    def test_a_second_repro_runs_nothing(self, repository: Repository) -> None:
         assert stages_run(repository.run("dvc", "repro")) == set()
         assert "up to date" in repository.run("dvc", "status")
         assert repository.run("git", "status", "--porcelain") == ""
 
-    def test_what_editors_leave_in_a_room_runs_nothing(self, repository: Repository) -> None:
-        room = repository.folder / "tasks" / "training"
+    def test_temporary_files_of_editors_in_a_package_rerun_nothing(self, repository: Repository) -> None:
+        folder = repository.folder / "tasks" / "training"
         left = (
             ".fitting.py.swp",
             "fitting.py~",
@@ -65,18 +65,20 @@ class TestInOrder:
             "fitting.py.bak",
             ".DS_Store",
         )
-        paths = [room / name for name in (*left, ".ipynb_checkpoints/fitting.py", "__pycache__/fitting.pyc")]
+        paths = [
+            folder / path for path in (*left, ".ipynb_checkpoints/fitting.py", "__pycache__/fitting.pyc")
+        ]
         for path in paths:
             path.parent.mkdir(exist_ok=True)
             path.write_text("of an editor")
         assert "up to date" in repository.run("dvc", "status")
         for path in paths:
             path.unlink()
-        (room / "another.py").write_text("# of us")
+        (folder / "another.py").write_text("# new code")
         assert "tasks/training" in repository.run("dvc", "status", "train@report1_bce-seed0")
-        (room / "another.py").unlink()
+        (folder / "another.py").unlink()
 
-    def test_what_users_look_at(self, repository: Repository) -> None:
+    def test_metrics_plots_and_artifacts_can_be_listed(self, repository: Repository) -> None:
         assert "train@report1_bce-seed0" in repository.run("dvc", "dag")
         shown = repository.run("dvc", "metrics", "show")
         assert "metrics.json" in shown
@@ -85,7 +87,7 @@ class TestInOrder:
         plots = json.loads(repository.run("dvc", "plots", "show", "--json"))
         assert any("history.csv" in name for name in plots["data"])
 
-    def test_a_comment_in_params_retrains_nothing(self, repository: Repository) -> None:
+    def test_a_comment_in_params_reruns_nothing(self, repository: Repository) -> None:
         params = repository.folder / "params.yaml"
         params.write_text(params.read_text() + "# a remark\n")
         assert stages_run(repository.run("dvc", "repro")) == {"plan"}
@@ -104,29 +106,29 @@ class TestInOrder:
         assert all(name.startswith("report1_bce_iou.") for name in difference)
         assert "history.csv" in repository.run("dvc", "plots", "diff", "HEAD~1", "--json")
 
-    def test_another_figure_reruns_the_comparison_and_the_report(self, repository: Repository) -> None:
+    def test_another_figure_reruns_compare_and_report(self, repository: Repository) -> None:
         repository.set("report.figures=[2, 3]")
         assert stages_run(repository.run("dvc", "repro")) == {"plan", "compare", "report"}
         repository.commit("figures")
 
-    def test_another_word_reruns_the_report_alone(self, repository: Repository) -> None:
+    def test_a_change_of_the_template_reruns_only_report(self, repository: Repository) -> None:
         template = repository.folder / "tasks" / "reporting" / "report.html.j2"
         template.write_text(template.read_text().replace("Not a medical device.", "No medical device."))
         assert stages_run(repository.run("dvc", "repro")) == {"report"}
         repository.commit("another word")
 
-    def test_going_back_comes_from_the_cache(self, repository: Repository) -> None:
+    def test_reverting_a_change_restores_results_from_the_cache(self, repository: Repository) -> None:
         repository.set("alpha=0.5")
         assert stages_run(repository.run("dvc", "repro")) <= {"plan", "compare", "report"}
         repository.commit("alpha 0.5")
 
-    def test_an_experiment_by_dvc(self, repository: Repository) -> None:
+    def test_dvc_exp_run(self, repository: Repository) -> None:
         repository.run("dvc", "exp", "run", "--set-param", "alpha=0.3", "--name", "third")
         shown = json.loads(repository.run("dvc", "exp", "show", "--json"))
         assert "third" in json.dumps(shown)
         assert YAML(typ="safe").load(repository.read("params.yaml"))["alpha"] == 0.3
 
-    def test_an_experiment_is_an_entry_and_a_second_network_needs_the_one_that_finds_the_lungs(
+    def test_new_experiments_need_only_an_entry_and_wait_for_the_lungs_they_use(
         self, repository: Repository
     ) -> None:
         repository.set(
@@ -144,13 +146,13 @@ class TestInOrder:
         assert metrics["plain"].keys() == {"lung"}
         assert metrics["second"].keys() == {"infection", "infection_in_lungs"}
 
-    def test_masks_made_otherwise_retrain_only_who_sees_them(self, repository: Repository) -> None:
+    def test_changed_lung_masks_retrain_only_experiments_that_use_them(self, repository: Repository) -> None:
         repository.set("experiments.plain.prediction={threshold: val, fill_holes: true}")
         ran = stages_run(repository.run("dvc", "repro"))
         of_second = {"train@second-seed0", "evaluate@second-seed0"}
         assert ran == {"plan", "evaluate@plain-seed0", "lungs@plain", *of_second, "compare", "report"}
 
-    def test_another_seed_trains_one_network_and_another_image_size_stands_beside(
+    def test_another_seed_trains_one_network_and_image_sizes_can_be_mixed(
         self, repository: Repository
     ) -> None:
         repository.set(
@@ -165,14 +167,12 @@ class TestInOrder:
         assert "2 seeds" in repository.read("reports/index.html")
         assert json.loads(repository.read("metrics.json"))["larger"].keys() == {"lung"}
 
-    def test_leaving_duplicates_out_retrains_nothing_where_there_are_none(
-        self, repository: Repository
-    ) -> None:
+    def test_dropping_duplicates_retrains_nothing_if_there_are_none(self, repository: Repository) -> None:
         repository.set("audit.duplicates=drop")
         ran = stages_run(repository.run("dvc", "repro"))
         assert ran == {"plan", "audit", "compare", "report"}
 
-    def test_a_wrong_word_stops_before_anything_runs(self, repository: Repository) -> None:
+    def test_an_unknown_key_fails_before_anything_runs(self, repository: Repository) -> None:
         params = repository.folder / "params.yaml"
         good = params.read_text()
         params.write_text(good.replace("alpha: ", "alhpa: ", 1))

@@ -1,4 +1,4 @@
-"""On the real infection half of COVID-QU-Ex, where its zip is at hand."""
+"""Tests on the real infection half of COVID-QU-Ex, if its zip is available."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_every_image_is_usable_and_counted(data: Path) -> None:
     assert set(table["height"]) == set(table["width"]) == {256}
 
 
-def test_infection_is_where_the_class_says(data: Path) -> None:
+def test_only_covid_images_have_infections(data: Path) -> None:
     table = pd.read_csv(data / "packed" / "images.csv")
     assert (table["infection_area"] > 0).equals(table["class"] == "COVID-19")
     for split in COUNTS:
@@ -50,7 +50,7 @@ def test_infection_is_where_the_class_says(data: Path) -> None:
         assert not (infection & ~lung).any()
 
 
-def test_the_audit_finds_the_twin_and_what_is_nearly_one(data: Path) -> None:
+def test_the_audit_finds_the_duplicate_and_near_duplicates(data: Path) -> None:
     audit(data / "raw", data / "packed", data / "audit", Audit(correlation=0.98, duplicates="drop"), False)
     pairs = pd.read_csv(data / "audit" / "pairs.csv")
     assert pairs[pairs["exact"]][["first", "second"]].to_numpy().tolist() == [
@@ -71,7 +71,7 @@ def test_the_audit_finds_the_twin_and_what_is_nearly_one(data: Path) -> None:
     }
 
 
-def test_trivial_predictors_score_what_is_known(data: Path) -> None:
+def test_trivial_predictors_have_the_known_scores(data: Path) -> None:
     images = pd.read_csv(data / "baselines" / "images.csv")
     covid = images[(images["class"] == "COVID-19") & (images["target"] == "infection")]
     means = covid.groupby("predictor")[["iou", "dice", "mae"]].mean()

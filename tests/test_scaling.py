@@ -1,4 +1,4 @@
-"""benchmarks/scaling.py against cases that are worked by hand."""
+"""benchmarks/scaling.py against cases computed by hand."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from benchmarks.scaling import (
 from tasks.support.cli import InputError
 from tests.helpers import ROOT
 
-#: No measurements: an hour between checkpoints, and all else for nothing.
+#: No costs, and an hour between checkpoints.
 FREE = dict.fromkeys(Costs.model_fields, 0.0) | {"checkpoint_every": 3600.0}
 CHAIN = {
     "download": set[str](),
@@ -34,12 +34,12 @@ CHAIN = {
     "evaluate@one": {"download", "train@one"},
     "report": {"evaluate@one"},
 }
-#: What a worker does around a stage, 15 seconds.
+#: The work of a worker around a stage: 15 seconds.
 AROUND = {"queue": 1.0, "start": 2.0, "checkout": 3.0, "pull": 4.0, "push": 5.0}
 
 
 def scenario(training: float = 0.0, sizes: dict[str, float] | None = None, **costs: float) -> Scenario:
-    """With a link of 10 MB a second, all of which one client can take."""
+    """Return a scenario with a link of 10 MB/s, all of which one client can use."""
     return Scenario(Costs(**FREE | costs), CHAIN, training, sizes or {}, 10.0, 10.0, 10.0)
 
 
@@ -48,7 +48,7 @@ def first(one: Scenario, gpus: int, experiments: int) -> str:
     return max(limits, key=lambda what: limits[what])
 
 
-def test_one_experiment_takes_the_sum_of_all() -> None:
+def test_one_experiment_takes_the_sum_of_its_stages() -> None:
     once = {
         "parent_begin": 1.0,
         "parent_end": 2.0,
@@ -72,14 +72,14 @@ def test_one_worker_takes_the_sum_of_all_experiments() -> None:
     assert first(one, 1, 5) == "GPUs"
 
 
-def test_with_a_worker_for_each_the_longest_path_remains() -> None:
+def test_with_one_worker_per_experiment_the_longest_path_remains() -> None:
     one = scenario(training=100.0, stage_download=7.0, stage_evaluate=10.0, stage_report=3.0, **AROUND)
     assert simulate(one, 5, 5).wall == 7 + 100 + 10 + 2 * 15 + 3
     assert ideal(one, 5, 5) == 7 + 100 + 10 + 3
     assert first(one, 5, 5) == "one experiment"
 
 
-def test_experiments_take_turns_in_whole_rounds() -> None:
+def test_experiments_run_in_whole_rounds() -> None:
     assert simulate(scenario(training=100.0), 4, 6).wall == 200
 
 
@@ -90,7 +90,7 @@ def test_stages_of_the_parent_run_one_at_a_time() -> None:
 
 
 def test_the_parents_lock_bounds_the_throughput() -> None:
-    # Twenty stages of seven seconds, however many workers there are.
+    # Twenty stages of seven seconds, for any number of workers.
     one = scenario(training=5.0, parent_commit=7.0)
     used = simulate(one, 10, 10)
     assert used.wall == used.parent == 140
@@ -109,9 +109,9 @@ def test_the_server_bounds_the_throughput_and_idle_workers_slow_it() -> None:
         simulate(slowed, 20, 1)
 
 
-def test_pulls_at_the_same_time_share_the_link() -> None:
+def test_simultaneous_pulls_share_the_link() -> None:
     data = {"download": 100.0}
-    # The parent has pushed them before, for ten seconds.
+    # The parent pushed them before, which took ten seconds.
     assert simulate(scenario(training=50.0, sizes=data), 1, 1).wall == 10 + 10 + 50
     assert simulate(scenario(training=50.0, sizes=data), 2, 2).wall == 10 + 20 + 50
     assert simulate(scenario(training=50.0, sizes=data)._replace(pull_rate=5.0), 2, 2).wall == 10 + 20 + 50
@@ -124,21 +124,21 @@ def test_each_worker_pulls_the_data_once() -> None:
     assert used.wall == 10 + 20 + 3 * 50
 
 
-def test_a_network_goes_to_the_remote_and_to_the_parent() -> None:
+def test_a_network_is_pushed_to_the_remote_and_pulled_by_the_parent() -> None:
     used = simulate(scenario(training=50.0, sizes={"train": 30.0}), 1, 1)
-    assert used.moved == 60  # its own worker has it for the evaluation
+    assert used.moved == 60  # its own worker already has it for the evaluation
     assert used.wall == 50 + 3 + 3
     assert (used.held, used.parent) == (53, 3)
 
 
-def test_checkpoints_move_while_the_training_goes_on() -> None:
-    # From the seconds 30, 61 and 92 on, each for one second.
+def test_checkpoints_are_pushed_during_the_training() -> None:
+    # Starting at seconds 30, 61 and 92, for one second each.
     used = simulate(scenario(training=100.0, sizes={"checkpoint": 10.0}, checkpoint_every=30.0), 1, 1)
     assert used.moved == 30
     assert used.wall == 100
 
 
-def test_what_moves_has_equal_parts_of_the_link() -> None:
+def test_transfers_share_the_link_equally() -> None:
     clock = Clock()
     link = Link(clock, 10.0)
     ended = {}
@@ -155,9 +155,9 @@ def test_what_moves_has_equal_parts_of_the_link() -> None:
     assert ended == {"alone for five seconds": 15.0, "then beside it": 15.0, "slow by itself": 30.0}
 
 
-def test_the_parent_is_the_bottleneck_below_the_length_that_is_said() -> None:
+def test_the_parent_is_the_bottleneck_for_trainings_below_the_reported_length() -> None:
     one = scenario(parent_commit=3.0, parent_take=2.0, stage_evaluate=4.0, **AROUND)
-    # Four GPUs end an experiment in each quarter of its 34 seconds and its training; the parent needs ten.
+    # Four GPUs finish an experiment every quarter of its 34 seconds plus its training. The parent needs ten.
     shortest = shortest_training(one, 4)
     assert shortest == 4 * 10 - 34
     assert first(one._replace(training=0.8 * shortest), 4, 300) == "parent"
@@ -165,10 +165,10 @@ def test_the_parent_is_the_bottleneck_below_the_length_that_is_said() -> None:
     assert shortest_training(one, 3) == 0
 
 
-def test_how_many_gpus_each_keeps_busy() -> None:
+def test_how_many_gpus_each_resource_keeps_busy() -> None:
     one = scenario(training=90.0, sizes={"train": 50.0}, parent_take=1.0, server_stage=0.5)
     more = marginal(one)
-    # A GPU is held for 90 s and for the push of 50 MB; the parent takes those too.
+    # A GPU is occupied for 90 s plus the push of 50 MB. The parent pulls those too.
     assert more == pytest.approx((95, 7, 10, 1))
     assert more.most_gpus(0.0) == pytest.approx({"parent": 95 / 7, "S3 link": 9.5, "Prefect server": 95})
     assert more.most_gpus(1 / 95)["Prefect server"] == pytest.approx(95 / 2)
@@ -188,7 +188,7 @@ def test_the_graph_is_that_of_dvc_yaml() -> None:
     assert len(many) == 7 + 2 * 3
 
 
-def test_costs_that_will_not_do_are_named(tmp_path: Path) -> None:
+def test_invalid_costs_are_named(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
 
     def read(**changes: Any) -> Costs:

@@ -1,4 +1,4 @@
-"""What holds the house together: who may import whom, and that dvc.yaml names all that results stand on."""
+"""Rules for imports between packages, and for the dependencies that dvc.yaml declares."""
 
 import ast
 import subprocess
@@ -31,9 +31,9 @@ FORBIDDEN = {
     },
 }
 
-#: The rooms of each layer, the lowest first: one imports from those before it alone. The empty name is for
-#: the modules beside the rooms.
-ROOMS = {
+#: The packages of each layer, lowest first. A package imports only from those before it. The empty name
+#: stands for the modules at the top level of the layer.
+PACKAGES = {
     "tasks": (
         "support",
         "common",
@@ -51,11 +51,11 @@ ROOMS = {
     "flows": ("repository", "engine", "remote", "deployment", "", "commands"),
 }
 
-#: More files in a folder than anybody overlooks.
-MOST_FILES = 16
+#: Maximum number of files in a folder.
+MAX_FILES = 16
 
-#: What changes no result: the command line, the progress display and checkpoints; and the schema of
-#: params.yaml, since what a stage takes from it, it names as params or as a plan file.
+#: Modules that do not affect results: the command line, progress and checkpoints. Also the schema of
+#: params.yaml, because stages declare the values that they read from it as params or as a plan file.
 WITHOUT_RESULT = (
     "tasks/settings/",
     "tasks/support/checkpoints.py",
@@ -64,7 +64,7 @@ WITHOUT_RESULT = (
     "tasks/support/progress.py",
 )
 
-#: Modules whose results are lines of a stage's log alone.
+#: Modules whose only effect is on the log of a stage.
 SAID_ALONE = {"train": {"tasks/support/symptoms.py"}}
 
 
@@ -98,41 +98,41 @@ def test_models_open_no_files() -> None:
         assert not opened, path
 
 
-def room_of(path: Path) -> str:
-    """The room of a module, empty for one that lies on top of its layer."""
+def package_of(path: Path) -> str:
+    """Return the package of a module, or an empty name for a module at the top level of its layer."""
     parts = path.relative_to(ROOT).parts
     return parts[1] if len(parts) > 2 else ""
 
 
 def own_imports(path: Path) -> set[Path]:
-    """The project's modules that one imports."""
+    """Return the project's modules that a module imports directly."""
     files = [ROOT / Path(*name.split(".")).with_suffix(".py") for name in imported(path)]
     return {file for file in files if file.is_file() and file.relative_to(ROOT).parts[0] in LAYERS}
 
 
-@pytest.mark.parametrize("layer", ROOMS)
-def test_rooms_import_downwards(layer: str) -> None:
-    assert {room_of(path) for path in modules(layer)} == set(ROOMS[layer])
-    floors = {room: floor for floor, room in enumerate(ROOMS[layer])}
+@pytest.mark.parametrize("layer", PACKAGES)
+def test_packages_import_only_from_lower_packages(layer: str) -> None:
+    assert {package_of(path) for path in modules(layer)} == set(PACKAGES[layer])
+    levels = {package: level for level, package in enumerate(PACKAGES[layer])}
     for path in modules(layer):
         for other in own_imports(path):
             same_layer = other.relative_to(ROOT).parts[0] == layer
-            upwards = same_layer and floors[room_of(other)] > floors[room_of(path)]
+            upwards = same_layer and levels[package_of(other)] > levels[package_of(path)]
             assert not upwards, f"{path.relative_to(ROOT)} imports {other.relative_to(ROOT)}"
 
 
-def test_no_import_leads_back() -> None:
+def test_there_are_no_import_cycles() -> None:
     order = TopologicalSorter({path: own_imports(path) for layer in LAYERS for path in modules(layer)})
-    order.prepare()  # which refuses circles, and names one
+    order.prepare()  # raises CycleError
 
 
-def test_folders_can_be_overlooked() -> None:
+def test_folders_have_few_files() -> None:
     files = Counter(path.parent for layer in LAYERS for path in modules(layer))
-    assert max(files.values()) <= MOST_FILES, files.most_common(1)
+    assert max(files.values()) <= MAX_FILES, files.most_common(1)
 
 
 def closure(path: Path) -> set[Path]:
-    """The project's files that a module imports, itself and what those import included."""
+    """Return a module and all of the project's files that it imports, directly or indirectly."""
     found, waiting = set(), [path]
     while waiting:
         current = waiting.pop()
@@ -148,7 +148,7 @@ def stages() -> dict[str, tuple[str, set[str]]]:
         return {s.name: (str(s.cmd), {d.def_path for d in s.deps}) for s in repo.index.stages}
 
 
-def test_each_stage_depends_on_just_the_code_that_its_results_stand_on() -> None:
+def test_each_stage_depends_on_exactly_the_code_that_affects_its_results() -> None:
     for name, (command, dependencies) in stages().items():
         module = command.split()[2]
         needed = {
@@ -170,17 +170,17 @@ def test_every_experiment_has_its_stages() -> None:
 
 
 def test_the_report_computes_nothing() -> None:
-    """It reads the document that the stage compare wrote; NumPy serves the pixels of its pictures alone."""
-    room = [ROOT / "tasks" / "report.py", *(ROOT / "tasks" / "reporting").glob("*.py")]
-    for path in room:
+    """It reads the document that the stage compare wrote. It uses NumPy only for the pixels of pictures."""
+    report_modules = [ROOT / "tasks" / "report.py", *(ROOT / "tasks" / "reporting").glob("*.py")]
+    for path in report_modules:
         names = imported(path)
         libraries = {name.partition(".")[0] for name in names}
         assert not libraries & {"pandas", "scipy", "statistics", "torch"}, path
         assert "numpy" not in libraries or path.stem in {"charts", "gallery"}, path
-        rooms = {name for name in names if name.startswith(("tasks.scoring", "tasks.comparison"))}
-        assert all(name.startswith("tasks.comparison.document") for name in rooms - {"tasks.comparison"}), (
-            path
-        )
+        packages = {name for name in names if name.startswith(("tasks.scoring", "tasks.comparison"))}
+        assert all(
+            name.startswith("tasks.comparison.document") for name in packages - {"tasks.comparison"}
+        ), path
     reached = {path.relative_to(ROOT).as_posix() for path in closure(ROOT / "tasks" / "report.py")}
     assert not any(path.startswith(("tasks/scoring/", "models/")) for path in reached)
     assert {path for path in reached if path.startswith("tasks/comparison/")} == {
@@ -188,8 +188,8 @@ def test_the_report_computes_nothing() -> None:
     }
 
 
-def test_one_module_of_the_comparison_reads_what_earlier_stages_left() -> None:
-    """So where trainings and evaluations are stored is known in one place; the document reads itself."""
+def test_only_one_module_of_the_comparison_reads_outputs_of_earlier_stages() -> None:
+    """Only that module knows where trainings and evaluations are stored. The document reads its own file."""
     reading = {"read_csv", "read_text", "loads", "open"}
     found = {
         path.stem
@@ -200,8 +200,8 @@ def test_one_module_of_the_comparison_reads_what_earlier_stages_left() -> None:
     assert found == {"document", "inputs"}
 
 
-def test_stages_load_no_library_that_they_do_not_use() -> None:
-    """torch and torch._dynamo take two seconds each to load, NumPy, pandas and SciPy half a second."""
+def test_stages_import_no_library_that_they_do_not_use() -> None:
+    """Importing torch and torch._dynamo takes two seconds each; NumPy, pandas and SciPy half a second."""
     command = """if True:
         import sys
         import tasks.plan

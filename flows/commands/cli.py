@@ -1,4 +1,4 @@
-"""What `cxr` offers: to add a command, write its function in a module beside this one, and list it here."""
+"""The commands of `cxr`. To add one, write its function in a module of this folder, and list it here."""
 
 import inspect
 import sys
@@ -16,12 +16,12 @@ from flows.commands.serve import serve
 from flows.commands.worker import worker
 from tasks.support.cli import stage_main
 
-#: Exit status of a command line that can't be understood.
+#: Exit status of an invalid command line.
 USAGE = 2
 
 COMMANDS = (retrain, serve, worker, params, prune)
 
-#: Commands below another word, as in `cxr data look`.
+#: Commands below another word, such as `cxr data look`.
 GROUPS: dict[str, tuple[str, tuple[Callable[..., Any], ...]]] = {
     "data": ("See what changed in the dataset.", (look, diff)),
 }
@@ -48,7 +48,7 @@ def make_app() -> App:
 
 
 def _add(app: App, command: Callable[..., Any]) -> None:
-    """Add a command; its help is its docstring, wrapped for the terminal, and ends with the examples."""
+    """Add a command. Its help text is its docstring, wrapped for the terminal, with examples at the end."""
     text, _, examples = (inspect.getdoc(command) or "").partition("\nExamples:\n")
     paragraphs = text.partition("\nArgs:\n")[0].split("\n\n")
     app.command(

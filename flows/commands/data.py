@@ -1,4 +1,4 @@
-"""`cxr data`: what changed in the dataset, at its source and between revisions."""
+"""`cxr data`: show changes of the dataset, at its source and between revisions."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,11 +15,11 @@ def look(
 ) -> None:
     """Compare the data source with data/raw, without downloading it.
 
-    Prints what differs, and the fingerprint that pins what the source holds now.
+    Prints the differences, and the fingerprint that pins the current contents of the source.
 
     Args:
-        params: The file that names the source. By default the checkout's params.yaml.
-        raw: The dataset as it was downloaded, if it was. By default the checkout's data/raw.
+        params: The file that names the data source. By default the checkout's params.yaml.
+        raw: The downloaded dataset, if any. By default the checkout's data/raw.
 
     Examples:
         cxr data look
@@ -35,7 +35,7 @@ def diff(old: str, new: str | None = None, /) -> None:
 
     Args:
         old: A branch, tag or commit.
-        new: Another one. By default the data/raw of this checkout.
+        new: A second one. By default this checkout's data/raw.
 
     Examples:
         cxr data diff HEAD~1

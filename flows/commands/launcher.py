@@ -1,5 +1,5 @@
-# The script .venv/bin/cxr; the Makefile adds its first lines. It runs the code of the checkout in which it is
-# called, since several checkouts may share one .venv.
+# The script .venv/bin/cxr. The Makefile adds its first lines. It runs the code of the checkout that contains
+# the current folder, because several checkouts may share one .venv.
 import sys
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`cxr params`: change params.yaml, keeping its comments."""
+"""`cxr params`: change params.yaml and keep its comments."""
 
 import os
 from pathlib import Path
@@ -17,11 +17,11 @@ def params(
 ) -> None:
     """Change values in params.yaml.
 
-    Comments are kept, and the result is checked before it is written.
+    Keeps comments, and validates the result before writing it.
 
     Args:
-        preset: A file of presets/, such as laptop, or the path of another YAML file.
-        assignments: A value to change, for example alpha=0.3. Can be repeated.
+        preset: The name of a file in presets/, such as laptop, or the path of another YAML file.
+        assignments: A value to change, such as alpha=0.3. Can be repeated.
         file: The file to change. By default the checkout's params.yaml.
 
     Examples:
@@ -40,6 +40,6 @@ def params(
 
 
 def _preset_file(named: str) -> Path:
-    """A word is the name of a preset, everything else a path."""
+    """Return the file of a preset. A plain word is a name in presets/. Anything else is a path."""
     is_word = Path(named).name == named and not named.endswith(".yaml")
     return Path(os.path.relpath(ROOT / "presets" / f"{named}.yaml")) if is_word else Path(named)

@@ -1,4 +1,4 @@
-"""`cxr prune`: remove what earlier runs have left."""
+"""`cxr prune`: remove the results of old runs."""
 
 import sys
 from typing import Annotated
@@ -14,15 +14,15 @@ def prune(
     dry_run: bool = False,
     yes: bool = False,
 ) -> None:
-    """Remove old results of runs, and what only they used.
+    """Remove old results of runs, and the data that only they used.
 
-    Removes local branches retrain/NAME with their reports, checkouts of runs that were killed, checkpoints,
-    and data in the DVC cache that no commit, worktree or recent run refers to. First it lists what it would
-    remove, and asks.
+    Removes local branches retrain/NAME with their reports, checkouts of killed runs, old checkpoints, and
+    data in the DVC cache that no commit, worktree or recent run refers to. Lists everything first, and asks
+    for confirmation.
 
     Args:
-        keep: Keep what is younger than so many days.
-        keep_last: Keep the latest N results, however old.
+        keep: Keep everything younger than this many days.
+        keep_last: Keep the latest N results, whatever their age.
         dry_run: Only list what would be removed.
         yes: Remove without asking.
 
@@ -44,7 +44,7 @@ def prune(
         return
     if not yes:
         if not sys.stdin.isatty():
-            raise InputError("nothing was removed: there is no terminal to ask on; pass --yes")
+            raise InputError("nothing was removed: no terminal to ask for confirmation; pass --yes")
         if not _confirmed():
             print("nothing was removed")
             return

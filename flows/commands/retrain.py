@@ -18,17 +18,17 @@ def retrain(
 ) -> None:
     """Run the pipeline at a commit, and publish the results on a branch retrain/NAME.
 
-    The run works in a git worktree of its own: your work tree is not touched, and uncommitted changes do
-    not take part.
+    The run works in its own git worktree. Your work tree is not touched, and uncommitted changes are not
+    included.
 
     Args:
-        preset: A file of presets/, such as laptop, whose values replace those of params.yaml.
-        assignments: A value of params.yaml to change, for example alpha=0.3. Can be repeated.
-        experiments: The experiments to train, or all. By default those of the preset, or else all.
+        preset: The name of a file in presets/, such as laptop, whose values override params.yaml.
+        assignments: A value of params.yaml to change, such as alpha=0.3. Can be repeated.
+        experiments: The experiments to train, or all. By default those of the preset, or all.
         revision: The branch, tag or commit to start from.
-        look_for_new_data: List the data source first, and take what is new there.
-        publish: here: a branch in this repository; remotes: push it, with the data; nowhere: only the report.
-        pools: Run the stages of a pattern, such as train@*, on the workers of a work pool. Can be repeated.
+        look_for_new_data: List the data source first, and use new data if there is any.
+        publish: here: a branch in this repository. remotes: push it, with the data. nowhere: report only.
+        pools: Run the stages that match a pattern, such as train@*, in a work pool. Can be repeated.
         name: The name of the run and its branch. By default the preset and the time.
 
     Examples:

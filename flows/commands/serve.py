@@ -1,4 +1,4 @@
-"""`cxr serve`: what `make serve` runs."""
+"""`cxr serve`, which `make serve` runs."""
 
 from typing import Annotated
 
@@ -15,12 +15,12 @@ def serve(
 
     Starts a Prefect server and a worker, and creates the deployment.
 
-    If PREFECT_API_URL names a server, that one is used.
+    If PREFECT_API_URL is set, uses that server instead of starting one.
 
     Args:
-        name: The name of the deployment and its work pool. Clones that share a server need one each.
-        reports_port: The port of the reports. By default the one after the server's; 0 takes a free one.
-        reports_host: The address of the reports, which have no password. In a container 0.0.0.0.
+        name: The name of the deployment and its work pool. Clones that share a server need different names.
+        reports_port: The port for reports. By default the one after the server's. 0 uses any free port.
+        reports_host: The address for reports, which have no password. Use 0.0.0.0 in a container.
 
     Examples:
         cxr serve

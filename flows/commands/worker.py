@@ -1,4 +1,4 @@
-"""`cxr worker`: what `make worker` runs."""
+"""`cxr worker`, which `make worker` runs."""
 
 from typing import Annotated
 
@@ -15,10 +15,10 @@ def worker(
     """Run stages for flows on other machines, until Ctrl-C.
 
     Args:
-        pool: The work pool, which is created if it does not exist.
+        pool: The work pool. It is created if it does not exist.
         server: The Prefect server. By default PREFECT_API_URL.
-        name: The worker's name. By default the machine's.
-        limit: How many stages to run at a time. By default one for each GPU, or what the cores allow.
+        name: The worker's name. By default the host name.
+        limit: How many stages to run at a time. By default one per GPU, or as many as the CPU cores allow.
 
     Examples:
         cxr worker --pool gpu --server http://HOST:4200

@@ -1,1 +1,1 @@
-"""The Prefect server: deployments, work pools, automations, and the processes of `make serve`."""
+"""Deployments on a Prefect server, and the processes that `make serve` and `make worker` start."""

@@ -1,4 +1,4 @@
-"""The addresses of a Prefect server, and the names of this machine."""
+"""Addresses of a Prefect server, and the host names of this machine."""
 
 import socket
 from collections.abc import Set
@@ -11,10 +11,14 @@ from tasks.support.cli import InputError
 
 
 def api_of(address: str, named_by: str) -> str:
-    """The address of a server's API, also from the address of its UI.
+    """Return the address of a server's API, given the address of its API or UI.
+
+    Args:
+        address: For example http://HOST:4200.
+        named_by: The option or variable that holds the address, for error messages.
 
     Raises:
-        InputError: it is no such address, or holds a password, which logs would show.
+        InputError: the address is invalid, or contains a password, which would appear in logs.
     """
     try:
         parts = urlsplit(address)
@@ -25,7 +29,7 @@ def api_of(address: str, named_by: str) -> str:
         raise InputError(f"{named_by}: {address!r} is not the address of a server, such as http://HOST:4200")
     if "@" in parts.netloc:
         raise InputError(
-            f"{named_by}: an address must not hold a password; PREFECT_API_AUTH_STRING=USER:PASSWORD does"
+            f"{named_by}: an address must not contain a password; set PREFECT_API_AUTH_STRING=USER:PASSWORD"
         )
     path = list(filter(None, parts.path.split("/")))
     return "/".join([f"{parts.scheme}://{parts.netloc}", *path, *(["api"] if "api" not in path else [])])
@@ -36,8 +40,8 @@ def host_and_port(api: str) -> tuple[str, int]:
     return address.hostname or "", address.port or (443 if address.scheme == "https" else 80)
 
 
-def is_own(host: str, names: Set[str]) -> bool:
-    """Whether a Host header is an IP address, to which no other domain leads, or one of some names."""
+def is_own_host(host: str, names: Set[str]) -> bool:
+    """Return whether a Host header is an IP address, which no foreign domain can imitate, or in `names`."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -48,6 +52,6 @@ def is_own(host: str, names: Set[str]) -> bool:
 
 
 @cache
-def own_names(*more: str | None) -> set[str]:
-    """The names by which browsers find this machine."""
+def own_host_names(*more: str | None) -> set[str]:
+    """Return the host names under which browsers reach this machine, and `more`."""
     return {name.lower() for name in ("localhost", socket.gethostname(), socket.getfqdn(), *more) if name}

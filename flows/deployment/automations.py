@@ -1,4 +1,4 @@
-"""Runs that can no longer say how they ended: the server crashes silent ones, a worker reports its own."""
+"""End the runs of dead machines and workers, which cannot report their own end."""
 
 from contextlib import suppress
 from datetime import timedelta
@@ -15,17 +15,17 @@ from prefect.states import Cancelled, Crashed
 
 from flows.deployment.prefect_api import client_of
 
-#: How long a run may be silent before it is considered dead: four heartbeats.
+#: How long a run may send no event before it counts as dead: four heartbeats.
 SILENCE = timedelta(seconds=120)
 
-#: The event by which the automation of that knows that a run was ended with its worker.
+#: Event that is emitted when a run ends with its worker, so that the automation does not treat it as silent.
 ENDED = "retrain.run-ended"
 
 
-def crash_the_silent(api: str, deployment: UUID, name: str) -> None:
-    """Have the server mark runs of a deployment as crashed that say nothing any more, as when a machine died.
+def crash_unresponsive_runs(api: str, deployment: UUID, name: str) -> None:
+    """Create an automation by which the server marks unresponsive runs of a deployment as crashed.
 
-    Where there is such an automation, it is left as the user may have changed it.
+    An existing automation is kept, with the user's changes.
     """
     with client_of(api) as client:
         there = client.read_automations_by_name(name)
@@ -41,11 +41,11 @@ def crash_the_silent(api: str, deployment: UUID, name: str) -> None:
             threshold=1,
             within=SILENCE,
         )
-        message = f"Nothing was heard of it for {SILENCE.seconds} s. Retry takes up where it was."
+        message = f"No heartbeat for {SILENCE.seconds} s. A retry continues where the run stopped."
         client.create_automation(
             AutomationCore(
                 name=name,
-                description="A run whose machine died keeps others waiting until its state is final.",
+                description="A run whose machine died would keep other runs waiting.",
                 trigger=trigger,
                 actions=[ChangeFlowRunState(state=StateType.CRASHED, message=message)],
             )
@@ -53,26 +53,28 @@ def crash_the_silent(api: str, deployment: UUID, name: str) -> None:
 
 
 def _as_related(deployment_id: UUID | None) -> dict[str, str]:
-    """The deployment in an event about one of its runs."""
+    """Return the deployment as a related resource in an event about one of its runs."""
     return {
         "prefect.resource.role": "deployment",
         "prefect.resource.id": f"prefect.deployment.{deployment_id}",
     }
 
 
-def report_ended(api: str, runs: set[str]) -> None:
-    """Tell the server what it can't know: that these runs go on no more."""
+def report_ended_runs(api: str, runs: set[str]) -> None:
+    """Report that runs have ended with their worker, which Prefect would otherwise consider running."""
     with client_of(api) as client:
         for run_id in runs:
-            # It is another server's, or the server is gone, or a power cut left no id.
+            # Skipped: runs of another server, a server that is gone, a power cut that left no id.
             with suppress(ObjectNotFound, ValueError, httpx.HTTPError):
                 run = client.read_flow_run(UUID(run_id))
-                ended: State[Any] = Crashed(message="Ended with the worker. Retry takes up where it was.")
+                ended: State[Any] = Crashed(
+                    message="Ended with its worker. A retry continues where the run stopped."
+                )
                 if run.state and run.state.is_cancelling():
-                    ended = Cancelled(message="Ended with the worker.")
+                    ended = Cancelled(message="Ended with its worker.")
                 client.set_flow_run_state(run.id, ended)
-                # After a restart the server delays its own events about older runs by 15 minutes. The
-                # automation must hear of this one now, or it would crash the run when it is retried.
+                # After a restart the server delays its own events about older runs by 15 minutes. Emit one
+                # now, or the automation would crash the run when it is retried.
                 event = Event(
                     event=ENDED,
                     resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"},

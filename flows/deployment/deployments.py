@@ -1,4 +1,4 @@
-"""What the Prefect UI and other machines can start: flows, each deployed in work pools of its own."""
+"""Deployments: the flows that the Prefect UI and other machines can start. Each has its own work pool."""
 
 from contextlib import suppress
 from typing import Any
@@ -14,22 +14,22 @@ from prefect.utilities.callables import parameter_schema
 
 from flows.deployment.prefect_api import client_of
 
-#: The flow that `make serve` offers; of its deployments each is named like the work pool that it uses.
+#: The flow that `make serve` deploys. Each of its deployments has the name of its work pool.
 RUN_FLOW = "retrain"
 
-#: What scheduled runs ask for, and what the form begins with.
+#: Parameters of scheduled runs, and initial values of the form.
 PARAMETERS: dict[str, Any] = {"request": {"look_for_new_data": True}, "pools": {}}
 
-#: Switched off until somebody switches it on in the UI: Mondays at three.
+#: Mondays at 3:00 UTC. Inactive until somebody activates it in the UI.
 WEEKLY = DeploymentScheduleCreate(
     slug="weekly", schedule=CronSchedule(cron="0 3 * * 1", timezone="UTC"), active=False
 )
 
-#: A run works in the clone that its worker serves.
-IN_THE_CLONE = {"prefect.deployments.steps.set_working_directory": {"directory": "{{ $RETRAIN_REPOSITORY }}"}}
+#: A run works in the clone of the worker that picks it up.
+PULL_STEP = {"prefect.deployments.steps.set_working_directory": {"directory": "{{ $RETRAIN_REPOSITORY }}"}}
 
-#: What a new deployment of whole runs has, and the UI may change: a second run waits for the first.
-AT_FIRST: dict[str, Any] = {
+#: Settings of a new deployment of whole runs, which the UI may change. Runs wait for each other.
+INITIAL_SETTINGS: dict[str, Any] = {
     "parameters": PARAMETERS,
     "schedules": [WEEKLY],
     "concurrency_limit": 1,
@@ -38,22 +38,25 @@ AT_FIRST: dict[str, Any] = {
 
 
 def deploy(
-    api: str, flow: Flow[..., Any], name: str, job_variables: dict[str, str] | None = None, **at_first: Any
+    api: str, flow: Flow[..., Any], name: str, job_variables: dict[str, str] | None = None, **initial: Any
 ) -> UUID:
-    """Make a flow's deployment, or bring one that there is up to date.
+    """Create a flow's deployment, or update an existing one.
 
     Args:
         api: The server's address.
-        flow: What its runs run; its function is found again in the worker's clone.
-        name: Of the deployment and its work pool.
-        job_variables: What it says of itself for `make serve`.
-        at_first: What only a new one gets: an existing one keeps what the UI may have changed.
+        flow: The flow. The worker imports its function from its own clone.
+        name: The name of the deployment and of its work pool.
+        job_variables: Information about the deployment that `make serve` reads later.
+        initial: Settings of a new deployment. An existing one keeps its own, which the UI may have changed.
+
+    Returns:
+        The id of the deployment.
     """
     module = flow.fn.__module__.replace(".", "/")
-    of_the_code: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "entrypoint": f"{module}.py:{flow.fn.__name__}",
         "path": ".",
-        "pull_steps": [IN_THE_CLONE],
+        "pull_steps": [PULL_STEP],
         "enforce_parameter_schema": True,
         "description": flow.description,
         "job_variables": job_variables or {},
@@ -62,19 +65,19 @@ def deploy(
     before = find_deployment(api, f"{flow.name}/{name}")
     with client_of(api) as client:
         if before:
-            client.update_deployment(before.id, DeploymentUpdate(**of_the_code))
+            client.update_deployment(before.id, DeploymentUpdate(**settings))
             return before.id
         return client.create_deployment(
             client.create_flow_from_name(flow.name),
             name=name,
             work_pool_name=name,
-            **of_the_code,
-            **at_first,
+            **settings,
+            **initial,
         )
 
 
 def find_deployment(api: str, name: str) -> DeploymentResponse | None:
-    """The deployment of a name FLOW/NAME."""
+    """Return the deployment FLOW/NAME, or None if it does not exist."""
     with client_of(api) as client, suppress(ObjectNotFound):
         return client.read_deployment_by_name(name)
     return None

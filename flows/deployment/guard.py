@@ -1,10 +1,11 @@
-"""Prefect's server for `make serve`, closed to the web pages of others.
+"""A Prefect server for `make serve` that refuses requests from other web sites.
 
     python -m flows.deployment.guard --host 127.0.0.1 --port 4200
 
-Without a password, `prefect server start` obeys every page that a browser on this machine shows. CORS does
-not stop a POST without a content type, a websocket, or a page whose domain was made to point to 127.0.0.1. So
-a request is refused here if its origin is a page of another server, or its host another server's name.
+Without a password, `prefect server start` accepts requests from any page that a browser on this machine
+opens. CORS does not block a POST without a content type, a websocket, or a page whose domain resolves to
+127.0.0.1. This server therefore refuses a request if its Origin is a page of another server, or its Host is
+another server's name.
 """
 
 import argparse
@@ -23,14 +24,14 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from flows.deployment.addresses import is_own, own_names
+from flows.deployment.addresses import is_own_host, own_host_names
 
 
 class Guard:
-    """Passes on requests of programs and of the server's own pages, and answers others with 403."""
+    """Passes on requests of programs and of the server's own pages. All others get status 403."""
 
     def __init__(self, app: ASGIApp, names: Set[str], origins: Set[str]) -> None:
-        """`names` are the server's, beside its addresses; pages of `origins` are served too."""
+        """Guard an app. `names` are the server's host names. `origins` may send requests too."""
         self._app, self._names, self._origins = app, names, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,24 +43,29 @@ class Guard:
 
     def _fault(self, headers: Headers) -> str | None:
         host, origin = headers.get("host", ""), headers.get("origin")
-        if not is_own(host, self._names):
-            return f"{host!r} is no name of this server: use its IP address, or set a password"
+        if not is_own_host(host, self._names):
+            return f"{host!r} is not a name of this server; use its IP address, or set a password"
         if origin and origin not in self._origins and urlsplit(origin).netloc != host:
-            return f"pages of {origin} may not use this server; PREFECT_SERVER_CORS_ALLOWED_ORIGINS allows it"
+            return (
+                f"pages of {origin} may not use this server; "
+                "add the origin to PREFECT_SERVER_CORS_ALLOWED_ORIGINS to allow it"
+            )
         return None
 
 
 def guarded() -> ASGIApp:
-    """Prefect's server, with a guard unless it has a password or is meant for all origins."""
+    """Return Prefect's server. It is guarded unless it has a password or accepts all origins."""
     app, settings = create_app(final=True), get_current_settings().server.api
     origins = set(settings.cors_allowed_origins.split(","))
     if settings.auth_string or "*" in origins:
         return app
-    return Guard(app, own_names(settings.host, *(urlsplit(origin).hostname for origin in origins)), origins)
+    return Guard(
+        app, own_host_names(settings.host, *(urlsplit(origin).hostname for origin in origins)), origins
+    )
 
 
 class Server(uvicorn.Server):
-    """Ends at SIGINT alone: a service manager may send TERM to all at once, and runs then report to it."""
+    """Ignores SIGTERM. A service manager may send it to all processes at once, and runs report here first."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig != signal.SIGTERM:

@@ -1,4 +1,4 @@
-"""What `make serve` and `make worker` ask of a Prefect server."""
+"""Connections of `make serve` and `make worker` to a Prefect server."""
 
 import errno
 import socket
@@ -20,27 +20,27 @@ from prefect.settings import (
 from flows.deployment.addresses import host_and_port
 from tasks.support.cli import InputError
 
-#: Seconds that a server may take to answer: its first start on an empty database is the slowest.
-STARTUP = 120.0
+#: Seconds that a server may take to start. The first start on an empty database is the slowest.
+STARTUP_TIMEOUT = 120.0
 
-#: Seconds in which a server answers a simple question, unless PREFECT_API_REQUEST_TIMEOUT says otherwise.
-ANSWER = 10.0
+#: Timeout of a simple request in seconds, unless PREFECT_API_REQUEST_TIMEOUT is set.
+REQUEST_TIMEOUT = 10.0
 
-HERE = ("127.0.0.1", "localhost", "0.0.0.0", "::1")  # noqa: S104
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "0.0.0.0", "::1")  # noqa: S104
 
-#: What a server says that will be back, or a proxy before it.
-TRY_LATER = (408, 429, 500, 502, 503, 504)
+#: Statuses of a server, or of a proxy before it, that is temporarily unavailable.
+TRANSIENT_STATUSES = (408, 429, 500, 502, 503, 504)
 
-STRANGER = "something other than a Prefect server is listening there"
+NOT_PREFECT = "something other than a Prefect server is listening there"
 
 
-class AwayError(InputError):
-    """No server answers, which may change."""
+class ServerUnavailableError(InputError):
+    """No server answers at the moment."""
 
 
 @contextmanager
 def client_of(api: str) -> Iterator[SyncPrefectClient]:
-    """A client with the password, key, certificates and headers of Prefect's settings."""
+    """Return a client that uses the password, key, certificates and headers of Prefect's settings."""
     with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
         yield client
 
@@ -51,14 +51,14 @@ def ui_of(api: str) -> str:
 
 
 def check_server(api: str) -> None:
-    """See that a Prefect server answers, and takes the credentials of Prefect's settings.
+    """Check that a Prefect server answers and accepts the credentials of Prefect's settings.
 
     Raises:
-        AwayError: none answers.
-        InputError: it refuses the credentials, or something else answers.
+        ServerUnavailableError: no server answers.
+        InputError: the server refuses the credentials, or is not a Prefect server.
     """
     quickly = temporary_settings(
-        {PREFECT_CLIENT_MAX_RETRIES: 0}, set_defaults={PREFECT_API_REQUEST_TIMEOUT: ANSWER}
+        {PREFECT_CLIENT_MAX_RETRIES: 0}, set_defaults={PREFECT_API_REQUEST_TIMEOUT: REQUEST_TIMEOUT}
     )
     try:
         with quickly, client_of(api) as client:
@@ -66,41 +66,43 @@ def check_server(api: str) -> None:
     except httpx.HTTPStatusError as error:
         status = error.response.status_code
         if status == httpx.codes.UNAUTHORIZED:
-            wanted = "the server wants a password: PREFECT_API_AUTH_STRING=USER:PASSWORD"
+            wanted = "the server requires a password: set PREFECT_API_AUTH_STRING=USER:PASSWORD"
             raise InputError(f"{api}: {wanted}") from None
         if status == httpx.codes.FORBIDDEN:
-            raise InputError(f"{api}: the server refuses: {error.response.text[:200]}") from None
-        if status in TRY_LATER:
-            raise AwayError(f"no Prefect server answers at {api}: status {status}") from None
-        raise InputError(f"{api}: {STRANGER}") from None
+            raise InputError(f"{api}: the server refused access: {error.response.text[:200]}") from None
+        if status in TRANSIENT_STATUSES:
+            raise ServerUnavailableError(f"no Prefect server answers at {api}: status {status}") from None
+        raise InputError(f"{api}: {NOT_PREFECT}") from None
     except httpx.HTTPError as error:
         why = str(error) or type(error).__name__
-        raise AwayError(f"no Prefect server answers at {api}: {why}") from None
+        raise ServerUnavailableError(f"no Prefect server answers at {api}: {why}") from None
     except ValueError:
-        raise InputError(f"{api}: {STRANGER}") from None
+        raise InputError(f"{api}: {NOT_PREFECT}") from None
 
 
 def wait_for(api: str) -> None:
-    """Wait for a server that somebody else starts.
+    """Wait until a server that another process starts answers.
 
     Raises:
-        InputError: it does not answer in time, refuses the credentials, or is no Prefect server.
+        InputError: it does not answer in time, refuses the credentials, or is not a Prefect server.
     """
-    deadline = time.monotonic() + STARTUP
+    deadline = time.monotonic() + STARTUP_TIMEOUT
     while True:
         try:
             return check_server(api)
-        except AwayError:
+        except ServerUnavailableError:
             if time.monotonic() > deadline:
                 raise
         time.sleep(1)
 
 
-def has_to_start(api: str, chosen: bool) -> bool:
-    """Whether `make serve` has to start a server there; a running one is used only where the user chose it.
+def must_start(api: str, chosen: bool) -> bool:
+    """Return whether `make serve` has to start a server at an address.
+
+    A running server is used only if the user chose it, as by PREFECT_API_URL.
 
     Raises:
-        InputError: it can't, or what runs there is not to be used.
+        InputError: a server cannot be started there, or the running one must not be used.
     """
     if not chosen:
         if _is_taken(api):
@@ -111,8 +113,8 @@ def has_to_start(api: str, chosen: bool) -> bool:
         return True
     try:
         check_server(api)
-    except AwayError:
-        if urlsplit(api).hostname not in HERE or _is_taken(api):
+    except ServerUnavailableError:
+        if urlsplit(api).hostname not in LOCAL_HOSTS or _is_taken(api):
             raise
         return True
     return False
@@ -125,5 +127,5 @@ def _is_taken(api: str) -> bool:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             return True
-        raise InputError(f"no server can be started at {api}: {error.strerror}") from None
+        raise InputError(f"cannot start a server at {api}: {error.strerror}") from None
     return False

@@ -1,4 +1,4 @@
-"""The reports under runs/, shown to browsers on this machine."""
+"""Serve the reports in runs/ to browsers on this machine."""
 
 import threading
 from collections.abc import Iterator
@@ -10,15 +10,16 @@ from typing import Any
 
 from prefect.settings import get_current_settings
 
-from flows.deployment.addresses import is_own, own_names
+from flows.deployment.addresses import is_own_host, own_host_names
 from tasks.support.cli import InputError
 
 
 class ReportHandler(SimpleHTTPRequestHandler):
-    """Shows a browser what lies under runs/, but for hidden files: those are checkouts, locks and logs."""
+    """Serves the files in runs/, except hidden ones, which are checkouts, locks and logs."""
 
     def send_head(self) -> Any:
-        if not is_own(self.headers.get("Host", ""), own_names()):  # another site's page, led here by its name
+        # Refuse pages of other sites whose domain resolves to this machine.
+        if not is_own_host(self.headers.get("Host", ""), own_host_names()):
             self.send_error(403)
             return None
         if any(
@@ -30,18 +31,18 @@ class ReportHandler(SimpleHTTPRequestHandler):
         return super().send_head()
 
     def log_message(self, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
 def serving_reports(folder: Path, host: str, port: int | None) -> Iterator[str]:
-    """Serve the reports on one of this machine's addresses; where its own browsers find them."""
+    """Serve the reports at one of this machine's addresses, and yield their URL for local browsers."""
     chosen = get_current_settings().server.api.port + 1 if port is None else port
     try:
         server = ThreadingHTTPServer((host, chosen), partial(ReportHandler, directory=str(folder)))
     except OSError as error:
         raise InputError(
-            f"--reports-port {chosen}: {error.strerror}; choose another, 0 takes any that is free"
+            f"--reports-port {chosen}: {error.strerror}; choose another port, or 0 for any free port"
         ) from None
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""The parts that `make serve` and `make worker` start: none outlives them, none is started twice."""
+"""Child processes of `make serve` and `make worker`: each runs once, and none outlives its parent."""
 
 import fcntl
 import os
@@ -16,21 +16,21 @@ import psutil
 from flows.repository.checkout import RUNS
 from flows.repository.git import environment
 
-#: Says in the environment of a part, and of all that it starts, whose part it is.
+#: Environment variable that labels a child process and all its descendants.
 PART_OF = "RETRAIN_PART_OF"
 
 #: Seconds that a worker has to end its runs, and a server to end, before they are killed.
 GRACE = 20.0
 
-#: What ends it as it is meant to end: Ctrl-C, what a service manager sends, and a terminal that is closed.
+#: Signals for a clean exit: from Ctrl-C, from a service manager, and when the terminal closes.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def only_one(repository: Path, name: str) -> Iterator[IO[bytes] | None]:
-    """A lock for as long as this repository is served under a name; None where another process holds it.
+def exclusive(repository: Path, name: str) -> Iterator[IO[bytes] | None]:
+    """Hold a lock on this repository and name. Yields None if another process holds it.
 
-    What its holder writes to it, others can read.
+    Other processes can read what the holder writes to the lock file.
     """
     path = lock_path(repository, name)
     path.parent.mkdir(exist_ok=True)
@@ -53,16 +53,16 @@ def log_path(name: str, repository: Path) -> Path:
 
 
 @contextmanager
-def part(
+def child_process(
     name: str,
     command: list[str],
     repository: Path,
     variables: dict[str, str],
     ends_at: signal.Signals = signal.SIGTERM,
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process with its output in a log, told to end at the end, and with it all that it started.
+    """Run a child process with its output in a log file. On exit, end it and all its descendants.
 
-    It has a session of its own: Ctrl-C reaches this process alone, which ends the parts in their order.
+    It has its own session, so Ctrl-C reaches only this process, which ends its children in order.
     """
     path = log_path(name, repository)
     path.parent.mkdir(exist_ok=True)
@@ -81,11 +81,11 @@ def part(
         yield process
     finally:
         print(f"stopping {name}", flush=True)
-        started = family(name, repository)  # what is ending already is waited for too
+        started = processes_of(name, repository)  # includes processes that are already ending
         process.send_signal(ends_at)
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
-        kill([*started, *family(name, repository)])
+        kill([*started, *processes_of(name, repository)])
         process.wait()
 
 
@@ -93,8 +93,8 @@ def _label(name: str, repository: Path) -> str:
     return f"{name} of {repository}"
 
 
-def family(name: str, repository: Path) -> list[psutil.Process]:
-    """A part and all that it started: its children's children too where those between are gone."""
+def processes_of(name: str, repository: Path) -> list[psutil.Process]:
+    """Return a child process and its descendants, even if the processes between them are gone."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -103,8 +103,8 @@ def family(name: str, repository: Path) -> list[psutil.Process]:
     return found
 
 
-def flow_runs(processes: list[psutil.Process]) -> set[str]:
-    """The ids of the flow runs that processes work for."""
+def flow_run_ids(processes: list[psutil.Process]) -> set[str]:
+    """Return the ids of the flow runs that the processes work for."""
     runs = set()
     for process in processes:
         with suppress(psutil.Error):
@@ -119,10 +119,10 @@ def kill(processes: list[psutil.Process]) -> None:
     psutil.wait_procs(processes, timeout=GRACE)
 
 
-def until_stopped(work: Callable[[], None]) -> None:
-    """Do what goes on until one of STOPPING, and exit with 0 at that."""
+def run_until_stopped(work: Callable[[], None]) -> None:
+    """Call `work` until a signal in STOPPING arrives, and then exit with status 0."""
     for number in STOPPING:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _stop)
     with suppress(KeyboardInterrupt):
         work()
@@ -130,10 +130,10 @@ def until_stopped(work: Callable[[], None]) -> None:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    """End, once: who presses Ctrl-C again must not keep the parts from being ended in their order."""
+    """Raise KeyboardInterrupt, once. A second Ctrl-C must not interrupt the orderly end of the children."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
-    if signum == signal.SIGHUP:  # with the terminal gone, the next print would fail
+    if signum == signal.SIGHUP:  # the terminal is gone, so the next print would fail
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.dup2(nowhere, sys.stderr.fileno())

@@ -1,7 +1,7 @@
-"""A Prefect server for one command that has none: it starts while the command prepares its run.
+"""A temporary Prefect server for one command, which starts while the command prepares its run.
 
-Prefect starts one by itself too, but only when it is needed, and after loading all of the server's code into
-the command's own process first.
+Prefect starts a temporary server too, but only when it is first needed, and after importing all of the
+server's code into the command's process.
 """
 
 import atexit
@@ -18,26 +18,29 @@ from typing import IO
 
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
-from flows.deployment.prefect_api import STARTUP, AwayError, check_server
+from flows.deployment.prefect_api import STARTUP_TIMEOUT, ServerUnavailableError, check_server
 from flows.repository.git import environment
 from tasks.support.cli import InputError
 
 PROJECT = Path(__file__).parents[2]
 
-#: Seconds that it has to end.
+#: Seconds that the server has to end before it is killed.
 GRACE = 5.0
 
-#: What Prefect sets for the servers that it starts itself: no UI, and only the services of a single run.
+#: Variables that Prefect sets for its own temporary servers: no UI, and only the services of a single run.
 VARIABLES = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
 
 
 def start_server() -> Callable[[], None]:
-    """Start a server for this process, unless the settings name one; gives what waits until it answers.
+    """Start a server for this process, unless Prefect's settings name one.
 
-    It ends when this process exits, after Prefect has sent it the last logs and events.
+    The server ends when this process exits, after Prefect has sent it the last logs and events.
+
+    Returns:
+        A function that waits until the server answers.
 
     Raises:
-        InputError: when waited for, it does not start.
+        InputError: by the returned function, if the server does not start.
     """
     if get_current_settings().api.url:
         return lambda: None
@@ -46,16 +49,16 @@ def start_server() -> Callable[[], None]:
     url = f"http://127.0.0.1:{port}"
     until_exit = ExitStack()
     atexit.register(until_exit.close)
-    log = until_exit.enter_context(TemporaryFile())  # noqa: SIM115  # its context is the stack
+    log = until_exit.enter_context(TemporaryFile())  # noqa: SIM115  # until_exit closes it
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.deployment.guard", "--host", "127.0.0.1", "--port", str(port)],
-        cwd=PROJECT,  # where the module is found
-        # No page of another site may use it.
+        cwd=PROJECT,  # where the module can be imported
+        # Pages of other sites must not use it.
         env=environment() | VARIABLES | {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url},
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C ends the run first, which has to tell the server
+        start_new_session=True,  # Ctrl-C must end the run first, which then reports to the server
     )
     until_exit.callback(_end, process)
     until_exit.enter_context(temporary_settings({PREFECT_API_URL: f"{url}/api"}))
@@ -72,13 +75,13 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _wait(api: str, process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
-    deadline = time.monotonic() + STARTUP
+    deadline = time.monotonic() + STARTUP_TIMEOUT
     while process.poll() is None and time.monotonic() < deadline:
-        with suppress(AwayError):
+        with suppress(ServerUnavailableError):
             return check_server(api)
         time.sleep(0.1)
     log.seek(0)
     lines = log.read().decode(errors="replace").splitlines()
     errors = [line for line in lines if "Error" in line]
-    why = (errors or lines or [f"no answer within {STARTUP:.0f} s"])[-1]
-    raise InputError(f"the temporary Prefect server does not start: {why}")
+    why = (errors or lines or [f"no answer within {STARTUP_TIMEOUT:.0f} s"])[-1]
+    raise InputError(f"the temporary Prefect server did not start: {why}")

@@ -1,4 +1,4 @@
-"""The work pools that deployments are in."""
+"""Work pools for deployments."""
 
 import re
 from contextlib import suppress
@@ -9,10 +9,10 @@ from prefect.exceptions import ObjectAlreadyExists
 
 from flows.deployment.prefect_api import client_of
 
-#: What a pool may be called: its name is part of files' and addresses' names.
+#: Valid pool names. The name becomes part of file names and URLs.
 POOL_NAME = re.compile("[A-Za-z0-9_-]+")
 
-#: What a worker starts for a run, with nothing that the run could set otherwise.
+#: Job template of a pool. It has no variables, so a run cannot change the command or the environment.
 JOB: dict[str, Any] = {
     "job_configuration": {"env": {}, "labels": {}, "stream_output": True},
     "variables": {"type": "object", "properties": {}},
@@ -20,6 +20,6 @@ JOB: dict[str, Any] = {
 
 
 def make_pool(api: str, name: str) -> None:
-    """Make a work pool where there is none of that name, whose runs choose no command and no environment."""
+    """Create a work pool, unless one of that name exists. Its runs cannot set a command or an environment."""
     with client_of(api) as client, suppress(ObjectAlreadyExists):
         client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=JOB))

@@ -1,1 +1,1 @@
-"""How the stages of a checkout are run: the graph of dvc.yaml, the order, the slots of this machine."""
+"""The engine of a run: reads the stage graph from dvc.yaml, orders the stages, and runs them in slots."""

@@ -1,4 +1,4 @@
-"""The stages of a pipeline as Prefect tasks, in the order that dvc.yaml asks for, each in its place."""
+"""Run the stages of a pipeline as Prefect tasks, in dependency order, on this machine or on work pools."""
 
 import logging
 import math
@@ -23,11 +23,11 @@ from tasks.settings.schema import Params, Plan
 from tasks.support.cli import InputError
 from tasks.support.events import Event
 
-#: The name of a failed state that another try may mend.
+#: Name of the failed state of a stage that is worth retrying.
 INTERRUPTED = "Interrupted"
 
-#: A source that is away comes back after seconds or minutes; a training takes long, and fails again where
-#: memory is short.
+#: Retries by kind of stage. An unreachable data source usually recovers within seconds or minutes. A training
+#: is expensive, and it fails again if memory is short.
 RETRIES: dict[str, dict[str, Any]] = {
     "download": {"retries": 5, "retry_delay_seconds": exponential_backoff(5), "retry_jitter_factor": 0.5},
     "train": {"retries": 2, "retry_delay_seconds": [5, 60]},
@@ -35,88 +35,88 @@ RETRIES: dict[str, dict[str, Any]] = {
 RETRY_ONCE: dict[str, Any] = {"retries": 1, "retry_delay_seconds": 5}
 
 
-#: Seconds between two updates of a progress bar: each is a request to the server.
+#: Minimum seconds between two updates of a progress bar. Each update is a request to the server.
 PROGRESS_EVERY = 2.0
 
 
 class Place(Protocol):
-    """Where stages run."""
+    """An executor of stages: this machine, or a work pool."""
 
     @property
-    def room(self) -> int:
-        """How many at the same time."""
+    def capacity(self) -> int:
+        """The maximum number of stages that run here at the same time."""
 
     @property
     def retries(self) -> dict[str, Any] | None:
-        """How often a stage is tried again here, whatever its kind; None where its kind says."""
+        """Retry options for every stage that runs here, or None to use those of the kind of stage."""
 
     def run(self, stage: str, log: Log, show: Show) -> StageRun:
-        """Bring one stage up to date; `log` gets its lines, and `show` its events."""
+        """Bring one stage up to date. `log` receives its output lines, `show` its progress events."""
 
 
-class Here:
-    """This machine, a slot of it for each stage."""
+class LocalMachine:
+    """Runs stages on this machine, each in a slot of its own."""
 
     retries = None
 
     def __init__(self, runner: StageRunner, slots: Slots) -> None:
-        self._runner, self._slots, self.room = runner, slots, len(slots)
+        self._runner, self._slots, self.capacity = runner, slots, len(slots)
 
     def run(self, stage: str, log: Log, show: Show) -> StageRun:
-        with self._slots.take(log, stage) as slot:
+        with self._slots.acquire(log, stage) as slot:
             return self._runner.run(stage, slot, log, show)
 
 
-#: A key by which stages that could start are sorted: the least starts first.
-Urgency = tuple[int, float, str]
+#: Sort key of the stages that are ready to start. The smallest starts first.
+Priority = tuple[int, float, str]
 
 
-def urgency_of(pipeline: Pipeline, params: Params) -> Callable[[str], Urgency]:
-    """What to start first: the stages that the longest chain of others waits for, then the longest trainings.
+def priority_of(pipeline: Pipeline, params: Params) -> Callable[[str], Priority]:
+    """Return the sort key that decides which ready stage starts first.
 
-    A long training that starts last would run alone while other GPUs or cores have nothing to do (Graham
-    1969, doi 10.1137/0117039).
+    Stages on the longest dependency chain come first, then the longest trainings. A long training that starts
+    last would run alone while other GPUs or cores are idle (Graham 1969, doi 10.1137/0117039).
     """
-    behind = dict.fromkeys(pipeline.upstream, 0)
+    depth = dict.fromkeys(pipeline.upstream, 0)
     for stage in reversed(list(TopologicalSorter(pipeline.upstream).static_order())):
         for up in pipeline.upstream[stage]:
-            behind[up] = max(behind[up], behind[stage] + 1)
+            depth[up] = max(depth[up], depth[stage] + 1)
     work = {f"train@{name}": _work(plan) for name, plan in params.plans.items()}
-    return lambda stage: (-behind[stage], -work.get(stage, 0.0), stage)
+    return lambda stage: (-depth[stage], -work.get(stage, 0.0), stage)
 
 
 def _work(plan: Plan) -> float:
-    """A guess, before any image is there to count: what a pixel costs, times how many are seen."""
+    """Estimate the cost of a training, before any image is counted: cost per pixel times pixels seen."""
     passes = plan.epochs * len(plan.train_classes)
     return passes * plan.image_size**2 * (plan.width / plan.patch) ** 2
 
 
 def run_stages(
-    pipeline: Pipeline, place_of: Callable[[str], Place], urgency: Callable[[str], Urgency]
+    pipeline: Pipeline, place_of: Callable[[str], Place], priority: Callable[[str], Priority]
 ) -> None:
-    """Run the stages in the order that dvc.yaml asks for, as many side by side as their places have room for.
+    """Run the stages in the order that dvc.yaml requires, in parallel up to the capacity of each place.
 
-    Of those that could start, the one of the least `urgency` does. After a failure nothing new starts, and
-    what runs is waited for.
+    Among the stages that are ready, the one with the smallest `priority` starts first. After a failure no
+    stage starts any more, and the running stages are awaited.
 
     Raises:
-        InputError: a stage failed; the text holds the stage's own last lines.
+        InputError: a stage failed. The message holds the last lines of the stage's output.
     """
     order = TopologicalSorter(pipeline.upstream)
     order.prepare()
     ready: list[str] = []
     futures: dict[str, PrefectFuture[Any]] = {}
     running: dict[PrefectFuture[Any], str] = {}
-    taken: Counter[Place] = Counter()
+    in_use: Counter[Place] = Counter()
     failure = None
     while order.is_active():
-        ready = sorted([*ready, *order.get_ready()], key=urgency)
+        ready = sorted([*ready, *order.get_ready()], key=priority)
         for stage in [] if failure else list(ready):
             place = place_of(stage)
-            if taken[place] == place.room:
+            if in_use[place] == place.capacity:
                 continue
             ready.remove(stage)
-            taken[place] += 1
+            in_use[place] += 1
             futures[stage] = _as_task(stage, place).submit(
                 stage=stage,
                 place=None if stage in pipeline.restored else place,
@@ -128,9 +128,9 @@ def run_stages(
             break
         finished = next(as_completed(list(running)))
         stage = running.pop(finished)
-        taken[place_of(stage)] -= 1
+        in_use[place_of(stage)] -= 1
         order.done(stage)
-        finished.wait()  # only then is its state the final one
+        finished.wait()  # its state is final only after this
         if not finished.state.is_completed():
             failure = failure or f"{stage} failed: {finished.state.message}"
     if failure:
@@ -139,14 +139,14 @@ def run_stages(
 
 @task(task_run_name="{stage}", persist_result=False, cache_policy=NO_CACHE)
 def reproduce(stage: str, place: Place | None) -> State[Any]:
-    """Bring one stage up to date; one that was so already, for which no place is given, ends as Cached."""
+    """Bring one stage up to date. `place` is None for a stage that is unchanged, which ends as Cached."""
     if place is None:
         return Completed(name="Cached", message="unchanged")
     return as_state(place.run(stage, get_run_logger().info, progress_bar(stage)))
 
 
 def as_state(done: StageRun) -> State[Any]:
-    """How a stage ended, as the state of the run that saw to it."""
+    """Convert the outcome of a stage into the final state of its task run or flow run."""
     match done.outcome:
         case Outcome.RAN:
             return Completed(message=done.note or None)
@@ -159,9 +159,9 @@ def as_state(done: StageRun) -> State[Any]:
 
 
 def _as_task(stage: str, place: Place) -> Task[..., State[Any]]:
-    """The task of a stage, with the retries that befit its place or its kind.
+    """Return the task of a stage, with the retries of its place or of its kind.
 
-    What a stage itself has found wrong is not tried again: it would be wrong again.
+    Only interrupted stages are retried. A stage that reported an error itself would report it again.
     """
     retries = place.retries or RETRIES.get(stage.partition("@")[0], RETRY_ONCE)
     return reproduce.with_options(retry_condition_fn=_was_interrupted, **retries)
@@ -172,7 +172,7 @@ def _was_interrupted(task: Task[..., Any], run: TaskRun, state: State[Any]) -> b
 
 
 def progress_bar(stage: str) -> Show:
-    """Keep a progress bar of a stage in the UI."""
+    """Return a callback that shows a stage's progress events as a progress bar in the Prefect UI."""
     artifact: Any = None
     shown = -math.inf
 
@@ -182,25 +182,25 @@ def progress_bar(stage: str) -> Show:
         if event.fraction < 1 and now < shown + PROGRESS_EVERY:
             return
         shown = now
-        percent, words = round(100 * event.fraction, 1), f"{stage}: {_words(event)}"
+        percent, description = round(100 * event.fraction, 1), f"{stage}: {_describe(event)}"
         try:
             if artifact is None:
-                artifact = create_progress_artifact(percent, description=words)
+                artifact = create_progress_artifact(percent, description=description)
             else:
-                update_progress_artifact(artifact, percent, description=words)
-        except Exception as error:  # who watches must not stop the work
-            logging.getLogger(__name__).debug("no progress shown: %s", error)
+                update_progress_artifact(artifact, percent, description=description)
+        except Exception as error:  # a failed progress update must not stop the stage
+            logging.getLogger(__name__).debug("could not update the progress bar: %s", error)
 
     return show
 
 
-def _words(event: Event) -> str:
+def _describe(event: Event) -> str:
     scores = [f"{name} {value:.4f}" for name, value in event.scores.items()]
     return ", ".join([f"{event.what}: {event.done} of {event.total}", *scores])
 
 
 def _without_empty_traceback(record: logging.LogRecord) -> bool:
-    """Prefect logs a task that returned Failed with the traceback of an exception that never was."""
+    """Drop the empty traceback that Prefect logs for a task that returned Failed without an exception."""
     if record.exc_info == (None, None, None):
         record.exc_info = None
     return True

@@ -1,4 +1,4 @@
-"""The stages of dvc.yaml as a graph, and what the DVC cache has of them."""
+"""The stage graph of dvc.yaml, and which of its stages the DVC cache can restore."""
 
 import logging
 from contextlib import chdir
@@ -9,40 +9,40 @@ from dvc.exceptions import CheckoutError, DvcException
 from dvc.repo import Repo
 from dvc.utils.serialize import load_yaml, modify_yaml
 
-from flows.repository.dvc_internals import LOCK, is_restored, planned
+from flows.repository.dvc_internals import LOCK, restore_stage, stages_in_order
 from tasks.support.cli import InputError
 
 
 class Pipeline(NamedTuple):
-    """What dvc.yaml declares."""
+    """The stages that dvc.yaml declares."""
 
     upstream: dict[str, set[str]]
-    """Each stage with the stages whose outputs it reads."""
+    """For each stage, the stages whose outputs it reads."""
     order: list[str]
-    """The stages as dvc.lock lists them: those that it has, then the others as `dvc repro` adds them."""
+    """The stages in the order of dvc.lock, followed by those it lacks, in the order `dvc repro` adds them."""
     restored: frozenset[str]
-    """Those that the DVC cache brought up to date; the others have to run."""
+    """The stages that the DVC cache brought up to date. All others have to run."""
 
 
 def restore_pipeline(checkout: Path) -> Pipeline:
-    """Read dvc.yaml, and bring up to date all that is in the DVC cache, without running anything.
+    """Read dvc.yaml and restore every stage that the DVC cache has, without running a command.
 
-    One process of DVC asks this once for all stages: a process a stage costs more than a second each.
+    One process checks all stages, because a DVC process per stage takes more than a second each.
 
     Raises:
-        InputError: DVC refused, in its own words.
+        InputError: DVC reported an error. The message is DVC's.
     """
     lock = checkout / LOCK
-    locked = load_yaml(lock)["stages"] if lock.exists() else {}  # before what is restored is added to it
-    logging.getLogger("dvc").setLevel(logging.WARNING)  # the flow's own task runs tell what is cached
+    locked = load_yaml(lock)["stages"] if lock.exists() else {}  # read before restoring adds stages to it
+    logging.getLogger("dvc").setLevel(logging.WARNING)  # the flow's task runs already show what is cached
     try:
-        # DVC makes stages out of the run cache with paths that count from the current folder.
+        # DVC resolves the paths of stages from the run cache against the current folder.
         with chdir(checkout), Repo(str(checkout)) as repo, repo.lock:
-            stages = planned(repo)
+            stages = stages_in_order(repo)
             upstream = {stage.name: {up.name for up in ups} for stage, ups in stages.items()}
             restored: set[str] = set()
             for stage in stages:
-                if upstream[stage.name] <= restored and is_restored(stage):
+                if upstream[stage.name] <= restored and restore_stage(stage):
                     restored.add(stage.name)
     except DvcException as error:
         raise InputError(f"dvc.yaml: {error}") from None
@@ -50,10 +50,10 @@ def restore_pipeline(checkout: Path) -> Pipeline:
 
 
 def restore_output(checkout: Path, path: str) -> bool:
-    """Put an output there as dvc.lock records it; False where the DVC cache doesn't have it.
+    """Check an output out as dvc.lock records it. Returns False if the DVC cache does not have it.
 
     Raises:
-        InputError: no stage has such an output.
+        InputError: no stage has this output.
     """
     try:
         with chdir(checkout), Repo(str(checkout)) as repo:
@@ -66,9 +66,9 @@ def restore_output(checkout: Path, path: str) -> bool:
 
 
 def sort_lock(checkout: Path, order: list[str]) -> None:
-    """List the stages in dvc.lock in that order, not in the one in which they happened to end.
+    """Sort the stages in dvc.lock by `order`, instead of the order in which they finished.
 
-    So the file is the one that `dvc repro` writes, whatever ran side by side.
+    The file is then identical to the one that `dvc repro` writes, whatever ran in parallel.
     """
     with modify_yaml(checkout / LOCK) as lock:
         lock["stages"] = dict(sorted(lock["stages"].items(), key=lambda item: order.index(item[0])))

@@ -1,4 +1,4 @@
-"""Runs the stages of a checkout through DVC, each by a process of its own."""
+"""Run the stages of a checkout through DVC, each in a process of its own."""
 
 import re
 import signal
@@ -20,22 +20,22 @@ from flows.repository.git import environment
 from tasks.support.cli import TEMPORARY
 from tasks.support.events import VARIABLE, Event, Reader
 
-#: What hears of the work line by line.
+#: Receives the output of a stage, line by line.
 Log = Callable[[str], None]
 
-#: What hears how far the work has come.
+#: Receives the progress events of a stage.
 Show = Callable[[Event], None]
 
-#: Where stages write events, a file each, in a checkout.
+#: Folder in a checkout where each stage appends its events to a file of its own.
 EVENTS = Path(".dvc/tmp/events")
 
-#: Seconds between two looks at a stage's events.
-LOOK_EVERY = 0.5
+#: Seconds between two reads of a stage's events.
+POLL_EVENTS = 0.5
 
-#: How many of a stage's last lines its failure repeats.
+#: Number of last output lines that the message of a failed stage repeats.
 TAIL = 15
 
-#: What DVC adds for a person at a terminal, who would commit and push by hand.
+#: Hints by DVC for people who commit and push by hand. They are not logged.
 HINTS = (
     "Generating lock file",
     "Updating lock file",
@@ -46,13 +46,12 @@ HINTS = (
     "Use `dvc push`",
 )
 
-#: What DVC says of a stage that has said itself what was wrong.
+#: DVC's line about a stage that failed. The stage itself has already printed the reason.
 DVC_REPEATS = re.compile(r"ERROR: failed to reproduce .* exited with (?P<status>-?\d+)$")
 
-#: Exit statuses of a stage that did not end by a fault of its own, nor because it was told to: a connection
-#: failed, or it was killed, as the system does when memory runs out, or crashed in a library. A shell that
-#: doesn't become the command, such as dash, tells of a signal by 128 and its number.
-WORTH_ANOTHER_TRY = {
+#: Exit statuses that are worth a retry: a failed connection, a kill (as by the system when memory runs out),
+#: or a crash in a library. A shell that stays the command's parent, such as dash, adds 128 to the signal.
+RETRYABLE = {
     TEMPORARY,
     *(
         status
@@ -61,7 +60,7 @@ WORTH_ANOTHER_TRY = {
     ),
 }
 
-#: Seconds that a stage has to end when told to, before it is killed.
+#: Seconds that a stage has to end after SIGTERM, before it is killed.
 GRACE = 5.0
 
 
@@ -70,33 +69,33 @@ class Outcome(StrEnum):
     CACHED = "cached"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
-    """Ended by what may be gone at another try: a signal, or a connection that failed."""
+    """Ended by a signal or a failed connection, so a retry may succeed."""
 
 
 class StageRun(NamedTuple):
     outcome: Outcome
     tail: str
-    """The last lines of the stage's own output."""
+    """The last lines of the stage's output."""
     note: str = ""
-    """Where it ran, and how long, if not here."""
+    """If the stage ran on another machine: which one, and how long each step took."""
 
 
 class StageRunner:
-    """Runs the stages of one checkout, each by a DVC process of its own."""
+    """Runs the stages of one checkout, each in a DVC process of its own."""
 
     def __init__(self, checkout: Path, **variables: str) -> None:
-        """`variables` are further environment variables for every stage."""
+        """Create a runner. `variables` are additional environment variables of every stage."""
         self._checkout, self._variables = checkout, variables
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = Flag()
 
     def run(self, stage: str, slot: Slot, log: Log, show: Show) -> StageRun:
-        """Bring one stage up to date, handing each line that it prints to `log` at once.
+        """Bring one stage up to date. Each output line is passed to `log` as soon as it is printed.
 
-        `show` gets its events, in a thread of its own.
+        `show` receives the stage's events, from another thread.
 
-        DVC stays in this process's group, so that what ends this process ends the stage too: DVC itself
-        passes no TERM on to the command it runs.
+        DVC stays in the process group of this process, so a signal that ends this process ends the stage too.
+        DVC itself does not forward SIGTERM to the command that it runs.
         """
         if self._stopped.is_set():
             return StageRun(Outcome.FAILED, "stopped")
@@ -107,7 +106,7 @@ class StageRunner:
         self._running.discard(process)
         if not process.returncode:
             return StageRun(Outcome.RAN if ran else Outcome.CACHED, tail)
-        interrupted = status in WORTH_ANOTHER_TRY and not self._stopped.is_set()
+        interrupted = status in RETRYABLE and not self._stopped.is_set()
         return StageRun(Outcome.INTERRUPTED if interrupted else Outcome.FAILED, tail)
 
     def _start(self, stage: str, slot: Slot, events: Path) -> "subprocess.Popen[str]":
@@ -127,9 +126,9 @@ class StageRunner:
         return process
 
     def stop(self) -> None:
-        """End the stages that run, with all that they have started, and start no more.
+        """End the running stages and all their child processes, and start no more.
 
-        DVC ends nothing of what it runs when it is ended itself, so its descendants are told one by one.
+        DVC does not end its child processes when it is ended, so each descendant is signalled separately.
         """
         self._stopped.set()
         trees: list[psutil.Process] = []
@@ -148,19 +147,19 @@ class StageRunner:
 
 @contextmanager
 def _events_shown(path: Path, show: Show) -> Iterator[None]:
-    """Hand on the events that a stage appends to a file, until the end."""
+    """Pass the events that a stage appends to a file on to `show`, until the context ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # of an earlier try
+    path.unlink(missing_ok=True)  # left by an earlier attempt
     reader, ended = Reader(path), Flag()
 
     def follow() -> None:
         running = True
         while running:
-            running = not ended.wait(LOOK_EVERY)
+            running = not ended.wait(POLL_EVENTS)
             for event in reader.new():
                 show(event)
 
-    # Prefect knows by the context which task run an artifact belongs to.
+    # Prefect finds the task run of an artifact through the context variables.
     thread = Thread(target=copy_context().run, args=(follow,), daemon=True)
     thread.start()
     try:
@@ -171,7 +170,7 @@ def _events_shown(path: Path, show: Show) -> Iterator[None]:
 
 
 def _follow(output: Iterator[str], log: Callable[[str], None]) -> tuple[bool, int, str]:
-    """Hand on DVC's lines; whether the stage's command ran, its exit status, and its last lines."""
+    """Log DVC's output. Returns whether the stage's command ran, its exit status, and its last lines."""
     tail: deque[str] = deque(maxlen=TAIL)
     ran, status = False, 0
     for line in _lines(output):

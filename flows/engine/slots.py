@@ -1,8 +1,8 @@
-"""What of this machine a stage may use: a GPU of its own, or its share of the CPU's cores.
+"""Slots: the share of this machine that one stage may use, either a GPU of its own or some CPU cores.
 
-A lock on a file holds a GPU or a core for one stage, whichever flow runs that stage: two flows on one
-machine never use a GPU twice. Nothing has to be set up before, and nothing is left behind by a flow that was
-killed, since the system takes a lock back when its last holder ends.
+Each GPU and core has a lock file, which the stage that uses it holds, whichever flow runs that stage. Two
+flows on one machine therefore never share a GPU. No setup is needed, and a killed flow leaves nothing behind:
+the operating system releases a lock when its last holder ends.
 """
 
 import fcntl
@@ -19,21 +19,21 @@ from tasks.common.cores import available_cores
 from tasks.settings.schema import Params
 from tasks.support.cli import InputError
 
-#: Seconds between two looks for a free GPU or core.
+#: Seconds between two attempts to lock a free GPU or core.
 POLL = 0.5
 
 
 class Slot(NamedTuple):
-    """What one stage has to itself."""
+    """The share of the machine that one stage holds."""
 
     variables: dict[str, str]
-    """Environment variables that keep the stage to its slot."""
+    """Environment variables that restrict the stage to its slot."""
     locks: tuple[int, ...]
-    """Open files whose inheritance keeps the slot taken."""
+    """File descriptors of the locks. The slot stays taken while a child process has inherited them."""
 
 
 class Slots:
-    """The slots of this machine: each some units (GPUs or cores) that one stage takes together."""
+    """The slots of this machine. A slot consists of one or more units (GPUs or cores)."""
 
     def __init__(
         self,
@@ -42,21 +42,21 @@ class Slots:
         variables: Callable[[list[str]], dict[str, str]],
         more: Mapping[str, int] | None = None,
     ) -> None:
-        """`more` holds the stages that take another number of units.
+        """Create the slots. `more` maps the stages that need another number of units to that number.
 
         Raises:
-            InputError: the folder for the locks is not this user's alone.
+            InputError: the folder for the lock files is accessible to other users.
         """
         self._units, self._per_stage, self._variables, self._more = units, per_stage, variables, more or {}
         self._folder = _private_folder(Path(tempfile.gettempdir()) / f"covid-qu-ex-slots-{os.getuid()}")
 
     def __len__(self) -> int:
-        """How many stages may run at the same time."""
+        """Return the number of stages that can run at the same time."""
         return max(1, len(self._units) // self._per_stage)
 
     @contextmanager
-    def take(self, log: Callable[[str], None], stage: str = "") -> Iterator[Slot]:
-        """Hold a slot for a stage, waiting for one where other flows have them all."""
+    def acquire(self, log: Callable[[str], None], stage: str = "") -> Iterator[Slot]:
+        """Hold a slot for a stage. Waits while other flows hold all of them."""
         count = min(self._more.get(stage, self._per_stage), len(self._units))
         waited = False
         while True:
@@ -67,15 +67,15 @@ class Slots:
                     yield Slot(self._variables([unit for unit, _ in held]), locks)
                     return
             if not waited:
-                log(f"waiting: other runs on this machine hold {', '.join(self._units)}")
+                log(f"waiting for a free slot: other runs on this machine use {', '.join(self._units)}")
                 waited = True
             time.sleep(POLL)
 
     def _try(self, stack: ExitStack, count: int) -> list[tuple[str, IO[bytes]]]:
-        """Lock so many units, if they are free."""
+        """Lock up to `count` units that are free."""
         held: list[tuple[str, IO[bytes]]] = []
         with self._open("choosing") as turn:
-            fcntl.flock(turn, fcntl.LOCK_EX)  # one at a time, or two could each hold half
+            fcntl.flock(turn, fcntl.LOCK_EX)  # one process at a time, or two could hold half a slot each
             for unit in self._units:
                 if len(held) == count:
                     break
@@ -90,27 +90,28 @@ class Slots:
 
 
 def _private_folder(folder: Path) -> Path:
-    """Make a folder, or use an existing one that only this user can write to.
+    """Create a folder, or accept an existing one that only this user can access.
 
-    Others can write to the folder around it, and could have made this one before, with links in it.
+    Its parent is writable by every user, so somebody else could have created it first, with symlinks in it.
     """
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise InputError(
-            f"{folder}: must be a folder that belongs to you and has mode 0700; "
+            f"{folder} must be a folder that belongs to you and has mode 0700; "
             "remove it, or set TMPDIR to another folder"
         )
     return folder
 
 
 def compute_slots(params: Params) -> Slots:
-    """The slots of this machine for the trainings of `params`.
+    """Return the slots of this machine for the trainings of `params`.
 
-    With GPUs, of which CUDA_VISIBLE_DEVICES may leave some out, a slot is one GPU, or one for each process
-    of a training, with its share of the cores' threads. On the CPU there are as many slots as fit by the
-    threads that a training takes, which params.yaml sets, since they change its last digits.
+    On a machine with GPUs, a slot is one GPU, or one GPU for each process of a training, with a proportional
+    share of the CPU threads. CUDA_VISIBLE_DEVICES can restrict the GPUs. On a CPU, the number of slots
+    follows from the threads that a training uses. params.yaml sets them, because they change the last digits
+    of results.
     """
     cores = available_cores()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -136,6 +137,6 @@ def compute_slots(params: Params) -> Slots:
 
 
 def _gpu_ids() -> list[str]:
-    """The NVIDIA GPUs of this machine, as the driver lists them."""
+    """Return the numbers of this machine's NVIDIA GPUs, as the driver lists them."""
     folder = Path("/proc/driver/nvidia/gpus")
     return [str(number) for number, _ in enumerate(folder.iterdir())] if folder.is_dir() else []

@@ -1,1 +1,1 @@
-"""Stages on other machines, and what machines hand each other through the DVC remote."""
+"""Stages on other machines: their dispatch, and the data that machines exchange through the DVC remote."""

@@ -1,4 +1,4 @@
-"""How long each part of something took, in words."""
+"""Measure how long each part of an operation takes."""
 
 import time
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Adds up the seconds of each part.
+    """Accumulates the seconds of each part.
 
     with clock("inputs"):
         ...

@@ -1,4 +1,4 @@
-"""What a Prefect server says of many runs, asked for all of them at once."""
+"""Poll a Prefect server for many flow runs with one request."""
 
 import threading
 import time
@@ -11,54 +11,54 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
 
-from flows.repository.retry import RemoteAwayError
+from flows.repository.retry import UnavailableError
 
 #: Seconds between two requests.
 POLL = 2.0
 
-#: How many runs a server tells of at a time.
+#: Maximum number of runs in one response of the server.
 PAGE = 100
 
 
 class Watch:
-    """Runs that threads wait for, each with its own; what one asks answers all."""
+    """Flow runs that several threads wait for. One request updates all of them."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
-        self._waited: set[UUID] = set()
+        self._tracked: set[UUID] = set()
         self._runs: dict[UUID, FlowRun] = {}
-        self._answers = False
+        self._available = False
         self._due = 0.0
 
     @contextmanager
-    def over(self, run_id: UUID) -> Iterator[None]:
-        """Ask for this run too, until the end; `look` says of it after `POLL`."""
+    def track(self, run_id: UUID) -> Iterator[None]:
+        """Include this run in requests until exit. `latest` can return it once `POLL` seconds have passed."""
         with self._turn:
-            self._waited.add(run_id)
+            self._tracked.add(run_id)
         try:
             yield
         finally:
             with self._turn:
-                self._waited.discard(run_id)
+                self._tracked.discard(run_id)
 
-    def look(self, client: SyncPrefectClient, run_id: UUID) -> FlowRun | None:
-        """The run as the server had it `POLL` ago at most; None where the server does not answer.
+    def latest(self, client: SyncPrefectClient, run_id: UUID) -> FlowRun | None:
+        """Return the run as of at most `POLL` seconds ago, or None if the server did not answer.
 
         Raises:
-            RemoteAwayError: there is no such run any more.
+            UnavailableError: the run was deleted.
         """
         with self._turn:
             if (now := time.monotonic()) >= self._due:
                 self._due = now + POLL
-                self._ask(client)
-            if not self._answers:
+                self._update(client)
+            if not self._available:
                 return None
             if run_id not in self._runs:
-                raise RemoteAwayError(f"its run {run_id} was deleted")
+                raise UnavailableError(f"the flow run {run_id} was deleted")
             return self._runs[run_id]
 
-    def _ask(self, client: SyncPrefectClient) -> None:
-        ids = list(self._waited)
+    def _update(self, client: SyncPrefectClient) -> None:
+        ids = list(self._tracked)
         try:
             pages = [
                 client.read_flow_runs(
@@ -68,7 +68,7 @@ class Watch:
                 for start in range(0, len(ids), PAGE)
             ]
         except httpx.HTTPError:
-            self._answers = False
+            self._available = False
         else:
             self._runs = {run.id: run for page in pages for run in page}
-            self._answers = True
+            self._available = True

@@ -1,12 +1,12 @@
-"""What machines hand each other through the DVC remote, a stage at a time.
+"""Exchange inputs and results of single stages between machines through the DVC remote.
 
-    REMOTE/files/md5/...                   data, as `dvc push` leaves them
-    REMOTE/runs/KE/KEY/VALUE               what a stage made of what, as `dvc push --run-cache` leaves it
-    REMOTE/retrain-checkpoints/KEY/FILE    how far a training has come that is not finished
+    REMOTE/files/md5/...                   data, in the layout of `dvc push`
+    REMOTE/runs/KE/KEY/VALUE               inputs and outputs of a stage run, as by `dvc push --run-cache`
+    REMOTE/retrain-checkpoints/KEY/FILE    checkpoints of an unfinished training
 
-KEY is DVC's own hash over a stage's command, dependencies, params and the paths of its outputs. DVC's
-commands transfer the run cache as a whole, which grows with every run that ever was; here a stage's entry
-goes alone, only after its data, and none goes where another machine was first: all take the same.
+KEY is DVC's hash over a stage's command, dependencies, params and output paths. DVC's commands transfer the
+run cache as a whole, which grows with every run. Here each stage's entry is transferred separately, after its
+data. An entry that another machine has pushed first is kept, so that all machines use the same result.
 """
 
 import logging
@@ -22,22 +22,22 @@ from dvc.stage import PipelineStage
 from flows.engine.runner import Log
 from flows.remote.checkpoints import CHECKPOINTS, Checkpoints
 from flows.repository.dvc_internals import (
-    ONE_AT_A_TIME,
+    DVC_LOCK,
     cached_entries,
     entries,
     entry_folder,
     get_file,
-    is_restored,
-    lacks_data,
-    opened,
+    is_data_missing,
+    open_repo,
     remote_files,
+    restore_stage,
     stage_key,
     stage_value,
 )
-from flows.repository.retry import RemoteAwayError, T, in_a_line, with_retries
+from flows.repository.retry import T, UnavailableError, one_line, with_retries
 from tasks.support.cli import InputError
 
-#: Seconds that a transfer may go on after its run was stopped.
+#: Seconds that a running transfer may take after its run was stopped.
 LAST_TRANSFER = 15.0
 
 
@@ -45,7 +45,7 @@ class Remote:
     """The default DVC remote, as the stages of one checkout use it."""
 
     def __init__(self, checkout: Path, log: Log, stopped: threading.Event | None = None) -> None:
-        """Once `stopped` is set, nothing more is begun."""
+        """Create it. Once `stopped` is set, no operation starts any more."""
         self._checkout, self._log = checkout, log
         self._stopped = stopped or threading.Event()
         self._pushed: set[str] = set()
@@ -58,53 +58,61 @@ class Remote:
     @contextmanager
     def _repo(self) -> Iterator[Repo]:
         logging.getLogger("dvc").setLevel(logging.WARNING)
-        with ONE_AT_A_TIME:
+        with DVC_LOCK:
             if self._stopped.is_set():
-                raise RemoteAwayError("stopped")
-            with opened(self._checkout) as repo:
+                raise UnavailableError("stopped")
+            with open_repo(self._checkout) as repo:
                 yield repo
 
     def wait_for_end(self) -> None:
-        """Wait until what goes on, in other threads, has ended: nothing new begins once it is stopped."""
-        if ONE_AT_A_TIME.acquire(timeout=LAST_TRANSFER):
-            ONE_AT_A_TIME.release()
+        """Wait until the operations of other threads have ended. None starts after a stop."""
+        if DVC_LOCK.acquire(timeout=LAST_TRANSFER):
+            DVC_LOCK.release()
 
     def restore(self, name: str) -> bool:
-        """Take the stage's result from the run cache, here or on the remote; False where neither has it."""
+        """Restore the stage's result from the run cache, here or on the remote.
+
+        Returns:
+            False if neither has it.
+
+        Raises:
+            UnavailableError: the remote does not answer.
+            DeniedError: the remote refuses access.
+        """
         tries = 0
 
         def look() -> bool:
             nonlocal tries
             tries += 1
             found, restored = self._restore(name)
-            if found and not restored and tries < 3:  # DVC doesn't say why data did not come
-                raise ConnectionError("not all of its data came")
+            if found and not restored and tries < 3:  # DVC does not say why data is missing
+                raise ConnectionError("some of its data could not be downloaded")
             return restored
 
-        return self.with_retries(f"looking for {name} on the DVC remote", look)
+        return self.with_retries(f"looking up {name} on the DVC remote", look)
 
     def _restore(self, name: str) -> tuple[list[str], bool]:
-        """The entries that the remote has, and whether the result is there now."""
+        """Return the entries that the remote has, and whether the result is restored."""
         with self._repo() as repo, repo.lock:
             stage = repo.stage.load_one(name=name)
-            if is_restored(stage):
+            if restore_stage(stage):
                 return [], True
             key = self._keys[name] = stage_key(stage)
             files, root = remote_files(repo)
             found = entries(files, files.join(root, *entry_folder(key)))
-            for path in found[:1]:  # all machines take the same one
+            for path in found[:1]:  # every machine uses the same entry
                 get_file(files, path, cached_entries(repo, key) / files.name(path))
-            restored = bool(found) and is_restored(stage, pull=True)
+            restored = bool(found) and restore_stage(stage, pull=True)
             if not restored:
                 self._broken.update(found)
             return found, restored
 
     def key(self, name: str) -> str:
-        """What the stage's result depends on; known once that was looked for in vain."""
+        """Return the stage's run-cache key. Available after `restore` returned False."""
         return self._keys[name]
 
     def push_inputs(self, name: str, upstream: set[str]) -> None:
-        """Have on the remote what the stage reads of other stages, which are `upstream`."""
+        """Make sure that the remote has the outputs of the stages in `upstream`, which the stage reads."""
 
         def push() -> None:
             if missing := upstream - self._pushed:
@@ -112,26 +120,26 @@ class Remote:
                     repo.push(targets=sorted(missing))
                 self._pushed.update(missing)
 
-        self.with_retries(f"sending the inputs of {name} to the DVC remote", push)
+        self.with_retries(f"uploading the inputs of {name} to the DVC remote", push)
 
     def note_pushed(self, name: str) -> None:
-        """Know that the remote has the outputs of a stage."""
+        """Record that the remote has the outputs of a stage."""
         self._pushed.add(name)
 
     def pull_inputs(self, name: str) -> None:
-        """Bring just what the stage reads of other stages."""
+        """Download only the outputs of other stages that the stage reads."""
 
         def pull() -> None:
             with self._repo() as repo:
                 if targets := _inputs(repo, repo.stage.load_one(name=name)):
                     repo.pull(targets=targets, force=True)
 
-        self.with_retries(f"getting the inputs of {name} from the DVC remote", pull)
+        self.with_retries(f"downloading the inputs of {name} from the DVC remote", pull)
 
     def push_result(self, name: str) -> None:
-        """Send the stage's outputs, and then word of them; a result that the remote has already stays.
+        """Upload the stage's outputs, then its run-cache entry. An existing entry on the remote is kept.
 
-        An entry there whose data are gone is replaced.
+        An existing entry whose data is missing is replaced.
         """
 
         def push() -> None:
@@ -141,7 +149,7 @@ class Remote:
                 files, root = remote_files(repo)
                 there = files.join(root, *entry_folder(key))
                 found = entries(files, there)
-                if any(path not in self._broken or not lacks_data(repo, stage, path) for path in found):
+                if any(path not in self._broken or not is_data_missing(repo, stage, path) for path in found):
                     return
                 repo.push(targets=[name])
                 files.makedirs(there)
@@ -150,7 +158,7 @@ class Remote:
                     if files.name(path) != value:
                         files.rm_file(path)
 
-        self.with_retries(f"sending the result of {name} to the DVC remote", push)
+        self.with_retries(f"uploading the result of {name} to the DVC remote", push)
 
     def checkpoints(self, key: str, folder: Path) -> "Checkpoints":
         with self._repo() as repo:
@@ -158,17 +166,17 @@ class Remote:
         return Checkpoints(files, files.join(root, CHECKPOINTS, key), folder, self._log)
 
 
-def can_travel(stage: PipelineStage) -> bool:
-    """Whether another machine can hand over what the stage makes.
+def is_transferable(stage: PipelineStage) -> bool:
+    """Return whether the result of a stage can be transferred between machines.
 
-    DVC keeps no run of a stage without inputs or with outputs that persist, and pushes no output that it
-    doesn't cache.
+    DVC's run cache excludes stages without dependencies and stages with persistent outputs. DVC does not push
+    outputs with `cache: false`.
     """
     return bool(stage.deps and stage.outs) and all(out.use_cache and not out.persist for out in stage.outs)
 
 
 def _inputs(repo: Repo, stage: PipelineStage) -> list[str]:
-    """The outputs of other stages, or the parts of them, that a stage reads."""
+    """Return the outputs of other stages, or the parts of them, that a stage reads."""
     targets = set()
     outs = [Path(out.fs_path) for out in repo.index.outs]
     for path in (Path(dep.fs_path) for dep in stage.deps):
@@ -179,17 +187,17 @@ def _inputs(repo: Repo, stage: PipelineStage) -> list[str]:
 
 
 def check_remote(repository: Path) -> None:
-    """See that data can go to other machines and come back.
+    """Check that machines can exchange data.
 
     Raises:
-        InputError: no default DVC remote is set, or one that has no run cache.
+        InputError: no default DVC remote is set, or it does not support a run cache.
     """
-    with opened(repository) as repo:
+    with open_repo(repository) as repo:
         try:
             remote_files(repo)
         except NoRemoteError:
             raise InputError(
-                f"{repository}: no default DVC remote is set, by which machines hand over data"
+                f"{repository}: no default DVC remote is set, which machines need to exchange data"
             ) from None
         except ConfigError as error:
-            raise InputError(f"{repository}: DVC remote: {in_a_line(error)}") from None
+            raise InputError(f"{repository}: DVC remote: {one_line(error)}") from None

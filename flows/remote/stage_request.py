@@ -1,4 +1,4 @@
-"""What a run asks of another machine: one stage, at a commit, made with the same versions."""
+"""The request to another machine: one stage, at a commit, with the same package versions."""
 
 import platform
 from importlib.metadata import version
@@ -7,15 +7,15 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-#: Packages whose versions may change a result.
+#: Packages whose versions may change results.
 PACKAGES = ("dvc", "numpy", "pandas", "pillow", "safetensors", "scipy", "torch")
 
-#: The name of a failed state that says that the worker, not the stage, is at fault.
+#: Name of the failed state of a stage that its worker cannot run. The stage itself is not at fault.
 REFUSED = "Refused"
 
 
 class StageRequest(BaseModel):
-    """Which stage to bring up to date, and for whom."""
+    """The stage to bring up to date, and the run that needs it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -25,11 +25,11 @@ class StageRequest(BaseModel):
     commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] = Field(
         description="A commit of this repository, with the stage's inputs in its dvc.lock."
     )
-    run: UUID = Field(description="The flow run that wants it, by which origin's ref is named.")
-    versions: dict[str, str] = Field(description="What its results stand on: Python and the packages.")
+    run: UUID = Field(description="The flow run that needs the stage, part of the ref at origin.")
+    versions: dict[str, str] = Field(description="The versions of Python and packages that affect results.")
 
 
 def versions() -> dict[str, str]:
-    """The versions that results stand on; torch's without the word for what it was built for."""
+    """Return the versions of Python and PACKAGES. The build tag of a version, such as +cu130, is removed."""
     packages = {name: version(name).partition("+")[0] for name in PACKAGES}
     return {"python": ".".join(platform.python_version_tuple()[:2])} | packages

@@ -1,1 +1,1 @@
-"""Git and DVC: commands, checkouts of runs, refs at origin."""
+"""Git and DVC operations: commands, run checkouts, and refs at origin."""

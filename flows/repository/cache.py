@@ -1,12 +1,13 @@
-"""The data in the DVC cache that nothing refers to any more.
+"""Find data in the DVC cache that is no longer referenced.
 
     CACHE/files/md5/HA/SH            the bytes of a file
     CACHE/files/md5/HA/SH.dir        the files of a folder, as JSON
-    CACHE/runs/KE/KEY/VALUE          the run cache: what a stage made of what, as YAML
+    CACHE/runs/KE/KEY/VALUE          the run cache: the inputs and outputs of one stage run, as YAML
 
 https://dvc.org/doc/user-guide/project-structure/internal-files documents this layout. `dvc gc` would remove
-too much: it does not count what the run cache refers to. That is what a cancelled run has trained so far, and
-each result's metrics.json, without which DVC restores no `report` from the run cache.
+too much, because it ignores references from the run cache. Only the run cache refers to the finished stages
+of a cancelled run, and to each result's metrics.json, without which DVC cannot restore `report` from the run
+cache.
 """
 
 import json
@@ -21,39 +22,45 @@ from dvc.utils.serialize import load_yaml
 from flows.repository.dvc_internals import ENTRY
 from flows.repository.git import git
 
-#: A hash of data as dvc.lock, .dvc files and the run cache name it.
+#: A hash of data, as it appears in dvc.lock, .dvc files and the run cache.
 HASH = re.compile(r"\b[0-9a-f]{32}(?:\.dir)?\b")
 
-#: The files in which DVC records hashes, as git's path patterns.
+#: Pathspecs of the files in which DVC records hashes.
 RECORDS = (":(glob)**/dvc.lock", ":(glob)**/*.dvc")
 
-#: Where `dvc exp run --temp` and `--queue` work.
+#: Working folders of `dvc exp run --temp` and `--queue`.
 EXPERIMENTS = Path(".dvc/tmp/exps")
 
 
 class Unreferenced(NamedTuple):
-    """What can be removed from a cache."""
+    """The files that can be removed from a cache."""
 
     entries: list[Path]
-    """Of the run cache."""
+    """Entries of the run cache."""
     objects: list[Path]
-    """Data; the lists of folders before their files."""
+    """Data objects. Folder lists come before the files that they list."""
 
     def remove(self) -> None:
-        """Remove it in an order that can be interrupted: nothing that stays refers to what is gone."""
+        """Delete the files. The order is safe to interrupt: no remaining file refers to a deleted one."""
         for path in (*self.entries, *self.objects):
             path.unlink(missing_ok=True)
         for parent in {path.parent for path in self.entries}:
-            with suppress(OSError):  # it has other entries
+            with suppress(OSError):  # other entries remain in the folder
                 parent.rmdir()
 
 
 def find_unreferenced(
     repository: Path, cache: Path, worktrees: Iterable[Path], refs: Iterable[str], before: float
 ) -> Unreferenced:
-    """Find what was written before a moment, and no commit of the refs and no worktree refers to.
+    """Find what was written before a time and is referenced by no commit of `refs` and by no worktree.
 
-    What younger entries of the run cache refer to counts as referred to.
+    Args:
+        repository: The repository.
+        cache: The folder of its DVC cache.
+        worktrees: Worktrees whose recorded hashes count as referenced, committed or not.
+        refs: Git revisions whose whole history counts as referenced.
+        before: Only files modified before this time are returned, in seconds since 1970. Data that newer
+            entries of the run cache refer to count as referenced.
     """
     used = _committed(repository, refs) | _on_disk(repository, worktrees)
     found = [path for path in _files(cache / "runs", "*/*/*") if ENTRY.fullmatch(path.name)]
@@ -76,11 +83,11 @@ def find_unreferenced(
 
 
 def _committed(repository: Path, refs: Iterable[str]) -> set[str]:
-    """The hashes in all commits that refs reach, in the past too."""
-    # Without --full-history git leaves out branches whose changes a merge has dropped.
+    """Return the hashes recorded in any commit that is reachable from `refs`."""
+    # Without --full-history, git omits branches whose changes were dropped by a merge.
     command = ("rev-list", "--objects", "--full-history", "--stdin")
     listed = git(repository, *command, stdin="\n".join([*refs, "--", *RECORDS])).splitlines()
-    # A folder's name ends so too: DVC's own, .dvc.
+    # The pattern must not match DVC's own folder, .dvc.
     blobs = [line.split()[0] for line in listed if re.search(r"(^|[ /])dvc\.lock$|[^ /]\.dvc$", line)]
     return (
         set(HASH.findall(git(repository, "cat-file", "--batch", stdin="\n".join(blobs)))) if blobs else set()
@@ -88,7 +95,7 @@ def _committed(repository: Path, refs: Iterable[str]) -> set[str]:
 
 
 def _on_disk(repository: Path, worktrees: Iterable[Path]) -> set[str]:
-    """The hashes that worktrees record, uncommitted too, and experiments that run or wait."""
+    """Return the hashes recorded in worktrees, committed or not, and in running or queued experiments."""
     names = ("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *RECORDS)
     paths = [tree / name for tree in worktrees for name in git(tree, *names).split("\0") if name]
     paths += [tree / "dvc.lock" for tree in worktrees]
@@ -99,14 +106,14 @@ def _on_disk(repository: Path, worktrees: Iterable[Path]) -> set[str]:
 
 
 def _listed(cache: Path, folder: str) -> Iterator[str]:
-    """The hashes of a folder's files."""
+    """Return the hashes of the files in a folder."""
     with suppress(FileNotFoundError):
         for file in json.loads((cache / "files" / "md5" / folder[:2] / folder[2:]).read_bytes()):
             yield file["md5"]
 
 
 def _made(entry: Path) -> set[str]:
-    """The hashes of what a stage made."""
+    """Return the hashes of the outputs in an entry of the run cache."""
     return {out["md5"] for out in load_yaml(str(entry)).get("outs", []) if "md5" in out}
 
 

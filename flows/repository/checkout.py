@@ -1,14 +1,14 @@
-"""A checkout of the repository for one flow run: a git worktree at a pinned commit.
+"""Checkouts of the repository for flow runs: each is a git worktree at a pinned commit.
 
-DVC hashes dependencies after a stage has run, so a file edited meanwhile would make dvc.lock claim what
-did not happen. In a checkout of its own nobody edits, and the user's files and branch are never touched.
-The DVC cache is the repository's own: nothing is computed twice.
+DVC hashes dependencies after a stage has run. If a file were edited while a stage runs, dvc.lock would record
+inputs that the stage never read. Nobody edits a run's own checkout, and the user's files and branch stay
+untouched. The checkout uses the repository's DVC cache, so nothing is computed twice.
 
     runs/.checkouts/NAME/         the worktree of a running flow
-    runs/.checkouts/NAME.lock     locked for as long as that flow lives; holds the id of its run
-    runs/.running.lock            locked by all running flows together, or by `cxr prune` alone
+    runs/.checkouts/NAME.lock     locked while that flow is alive; holds the id of its run
+    runs/.running.lock            shared lock of all running flows; exclusive lock of `cxr prune`
 
-The lock also reserves the name. A flow that is killed leaves it unlocked, and the next one removes both.
+NAME.lock also reserves the name. A killed flow leaves it unlocked, and the next flow removes both.
 """
 
 import fcntl
@@ -26,27 +26,27 @@ from flows.repository.dvc_internals import share_cache
 from flows.repository.git import git
 from tasks.support.cli import InputError
 
-#: Under the repository, ignored by git and DVC: results by run name, and the checkouts of running flows.
+#: Folder in the repository, ignored by git and DVC, with the results of each run and the checkouts.
 RUNS = Path("runs")
 
 CHECKOUTS = RUNS / ".checkouts"
 
-#: No run starts while another process holds it alone.
+#: No run starts while another process holds this lock exclusively.
 RUNNING = RUNS / ".running.lock"
 
-#: A worktree may be locked too, where git was killed while it made it.
+#: Given twice, because a worktree stays locked if git was killed while creating it.
 FORCED = ("--force", "--force")
 
 
 class Leftover(NamedTuple):
-    """A checkout whose flow was killed."""
+    """The checkout of a killed flow."""
 
     name: str
     run: str
 
 
 def numbered(name: str) -> Iterator[str]:
-    """NAME, NAME-2, NAME-3, ..."""
+    """Yield NAME, NAME-2, NAME-3, ..."""
     yield name
     yield from (f"{name}-{number}" for number in itertools.count(2))
 
@@ -59,12 +59,12 @@ def checked_out(
     run: str,
     taken: Callable[[], Set[str]] = set,
 ) -> Iterator[Path]:
-    """A worktree of a commit for a flow run, on no branch, removed at the end.
+    """Create a worktree of a commit for a flow run, with a detached HEAD, and remove it on exit.
 
-    Its folder is called NAME. Where another running flow of this repository has that name, or it is among
-    those `taken`, it is NAME-2, and so on. No other flow gets the name until the end.
+    Its folder is called NAME. If another running flow of this repository has that name, or `taken()` contains
+    it, the folder is called NAME-2, and so on. The name stays reserved until exit.
 
-    What finished stages made is in the DVC cache, where the next run finds it, however this one ends.
+    However the run ends, the outputs of its finished stages stay in the DVC cache for the next run.
     """
     parent = repository / CHECKOUTS
     parent.mkdir(parents=True, exist_ok=True)
@@ -77,9 +77,9 @@ def checked_out(
             lock.flush()
             os.fsync(lock.fileno())
             try:
-                if folder.exists():  # its lock was lost
+                if folder.exists():  # its lock file was lost
                     _clear(repository, folder)
-                # Forced, since git may still know of a worktree here that was deleted by hand.
+                # --force, because git may still list a worktree here that was deleted by hand.
                 git(repository, "worktree", "add", *FORCED, "--quiet", "--detach", str(folder), commit)
                 share_cache(repository, folder)
                 yield folder
@@ -89,7 +89,7 @@ def checked_out(
 
 @contextmanager
 def none_running(repository: Path) -> Iterator[bool]:
-    """Whether no run is running; if so, none starts within."""
+    """Yield whether no run is running. If True, no run can start before exit."""
     path = repository / RUNNING
     path.parent.mkdir(exist_ok=True)
     with path.open("ab") as running:
@@ -102,13 +102,13 @@ def none_running(repository: Path) -> Iterator[bool]:
 
 
 def _reserve(folder: Path, taken: Callable[[], Set[str]]) -> IO[bytes] | None:
-    """The lock of a folder's name; None where that is taken."""
+    """Lock the name of a folder. Returns None if the name is taken."""
     path = _lock_of(folder)
     try:
         lock = _hold(path, "xb+")
     except (FileExistsError, BlockingIOError):
         return None
-    if folder.name not in taken():  # asked under the lock: who had it before may just have published
+    if folder.name not in taken():  # checked under the lock: its previous holder may have just published
         return lock
     path.unlink()
     lock.close()
@@ -123,42 +123,42 @@ def _hold(path: Path, mode: Literal["rb+", "xb+"]) -> IO[bytes]:
     """Open a lock file and lock it.
 
     Raises:
-        BlockingIOError: another process holds it, or has just removed it.
-        OSError: it can't be opened.
+        BlockingIOError: another process holds it or has just removed it.
+        OSError: the file cannot be opened.
     """
     with ExitStack() as stack:
         lock = stack.enter_context(path.open(mode))
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not _is_at(path, lock):
             raise BlockingIOError
-        stack.pop_all()  # whoever gets it closes it
+        stack.pop_all()  # the caller closes it
     return lock
 
 
 def _is_at(path: Path, lock: IO[bytes]) -> bool:
-    """Whether an open file is the one at a path still; it may have been removed, and another made there."""
+    """Return whether an open file is still the one at `path`, which may have been replaced."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(lock.fileno()), path.stat())
     return False
 
 
 def remove_leftovers(repository: Path) -> list[Leftover]:
-    """Remove the checkouts whose flow was killed, and end what still runs in them."""
+    """Remove the checkouts of killed flows, and kill the processes that still run in them."""
     removed = []
     for folder, lock in _leftovers(repository):
-        # A power cut may have left anything in it.
+        # After a power cut the lock file may hold anything.
         removed.append(Leftover(folder.name, lock.read().decode(errors="replace")))
         _remove(repository, folder)
     return removed
 
 
 def find_leftovers(repository: Path) -> list[Path]:
-    """The checkouts whose flow was killed."""
+    """Return the checkouts of killed flows."""
     return [folder for folder, _ in _leftovers(repository)]
 
 
 def _leftovers(repository: Path) -> Iterator[tuple[Path, IO[bytes]]]:
-    """The checkouts whose flow was killed, each with its lock, which is held until the next."""
+    """Yield each checkout of a killed flow with its lock, which is held until the next one is requested."""
     for path in sorted((repository / CHECKOUTS).glob("*.lock")):
         with suppress(BlockingIOError, FileNotFoundError), _hold(path, "rb+") as lock:
             yield path.with_suffix(""), lock
@@ -172,13 +172,13 @@ def _remove(repository: Path, folder: Path) -> None:
 
 def _clear(repository: Path, folder: Path) -> None:
     _end_processes_in(folder)
-    with suppress(InputError):  # there is none where making it failed
+    with suppress(InputError):  # no worktree exists if creating it failed
         git(repository, "worktree", "remove", *FORCED, str(folder))
-    shutil.rmtree(folder, ignore_errors=True)  # what was written there meanwhile
+    shutil.rmtree(folder, ignore_errors=True)  # files written after git removed the worktree
 
 
 def _end_processes_in(folder: Path) -> None:
-    """Kill what works in a folder: the stages that outlived their flow."""
+    """Kill the processes that work in a folder, which are stages that outlived their flow."""
     orphans = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):

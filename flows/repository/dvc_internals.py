@@ -1,6 +1,6 @@
-"""What the flows use of DVC beyond its commands and the public API.
+"""The parts of DVC that the flows use beyond its commands and public API.
 
-DVC promises none of this, so a new version may change it. The tests of this module say what has changed.
+DVC may change these in any version. The tests of this module show what has changed.
 """
 
 import os
@@ -23,33 +23,33 @@ from dvc.utils.serialize import dumps_yaml, load_yaml
 
 from tasks.support.cli import InputError
 
-#: What an entry of the run cache is called.
+#: The file name of an entry in the run cache.
 ENTRY = re.compile("[0-9a-f]{64}")
 
-#: DVC's own API counts paths from the current folder, which all threads of a process share.
-ONE_AT_A_TIME = threading.RLock()
+#: DVC's API resolves paths against the current folder, which all threads of a process share.
+DVC_LOCK = threading.RLock()
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[Repo]:
-    """DVC's own API on a repository or checkout, in one thread at a time."""
-    with ONE_AT_A_TIME, chdir(folder), waiting(folder) as repo:
+def open_repo(folder: Path) -> Iterator[Repo]:
+    """Open DVC's API on a repository or checkout, in one thread at a time."""
+    with DVC_LOCK, chdir(folder), open_waiting(folder) as repo:
         yield repo
 
 
-def waiting(folder: Path) -> Repo:
-    """DVC's own API, which waits for its lock where another process of DVC holds it."""
+def open_waiting(folder: Path) -> Repo:
+    """Open DVC's API. It waits for DVC's lock while another process holds it."""
     return Repo(str(folder), _wait_for_lock=True)
 
 
-def planned(repo: Repo) -> dict[PipelineStage, set[PipelineStage]]:
-    """All stages in the order in which `dvc repro` runs them, each with those whose outputs it reads."""
+def stages_in_order(repo: Repo) -> dict[PipelineStage, set[PipelineStage]]:
+    """Return all stages in the order of `dvc repro`, each with the stages whose outputs it reads."""
     graph = repo.index.graph
     return {stage: set(graph.successors(stage)) for stage in plan_repro(graph)}
 
 
 def share_cache(repository: Path, checkout: Path) -> None:
-    """Let DVC in the checkout use the repository's own cache, remotes and credentials."""
+    """Configure DVC in the checkout to use the repository's cache, remotes and credentials."""
     with Repo(str(repository)) as repo:
         cache, ours = repo.cache.local_cache_dir, repo.config
         levels = [ours.load_one("repo"), ours.load_one("local")]
@@ -58,17 +58,17 @@ def share_cache(repository: Path, checkout: Path) -> None:
         for level in levels:
             merge(local, level)
         local["cache"]["dir"] = cache
-        # What DVC remembers of the files here is of no use to any other checkout.
+        # DVC's state database describes the files of one checkout and is useless for others.
         local["core"]["site_cache_dir"] = str(checkout / ".dvc" / "tmp" / "site")
     Path(config.files["local"]).chmod(0o600)
 
 
 @contextmanager
-def locked(repository: Path) -> Iterator[Path]:
-    """The folder of the repository's DVC cache, while no other command of DVC uses the repository.
+def locked_cache(repository: Path) -> Iterator[Path]:
+    """Hold DVC's lock on the repository, and yield the folder of its DVC cache.
 
     Raises:
-        InputError: one does, or DVC can't be used here.
+        InputError: another DVC command is running in the repository, or DVC cannot open it.
     """
     with ExitStack() as stack:
         try:
@@ -91,7 +91,7 @@ def stage_key(stage: PipelineStage) -> str:
 
 
 def stage_value(stage: PipelineStage) -> str:
-    """What the entry of a stage's last run is called: a hash over all that it read and made."""
+    """Return the file name of the run-cache entry of a stage's last run: a hash of its inputs and outputs."""
     value: str = _get_cache_hash(to_single_stage_lockfile(stage))
     return value
 
@@ -101,7 +101,7 @@ def entry_folder(key: str) -> tuple[str, ...]:
 
 
 def cached_entries(repo: Repo, key: str) -> Path:
-    """Where this machine's DVC cache has the entries of a key."""
+    """Return the folder of this machine's DVC cache that holds the entries of a key."""
     return Path(repo.stage_cache.cache_dir).parent.joinpath(*entry_folder(key))
 
 
@@ -109,21 +109,21 @@ def entries(files: Any, folder: str) -> list[str]:
     return [path for path in find_files(files, folder) if ENTRY.fullmatch(files.name(path))]
 
 
-def lacks_data(repo: Repo, stage: PipelineStage, entry: str) -> bool:
-    """Whether data of the stage's entry are gone from the remote: it may just have been away for a while."""
+def is_data_missing(repo: Repo, stage: PipelineStage, entry: str) -> bool:
+    """Return whether data of a run-cache entry is missing on the remote, rather than just unreachable."""
     files, _ = remote_files(repo)
     path = cached_entries(repo, stage_key(stage)) / files.name(entry)
     get_file(files, entry, path)
     made = repo.stage_cache._create_stage(load_yaml(str(path)), wdir=stage.wdir)
     try:
         states = [repo.cloud.status(objects) for objects in made.get_used_objs().values()]
-    except CollectCacheError:  # the list of a folder's files
+    except CollectCacheError:  # the list of an output folder is missing
         return True
     return any(state.missing or state.new for state in states)
 
 
 def remote_files(repo: Repo) -> tuple[Any, str]:
-    """The remote's file system, and its folder there."""
+    """Return the remote's file system, and the path of the remote in it."""
     odb = repo.cloud.get_remote_odb(None, "push", hash_name="md5-dos2unix")
     return odb.fs, odb.path
 
@@ -136,7 +136,7 @@ def find_files(files: Any, folder: str) -> list[str]:
 
 def get_file(files: Any, path: str, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
-    # Not in the same folder: DVC takes whatever lies among its entries for one.
+    # Written outside the folder of entries, because DVC treats every file there as an entry.
     beside = to.parent.with_name(f".{to.name}.{os.getpid()}")
     files.get_file(path, str(beside))
     beside.replace(to)
@@ -147,10 +147,10 @@ def get_file(files: Any, path: str, to: Path) -> None:
 LOCK = "dvc.lock"
 
 
-def is_restored(stage: PipelineStage, pull: bool = False) -> bool:
-    """Do for one stage what `dvc repro` does, up to where it would run the stage's command.
+def restore_stage(stage: PipelineStage, pull: bool = False) -> bool:
+    """Bring a stage up to date as `dvc repro` does, but without running its command.
 
-    With `pull` its outputs may come from the DVC remote.
+    With `pull`, outputs may come from the DVC remote. Returns False if the command would have to run.
     """
     if not stage.changed():
         return True
@@ -166,10 +166,10 @@ def is_restored(stage: PipelineStage, pull: bool = False) -> bool:
 
 
 def _write_lock(stage: PipelineStage) -> None:
-    """Put the stage's entry into dvc.lock.
+    """Write the stage's entry to dvc.lock.
 
-    DVC parses and prints the file as a whole for it, by its slowest parser: six seconds where there are a
-    hundred experiments. An entry is the line of its name and what is indented below.
+    DVC itself would parse and print the whole file, with a slow parser: it takes six seconds for a hundred
+    experiments. An entry is the line with the stage's name and the indented lines below it.
     """
     lock = Path(stage.repo.root_dir) / LOCK
     text = dumps_yaml({"schema": "2.0", "stages": to_lockfile(stage)})

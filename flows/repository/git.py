@@ -1,4 +1,4 @@
-"""Git, and other commands, in a folder of the repository: unattended, without hooks, in their own words."""
+"""Run git and other commands in the repository, unattended: without hooks, signatures or password prompts."""
 
 import os
 import re
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tasks.support.cli import InputError
 
-#: Settings of git for commands that nobody watches. Hooks are for what people do; `dvc install` sets some
-#: that would run before the cache is shared. Signing needs a key that is unlocked, now and hours later. And
-#: a run pushes only what it made, no tags.
+#: Git options for unattended commands. Hooks are meant for people, and those of `dvc install` would run
+#: before the cache is shared. Signing needs a key that is unlocked, now and hours later. A run pushes only
+#: what it made, so no tags.
 UNATTENDED = tuple(
     word
     for setting in (
@@ -22,7 +22,7 @@ UNATTENDED = tuple(
     for word in ("-c", setting)
 )
 
-#: Variables that name a repository; `git rev-parse --local-env-vars` lists them.
+#: Environment variables that point git at a repository, as listed by `git rev-parse --local-env-vars`.
 GIT_LOCAL = frozenset(
     {
         "GIT_ALTERNATE_OBJECT_DIRECTORIES",
@@ -39,24 +39,28 @@ GIT_LOCAL = frozenset(
     }
 )
 
-#: Name and password in an address.
+#: User name and password in a URL.
 PASSWORD = re.compile(r"://[^/@\s]+@")
 
-#: What a command of git or DVC is called, unlike the options before it.
+#: The name of a git or DVC command, as opposed to the options before it.
 COMMAND_NAME = re.compile(r"[a-z]+(-[a-z]+)*")
 
 
 class GitError(InputError):
-    """Git refused, in its own words."""
+    """A git command failed. The message is git's."""
 
 
 def find_repository() -> Path:
-    """The root of the git repository that the current folder lies in."""
+    """Return the root of the git repository that contains the current folder."""
     return Path(git(Path.cwd(), "rev-parse", "--show-toplevel"))
 
 
 def resolve(repository: Path, revision: str) -> str:
-    """The commit that a revision names."""
+    """Return the commit that a revision names.
+
+    Raises:
+        InputError: there is no such branch, tag or commit.
+    """
     try:
         return git(
             repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"
@@ -66,8 +70,8 @@ def resolve(repository: Path, revision: str) -> str:
 
 
 def commit(checkout: Path, message: str, *paths: str) -> str:
-    """Commit what changed at `paths`; the id of the checkout's last commit."""
-    # Forced, since the user's own rules may ignore files of these names.
+    """Commit the changes at `paths`, if any, and return the checkout's last commit."""
+    # --force, because the user's own rules may ignore files of these names.
     git(checkout, "add", "--force", "--", *[path for path in paths if (checkout / path).exists()])
     if git(checkout, "diff", "--cached", "--name-only"):
         git(checkout, *_identity(checkout), "commit", "--quiet", "--message", message)
@@ -75,7 +79,7 @@ def commit(checkout: Path, message: str, *paths: str) -> str:
 
 
 def _identity(checkout: Path) -> list[str]:
-    """Options that name author and committer where the user has not set both, as on a fresh machine."""
+    """Return options that set author and committer where git knows none, as on a fresh machine."""
     try:
         for who in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
             git(checkout, "var", who)
@@ -85,30 +89,35 @@ def _identity(checkout: Path) -> list[str]:
 
 
 def uncommitted(repository: Path) -> list[str]:
-    """Tracked files of the user's work tree whose changes a run at HEAD does not see."""
+    """Return the tracked files with uncommitted changes, which a run at HEAD does not include."""
     lines = git(repository, "status", "--porcelain", "--untracked-files=no").splitlines()
     return [line.split(maxsplit=1)[1] for line in lines]
 
 
-def git(folder: Path, *arguments: str, stdin: str | None = None, patience: float | None = None) -> str:
-    """Run git in a folder, for so many seconds at most; its output without the final newline.
+def git(folder: Path, *arguments: str, stdin: str | None = None, timeout: float | None = None) -> str:
+    """Run git in a folder, without hooks and signatures, and return its output without the final newline.
 
-    It runs no hooks and signs nothing.
+    Args:
+        timeout: Seconds after which the command is killed.
 
     Raises:
-        GitError: it refused, or took too long.
+        GitError: the command failed or timed out.
     """
     try:
-        return run(folder, "git", *UNATTENDED, *arguments, stdin=stdin, patience=patience)
+        return run(folder, "git", *UNATTENDED, *arguments, stdin=stdin, timeout=timeout)
     except InputError as error:
         raise GitError(str(error)) from None
 
 
-def run(folder: Path, *command: str, stdin: str | None = None, patience: float | None = None) -> str:
-    """Run a command in a folder, for so many seconds at most; its output without the final newline.
+def run(folder: Path, *command: str, stdin: str | None = None, timeout: float | None = None) -> str:
+    """Run a command in a folder and return its output without the final newline.
+
+    Args:
+        timeout: Seconds after which the command is killed.
 
     Raises:
-        InputError: it failed; in its own words, without the password of an address in them. Or it was ended.
+        InputError: the command failed or timed out. The message is the command's, with passwords in URLs
+            removed.
     """
     name = f"{command[0]} {next((word for word in command[1:] if COMMAND_NAME.fullmatch(word)), '')}"
     try:
@@ -120,10 +129,10 @@ def run(folder: Path, *command: str, stdin: str | None = None, patience: float |
             capture_output=True,
             text=True,
             check=False,
-            timeout=patience,
+            timeout=timeout,
         )
     except subprocess.TimeoutExpired:
-        raise InputError(f"{name}: no end within {patience:g} s") from None
+        raise InputError(f"{name}: no result within {timeout:g} s") from None
     if done.returncode:
         said = PASSWORD.sub("://", (done.stderr or done.stdout).strip())
         raise InputError(f"{name}: {said}")
@@ -131,11 +140,10 @@ def run(folder: Path, *command: str, stdin: str | None = None, patience: float |
 
 
 def environment() -> dict[str, str]:
-    """This process's environment for commands in a checkout.
+    """Return the environment for commands in a checkout.
 
-    The commands of its own Python installation are found first. What a git hook that started this process
-    says of its repository is left out: it would aim every git command at that one. No command waits for
-    a password.
+    Commands of this Python installation come first in PATH. Variables that a git hook sets are removed,
+    because they would redirect every git command to the hook's repository. Git never prompts for a password.
     """
     commands = Path(sys.executable).parent
     kept = {name: value for name, value in os.environ.items() if name not in GIT_LOCAL}

@@ -1,4 +1,4 @@
-"""What needs the network is tried again where another try may help."""
+"""Retries for operations that need the network."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +11,11 @@ from tasks.support.cli import InputError, without_secrets
 
 T = TypeVar("T")
 
-#: Seconds between tries while the remote doesn't answer.
+#: Seconds between attempts.
 DELAYS = (2, 5, 10, 20, 30, 60, 60)
 
-#: What git says where credentials are missing or refused.
-GIT_DENIES = (
+#: Messages by which git reports missing or refused credentials.
+GIT_DENIED = (
     "Authentication failed",
     "could not read Username",
     "Permission denied",
@@ -23,12 +23,12 @@ GIT_DENIES = (
 )
 
 
-class RemoteAwayError(Exception):
-    """What was asked did not answer, again and again."""
+class UnavailableError(Exception):
+    """The server or remote did not answer after several attempts."""
 
 
 class DeniedError(InputError):
-    """This machine's credentials are missing or refused."""
+    """This machine's credentials are missing or were refused."""
 
 
 def with_retries(
@@ -38,29 +38,37 @@ def with_retries(
     stopped: threading.Event | None = None,
     delays: Sequence[float] = DELAYS,
 ) -> T:
-    """Do what needs the network, again and again where that fails, by default for about three minutes.
+    """Call `action`, and retry it when it fails, by default for about three minutes.
+
+    Args:
+        what: Describes the operation in messages.
+        action: The operation.
+        log: Receives a line for each failed attempt.
+        stopped: Once it is set, no further attempt is made.
+        delays: Seconds between attempts.
 
     Raises:
-        DeniedError: access is denied: another try would be denied too.
-        RemoteAwayError: it failed each time.
+        DeniedError: access was denied. It is not retried, because it would be denied again.
+        UnavailableError: every attempt failed.
+        InputError: the action raised it, for an error that is not git's. It is not retried.
     """
     stopped = stopped or threading.Event()
     for delay in (*delays, 0):
         try:
             return action()
-        except Exception as error:  # each storage has errors of its own, and DVC wraps only some of them
-            if isinstance(error, RemoteAwayError) or (
+        except Exception as error:  # each storage has its own errors, and DVC wraps only some of them
+            if isinstance(error, UnavailableError) or (
                 isinstance(error, InputError) and not isinstance(error, GitError)
             ):
                 raise
-            said = f"{what}: {in_a_line(error)}"
+            said = f"{what}: {one_line(error)}"
             if _is_denied(error):
                 raise DeniedError(said) from None
         if not delay or stopped.is_set():
             break
-        log(f"{said}; trying again in {delay} s")
+        log(f"{said}; retrying in {delay} s")
         stopped.wait(delay)
-    raise RemoteAwayError(said)
+    raise UnavailableError(said)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -73,10 +81,10 @@ def _is_denied(error: Exception) -> bool:
     names = {type(each).__name__ for each in _chain(error)}
     settings = any(isinstance(each, ConfigError) for each in _chain(error))
     if isinstance(error, GitError):
-        return any(words in str(error) for words in GIT_DENIES)
+        return any(words in str(error) for words in GIT_DENIED)
     return settings or bool(names & {"PermissionError", "NoCredentialsError"})
 
 
-def in_a_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     said = " ".join(str(error).split()) or type(error).__name__
     return without_secrets(said)

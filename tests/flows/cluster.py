@@ -1,7 +1,7 @@
-"""Many machines on one: hosts that share nothing but a server, an S3 store and a git repository.
+"""Many machines on one: hosts that share only a Prefect server, an S3 store and a git repository.
 
-A host has folders, a clone, a DVC cache, an environment and processes of its own. The server stands on
-PostgreSQL and wants a password; the way from the hosts to S3 can be cut.
+Each host has its own folders, clone, DVC cache, environment and processes. The server uses PostgreSQL and
+requires a password. The connection from the hosts to S3 can be cut.
 """
 
 import os
@@ -19,20 +19,20 @@ from urllib.parse import urlsplit
 import psutil
 
 from flows.repository.git import environment
-from flows.serve import ON_POSTGRESQL, REMEMBERING
+from flows.serve import ON_POSTGRESQL, PERSISTENT_LEASES
 from tests import postgresql
 from tests.flows.server import PrefectServer, User
-from tests.helpers import PATIENCE, Repository, cut_power, eventually
+from tests.helpers import TIMEOUT, Repository, cut_power, eventually
 from tests.postgresql import Database
 from tests.proxy import Proxy
 from tests.s3 import S3Server
 
-#: Name and password of the Prefect server.
+#: User name and password of the Prefect server.
 AUTH = "somebody:the-servers-own-secret"
 
 
 class Program:
-    """A program that runs on a host, as by `make`: in the clone, with its output in a log."""
+    """A program on a host, started in the clone as by `make`, with its output in a log file."""
 
     def __init__(self, host: "Host", *arguments: str, **variables: str) -> None:
         self.output = host.folder / f"{arguments[0]}-{uuid.uuid4().hex[:6]}.log"
@@ -46,37 +46,37 @@ class Program:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                # Where the tests run in the background, INT is ignored, and would be by all that they start.
+                # Tests in the background ignore SIGINT, and their child processes would inherit that.
                 preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
             )
 
     def said(self) -> str:
         return self.output.read_text(errors="replace")
 
-    def says(self, words: str, patience: float = PATIENCE) -> None:
-        """Wait until it has said so."""
+    def says(self, words: str, timeout: float = TIMEOUT) -> None:
+        """Wait until the output contains `words`."""
         eventually(
             f"{words!r} in {self.output}",
             lambda: words in self.said() or self.process.poll() is not None,
-            patience,
+            timeout,
         )
         assert words in self.said(), self.said()
 
-    def finish(self, timeout: float = PATIENCE, fails: bool = False) -> str:
-        """Wait for its end; all that it said."""
+    def finish(self, timeout: float = TIMEOUT, fails: bool = False) -> str:
+        """Wait until it ends, and return its output."""
         self.process.wait(timeout)
         assert (self.process.returncode != 0) == fails, self.said()
         return self.said()
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> str:
-        """End it as a service manager does, or with SIGINT as Ctrl-C; all that it said."""
+        """End it as a service manager does, or with SIGINT as Ctrl-C does. Returns its output."""
         self.process.send_signal(how)
         self.process.wait(60)
         return self.said()
 
 
 class Host:
-    """A machine of its own, as far as one machine goes."""
+    """A simulated machine."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Host:
         variables: dict[str, str],
         core: int | None,
     ) -> None:
-        """`core` counts from 0, and is the one that its programs run on; None: all of them."""
+        """Create a host. `core` is the number of the CPU core for its programs, or None for all cores."""
         self.name, self.folder, self._api = name, folder, api
         cores = sorted(os.sched_getaffinity(0))
         self.core = None if core is None else cores[core % len(cores)]
@@ -120,7 +120,7 @@ class Host:
         return self.programs[-1]
 
     def processes(self, word: str = "") -> list[psutil.Process]:
-        """All that runs on it, whoever's child it is; of that, what has a word in its command line."""
+        """Return all processes on the host, or those with `word` in their command line."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -129,15 +129,15 @@ class Host:
         return found
 
     def cut_power(self) -> None:
-        """Kill all that runs on it, at one moment: nothing there sees another end."""
+        """Kill all processes on the host at once, so that none sees another one end."""
         cut_power(self.processes)
         for program in self.programs:
             program.process.wait()
-        eventually("all is dead", lambda: not self.processes(), patience=20)
+        eventually("all processes are dead", lambda: not self.processes(), timeout=20)
 
 
 class Cluster:
-    """The hosts and what they share."""
+    """The hosts, and the services that they share."""
 
     def __init__(
         self, folder: Path, server: PrefectServer, database: Database, s3: S3Server, proxy: Proxy
@@ -149,7 +149,7 @@ class Cluster:
         self.hosts: list[Host] = []
 
     def host(self, name: str, core: int | None = None) -> Host:
-        """A new host."""
+        """Create a host."""
         variables = self.s3.environment | {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.proxy.port}",
             "PREFECT_API_AUTH_STRING": AUTH,
@@ -159,17 +159,17 @@ class Cluster:
         return self.hosts[-1]
 
     def end_hosts(self) -> None:
-        """Cut the power of all hosts, and forget them."""
+        """Cut the power of all hosts, and remove them."""
         while self.hosts:
             self.hosts.pop().cut_power()
 
     def refs(self) -> dict[str, str]:
-        """What origin has: commits by the full names of branches and other refs."""
+        """Return the commits of origin by the full name of each ref."""
         told = Repository(self.origin).run("git", "for-each-ref", "--format=%(refname) %(objectname)")
         return dict(line.split() for line in told.splitlines())
 
     def objects(self, under: str = "") -> list[str]:
-        """What the DVC remote has: paths below its root, of one folder alone where that is named."""
+        """Return the paths on the DVC remote, relative to its root, or only those below one folder."""
         root = f"{self.bucket}/project"
         found = self.s3.files().find(f"{root}/{under}")
         return [path.removeprefix(f"{root}/") for path in found]
@@ -179,9 +179,9 @@ class Cluster:
 def running(
     folder: Path, make_repository: Callable[[Path], Repository], s3: Callable[[], S3Server]
 ) -> Iterator[Cluster]:
-    """A cluster without hosts, with all that is in it in a folder; ended with all that runs there.
+    """Run a cluster without hosts in a folder. On exit, end everything that runs there.
 
-    `s3` gives the S3 server, which starts while PostgreSQL and the Prefect server do.
+    `s3` starts the S3 server and returns it. It is called while PostgreSQL and the Prefect server start.
     """
     with ExitStack() as stack:
         with ThreadPoolExecutor() as starting:
@@ -207,7 +207,7 @@ def _server(folder: Path) -> Iterator[tuple[PrefectServer, Database]]:
             folder / "server",
             PREFECT_SERVER_DATABASE_CONNECTION_URL=database.url,
             PREFECT_SERVER_API_AUTH_STRING=AUTH,
-            **REMEMBERING,
+            **PERSISTENT_LEASES,
             **ON_POSTGRESQL,
         )
         try:
@@ -218,8 +218,8 @@ def _server(folder: Path) -> Iterator[tuple[PrefectServer, Database]]:
 
 
 def _share(repository: Repository, cluster: Cluster) -> None:
-    """Make the repository's commits and its DVC remote those of the cluster."""
+    """Push the repository's commits to the cluster's origin, and configure the cluster's DVC remote."""
     repository.run("dvc", "remote", "add", "--default", "storage", f"s3://{cluster.bucket}/project")
-    repository.commit("where the data are")
+    repository.commit("configure the DVC remote")
     repository.run("git", "init", "--quiet", "--bare", "--initial-branch=main", str(cluster.origin))
     repository.run("git", "push", "--quiet", str(cluster.origin), "main")

@@ -1,4 +1,4 @@
-"""A real Prefect server with its worker and deployment, as `make serve` starts them, on a tiny repository."""
+"""A real Prefect server with a worker and a deployment, started by `cxr serve` on a tiny repository."""
 
 import shutil
 import signal
@@ -21,7 +21,7 @@ from tests.s3 import S3Server
 
 
 class Served(User):
-    """A repository that `cxr serve` serves, and what a user does with it."""
+    """A repository served by `cxr serve`, and the actions of its user."""
 
     def __init__(self, repository: Repository, home: Path, name: str = "retrain", **settings: str) -> None:
         self.repository, self.name = repository, name
@@ -33,8 +33,8 @@ class Served(User):
             "PREFECT_SERVER_API_HOST": "127.0.0.1",
             "PREFECT_SERVER_API_PORT": str(server),
             "PREFECT_DEPLOYMENT_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
-            "TMPDIR": str(repository.folder.parent),  # other runs on this machine may hold all cores
-            "http_proxy": "http://127.0.0.1:9",  # nothing here may be asked by way of a proxy
+            "TMPDIR": str(repository.folder.parent),  # other runs on this machine may use all cores
+            "http_proxy": "http://127.0.0.1:9",  # local requests must bypass the proxy
         }
         for variable in ("PREFECT_API_URL", "no_proxy", "NO_PROXY"):
             self.variables.pop(variable, None)
@@ -65,7 +65,7 @@ class Served(User):
         return self.output.read_text()
 
     def stop(self, how: signal.Signals = signal.SIGINT, told: Sequence[psutil.Process] = ()) -> None:
-        """End it; `told` get the signal too."""
+        """End it. The processes in `told` get the signal too."""
         family = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(how)
         for process in told:
@@ -77,7 +77,7 @@ class Served(User):
         assert not alive, alive
 
     def processes(self) -> list[psutil.Process]:
-        """All that works in the repository, whoever's child it is."""
+        """Return all processes that work in the repository."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -89,24 +89,24 @@ class Served(User):
         return (self.repository.folder / "runs" / ".logs" / f"{name}.log").read_text(errors="replace")
 
     def part(self, word: str) -> psutil.Process:
-        """The running part of it, server or worker."""
+        """Return the process of its server or worker."""
         children = psutil.Process(self.process.pid).children()
         return next(child for child in children if word in child.cmdline())
 
     def submit(self, **request: Any) -> FlowRun:
-        """A custom run, as from the form."""
+        """Submit a custom run, as from the form."""
         deployment = self.client.read_deployment_by_name(f"retrain/{self.name}")
         return self.client.create_flow_run_from_deployment(deployment.id, parameters={"request": request})
 
     def training(self, run_id: UUID) -> psutil.Process:
-        """The process of a run that trains, once there is one."""
+        """Wait for the training process of a run, and return it."""
         found: list[psutil.Process] = eventually(
             "a run trains", lambda: self.working_for(run_id, "tasks.train")
         )
         return found[0]
 
     def working_for(self, run_id: UUID, word: str = "") -> list[psutil.Process]:
-        """The processes of a run that have a word in their command line."""
+        """Return the processes of a run, or those with `word` in their command line."""
         found = []
         for process in self.processes():
             with suppress(psutil.Error):
@@ -116,7 +116,7 @@ class Served(User):
         return found
 
     def slots_taken(self) -> int:
-        """How many runs hold one of the deployment's slots."""
+        """Return the number of the deployment's slots in use."""
         limit = self.client.read_deployment_by_name(f"retrain/{self.name}").global_concurrency_limit
         assert limit is not None
         return limit.active_slots
@@ -140,7 +140,7 @@ def serving(repository: Repository, home: Path, name: str = "retrain", **setting
 
 @pytest.fixture(scope="session")
 def make_home(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
-    """Make a PREFECT_HOME in whose database the tables are: making them takes each new server ten seconds."""
+    """Create a PREFECT_HOME with an initialised database, which would take each new server ten seconds."""
     with made_once(tmp_path_factory, "prefect") as (template, missing):
         if missing:
             subprocess.run(
@@ -172,7 +172,7 @@ def served(
 def prefect_api(
     make_home: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, Path]]:
-    """A Prefect server of the tests' own: its address and its home."""
+    """The address and the home of a Prefect server for tests."""
 
     def start() -> str:
         home = make_home(tmp_path_factory.mktemp("server") / "prefect")
@@ -182,7 +182,7 @@ def prefect_api(
         except BaseException:
             server.kill()
             raise
-        server.process.returncode = 0  # it may outlive this test process, of which Python would warn
+        server.process.returncode = 0  # silences Python's warning if it outlives this process
         return f"{server.process.pid} {server.api} {home}"
 
     with shared(tmp_path_factory, "server", start, lambda said: end(int(said.split()[0]))) as said:
@@ -196,7 +196,7 @@ def cluster(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Cluster]:
-    """Many machines on one, which tests make by themselves."""
+    """Many machines on one, for tests that create them."""
 
     def s3() -> S3Server:
         server: S3Server = request.getfixturevalue("s3")
@@ -208,7 +208,7 @@ def cluster(
 
 @pytest.fixture
 def prefect_server(prefect_api: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flows of this test run against the tests' server, whatever the user's profile says."""
+    """Run the flows of this test on the tests' server, whatever the user's profile says."""
     url, home = prefect_api
     monkeypatch.setenv("PREFECT_API_URL", url)
     monkeypatch.setenv("PREFECT_HOME", str(home))

@@ -1,4 +1,4 @@
-"""A real Prefect server, and what its user sees of it and does with it."""
+"""A real Prefect server, and the actions of its user."""
 
 import subprocess
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.states import AwaitingRetry, Cancelling
 
 from flows.repository.git import environment
-from tests.helpers import PATIENCE, eventually, free_ports
+from tests.helpers import TIMEOUT, eventually, free_ports
 
 
 class PrefectServer:
-    """A server that nobody else starts or ends, which keeps its port when it starts again."""
+    """A server for tests, which keeps its port when it is restarted."""
 
     def __init__(self, home: Path, **settings: str) -> None:
         (self._port,) = free_ports(1)
@@ -54,7 +54,7 @@ class PrefectServer:
 
 
 class User:
-    """Who looks at a server's runs and presses the UI's buttons."""
+    """A user who looks at a server's runs and clicks the UI's buttons."""
 
     def __init__(self, api: str, auth_string: str | None = None) -> None:
         self.client = SyncPrefectClient(api, auth_string=auth_string)
@@ -66,46 +66,46 @@ class User:
         return self.client.read_flow_run(run_id)
 
     def runs(self, flow: str) -> list[FlowRun]:
-        """All runs of a flow, the first one first."""
+        """Return all runs of a flow, oldest first."""
         asked = {"flows": {"name": {"any_": [flow]}}, "sort": "EXPECTED_START_TIME_ASC"}
         found = self.client._client.post("/flow_runs/filter", json=asked).json()
         return [FlowRun.model_validate(run) for run in found]
 
-    def becomes(self, name: str, run_id: UUID, patience: float = PATIENCE) -> FlowRun:
-        """The run once its state has that name."""
+    def becomes(self, name: str, run_id: UUID, timeout: float = TIMEOUT) -> FlowRun:
+        """Wait until the state of a run has this name, and return the run."""
 
         def seen() -> FlowRun | None:
             run = self.run(run_id)
             return run if run.state and run.state.name == name else None
 
-        return self._seen(f"is {name}", run_id, seen, patience)
+        return self._seen(f"is {name}", run_id, seen, timeout)
 
-    def finished(self, run_id: UUID, patience: float = PATIENCE) -> FlowRun:
-        """The run once its state is final."""
+    def finished(self, run_id: UUID, timeout: float = TIMEOUT) -> FlowRun:
+        """Wait until the state of a run is final, and return the run."""
 
         def seen() -> FlowRun | None:
             run = self.run(run_id)
             return run if run.state and run.state.is_final() else None
 
-        return self._seen("ends", run_id, seen, patience)
+        return self._seen("ends", run_id, seen, timeout)
 
-    def _seen(self, what: str, run_id: UUID, seen: Callable[[], FlowRun | None], patience: float) -> FlowRun:
-        found: FlowRun = eventually(f"run {run_id} {what}; it is {self.run(run_id).state}", seen, patience)
+    def _seen(self, what: str, run_id: UUID, seen: Callable[[], FlowRun | None], timeout: float) -> FlowRun:
+        found: FlowRun = eventually(f"run {run_id} {what}; it is {self.run(run_id).state}", seen, timeout)
         return found
 
     def cancel(self, run_id: UUID) -> None:
-        """The UI's button."""
+        """Click the UI's button."""
         self.client.set_flow_run_state(run_id, Cancelling())
 
     def retry(self, run_id: UUID) -> None:
-        """The UI's button."""
+        """Click the UI's button."""
         before = self.run(run_id).state_id
         self.client.set_flow_run_state(run_id, AwaitingRetry(message="Retry from the UI"))
-        # The server answers before others see it.
-        eventually("the run is to start again", lambda: self.run(run_id).state_id != before)
+        # The server responds before the new state is visible.
+        eventually("the retry is scheduled", lambda: self.run(run_id).state_id != before)
 
     def tasks(self, run_id: UUID) -> dict[str, TaskRun]:
-        """The task runs by name, of a run that was retried those of the last time."""
+        """Return the task runs by name. If the run was retried, those of the last attempt."""
         asked = {"flow_runs": {"id": {"any_": [str(run_id)]}}, "sort": "EXPECTED_START_TIME_ASC"}
 
         def now() -> dict[str, TaskRun]:
@@ -113,7 +113,7 @@ class User:
             return {run["name"]: TaskRun.model_validate(run) for run in runs}
 
         if self.run(run_id).state_name == "Completed":
-            # The server learns the states of tasks by events, which may come after that of their flow.
+            # The server gets the states of tasks from events, which may arrive after the end of their flow.
             eventually(
                 "its tasks have ended",
                 lambda: all(task.state and task.state.is_final() for task in now().values()),

@@ -8,7 +8,7 @@ def metrics(iou: float, mae: float) -> dict[str, Any]:
     return {"net": {"infection": {"covid": scores}}, "whole_lung": {"infection": {"covid": scores}}}
 
 
-def test_more_is_better_but_for_errors() -> None:
+def test_larger_is_better_except_for_errors() -> None:
     scores = metric_changes(metrics(0.7, 0.2), metrics(0.6, 0.1), ["net"])
     assert [(score.metric, score.verdict) for score in scores] == [
         ("IoU", "better"),
@@ -17,7 +17,7 @@ def test_more_is_better_but_for_errors() -> None:
     ]
 
 
-def test_what_the_base_lacks_is_new() -> None:
+def test_metrics_missing_from_the_base_are_new() -> None:
     assert {score.verdict for score in metric_changes(metrics(0.7, 0.2), {}, ["net"])} == {"new"}
 
 
@@ -35,7 +35,7 @@ def test_a_row_names_the_base_and_marks_the_change() -> None:
     }
 
 
-def test_a_line_for_each_experiment_target_and_set() -> None:
+def test_there_is_one_line_per_experiment_target_and_image_set() -> None:
     assert as_lines(metric_changes(metrics(0.7, 0.2), metrics(0.6, 0.2), ["net"])) == [
         "net, infection on COVID-19 Test images: IoU 0.7000 (+0.1000), Dice 0.5000 (0), MAE 0.2000 (0)"
     ]

@@ -1,4 +1,4 @@
-"""What differs between two revisions of the dataset, told by real git and DVC."""
+"""Differences between two revisions of the dataset, with real git and DVC."""
 
 import shutil
 import subprocess
@@ -14,13 +14,13 @@ from tests.helpers import Repository, environment
 
 
 def manifest(*rows: tuple[str, str, str, str]) -> pd.DataFrame:
-    """Of images by id, with the hashes of image, lung mask and infection mask."""
+    """Return a manifest of images by id, with the hashes of image, lung mask and infection mask."""
     return pd.DataFrame(
         [[row[0], *row[0].split("/")[:3], *row[1:]] for row in rows], columns=MANIFEST_COLUMNS
     )
 
 
-def test_what_became_of_each_image() -> None:
+def test_images_are_added_removed_moved_or_changed() -> None:
     train, val = "infection/Train/COVID-19", "infection/Val/COVID-19"
     before = manifest(
         (f"{train}/same", "a", "b", "c"),
@@ -43,14 +43,14 @@ def test_what_became_of_each_image() -> None:
     )
     difference = dataset_difference(before, after)
     assert difference == DatasetDifference(
-        added=[f"{val}/bare", f"{val}/came"],  # without its image nobody can say that it is the same
+        added=[f"{val}/bare", f"{val}/came"],  # without an image, it cannot be recognised as moved
         removed=[f"{train}/bare", f"{train}/gone", f"{train}/twin2"],
         moved=[
             (f"{train}/away", f"{val}/away", ["lung mask"]),
             (f"{train}/twin1", f"{val}/twin", []),
         ],
         changed=[
-            (f"{train}/all", ["image", "lung mask is gone", "infection mask is new"]),
+            (f"{train}/all", ["image", "lung mask removed", "infection mask added"]),
             (f"{train}/mask", ["lung mask"]),
         ],
     )
@@ -68,7 +68,7 @@ COUNTS = ("before", "added", "removed", "moved in", "moved out", "changed", "aft
 def original(
     make_repository: Callable[[Path], Repository], tmp_path_factory: pytest.TempPathFactory
 ) -> Repository:
-    """One whose first commit has no data, and whose second has nine images."""
+    """A repository whose first commit has no data, and whose second has nine images."""
     repository = make_repository(tmp_path_factory.mktemp("original") / "repository")
     repository.set("data.source=phantom://9?size=64")
     repository.run("dvc", "repro", "download")
@@ -78,7 +78,7 @@ def original(
 
 @pytest.fixture
 def repository(original: Repository, tmp_path: Path) -> Repository:
-    """A copy of its own."""
+    """A copy of the repository for one test."""
     return Repository(Path(shutil.copytree(original.folder, tmp_path / "repository")))
 
 
@@ -98,15 +98,15 @@ def test_revisions_and_the_workspace(repository: Repository, kaggle_folder: Path
     assert told[0] == "data/raw: from HEAD to the workspace"
     assert told[-2].split() == ["all", "9", "0", "0", "0", "0", "1", "9"]
     assert told[-1] == f"changed  {image_id}: image"
-    repository.commit("one image is another's")
+    repository.commit("replace an image")
     assert diff(repository, "HEAD", "HEAD~1")[1:] == told[1:]
 
     shutil.rmtree(repository.folder / "data")
     line = diff(repository, "HEAD", fails=True)
-    assert line == ["error: data/raw/manifest.csv: not there; `dvc pull data/raw` or `dvc repro` brings it"]
+    assert line == ["error: data/raw/manifest.csv: not found; run `dvc pull data/raw` or `dvc repro`"]
 
 
-def test_what_is_not_there_is_one_line(repository: Repository) -> None:
+def test_missing_data_is_reported_in_one_line(repository: Repository) -> None:
     assert diff(repository, "nine", fails=True) == [
         f"error: revision: 'nine': no such branch, tag or commit in {repository.folder}"
     ]
@@ -118,10 +118,10 @@ def test_what_is_not_there_is_one_line(repository: Repository) -> None:
     assert diff(repository, "HEAD", fails=True) == [f"{missing}no DVC remote is set"]
     repository.run("dvc", "remote", "add", "--default", "store", str(repository.folder.parent / "store"))
     (line,) = diff(repository, "HEAD", fails=True)
-    assert line.startswith(f"{missing}the DVC remote store does not give it: ")
+    assert line.startswith(f"{missing}could not read it from the DVC remote store: ")
 
 
-def test_only_the_manifest_comes_from_a_remote_younger_than_the_revision(repository: Repository) -> None:
+def test_only_the_manifest_is_fetched_from_a_remote_added_after_the_revision(repository: Repository) -> None:
     store = repository.folder.parent / "store"
     repository.run("dvc", "remote", "add", "--default", "store", str(store))
     repository.run("dvc", "push", "download")
@@ -133,7 +133,7 @@ def test_only_the_manifest_comes_from_a_remote_younger_than_the_revision(reposit
     assert diff(repository, "HEAD~1") == ["data/raw: the same 9 images in HEAD~1 and the workspace"]
 
 
-def test_who_reads_the_first_lines_alone_sees_no_fault(repository: Repository, tmp_path: Path) -> None:
+def test_a_reader_that_closes_the_pipe_early_causes_no_error(repository: Repository, tmp_path: Path) -> None:
     names = [f"infection/Train/COVID-19/covid_{number}" for number in range(20_000)]
     many = manifest(*((name, name, "lung", "infection") for name in names))
     path = repository.folder / "data" / "raw" / "manifest.csv"

@@ -1,6 +1,6 @@
-"""What goes wrong on a real machine, done on purpose to a real server, worker, git and DVC.
+"""Faults of a real machine, injected into a real server, worker, git and DVC.
 
-The tests of one serving take up where the one before left it.
+The tests of a class build on each other.
 """
 
 import os
@@ -27,7 +27,7 @@ from tests.helpers import Repository, cut_power, eventually
 SMALL = {"experiments": ["report1_bce"], "publish": "nowhere"}
 TRAIN = "train@report1_bce-seed0"
 
-#: What the first run leaves in the DVC cache for all others.
+#: The stages that the first run leaves in the DVC cache for all others.
 BEFORE_TRAINING = ("download", "preprocess@32", "audit", "baselines@infection")
 
 
@@ -43,7 +43,7 @@ def kill(process: psutil.Process) -> None:
 
 
 class TestInOrder:
-    def test_of_two_runs_at_once_one_waits_for_the_other(self, served: Served) -> None:
+    def test_the_second_of_two_runs_waits_for_the_first(self, served: Served) -> None:
         runs = [served.submit(**SMALL).id for _ in range(2)]
         eventually(
             "one waits",
@@ -59,16 +59,16 @@ class TestInOrder:
         served.training(run.id)
         began = time.monotonic()
         served.cancel(run.id)
-        eventually("nothing trains", lambda: not served.working_for(run.id, "tasks.train"), patience=10)
+        eventually("nothing trains", lambda: not served.working_for(run.id, "tasks.train"), timeout=10)
         print(f"the training ended {time.monotonic() - began:.1f} s after the cancel")
         ended = served.finished(run.id)
         print(f"the run was Cancelled {time.monotonic() - began:.1f} s after it")
         assert ended.state_name == "Cancelled"
-        eventually("no process is left", lambda: not served.working_for(run.id), patience=10)
+        eventually("no process is left", lambda: not served.working_for(run.id), timeout=10)
         assert left_nothing(served)
         assert served.slots_taken() == 0
 
-    def test_a_training_that_the_system_kills_is_tried_again(self, served: Served) -> None:
+    def test_a_training_that_the_system_kills_is_retried(self, served: Served) -> None:
         run = served.submit(epochs=60, **SMALL)
         checkpoints = served.repository.folder / ".dvc/tmp/checkpoints"
         eventually("it has saved", lambda: list(checkpoints.glob("*.pt")))
@@ -80,7 +80,7 @@ class TestInOrder:
         assert re.search(r"goes on after epoch \d+, step", served.logs(run.id))
 
     @pytest.mark.soak
-    def test_where_the_worker_is_killed_all_ends_and_says_why(self, served: Served) -> None:
+    def test_if_the_worker_is_killed_everything_ends_with_an_error(self, served: Served) -> None:
         run = served.submit(epochs=5000, **SMALL)
         served.training(run.id)
         began = time.monotonic()
@@ -88,7 +88,7 @@ class TestInOrder:
         assert served.process.wait(40) == 1
         print(f"ended {time.monotonic() - began:.1f} s after the worker")
         log = served.repository.folder / "runs" / ".logs" / "worker.log"
-        assert served.said().splitlines()[-1] == f"error: the worker ended; {log} may say why"
+        assert served.said().splitlines()[-1] == f"error: the worker ended unexpectedly; see {log}"
         assert served.processes() == []
         assert left_nothing(served)
 
@@ -96,13 +96,13 @@ class TestInOrder:
         assert served.run(run.id).state_name == "Crashed"
         assert served.slots_taken() == 0
 
-    def test_after_a_power_cut_nothing_is_left_and_finished_stages_are_reused(self, served: Served) -> None:
-        within(served, seconds=75)  # as a user may set it: two heartbeats and a half
+    def test_after_a_power_cut_leftovers_are_removed_and_results_reused(self, served: Served) -> None:
+        within(served, seconds=75)  # a user may set this: two and a half heartbeats
         run = served.submit(epochs=40, **SMALL)
         training = served.training(run.id)
         orphans = [training, psutil.Process(training.ppid())]
         for orphan in orphans:
-            orphan.suspend()  # or it might end by itself
+            orphan.suspend()  # or it might end on its own
         next_run = served.submit(**SMALL)
         served.becomes("AwaitingConcurrencySlot", next_run.id)
         cut_power(lambda: set(served.processes()) - set(orphans))
@@ -124,7 +124,7 @@ class TestInOrder:
         )
 
     @pytest.mark.soak
-    def test_a_run_of_which_nothing_is_heard_crashes_by_itself(self, served: Served) -> None:
+    def test_a_run_without_heartbeats_is_marked_as_crashed(self, served: Served) -> None:
         run = served.submit(epochs=5000, **SMALL)
         served.training(run.id)
         waiting = served.submit(**SMALL)
@@ -136,17 +136,17 @@ class TestInOrder:
         assert state and state.name == "Running", state
         crashed = served.becomes("Crashed", run.id)
         print(f"Crashed {time.monotonic() - began:.0f} s after the kill")
-        assert crashed.state and "Nothing was heard of it" in (crashed.state.message or "")
+        assert crashed.state and "No heartbeat for" in (crashed.state.message or "")
         assert served.slots_taken() == 0
 
         served.start()
-        assert not server.is_running()  # a new one that ends with the rest
+        assert not server.is_running()  # replaced by a new server
         assert served.finished(waiting.id).state_name == "Completed"
         assert left_nothing(served)
 
 
 def within(served: Served, seconds: float) -> None:
-    """Edit the automation, as its page in the UI does."""
+    """Edit the automation, as on its page in the UI."""
     client = served.client._client
     (automation,) = client.post("/automations/filter", json={}).json()
     changed = automation | {"trigger": automation["trigger"] | {"within": seconds}}
@@ -155,7 +155,7 @@ def within(served: Served, seconds: float) -> None:
 
 
 @pytest.mark.soak
-def test_a_run_survives_its_server_being_away(
+def test_a_run_survives_an_outage_of_its_server(
     make_prepared_repository: Callable[[Path], Repository], make_home: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     home = make_home(tmp_path / "prefect")
@@ -176,7 +176,7 @@ def test_a_run_survives_its_server_being_away(
         server.kill()
 
 
-def test_two_stages_of_one_checkout_run_side_by_side(
+def test_two_stages_of_one_checkout_run_in_parallel(
     make_repository: Callable[[Path], Repository], tmp_path: Path
 ) -> None:
     runner = StageRunner(make_repository(tmp_path / "repository").folder)
@@ -203,7 +203,7 @@ def test_two_stages_of_one_checkout_run_side_by_side(
     assert run(*trainings) == [Outcome.CACHED, Outcome.CACHED]
 
 
-#: Takes a unit of two, again and again, and makes a file of its name, which must not be there.
+#: Repeatedly acquires one of two units and creates a file with its name, which must not exist yet.
 HOLDER = """
 import os, sys, time
 from pathlib import Path
@@ -212,7 +212,7 @@ import flows.engine.slots
 flows.engine.slots.POLL = 0.01
 slots = Slots(["one", "two"], 1, lambda units: {"UNIT": units[0]})
 for _ in range(int(sys.argv[1])):
-    with slots.take(lambda line: None) as slot:
+    with slots.acquire(lambda line: None) as slot:
         held = Path(slot.variables["UNIT"])
         held.touch(exist_ok=False)
         print(held, flush=True)
@@ -242,13 +242,13 @@ class TestSlots:
             process.kill()
             process.communicate()
 
-    def test_no_unit_is_held_twice(self, holder: Callable[..., "subprocess.Popen[str]"]) -> None:
+    def test_no_unit_is_used_twice_at_a_time(self, holder: Callable[..., "subprocess.Popen[str]"]) -> None:
         processes = [holder(40, 0.02) for _ in range(4)]
         said = [process.communicate(timeout=60)[0] for process in processes]
         assert [process.returncode for process in processes] == [0] * 4
         assert {line for lines in said for line in lines.split()} == {"one", "two"}
 
-    def test_a_holder_that_is_killed_lets_its_unit_go(
+    def test_a_killed_process_releases_its_unit(
         self,
         holder: Callable[..., "subprocess.Popen[str]"],
         tmp_path: Path,
@@ -264,6 +264,6 @@ class TestSlots:
             waited.append(line)
             process.send_signal(signal.SIGKILL)
 
-        with slots.take(let_go) as slot:
+        with slots.acquire(let_go) as slot:
             assert slot.variables == {"UNIT": "one"}
-        assert waited == ["waiting: other runs on this machine hold one"]
+        assert waited == ["waiting for a free slot: other runs on this machine use one"]

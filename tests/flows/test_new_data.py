@@ -1,4 +1,4 @@
-"""A run that looks for new data. Each test takes up where the one before left repository and source."""
+"""Runs that look for new data. The tests build on each other."""
 
 import re
 from pathlib import Path
@@ -30,7 +30,7 @@ def repository(
     finished_repository: Repository,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Repository:
-    """One that was trained on the source, and says so in its main branch."""
+    """A repository that was trained on the source, with the results on its main branch."""
     one = with_changes(tiny_params_text, {}, ["report1_bce"])
     repository = make_repository_of(one)(tmp_path_factory.mktemp("data"))
     with_cache_of(finished_repository, repository)  # of the same images
@@ -40,14 +40,14 @@ def repository(
     return repository
 
 
-def test_where_nothing_is_new_nothing_runs(repository: Repository) -> None:
+def test_without_new_data_nothing_runs(repository: Repository) -> None:
     output = retrain(repository, "--name", "quiet", "--look-for-new-data")
     assert "'look for new data' - unchanged: 135 files" in output
     assert set(finished(output).values()) == {"Cached", "Completed"}
     assert output.splitlines()[-1] == "nothing changed since HEAD; nothing published"
 
 
-def test_only_what_changed_is_fetched(repository: Repository, source: Path) -> None:
+def test_only_changed_files_are_fetched(repository: Repository, source: Path) -> None:
     image = min(source.rglob("Train/COVID-19/images/*.png"))
     with Image.open(image) as before:
         ImageOps.invert(before).save(image)
@@ -60,12 +60,12 @@ def test_only_what_changed_is_fetched(repository: Repository, source: Path) -> N
     assert re.search(r"^\+  fingerprint: f[0-9a-f]{31}$", changed, re.MULTILINE)
 
 
-def test_the_week_after_nothing_is_new_since(repository: Repository) -> None:
+def test_a_second_look_finds_nothing_new(repository: Repository) -> None:
     output = retrain(repository, "--name", "later", "--look-for-new-data")
     assert output.splitlines()[-1].startswith("nothing changed since retrain/news; nothing published")
     assert set(finished(output).values()) == {"Cached", "Completed"}
 
 
-def test_without_looking_the_revision_has_its_own_data(repository: Repository) -> None:
+def test_without_looking_for_new_data_the_pinned_data_is_used(repository: Repository) -> None:
     output = retrain(repository, "--name", "own")
     assert output.splitlines()[-1] == "nothing changed since HEAD; nothing published"

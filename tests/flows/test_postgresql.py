@@ -1,4 +1,4 @@
-"""The same with PostgreSQL for the server's database instead of SQLite: one setting, as docs/ says."""
+"""PostgreSQL instead of SQLite as the server's database, by one setting as described in docs/."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ def database() -> Iterator[Database]:
 
 
 @pytest.mark.soak
-def test_a_run_is_in_postgresql_and_its_password_in_no_log(
+def test_a_run_is_stored_in_postgresql_and_no_log_contains_its_password(
     make_prepared_repository: Callable[[Path], Repository], tmp_path: Path, database: Database
 ) -> None:
     setting = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": database.url}
@@ -26,7 +26,8 @@ def test_a_run_is_in_postgresql_and_its_password_in_no_log(
     with serving(make_prepared_repository(tmp_path / "repository"), home, **setting) as served:
         run = served.submit(experiments=["report1_bce"])
         assert served.finished(run.id).state_name == "Completed"
-        # The server writes tasks into PostgreSQL in batches, so the last may come after their flow's end.
+        # The server writes task runs to PostgreSQL in batches, so the last may follow after the end of the
+        # flow.
         eventually("the last task is written", lambda: "publish" in served.tasks(run.id))
         stages = set(served.tasks(run.id))
     assert {"download", "train@report1_bce-seed0", "report"} <= stages

@@ -1,4 +1,4 @@
-"""What `cxr prune` removes and leaves, in a real repository with the results of two runs."""
+"""What `cxr prune` removes and keeps, in a real repository with the results of two runs."""
 
 import os
 import pty
@@ -18,7 +18,7 @@ from flows.repository.checkout import checked_out
 from flows.repository.git import commit, environment
 from tests.helpers import Repository
 
-#: Everything is old, and only the youngest result is kept.
+#: Everything counts as old, and only the latest result is kept.
 ALL_BUT_LAST = ("prune", "--keep", "0", "--keep-last", "1")
 
 
@@ -26,7 +26,7 @@ ALL_BUT_LAST = ("prune", "--keep", "0", "--keep-last", "1")
 def original(
     make_prepared_repository: Callable[[Path], Repository], tmp_path_factory: pytest.TempPathFactory
 ) -> Repository:
-    """One with the results `old`, for which a network was trained, and `kept`, which came from the cache."""
+    """A repository with the results `old`, from a trained network, and `kept`, from the DVC cache."""
     repository = make_prepared_repository(tmp_path_factory.mktemp("prune") / "repository")
     add_result(repository, "old", "alpha=0.4")
     add_result(repository, "kept", "alpha=0.5")
@@ -34,7 +34,7 @@ def original(
 
 
 def add_result(repository: Repository, name: str, assignment: str) -> None:
-    """Leave what a run leaves, without Prefect."""
+    """Create the result of a run, without Prefect."""
     repository.run("git", "checkout", "--quiet", "-b", f"retrain/{name}", "main")
     repository.set(assignment)
     commit(repository.folder, f"Params of {name}\n\n{TRAILER}: {name}", *RESULTS)
@@ -50,7 +50,7 @@ def add_result(repository: Repository, name: str, assignment: str) -> None:
 
 @pytest.fixture
 def repository(original: Repository, tmp_path: Path) -> Repository:
-    """A copy of its own."""
+    """A copy of the repository for one test."""
     return Repository(Path(shutil.copytree(original.folder, tmp_path / "repository", symlinks=True)))
 
 
@@ -66,24 +66,24 @@ def cached(repository: Repository) -> set[Path]:
     return {path for path in (repository.folder / ".dvc" / "cache").rglob("*") if path.is_file()}
 
 
-def repro_runs_nothing(repository: Repository) -> None:
+def assert_repro_runs_nothing(repository: Repository) -> None:
     assert "Running stage" not in repository.run("dvc", "repro")
     assert repository.run("git", "status", "--porcelain") == ""
 
 
-def test_without_a_terminal_it_only_says_what_it_would_remove(repository: Repository) -> None:
+def test_without_a_terminal_it_only_lists_what_it_would_remove(repository: Repository) -> None:
     before = branches(repository), reports(repository), cached(repository)
     told = repository.run("cxr", *ALL_BUT_LAST, "--dry-run").splitlines()
     assert told[:3] == ["to remove:", "      1 branches", told[2]] and told[2].startswith("      1 reports, ")
     assert "        retrain/old" in told and not any("kept" in line for line in told)
     *asked, refused = repository.run("cxr", *ALL_BUT_LAST, fails=True).splitlines()
     assert asked == told
-    assert refused == "error: nothing was removed: there is no terminal to ask on; pass --yes"
+    assert refused == "error: nothing was removed: no terminal to ask for confirmation; pass --yes"
     assert (branches(repository), reports(repository), cached(repository)) == before
-    assert repository.run("cxr", "prune") == "nothing to remove\n"  # all of it is younger than 30 days
+    assert repository.run("cxr", "prune") == "nothing to remove\n"  # everything is younger than 30 days
 
 
-def test_a_kept_result_is_restored_and_trains_nothing(repository: Repository) -> None:
+def test_a_kept_result_is_restored_without_training(repository: Repository) -> None:
     old = repository.run("git", "rev-parse", "retrain/old").strip()
     assert repository.run("cxr", *ALL_BUT_LAST, "--yes").endswith("removed\n")
     assert branches(repository) == {"main", "retrain/kept"}
@@ -95,16 +95,16 @@ def test_a_kept_result_is_restored_and_trains_nothing(repository: Repository) ->
     repository.run("git", "clean", "--quiet", "-ffdx", "--exclude=.dvc", "--exclude=runs")
     repository.run("git", "checkout", "--quiet", "--force", "retrain/kept")
     repository.run("dvc", "checkout")
-    repro_runs_nothing(repository)
+    assert_repro_runs_nothing(repository)
 
-    # Nor where only the run cache knows the result.
+    # The same if only the run cache has the result.
     repository.run("git", "clean", "--quiet", "-ffdx", "--exclude=.dvc", "--exclude=runs")
     (repository.folder / "dvc.lock").unlink()
     (repository.folder / "metrics.json").unlink()
-    repro_runs_nothing(repository)
+    assert_repro_runs_nothing(repository)
 
 
-def test_what_recent_runs_trained_is_kept_though_no_branch_has_it(repository: Repository) -> None:
+def test_stages_of_recent_runs_are_kept_even_if_no_branch_has_them(repository: Repository) -> None:
     repository.run("git", "branch", "--quiet", "--delete", "--force", "retrain/old")
     shutil.rmtree(repository.folder / "runs" / "old")
     before = cached(repository)
@@ -115,13 +115,13 @@ def test_what_recent_runs_trained_is_kept_though_no_branch_has_it(repository: Re
 
 
 def kept(repository: Repository) -> list[str]:
-    """What stays of the results and why, once the others are removed."""
+    """Remove old results, and return the lines about those that are kept."""
     plan = find(repository.folder, days=0, keep_last=0)
     remove(repository.folder, plan)
     return plan.kept
 
 
-def test_a_branch_that_is_checked_out_stays(repository: Repository, tmp_path: Path) -> None:
+def test_a_branch_that_is_checked_out_is_kept(repository: Repository, tmp_path: Path) -> None:
     repository.run("git", "checkout", "--quiet", "retrain/old")
     repository.run("git", "worktree", "add", "--quiet", str(tmp_path / "mine"), "retrain/kept")
     assert sorted(kept(repository)) == [
@@ -131,11 +131,11 @@ def test_a_branch_that_is_checked_out_stays(repository: Repository, tmp_path: Pa
     assert branches(repository) == {"main", "retrain/kept", "retrain/old"}
     assert reports(repository) == {"kept", "old"}
     repository.run("dvc", "checkout")
-    repro_runs_nothing(repository)
+    assert_repro_runs_nothing(repository)
 
 
 @pytest.mark.parametrize("how", ["commit", "amended code", "amended params"])
-def test_a_branch_with_the_users_own_commits_stays(repository: Repository, how: str) -> None:
+def test_a_branch_with_the_users_own_commits_is_kept(repository: Repository, how: str) -> None:
     repository.run("git", "checkout", "--quiet", "retrain/old")
     path = repository.folder / ("params.yaml" if how == "amended params" else "README.md")
     with path.open("a") as file:
@@ -149,13 +149,13 @@ def test_a_branch_with_the_users_own_commits_stays(repository: Repository, how: 
     assert reports(repository) == {"old"}
 
 
-def test_a_branch_that_no_run_made_stays(repository: Repository) -> None:
+def test_a_branch_that_no_run_made_is_kept(repository: Repository) -> None:
     repository.run("git", "branch", "retrain/mine", "main")
     assert kept(repository) == ["retrain/mine: it has commits that no run made"]
     assert branches(repository) == {"main", "retrain/mine"}
 
 
-def test_a_terminal_is_asked(repository: Repository) -> None:
+def test_in_a_terminal_it_asks_for_confirmation(repository: Repository) -> None:
     for answer, removed in (("", False), ("n\n", False), ("y\n", True)):
         screen, terminal = pty.openpty()
         with os.fdopen(screen, "wb", buffering=0) as keyboard:
@@ -173,18 +173,18 @@ def test_a_terminal_is_asked(repository: Repository) -> None:
         assert ("retrain/old" not in branches(repository)) == removed
 
 
-def test_what_a_tag_and_a_merge_refer_to_stays(repository: Repository) -> None:
+def test_data_of_tags_and_merged_commits_is_kept(repository: Repository) -> None:
     repository.run("git", "tag", "best", "retrain/old")
     repository.run("git", "merge", "--quiet", "--strategy=ours", "--no-edit", "retrain/kept")
     assert kept(repository) == []
     assert branches(repository) == {"main"}
-    for revision in ("best", "main^2"):  # the second is in no file of main
+    for revision in ("best", "main^2"):  # no file on main refers to the second
         repository.run("git", "checkout", "--quiet", "--force", revision)
         repository.run("dvc", "checkout")
-        repro_runs_nothing(repository)
+        assert_repro_runs_nothing(repository)
 
 
-def test_what_is_stashed_stays(repository: Repository) -> None:
+def test_data_of_stashes_is_kept(repository: Repository) -> None:
     repository.run("git", "checkout", "retrain/old", "--", *RESULTS)
     repository.run("git", "stash", "--quiet")
     (repository.folder / "README.md").write_text("stashed later")
@@ -195,16 +195,16 @@ def test_what_is_stashed_stays(repository: Repository) -> None:
     assert "Running stage" not in repository.run("dvc", "repro")
 
 
-def test_a_running_run_keeps_its_checkout_and_the_cache(repository: Repository) -> None:
+def test_during_a_run_its_checkout_and_the_cache_are_kept(repository: Repository) -> None:
     before = cached(repository)
     with checked_out(repository.folder, "retrain/old", "running", "id") as checkout:
-        assert kept(repository) == ["checkpoints and the DVC cache: a run is running"]
+        assert kept(repository) == ["checkpoints and the DVC cache: a run is in progress"]
         assert branches(repository) == {"main"}
         assert (checkout / "params.yaml").exists()
         assert cached(repository) == before
 
 
-def test_what_a_killed_run_has_left_goes(repository: Repository) -> None:
+def test_leftovers_of_a_killed_run_are_removed(repository: Repository) -> None:
     checkpoints = repository.folder / ".dvc" / "tmp" / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     for name in (f"unet-1-{16 * 'a'}.pt", f"unet-2-{16 * 'b'}.pt", "my-own.pt"):
@@ -224,7 +224,7 @@ def test_what_a_killed_run_has_left_goes(repository: Repository) -> None:
         process.kill()
     told = repository.run("cxr", "prune", "--yes")
     assert "      1 checkouts of runs that were killed, " in told
-    assert "      1 checkpoints of trainings that nobody continued, 1 KB\n" in told
+    assert "      1 checkpoints of unfinished trainings, 1 KB\n" in told
     assert list((repository.folder / "runs" / ".checkouts").iterdir()) == []
     assert {path.name for path in checkpoints.iterdir()} == {"my-own.pt", f"unet-2-{16 * 'b'}.pt"}
 
@@ -234,14 +234,12 @@ def test_a_cache_outside_the_repository_is_left_alone(repository: Repository, tm
     (repository.folder / ".dvc" / "cache").rename(shared)
     repository.run("dvc", "cache", "dir", "--local", str(shared))
     before = set(shared.rglob("*"))
-    assert kept(repository) == [
-        f"the DVC cache {shared}: it is outside the repository, and others may use it"
-    ]
+    assert kept(repository) == [f"the DVC cache {shared}: it is outside the repository, so others may use it"]
     assert branches(repository) == {"main"}
     assert set(shared.rglob("*")) == before
 
 
-def test_a_prune_that_is_killed_leaves_a_sound_repository(repository: Repository) -> None:
+def test_a_killed_prune_leaves_a_valid_repository(repository: Repository) -> None:
     folder = repository.folder / ".dvc" / "cache" / "files" / "md5" / "00"
     folder.mkdir(exist_ok=True)
     for number in range(5_000):
@@ -259,7 +257,7 @@ def test_a_prune_that_is_killed_leaves_a_sound_repository(repository: Repository
     assert branches(repository) == {"main", "retrain/kept"}
     repository.run("git", "checkout", "--quiet", "retrain/kept")
     repository.run("dvc", "checkout")
-    repro_runs_nothing(repository)
+    assert_repro_runs_nothing(repository)
     assert repository.run("cxr", *ALL_BUT_LAST, "--yes").endswith("removed\n")
     assert not list(folder.glob(25 * "0" + "*"))
     assert repository.run("cxr", *ALL_BUT_LAST, "--yes") == "nothing to remove\n"

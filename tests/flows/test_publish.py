@@ -1,4 +1,4 @@
-"""What a run publishes, to remotes that are real repositories and a real DVC store."""
+"""Publishing of runs to real git repositories and a real DVC remote."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +10,10 @@ from prefect.logging import disable_run_logger
 
 from flows.publish import (
     as_name,
-    check_here,
+    check_local_branches,
     check_origin,
+    local_names,
     make_branch,
-    names_here,
     published_already,
     push,
     rename,
@@ -31,9 +31,9 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 def repository(
     make_prepared_repository: Callable[[Path], Repository], tmp_path_factory: pytest.TempPathFactory
 ) -> Repository:
-    """One with an origin, and a DVC remote whose address is relative and known to this machine alone.
+    """A repository with an origin, and a DVC remote with a relative URL that only this machine knows.
 
-    Its user signs commits and pushes, with a key that is locked.
+    Its user signs commits and pushes with a locked key.
     """
     folder = tmp_path_factory.mktemp("remotes")
     repository = make_prepared_repository(folder / "repository")
@@ -69,12 +69,12 @@ def metrics(repository: Repository, branch: str) -> str:
     return repository.run("git", "show", f"{branch}:metrics.json")
 
 
-def test_a_name_that_is_taken_here_or_at_origin_gets_a_number_everywhere(repository: Repository) -> None:
+def test_a_name_taken_here_or_at_origin_gets_a_number_everywhere(repository: Repository) -> None:
     before = {name: repository.read(f"runs/shared/{name}") for name in ("metrics.json", "index.html")}
-    # Somebody else's, which nobody has fetched.
+    # A branch that another machine has pushed and this repository has not fetched.
     repository.run("git", "push", "--quiet", "--no-signed", "../origin", "main:refs/heads/retrain/shared-2")
     output = retrain(repository, "--name", "shared", "--set", "alpha=0.9", "--publish", "remotes")
-    assert "the name shared is taken: this run is shared-3" in output
+    assert "the name shared is taken; this run is called shared-3" in output
     assert "retrain/shared-3 pushed to origin" in output
     assert f"report:  {repository.folder}/runs/shared-3/index.html" in output
     assert repository.run("git", "log", "-1", "--format=%s", "retrain/shared-3").startswith(
@@ -86,7 +86,7 @@ def test_a_name_that_is_taken_here_or_at_origin_gets_a_number_everywhere(reposit
     assert metrics(repository, "retrain/shared-3") != before["metrics.json"]
 
 
-def test_an_origin_that_refuses_fails_the_run_and_keeps_the_branch_for_the_next(
+def test_if_origin_refuses_the_push_the_run_fails_and_the_next_run_pushes_its_branch(
     repository: Repository,
 ) -> None:
     asked = ("--set", "report.figures=[1]", "--publish", "remotes")
@@ -139,7 +139,7 @@ def pair(tmp_path: Path) -> Pair:
     return Pair(folder, origin, *commits)
 
 
-def test_branches_tags_reports_and_what_was_fetched_take_names(pair: Pair) -> None:
+def test_names_of_branches_tags_reports_and_fetched_branches_are_taken(pair: Pair) -> None:
     pair.run("git", "branch", "retrain/here")
     pair.run("git", "branch", "retrain/below/it")
     pair.run("git", "tag", "retrain/tag")
@@ -147,10 +147,10 @@ def test_branches_tags_reports_and_what_was_fetched_take_names(pair: Pair) -> No
     pair.run("git", "fetch", "--quiet")
     pair.run("git", "branch", "retrained")
     (pair.folder / "runs" / "report").mkdir(parents=True)
-    assert names_here(pair.folder) == {"here", "below", "tag", "fetched", "report"}
+    assert local_names(pair.folder) == {"here", "below", "tag", "fetched", "report"}
 
 
-def test_a_tag_of_the_name_is_not_taken_for_the_branch(pair: Pair) -> None:
+def test_a_tag_is_not_confused_with_a_branch_of_the_same_name(pair: Pair) -> None:
     for name in ("params.yaml", "dvc.lock", "metrics.json"):
         (pair.folder / name).write_text("results")
     Repository(pair.folder).commit("results")
@@ -161,53 +161,53 @@ def test_a_tag_of_the_name_is_not_taken_for_the_branch(pair: Pair) -> None:
 
 
 def test_a_branch_named_retrain_is_refused(pair: Pair) -> None:
-    check_here(pair.folder)
+    check_local_branches(pair.folder)
     pair.run("git", "branch", "retrain")
     with pytest.raises(InputError, match=r"has a branch 'retrain', .*: git branch --move retrain OTHER$"):
-        check_here(pair.folder)
+        check_local_branches(pair.folder)
 
 
-def look(pair: Pair) -> set[str]:
+def taken_at_origin(pair: Pair) -> set[str]:
     return check_origin(pair.folder, pair.second, "run", print)
 
 
-def test_origin_is_asked_for_its_names_and_not_changed(pair: Pair) -> None:
+def test_checking_origin_returns_its_names_and_changes_nothing(pair: Pair) -> None:
     pair.run("git", "push", "--quiet", "origin", "main:refs/heads/retrain/there")
     before = pair.run("git", "ls-remote")
-    assert look(pair) == {"there"}
+    assert taken_at_origin(pair) == {"there"}
     assert pair.run("git", "ls-remote") == before
 
 
 def test_a_branch_named_retrain_at_origin_is_refused(pair: Pair) -> None:
     pair.run("git", "push", "--quiet", "origin", "main:refs/heads/retrain")
     with pytest.raises(InputError) as refused:
-        look(pair)
+        taken_at_origin(pair)
     assert str(refused.value) == (
-        "publish: origin has a branch 'retrain', so git can make no retrain/NAME; "
+        "publish: origin has a branch 'retrain', so retrain/NAME is impossible; "
         "rename it: git push origin origin/retrain:refs/heads/OTHER :retrain"
     )
-    # What the line says to do.
+    # The command from the message.
     pair.run("git", "fetch", "--quiet")
     pair.run("git", "push", "--quiet", "origin", "origin/retrain:refs/heads/OTHER", ":retrain")
-    assert look(pair) == set()
+    assert taken_at_origin(pair) == set()
 
 
-@pytest.mark.parametrize("only", [["--push"], []], ids=["may not be pushed to", "does not answer"])
-def test_an_origin_that_would_take_nothing_is_refused(
+@pytest.mark.parametrize("only", [["--push"], []], ids=["refuses pushes", "does not answer"])
+def test_an_origin_that_cannot_be_pushed_to_is_refused(
     pair: Pair, only: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flows.publish.DELAYS", ())
     address = "https://user:secret@127.0.0.1:9/nothing.git"
     pair.run("git", "remote", "set-url", *only, "origin", address)
     with pytest.raises(InputError) as refused:
-        look(pair)
+        taken_at_origin(pair)
     line = str(refused.value)
-    assert line.startswith("publish: nothing can be pushed to origin: git push: fatal: unable to access ")
-    assert line.endswith("; `here` needs no origin")
+    assert line.startswith("publish: cannot push to origin: git push: fatal: unable to access ")
+    assert line.endswith("; `here` does not need origin")
     assert "secret" not in line and "\n" not in line
 
 
-def test_of_two_parents_that_chose_a_name_the_second_to_push_takes_the_next(pair: Pair) -> None:
+def test_if_two_runs_chose_the_same_name_the_second_to_push_is_renamed(pair: Pair) -> None:
     pair.run("git", "branch", "retrain/x-2")  # not pushed
     pair.run("git", "push", "--quiet", "origin", "main:refs/heads/retrain/x-3")
     pair.run("git", "push", "--quiet", "origin", "main:refs/heads/retrain/x")
@@ -226,9 +226,7 @@ def test_of_two_parents_that_chose_a_name_the_second_to_push_takes_the_next(pair
     assert push(pair.folder, pair.folder, "retrain/x-4", print) == "retrain/x-4"
 
 
-def test_an_origin_that_stalls_is_not_waited_for_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_at_a_stalled_origin_time_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = Repository(tmp_path)
     repository.run("git", "init", "--quiet")
     repository.run("git", "remote", "add", "origin", "ssh://somebody@nowhere/repository")
@@ -236,12 +234,12 @@ def test_an_origin_that_stalls_is_not_waited_for_for_ever(
     stalled.write_text("#!/bin/sh\nexec sleep 30\n")
     stalled.chmod(0o755)
     monkeypatch.setenv("GIT_SSH", str(stalled))
-    monkeypatch.setattr("flows.repository.refs.ORIGIN_PATIENCE", 0.5)
-    with pytest.raises(GitError, match=r"^git ls-remote: no end within 0\.5 s$"):
+    monkeypatch.setattr("flows.repository.refs.ORIGIN_TIMEOUT", 0.5)
+    with pytest.raises(GitError, match=r"^git ls-remote: no result within 0\.5 s$"):
         sent_commits(tmp_path)
 
 
-def test_what_the_ui_can_not_show_fails_no_run() -> None:
+def test_a_failed_artifact_does_not_fail_the_run() -> None:
     def refused() -> None:
         raise httpx.HTTPError("413 Payload Too Large")
 
@@ -251,7 +249,7 @@ def test_what_the_ui_can_not_show_fails_no_run() -> None:
     assert shown == ["the next"]
 
 
-def test_a_name_becomes_a_branch() -> None:
+def test_names_are_made_valid_for_branches() -> None:
     assert as_name("amber-fox") == "amber-fox"
     assert as_name("alpha 0.3 / try") == "alpha-0.3---try"
     assert as_name("../../etc") == "etc"
@@ -262,7 +260,7 @@ def test_a_name_becomes_a_branch() -> None:
     assert len(as_name("a long name, " * 50)) <= 100
 
 
-def test_a_taken_name_is_numbered_and_the_same_results_are_found(tmp_path: Path) -> None:
+def test_a_taken_name_is_numbered_and_equal_results_are_found(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     repository.run("git", "init", "--quiet", "--initial-branch=main")
     repository.run("git", "config", "user.name", "Tester")

@@ -1,4 +1,4 @@
-"""The flow as its users run it: a real repository, a real Prefect server, real DVC."""
+"""The flow as its users run it, with a real repository, Prefect server and DVC."""
 
 import json
 import os
@@ -32,16 +32,16 @@ def repository(
 
 
 class TestInOrder:
-    """Each of these takes up where the one before left the repository."""
+    """The tests build on each other."""
 
-    def test_runs_every_stage_and_commits_what_came_out(self, repository: Repository) -> None:
+    def test_runs_every_stage_and_commits_the_results(self, repository: Repository) -> None:
         (repository.folder / "notes.txt").write_text("the user's own")
         with (repository.folder / "README.md").open("a") as readme:
             readme.write("an uncommitted word\n")
         before = repository.run("git", "status", "--porcelain")
         output = retrain(repository, "--name", "first", "--set", "alpha=0.4")
 
-        assert "not part of this run, since not committed: README.md" in output
+        assert "ignoring uncommitted changes in README.md" in output
         states = finished(output)
         assert states.keys() == set(repository.run("dvc", "stage", "list", "--name-only").split())
         assert set(states.values()) == {"Completed"}
@@ -60,9 +60,9 @@ class TestInOrder:
         assert message.startswith("Retrain first: alpha=0.4\n\nStarted from ")
         iou = json.loads(committed)["report1_bce"]["infection"]["covid"]["iou"]
         assert f"report1_bce, infection on COVID-19 Test images: IoU {iou:.4f}" in message
-        marks = "--format=%(trailers:key=Retrain-Run,valueonly)"  # what `cxr prune` knows them by
+        marks = "--format=%(trailers:key=Retrain-Run,valueonly)"  # by which `cxr prune` identifies them
         assert repository.run("git", "log", marks, "main..retrain/first").split() == ["first", "first"]
-        # The params were committed before anything ran, the results after.
+        # The params were committed before anything ran, the results afterwards.
         changes = repository.run("git", "log", "--name-only", "--format=> %s", "main..retrain/first").split(
             "\n"
         )
@@ -87,7 +87,7 @@ class TestInOrder:
         same = {stage for stage in others if ours[stage] == others[stage]}
         assert same == others.keys() - of_alpha
 
-    def test_again_nothing_has_changed_and_nothing_is_published(self, repository: Repository) -> None:
+    def test_a_repeated_run_changes_and_publishes_nothing(self, repository: Repository) -> None:
         output = retrain(repository, "--name", "again", "--set", "alpha=0.4", "--publish", "nowhere")
         stages = repository.run("dvc", "stage", "list", "--name-only").split()
         assert finished(output) == dict.fromkeys(stages, "Cached")
@@ -97,24 +97,24 @@ class TestInOrder:
         assert not repository.run("git", "branch", "--list", "retrain/again")
         assert not (repository.folder / "runs" / "again").exists()
 
-    def test_a_run_that_would_repeat_another_starts_nothing(self, repository: Repository) -> None:
+    def test_a_run_that_would_repeat_another_is_not_started(self, repository: Repository) -> None:
         def report(*arguments: str) -> str:
             warning, told = retrain(repository, "--name", "again", *arguments).splitlines()
-            assert warning == "not part of this run, since not committed: README.md"
+            assert warning == "ignoring uncommitted changes in README.md"
             assert told.startswith("nothing changed since retrain/first; nothing to do; report: ")
             return Path(told.partition("report: ")[2]).read_text(encoding="utf-8")
 
         assert "report1_bce_iou" in report("--set", "alpha=0.4")
         assert "report1_bce_iou" in report("--experiments", "all", "--set", "alpha=0.4")
 
-    def test_a_report_that_was_deleted_is_back(self, repository: Repository) -> None:
+    def test_a_deleted_report_is_restored(self, repository: Repository) -> None:
         shutil.rmtree(repository.folder / "runs" / "first")
         output = retrain(repository, "--name", "again", "--set", "alpha=0.4")
         assert set(finished(output).values()) == {"Cached"}
         assert (repository.folder / "runs" / "first" / "index.html").is_file()
         assert not (repository.folder / "runs" / "again").exists()
 
-    def test_dvc_alone_makes_the_same_lock_from_the_same_cache(self, repository: Repository) -> None:
+    def test_dvc_repro_writes_the_same_lock_from_the_same_cache(self, repository: Repository) -> None:
         repository.run("git", "checkout", "--quiet", "README.md")
         repository.set("alpha=0.4")
         output = repository.run("dvc", "repro")
@@ -132,7 +132,7 @@ class TestInOrder:
         change = json.loads(text)["metrics.json"]["report1_bce_iou.infection.covid.mae"]["diff"]
         assert f" ({change:+.4f})" in message
 
-    def test_a_failing_stage_fails_the_flow_with_its_own_last_lines(self, repository: Repository) -> None:
+    def test_a_failed_stage_fails_the_flow_with_its_last_lines(self, repository: Repository) -> None:
         output = retrain(repository, "--name", "bad", "--set", "data.source=data/nothing.zip", fails=True)
         assert finished(output)["download"] == "Failed"
         assert "train@report1_bce-seed0" not in finished(output)
@@ -145,7 +145,7 @@ class TestInOrder:
 
 
 def progress_bars() -> dict[str, float]:
-    """The percentages of the server's progress artifacts that belong to task runs, by what they show."""
+    """Return the percentages of the task runs' progress artifacts, by their description."""
     with closing(User(os.environ["PREFECT_API_URL"])) as user:
         asked = {"artifacts": {"type": {"any_": ["progress"]}}}
         found = user.client._client.post("/artifacts/filter", json=asked).json()
@@ -153,13 +153,13 @@ def progress_bars() -> dict[str, float]:
 
 
 def results(lock: str) -> dict[str, dict[str, str]]:
-    """The hashes of all that each stage of a dvc.lock made."""
+    """Return the hashes of the outputs of each stage in a dvc.lock."""
     stages = YAML(typ="safe").load(lock)["stages"]
     return {name: {out["path"]: out["md5"] for out in stage["outs"]} for name, stage in stages.items()}
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_flow_ends_its_trainings_and_leaves_nothing(
+def test_a_stopped_flow_ends_its_trainings_and_leaves_nothing_behind(
     repository: Repository, how: signal.Signals
 ) -> None:
     command = ["cxr", "retrain", "--name", "stopped", "--set", "epochs=5000"]
@@ -170,7 +170,7 @@ def test_a_stopped_flow_ends_its_trainings_and_leaves_nothing(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # Where the tests run in the background, INT is ignored, and would be by all that they start.
+        # Tests in the background ignore SIGINT, and their child processes would inherit that.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as flow:
         assert flow.stdout is not None
@@ -191,7 +191,7 @@ def test_a_stopped_flow_ends_its_trainings_and_leaves_nothing(
     assert list((repository.folder / "runs" / ".checkouts").iterdir()) == []
 
 
-def test_a_preset_is_a_word_or_a_path_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preset_is_given_by_name_or_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "presets").mkdir()
     monkeypatch.chdir(tmp_path)
     for named in ("laptop", "presets/laptop.yaml", f"{tmp_path}/presets/laptop.yaml"):
@@ -221,7 +221,7 @@ def test_a_preset_is_a_word_or_a_path_of_its_file(tmp_path: Path, monkeypatch: p
         (["--revision=--all"], "error: revision: '--all': no such branch, tag or commit"),
     ],
 )
-def test_bad_input_is_one_line(
+def test_invalid_input_is_reported_in_one_line(
     repository: Repository, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
 ) -> None:
     monkeypatch.chdir(repository.folder)
@@ -232,6 +232,6 @@ def test_bad_input_is_one_line(
     assert not repository.run("git", "branch", "--list", "retrain/params-*")
 
 
-def test_an_unknown_experiment_is_one_line(repository: Repository) -> None:
+def test_an_unknown_experiment_is_reported_in_one_line(repository: Repository) -> None:
     output = retrain(repository, "--experiments", "combined", fails=True)
     assert output == "error: experiments: 'combined' is not one of report1_bce, report1_bce_iou\n"

@@ -1,6 +1,6 @@
 """`cxr serve`, as `make serve` starts it.
 
-The tests of one serving take up where the one before left it.
+The tests of a class build on each other.
 """
 
 import signal
@@ -41,9 +41,7 @@ def schedules(served: Served) -> set[tuple[str | None, str, bool]]:
 
 
 class TestInOrder:
-    def test_the_deployment_is_there_with_its_schedule_off_and_one_run_at_a_time(
-        self, served: Served
-    ) -> None:
+    def test_the_deployment_has_an_inactive_schedule_and_runs_one_at_a_time(self, served: Served) -> None:
         deployment = served.client.read_deployment_by_name("retrain/retrain")
         assert schedules(served) == {WEEKLY}
         assert deployment.parameters == {"request": {"look_for_new_data": True}, "pools": {}}
@@ -51,7 +49,7 @@ class TestInOrder:
         assert deployment.concurrency_options
         assert deployment.concurrency_options.collision_strategy == ConcurrencyLimitStrategy.ENQUEUE
 
-    def test_the_form_knows_the_bounds_and_the_choices(self, served: Served) -> None:
+    def test_the_form_has_bounds_and_choices(self, served: Served) -> None:
         schema = served.client.read_deployment_by_name("retrain/retrain").parameter_openapi_schema
         assert schema
         fields = schema["definitions"]["RetrainRequest"]["properties"]
@@ -61,14 +59,14 @@ class TestInOrder:
         assert fields["experiments"]["items"]["enum"] == ["report1_bce", "report1_bce_iou"]
 
     @pytest.mark.parametrize("request_", [{"alpha": 2}, {"epochs": 0}, {"alhpa": 0.5}, {"publish": "moon"}])
-    def test_a_wrong_parameter_is_refused_when_it_is_sent(
+    def test_an_invalid_parameter_is_refused_on_submission(
         self, served: Served, request_: dict[str, object]
     ) -> None:
         with pytest.raises(PrefectHTTPStatusError) as refused:
             served.submit(**request_)
         assert refused.value.response.status_code in (409, 422)
 
-    def test_what_only_params_yaml_can_judge_fails_the_run_with_its_line(self, served: Served) -> None:
+    def test_an_error_found_by_the_schema_fails_the_run_with_its_message(self, served: Served) -> None:
         run = served.finished(served.submit(changes=["training.width=x"]).id)
         assert run.state and run.state.is_failed()
         assert run.state.message == (
@@ -79,7 +77,7 @@ class TestInOrder:
         assert served.checkouts() == []
         assert served.repository.run("git", "branch", "--format=%(refname:short)").split() == ["main"]
 
-    def test_a_browser_sees_reports_but_nothing_hidden(self, served: Served) -> None:
+    def test_browsers_can_open_reports_but_no_hidden_files(self, served: Served) -> None:
         report = served.repository.folder / "runs" / "some" / "index.html"
         report.parent.mkdir()
         report.write_text("a report")
@@ -100,7 +98,7 @@ class TestInOrder:
         ):
             assert asked(served.reports, path)[0] == 404, path
 
-    def test_the_pages_of_others_can_do_nothing(self, served: Served) -> None:
+    def test_pages_of_other_sites_are_refused(self, served: Served) -> None:
         ours = urlsplit(served.ui)
         foreign = {"Host": ours.netloc, "Origin": "https://elsewhere.example"}
         rebound = {
@@ -109,7 +107,7 @@ class TestInOrder:
         }
         for headers in (foreign, {"Host": ours.netloc, "Origin": "null"}, rebound):
             assert asked(served.ui, "/api/admin/version", headers=headers)[0] == 403
-            # A page may send that without asking first: it has no content type.
+            # Pages may send this without a CORS preflight, because it has no content type.
             assert asked(served.ui, "/api/flows/", "POST", '{"name": "foreign"}', headers)[0] == 403
             with pytest.raises(InvalidStatus):
                 open_websocket(served.ui, "/api/events/in", headers)
@@ -119,7 +117,7 @@ class TestInOrder:
         assert asked(served.reports, "/some/index.html", headers=rebound)[0] == 403
 
     @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
-    def test_its_own_pages_are_served_by_each_of_its_names(self, served: Served, name: str) -> None:
+    def test_its_own_pages_work_under_each_of_its_names(self, served: Served, name: str) -> None:
         host = f"{name}:{urlsplit(served.ui).port}"
         own = {"Host": host, "Origin": f"http://{host}", "Content-Type": "application/json"}
         assert '"api_url":"/api"' in asked(served.ui, "/ui-settings", headers=own)[1]
@@ -130,7 +128,7 @@ class TestInOrder:
         port = str(urlsplit(served.ui).port)
         assert refused(idle, PREFECT_SERVER_API_PORT=port) == taken(port)
 
-    def test_another_clones_deployment_is_left_alone(self, served: Served, idle: Served) -> None:
+    def test_the_deployment_of_another_clone_is_not_overwritten(self, served: Served, idle: Served) -> None:
         before = served.client.read_deployment_by_name("retrain/retrain")
         assert refused(idle, PREFECT_API_URL=f"{served.ui}/") == (
             f"error: the deployment retrain/retrain at {served.ui} belongs to the clone "
@@ -140,7 +138,7 @@ class TestInOrder:
         after = served.client.read_deployment_by_name("retrain/retrain")
         assert (after.updated, after.schedules) == (before.updated, before.schedules)
 
-    def test_clones_with_names_of_their_own_share_a_server(
+    def test_clones_with_different_names_share_a_server(
         self, served: Served, make_repository: Callable[[Path], Repository], tmp_path: Path
     ) -> None:
         repository = make_repository(tmp_path / "repository")
@@ -155,7 +153,7 @@ class TestInOrder:
         assert said[0] == f"revision: {commit!r}: no such branch, tag or commit in {served.repository.folder}"
         assert said[1].startswith("params.yaml with training.width=x: ")
 
-    def test_a_second_one_says_so_and_changes_nothing(self, served: Served) -> None:
+    def test_a_second_serve_reports_the_first_and_changes_nothing(self, served: Served) -> None:
         deployment = served.client.read_deployment_by_name("retrain/retrain")
         served.client._client.patch(
             f"/deployments/{deployment.id}/schedules/{deployment.schedules[0].id}", json={"active": True}
@@ -191,7 +189,7 @@ class TestInOrder:
             f"/deployments/{deployment.id}", json={"parameters": deployment.parameters}
         ).raise_for_status()
 
-    def test_ctrl_c_ends_it_with_the_run_that_it_has(self, served: Served) -> None:
+    def test_ctrl_c_ends_it_and_its_run(self, served: Served) -> None:
         run = served.submit(epochs=5000, publish="nowhere")
         served.training(run.id)
         served.stop(signal.SIGINT)
@@ -202,11 +200,11 @@ class TestInOrder:
         served.start()
         ended = served.run(run.id)
         assert ended.state and ended.state.is_crashed()
-        assert ended.state.message == "Ended with the worker. Retry takes up where it was."
+        assert ended.state.message == "Ended with its worker. A retry continues where the run stopped."
         assert served.slots_taken() == 0
         assert schedules(served) == {(*WEEKLY[:2], True), LEAP_DAY}
 
-    def test_a_service_manager_that_tells_all_processes_at_once_ends_it_as_well(self, served: Served) -> None:
+    def test_a_service_manager_that_signals_all_processes_at_once_ends_it_too(self, served: Served) -> None:
         run = served.submit(epochs=5000, publish="nowhere")
         served.training(run.id)
         family = psutil.Process(served.process.pid).children(recursive=True)
@@ -224,7 +222,7 @@ class TestInOrder:
 def asked(
     server: str, path: str, method: str = "GET", body: str | None = None, headers: dict[str, str] = NO_HEADERS
 ) -> tuple[int, str]:
-    """What a browser is told that sends a path just so."""
+    """Send a request with exactly this path, and return the status and body of the response."""
     with closing(HTTPConnection(urlsplit(server).netloc)) as connection:
         connection.request(method, path, body, headers)
         answer = connection.getresponse()
@@ -232,7 +230,7 @@ def asked(
 
 
 def open_websocket(server: str, path: str, headers: dict[str, str]) -> None:
-    """Open one as a browser does, and close it."""
+    """Open a websocket as a browser does, and close it."""
     address = urlsplit(server)
     with socket.create_connection((address.hostname, address.port)) as connection:
         origin = Origin(headers["Origin"])
@@ -246,13 +244,13 @@ def workers_online(served: Served) -> list[str]:
 
 @pytest.fixture(scope="module")
 def idle(make_repository: Callable[[Path], Repository], tmp_path_factory: pytest.TempPathFactory) -> Served:
-    """One that nobody has started."""
+    """A repository that is not served yet."""
     folder = tmp_path_factory.mktemp("idle")
     return Served(make_repository(folder / "repository"), folder / "prefect")
 
 
 def refused(idle: Served, **variables: str) -> str:
-    """The one line with which it does not start."""
+    """Start it, and return the line with which it refuses."""
     done = subprocess.run(
         idle.command,
         cwd=idle.repository.folder,
@@ -296,7 +294,7 @@ def taken(port: str) -> str:
 
 
 @pytest.mark.parametrize("stranger", [web_server, silent_server])
-def test_a_port_that_is_taken_is_one_line(
+def test_a_taken_port_is_reported_in_one_line(
     idle: Served, stranger: Callable[[], AbstractContextManager[int]]
 ) -> None:
     with stranger() as port:
@@ -304,16 +302,16 @@ def test_a_port_that_is_taken_is_one_line(
     assert line == taken(str(port))
 
 
-def test_a_port_for_reports_that_is_taken_is_one_line(idle: Served) -> None:
+def test_a_taken_port_for_reports_is_reported_in_one_line(idle: Served) -> None:
     with socket.create_server(("127.0.0.1", idle.reports_port)):
         line = refused(idle)
     assert line == (
         f"error: --reports-port {idle.reports_port}: Address already in use; "
-        "choose another, 0 takes any that is free\n"
+        "choose another port, or 0 for any free port\n"
     )
 
 
-def test_a_server_elsewhere_that_does_not_answer_is_one_line(idle: Served) -> None:
+def test_a_remote_server_that_does_not_answer_is_reported_in_one_line(idle: Served) -> None:
     (port,) = free_ports(1)
     api = f"http://127.0.0.2:{port}/api"
     line = f"error: no Prefect server answers at {api}: [Errno 111] Connection refused\n"

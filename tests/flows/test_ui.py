@@ -1,4 +1,4 @@
-"""The Prefect UI as its users see it: a real browser before the real server."""
+"""The Prefect UI as its users see it, with a real browser and a real server."""
 
 import json
 import re
@@ -10,12 +10,12 @@ from prefect.client.orchestration import SyncPrefectClient
 
 from tests.browser import CHROMIUM, Form, browsing, heading, open_artifact, open_tab
 from tests.flows.conftest import Served
-from tests.helpers import PATIENCE
+from tests.helpers import TIMEOUT
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
 
-#: Milliseconds within which anything of a run happens.
-RUN = 1000 * PATIENCE
+#: Timeout in milliseconds for anything that a run shows.
+RUN = 1000 * TIMEOUT
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +32,18 @@ def client(served: Served) -> Iterator[SyncPrefectClient]:
 
 @pytest.fixture(scope="module")
 def deployment(served: Served, client: SyncPrefectClient) -> str:
-    """The address of the deployment's page."""
+    """The URL of the deployment's page."""
     return f"{served.ui}/deployments/deployment/{client.read_deployment_by_name('retrain/retrain').id}"
 
 
 @pytest.fixture(scope="module")
 def runs() -> dict[str, str]:
-    """The addresses of the runs' pages, by what they are here for."""
+    """The URLs of the runs' pages, by a name for each run."""
     return {}
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
-def test_the_deployment_has_a_schedule_that_is_off_and_runs_one_at_a_time(
+def test_the_deployment_has_an_inactive_schedule_and_runs_one_at_a_time(
     page: Page, deployment: str, name: str
 ) -> None:
     page.goto(deployment.replace("127.0.0.1", name))
@@ -54,16 +54,16 @@ def test_the_deployment_has_a_schedule_that_is_off_and_runs_one_at_a_time(
     )
 
 
-def test_the_form_offers_what_there_is_and_says_what_it_means(page: Page, deployment: str) -> None:
+def test_the_form_offers_choices_with_descriptions(page: Page, deployment: str) -> None:
     form = Form(page, deployment)
     assert form.choices("Preset") == ["demo", "laptop"]
     assert form.choices("Experiments") == ["report1_bce", "report1_bce_iou"]
     assert form.choices("Publish") == ["remotes", "here", "nowhere"]
     expect(form.field("Alpha")).to_contain_text("Weight of BCE in combined losses, from 0 to 1.")
-    expect(form.field("Preset")).to_contain_text("replace those of params.yaml")
+    expect(form.field("Preset")).to_contain_text("override params.yaml")
 
 
-def test_the_form_refuses_a_wrong_value(page: Page, deployment: str, client: SyncPrefectClient) -> None:
+def test_the_form_refuses_an_invalid_value(page: Page, deployment: str, client: SyncPrefectClient) -> None:
     form = Form(page, deployment)
     form.fill("Alpha", "1.5")
     form.submit()
@@ -72,14 +72,14 @@ def test_the_form_refuses_a_wrong_value(page: Page, deployment: str, client: Syn
 
 
 class TestInOrder:
-    """Each of these looks at the run that the first one started."""
+    """The tests use the run that the first one starts."""
 
     def test_a_run_from_the_form_shows_its_stages_and_their_progress(
         self, page: Page, deployment: str, runs: dict[str, str]
     ) -> None:
         form = Form(page, deployment)
         form.fill("Alpha", "0.3")
-        form.fill("Epochs", "30")  # or it might end before a busy machine has shown that it runs
+        form.fill("Epochs", "30")  # long enough for a busy machine to show it running
         runs["first"] = form.start("Alpha a third")
         expect(heading(page)).to_contain_text("Running", timeout=RUN)
         open_tab(page, "Task Runs")
@@ -100,7 +100,7 @@ class TestInOrder:
         progress.first.click()
         expect(page.get_by_text(re.compile(r"Progress: [\d.]+%"))).to_be_visible()
 
-    def test_the_metrics_stand_beside_those_of_the_base(
+    def test_the_metrics_are_compared_with_those_of_the_base(
         self, page: Page, served: Served, runs: dict[str, str]
     ) -> None:
         page.goto(runs["first"])
@@ -115,7 +115,7 @@ class TestInOrder:
         row = ["report1_bce_iou", "infection", "COVID-19", "Dice", f"{dice:.4f}", "–", "–", "new"]
         expect(page.get_by_role("row").filter(has_text=re.compile(r"\s*".join(row)))).to_be_visible()
 
-    def test_the_summary_is_drawn_and_says_what_to_type(self, page: Page, runs: dict[str, str]) -> None:
+    def test_the_summary_shows_figures_and_a_dvc_command(self, page: Page, runs: dict[str, str]) -> None:
         open_artifact(page, runs["first"], "retrain-summary")
         title = "Infection segmentation in synthetic chest X-rays"
         expect(page.get_by_role("heading", name=title)).to_be_visible()
@@ -131,7 +131,7 @@ class TestInOrder:
         expect(report.get_by_text("report1_bce_iou").first).to_be_visible()
         report.close()
 
-    def test_the_same_again_is_unchanged_and_cached(
+    def test_a_repeated_run_is_unchanged_and_cached(
         self, page: Page, deployment: str, served: Served, runs: dict[str, str]
     ) -> None:
         form = Form(page, deployment)

@@ -1,4 +1,4 @@
-"""The command `cxr` as `make install` installs it."""
+"""The command `cxr`, as installed by `make install`."""
 
 import os
 import shlex
@@ -18,7 +18,7 @@ from flows.request import Publish
 from tasks.settings.schema import load_params
 from tests.helpers import ROOT
 
-#: Each takes from a tenth of a second to seconds to load.
+#: Packages that take from a tenth of a second to seconds to import.
 HEAVY = ("dvc", "numpy", "pandas", "prefect", "pydantic", "torch")
 
 
@@ -34,7 +34,7 @@ EVERY = [[command.__name__] for command in COMMANDS] + [
 
 
 @pytest.mark.parametrize("words", [[], *EVERY], ids=" ".join)
-def test_help_loads_nothing_that_takes_long(words: list[str]) -> None:
+def test_help_imports_no_slow_package(words: list[str]) -> None:
     code = f"""if True:
         import sys
         from flows.commands.cli import main
@@ -51,7 +51,7 @@ def test_help_loads_nothing_that_takes_long(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", EVERY, ids=" ".join)
-def test_the_examples_of_each_command_are_understood(words: list[str]) -> None:
+def test_the_examples_of_each_command_are_valid(words: list[str]) -> None:
     app: App = make_app()
     for word in words:
         app = app[word]
@@ -78,7 +78,7 @@ def test_the_examples_of_each_command_are_understood(words: list[str]) -> None:
         ("params --preset nothing", 1, "presets/nothing.yaml: no such file"),
     ],
 )
-def test_a_mistake_is_one_line(arguments: str, status: int, line: str) -> None:
+def test_an_error_is_reported_in_one_line(arguments: str, status: int, line: str) -> None:
     done = cxr(*arguments.split())
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.startswith(f"error: {line}") and done.stderr.count("\n") == 1
@@ -89,7 +89,7 @@ def test_the_choices_of_publish_are_those_of_the_form() -> None:
     assert get_args(Publish)
 
 
-def test_params_takes_a_preset_by_its_name_and_values(tmp_path: Path) -> None:
+def test_params_applies_a_preset_by_name_and_values(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
     file.write_bytes((ROOT / "params.yaml").read_bytes())
     done = cxr(
@@ -97,13 +97,13 @@ def test_params_takes_a_preset_by_its_name_and_values(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     params = load_params(file)
-    assert params.image_size == 128  # of the preset
+    assert params.image_size == 128  # from the preset
     assert params.alpha == 0.3
     assert {plan.epochs for plan in params.plans.values()} == {7}
     assert "# " in file.read_text()
 
 
-def test_data_look_describes_the_source_of_a_params_yaml(tmp_path: Path) -> None:
+def test_data_look_describes_the_source_in_params_yaml(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
     file.write_bytes((ROOT / "params.yaml").read_bytes())
     cxr("params", "--params", str(file), "--set", "data.source=phantom://9").check_returncode()
@@ -113,7 +113,7 @@ def test_data_look_describes_the_source_of_a_params_yaml(tmp_path: Path) -> None
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """One whose command prints its arguments and the id of its process."""
+    """A checkout whose command prints its process id and arguments."""
     code = tmp_path / "a folder" / "flows" / "commands" / "cli.py"
     code.parent.mkdir(parents=True)
     code.write_text("import os, sys\ndef main(): print(os.getpid(), *sys.argv[1:])\n")
@@ -123,7 +123,7 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def test_it_runs_the_checkout_that_it_is_called_in_without_a_process_between(checkout: Path) -> None:
+def test_it_runs_the_code_of_the_current_checkout_in_its_own_process(checkout: Path) -> None:
     command = ["cxr", "a b", "$c"]
     with subprocess.Popen(
         command, cwd=checkout / "tasks", env=environment(), stdout=subprocess.PIPE
@@ -131,10 +131,8 @@ def test_it_runs_the_checkout_that_it_is_called_in_without_a_process_between(che
         assert process.communicate()[0] == f"{process.pid} a b $c\n".encode()
 
 
-def test_make_writes_it_once_for_all_that_share_an_installation(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # as `make test` sets them
+def test_make_installs_it_once_per_environment(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # set by `make test`
         monkeypatch.delenv(name, raising=False)
     for name in ("Makefile", "requirements.lock", "flows/commands/launcher.py"):
         shutil.copyfile(ROOT / name, checkout / name)
@@ -147,7 +145,7 @@ def test_make_writes_it_once_for_all_that_share_an_installation(
     assert "Nothing to be done" in subprocess.check_output(["make", "install"], cwd=checkout, text=True)
 
 
-def test_outside_a_checkout_it_says_so(tmp_path: Path) -> None:
+def test_outside_a_checkout_it_reports_an_error(tmp_path: Path) -> None:
     done = cxr("--help", folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (

@@ -1,4 +1,4 @@
-"""docs/automation-on-failure.yaml, as Prefect's server reads and renders it."""
+"""docs/automation-on-failure.yaml, as Prefect's server parses and renders it."""
 
 import json
 from typing import Any
@@ -23,9 +23,7 @@ def automation() -> AutomationCore:
 
 
 @pytest.mark.parametrize("state", [Failed(message=HOSTILE), Crashed(message=HOSTILE), Crashed()])
-def test_its_payload_is_json_whatever_the_message_holds(
-    automation: AutomationCore, state: State[Any]
-) -> None:
+def test_the_payload_is_valid_json_for_any_message(automation: AutomationCore, state: State[Any]) -> None:
     (action,) = automation.actions
     assert isinstance(action, CallWebhook)
     run = FlowRun.model_validate({"flow_id": "00000000-0000-0000-0000-000000000000", "name": 'a "b"'})

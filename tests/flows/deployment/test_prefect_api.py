@@ -1,4 +1,4 @@
-"""How a Prefect server is asked, here and elsewhere."""
+"""How a Prefect server is found, and what is reported if there is none."""
 
 import os
 import socket
@@ -19,8 +19,8 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from flows.deployment.addresses import api_of, is_own
-from flows.deployment.prefect_api import AwayError, check_server, has_to_start
+from flows.deployment.addresses import api_of, is_own_host
+from flows.deployment.prefect_api import ServerUnavailableError, check_server, must_start
 from tasks.support.cli import InputError
 from tests.helpers import ROOT, free_ports
 
@@ -42,12 +42,12 @@ from tests.helpers import ROOT, free_ports
         ),
     ],
 )
-def test_an_address_is_understood_as_people_write_it(address: str, api: str) -> None:
+def test_server_addresses_are_accepted_in_every_common_form(address: str, api: str) -> None:
     assert api_of(address, "--server") == api
 
 
 @pytest.mark.parametrize("address", ["", "host:4200", "::1:4200", "ftp://host", "http://:4200", "http://h:x"])
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_an_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(InputError, match=r"--server: .* is not the address of a server"):
         api_of(address, "--server")
 
@@ -59,21 +59,21 @@ def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost:4200", "LOCALHOST", "10.0.0.7:4200", "[::1]:4200", "gpu1:80"])
-def test_addresses_and_own_names_are_own(host: str) -> None:
-    assert is_own(host, {"localhost", "gpu1"})
+def test_ip_addresses_and_own_host_names_are_own(host: str) -> None:
+    assert is_own_host(host, {"localhost", "gpu1"})
 
 
 @pytest.mark.parametrize("host", ["", "elsewhere.example:4200", "localhost.elsewhere.example", "[", "gpu1.x"])
-def test_other_names_are_not(host: str) -> None:
-    assert not is_own(host, {"localhost", "gpu1"})
+def test_other_host_names_are_not_own(host: str) -> None:
+    assert not is_own_host(host, {"localhost", "gpu1"})
 
 
-# --- servers that answer ------------------------------------------------------------------------------------
+# --- servers that respond -----------------------------------------------------------------------------------
 
 
 @contextmanager
 def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """The address of an API that such a server seems to have."""
+    """Serve with a handler, and yield the address that its API would have."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -97,7 +97,7 @@ def away_with(code: int) -> type[BaseHTTPRequestHandler]:
 
 @pytest.fixture(scope="module")
 def front(prefect_api: tuple[str, Path]) -> Iterator[str]:
-    """A real server behind one that wants a password and a header for all that it passes on."""
+    """A proxy of a real server that requires a password and a header."""
 
     class Front(Quiet):
         def do_POST(self) -> None:
@@ -118,53 +118,53 @@ def front(prefect_api: tuple[str, Path]) -> Iterator[str]:
         yield api
 
 
-def test_a_server_behind_a_password_is_asked_with_it(front: str) -> None:
+def test_the_password_is_sent_to_a_server_that_requires_it(front: str) -> None:
     settings = {PREFECT_API_AUTH_STRING: "me:secret", PREFECT_CLIENT_CUSTOM_HEADERS: {"X-Team": "ours"}}
     with temporary_settings(settings):
         check_server(front)
-        assert not has_to_start(front, chosen=True)
+        assert not must_start(front, chosen=True)
 
 
-def test_a_server_that_wants_a_password_says_so(front: str) -> None:
-    with pytest.raises(InputError, match="wants a password: PREFECT_API_AUTH_STRING=USER:PASSWORD"):
+def test_a_missing_password_is_reported(front: str) -> None:
+    with pytest.raises(InputError, match="requires a password: set PREFECT_API_AUTH_STRING=USER:PASSWORD"):
         check_server(front)
 
 
-def test_another_web_server_is_told_from_a_prefect_server() -> None:
+def test_another_web_server_is_not_taken_for_a_prefect_server() -> None:
     with listening(away_with(404)) as api, pytest.raises(InputError, match="something other than a Prefect"):
         check_server(api)
 
 
 @pytest.mark.parametrize("code", [500, 502, 503])
-def test_a_server_that_is_away_behind_its_proxy_is_waited_for(code: int) -> None:
-    with listening(away_with(code)) as api, pytest.raises(AwayError, match=f"status {code}"):
+def test_an_unavailable_server_behind_a_proxy_counts_as_unavailable(code: int) -> None:
+    with listening(away_with(code)) as api, pytest.raises(ServerUnavailableError, match=f"status {code}"):
         check_server(api)
 
 
-def test_what_listens_and_says_nothing_is_no_reason_to_start_a_server_there() -> None:
+def test_no_server_is_started_at_a_port_that_accepts_connections_but_does_not_respond() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         temporary_settings({PREFECT_API_REQUEST_TIMEOUT: 0.5}),
     ):
         api = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
-        with pytest.raises(AwayError, match="no Prefect server answers"):
-            has_to_start(api, chosen=True)
+        with pytest.raises(ServerUnavailableError, match="no Prefect server answers"):
+            must_start(api, chosen=True)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
 @pytest.mark.parametrize("chosen", [True, False])
-def test_where_nothing_listens_here_a_server_is_started(host: str, chosen: bool) -> None:
-    assert has_to_start(f"http://{host}:{free_ports(1)[0]}/api", chosen)
+def test_a_server_is_started_at_a_free_local_port(host: str, chosen: bool) -> None:
+    assert must_start(f"http://{host}:{free_ports(1)[0]}/api", chosen)
 
 
-def test_none_is_started_on_another_machine() -> None:
-    with pytest.raises(AwayError, match="no Prefect server answers"):
-        has_to_start(f"http://127.0.0.2:{free_ports(1)[0]}/api", chosen=True)
+def test_no_server_is_started_on_another_machine() -> None:
+    with pytest.raises(ServerUnavailableError, match="no Prefect server answers"):
+        must_start(f"http://127.0.0.2:{free_ports(1)[0]}/api", chosen=True)
 
 
 # --- proxies ------------------------------------------------------------------------------------------------
 
-#: What programs that start with `import flows` hold of proxies.
+#: Prints the proxy settings after `import flows`.
 NO_PROXY = "import flows, os; print(os.environ['no_proxy'], os.environ['NO_PROXY'])"
 LOCAL = "127.0.0.1,localhost,::1,0.0.0.0"
 
@@ -178,7 +178,7 @@ LOCAL = "127.0.0.1,localhost,::1,0.0.0.0"
         ({"no_proxy": "*", "NO_PROXY": "*"}, ["*", "*"]),
     ],
 )
-def test_no_proxy_is_asked_for_what_is_on_this_machine(before: dict[str, str], after: list[str]) -> None:
+def test_local_addresses_bypass_the_proxy(before: dict[str, str], after: list[str]) -> None:
     kept = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
     done = subprocess.run(
         [sys.executable, "-c", NO_PROXY],

@@ -1,4 +1,4 @@
-"""What ends `make serve`, around a part that does nothing."""
+"""Signals that end `make serve`, with a process that only sleeps."""
 
 import fcntl
 import os
@@ -18,14 +18,14 @@ from tests.helpers import ROOT
 SERVE = """
 import sys, time
 from pathlib import Path
-from flows.deployment.supervision import part, until_stopped
+from flows.deployment.supervision import child_process, run_until_stopped
 
 def serve():
-    with part("sleeper", ["sleep", "600"], Path(sys.argv[1]), {}):
+    with child_process("sleeper", ["sleep", "600"], Path(sys.argv[1]), {}):
         print("Ctrl-C stops it", flush=True)
         time.sleep(600)
 
-until_stopped(serve)
+run_until_stopped(serve)
 """
 
 
@@ -41,7 +41,7 @@ def ignore_hangups() -> None:
 
 @contextmanager
 def in_terminal(folder: Path, first: Callable[[], None]) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
-    """It serves in a terminal of its own, whose other end is given too."""
+    """Run SERVE in a terminal of its own. Yields the process and the other end of the terminal."""
     (folder / "runs").mkdir()
     ours, its = pty.openpty()
     process = subprocess.Popen(
@@ -66,7 +66,7 @@ def in_terminal(folder: Path, first: Callable[[], None]) -> Iterator[tuple["subp
             os.close(ours)
 
 
-def test_a_terminal_that_is_closed_ends_it(tmp_path: Path) -> None:
+def test_closing_the_terminal_ends_it(tmp_path: Path) -> None:
     with in_terminal(tmp_path, take_terminal) as (process, terminal):
         (part,) = psutil.Process(process.pid).children()
         os.close(terminal)
@@ -74,7 +74,7 @@ def test_a_terminal_that_is_closed_ends_it(tmp_path: Path) -> None:
         assert not part.is_running()
 
 
-def test_under_nohup_it_outlives_its_terminal(tmp_path: Path) -> None:
+def test_under_nohup_it_survives_closing_the_terminal(tmp_path: Path) -> None:
     with in_terminal(tmp_path, ignore_hangups) as (process, _):
         status = Path(f"/proc/{process.pid}/status").read_text()
         ignored = int(status.partition("SigIgn:")[2].split()[0], base=16)

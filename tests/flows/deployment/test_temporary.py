@@ -1,4 +1,4 @@
-"""The server of a command that has none."""
+"""The temporary server of a command that has no other."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 from flows.repository.git import environment
 from tests.helpers import ROOT
 
-#: Runs a flow on it, as a page of another site may not.
+#: Runs a flow on the temporary server, and sends a request as a page of another site would.
 COMMAND = """
 import httpx
 from prefect import flow
@@ -46,7 +46,7 @@ def run(home: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_a_command_has_a_server_until_it_exits(make_home: Callable[[Path], Path], tmp_path: Path) -> None:
-    # Were the server gone first, Prefect would try for minutes to send it the last logs.
+    # If the server ended first, Prefect would retry for minutes to send it the last logs.
     done = run(make_home(tmp_path / "prefect"))
     assert done.returncode == 0, done.stderr
     api, state, foreign = done.stdout.splitlines()[-1].split()
@@ -55,10 +55,10 @@ def test_a_command_has_a_server_until_it_exits(make_home: Callable[[Path], Path]
         httpx.get(api)
 
 
-def test_a_server_that_does_not_start_is_one_line(tmp_path: Path) -> None:
+def test_a_server_that_does_not_start_is_reported_in_one_line(tmp_path: Path) -> None:
     nowhere = f"sqlite+aiosqlite:///{tmp_path}/no/such/folder/prefect.db"
     done = run(tmp_path, PREFECT_SERVER_DATABASE_CONNECTION_URL=nowhere)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: the temporary Prefect server does not start: ")
+    assert line.startswith("error: the temporary Prefect server did not start: ")
     assert line.endswith("unable to open database file")

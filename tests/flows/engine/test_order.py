@@ -1,8 +1,8 @@
-"""Which stage starts first where several could."""
+"""Which of several ready stages starts first, and progress bars."""
 
 import pytest
 
-from flows.engine.order import progress_bar, urgency_of
+from flows.engine.order import priority_of, progress_bar
 from flows.engine.pipeline import Pipeline
 from tasks.settings.changes import read_preset, with_changes
 from tasks.settings.schema import Params, load_params, parse_params
@@ -11,7 +11,7 @@ from tests.helpers import ROOT
 
 
 def pipeline_of(params: Params) -> Pipeline:
-    """The stages of dvc.yaml for some experiments."""
+    """The stage graph of dvc.yaml for some experiments."""
     upstream: dict[str, set[str]] = {"plan": set(), "download": set(), "preprocess": {"download"}}
     upstream |= {"audit": {"preprocess"}, "baselines": {"preprocess"}}
     for name, plan in params.plans.items():
@@ -26,14 +26,14 @@ def pipeline_of(params: Params) -> Pipeline:
 
 def in_order(params: Params, *words: str) -> list[str]:
     pipeline = pipeline_of(params)
-    urgency = urgency_of(pipeline, params)
-    return [stage for stage in sorted(pipeline.upstream, key=urgency) if stage.startswith(words)]
+    priority = priority_of(pipeline, params)
+    return [stage for stage in sorted(pipeline.upstream, key=priority) if stage.startswith(words)]
 
 
-def test_what_others_wait_for_comes_first_and_then_the_longest_training() -> None:
+def test_dependencies_of_other_stages_start_first_and_then_the_longest_training() -> None:
     params = load_params(ROOT / "params.yaml")
     trainings = in_order(params, "train@")
-    assert trainings[0] == "train@two_step_lungs-seed0"  # another training waits for what it predicts
+    assert trainings[0] == "train@two_step_lungs-seed0"  # another training depends on its predictions
     # 100 epochs of one class, 30 epochs of three, 100 epochs of three with a quarter of the pixels.
     ranked = [
         trainings.index(f"train@{name}") for name in ("report1_bce-seed0", "report2-seed0", "combined-seed0")
@@ -42,7 +42,7 @@ def test_what_others_wait_for_comes_first_and_then_the_longest_training() -> Non
     assert in_order(params, "audit", "baselines", "report") == ["audit", "baselines", "report"]
 
 
-def test_the_demo_leaves_no_core_idle_at_its_end() -> None:
+def test_the_demo_keeps_all_cores_busy_until_its_end() -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     preset = read_preset(ROOT / "presets" / "demo.yaml")
     params = parse_params(with_changes(text, {"demo": preset}, preset.only))
@@ -54,7 +54,7 @@ def test_the_demo_leaves_no_core_idle_at_its_end() -> None:
     ]
 
 
-def test_progress_is_shown_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_updates_are_throttled_but_the_last_one_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[tuple[float, str]] = []
 
     def create(percent: float, description: str) -> str:

@@ -1,4 +1,4 @@
-"""Stages through real DVC, in repositories of a few lines."""
+"""Stages through real DVC, in minimal repositories."""
 
 import json
 from collections.abc import Callable
@@ -42,20 +42,20 @@ def run(repository: Repository, stage: str) -> tuple[Outcome, str]:
         ("echo wrong; exit 1", Outcome.FAILED, "wrong"),
         (f"echo away; exit {TEMPORARY}", Outcome.INTERRUPTED, "away"),
         ("echo memory; kill -KILL $$", Outcome.INTERRUPTED, "memory"),
-        ("echo memory; exit 137", Outcome.INTERRUPTED, "memory"),  # as dash tells of a KILL
-        ("echo told to; kill -TERM $$", Outcome.FAILED, "told to"),
-        ("echo told to; exit 143", Outcome.FAILED, "told to"),
+        ("echo memory; exit 137", Outcome.INTERRUPTED, "memory"),  # how dash reports SIGKILL
+        ("echo stopped; kill -TERM $$", Outcome.FAILED, "stopped"),
+        ("echo stopped; exit 143", Outcome.FAILED, "stopped"),
         ("exit 3", Outcome.FAILED, "ERROR: failed to reproduce 'a': failed to run: exit 3, exited with 3"),
     ],
 )
-def test_how_a_stage_ends_says_whether_another_try_is_worth_it(
+def test_the_exit_status_of_a_stage_decides_whether_it_is_retried(
     make: Callable[[str], Repository], command: str, outcome: Outcome, tail: str
 ) -> None:
     repository = make(f"stages:\n  a:\n    cmd: {command}\n    outs: [out]\n")
     assert run(repository, "a") == (outcome, tail)
 
 
-def test_events_are_shown_while_a_stage_runs_and_those_of_an_earlier_try_are_not(
+def test_events_are_shown_while_a_stage_runs_without_those_of_an_earlier_attempt(
     make: Callable[[str], Repository],
 ) -> None:
     repository = make("stages:\n  a:\n    cmd: sh stage.sh\n    outs: [out]\n")
@@ -119,12 +119,12 @@ def forget_outputs(repository: Repository) -> None:
 
 
 @pytest.mark.parametrize("forget", ["run cache", "dvc.lock"])
-def test_the_cache_restores_all_that_it_has(chain: Repository, forget: str) -> None:
+def test_the_dvc_cache_restores_every_stage_that_it_has(chain: Repository, forget: str) -> None:
     forget_outputs(chain)
     lock = chain.read("dvc.lock")
     if forget == "run cache":
         chain.run("rm", "-r", ".dvc/cache/runs")
-        (chain.folder / "last.txt").write_text("seed.txtother.txt")  # as git has it
+        (chain.folder / "last.txt").write_text("seed.txtother.txt")  # as committed to git
     else:
         (chain.folder / "dvc.lock").unlink()
     pipeline = restore_pipeline(chain.folder)
@@ -138,7 +138,7 @@ def test_the_cache_restores_all_that_it_has(chain: Repository, forget: str) -> N
         assert chain.read("dvc.lock") == lock
 
 
-def test_what_stands_on_a_change_is_not_restored(chain: Repository) -> None:
+def test_stages_that_depend_on_a_change_are_not_restored(chain: Repository) -> None:
     forget_outputs(chain)
     (chain.folder / "other.txt").write_text("changed")
     assert restore_pipeline(chain.folder).restored == {"first"}
@@ -147,7 +147,7 @@ def test_what_stands_on_a_change_is_not_restored(chain: Repository) -> None:
     assert run(chain, "first")[0] is Outcome.CACHED
 
 
-def test_the_order_of_dvc_lock_does_not_depend_on_what_the_cache_has(
+def test_the_order_of_dvc_lock_does_not_depend_on_the_cache(
     make: Callable[[str], Repository],
 ) -> None:
     repository = make(
@@ -164,7 +164,7 @@ def test_the_order_of_dvc_lock_does_not_depend_on_what_the_cache_has(
     assert (pipeline.restored, pipeline.order) == ({"b"}, ["a", "b"])
 
 
-def test_one_output_is_put_there_if_the_cache_has_it(chain: Repository) -> None:
+def test_one_output_is_restored_if_the_cache_has_it(chain: Repository) -> None:
     forget_outputs(chain)
     assert restore_output(chain.folder, "first.txt")
     assert chain.read("first.txt") == "first\n"

@@ -15,7 +15,7 @@ from tasks.support.cli import InputError
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Locks of the test's own: the machine's may be held."""
+    """Use separate lock files, since other processes may hold those of the machine."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
@@ -28,7 +28,7 @@ def with_threads(tiny_params_text: str) -> Callable[[int], Params]:
     return lambda threads: parse_params(tiny_params_text.replace("threads: 1", f"threads: {threads}"))
 
 
-def test_on_a_cpu_as_many_run_as_their_threads_fit(
+def test_the_number_of_cpu_slots_follows_from_the_threads_of_a_training(
     with_threads: Callable[[int], Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -49,30 +49,30 @@ def test_each_gpu_is_a_slot_with_its_share_of_the_threads(
     with_gpus(monkeypatch, "2,5", 8)
     slots = compute_slots(tiny_params)
     assert len(slots) == 2
-    with slots.take(say_nothing) as first, slots.take(say_nothing) as second:
+    with slots.acquire(say_nothing) as first, slots.acquire(say_nothing) as second:
         assert [slot.variables for slot in (first, second)] == [
             {"CUDA_VISIBLE_DEVICES": "2", "OMP_NUM_THREADS": "4"},
             {"CUDA_VISIBLE_DEVICES": "5", "OMP_NUM_THREADS": "4"},
         ]
 
 
-def test_a_training_in_several_processes_takes_a_gpu_for_each(
+def test_a_training_in_several_processes_takes_one_gpu_per_process(
     tiny_params_text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_gpus(monkeypatch, "0,1,2", 6)
     slots = compute_slots(parse_params(tiny_params_text.replace("processes: 1", "processes: 2")))
     with (
-        slots.take(say_nothing, "train@report1_bce-seed0") as two,
-        slots.take(say_nothing, "baselines") as one,
+        slots.acquire(say_nothing, "train@report1_bce-seed0") as two,
+        slots.acquire(say_nothing, "baselines") as one,
     ):
         assert two.variables == {"CUDA_VISIBLE_DEVICES": "0,1", "OMP_NUM_THREADS": "4"}
         assert one.variables == {"CUDA_VISIBLE_DEVICES": "2", "OMP_NUM_THREADS": "2"}
 
 
-def test_hidden_gpus_are_no_slots(tiny_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_gpus_are_not_used(tiny_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    with compute_slots(tiny_params).take(say_nothing) as slot:
+    with compute_slots(tiny_params).acquire(say_nothing) as slot:
         assert slot.variables == {}
 
 
@@ -82,33 +82,33 @@ def two_of_four() -> Slots:
     )
 
 
-def test_who_finds_no_slot_waits_says_so_once_and_gets_the_one_that_is_let_go() -> None:
+def test_a_stage_without_a_free_slot_logs_once_and_waits_for_the_next_one() -> None:
     said: list[str] = []
     got: list[Slot] = []
 
     def third() -> None:
-        with two_of_four().take(said.append) as slot:
+        with two_of_four().acquire(said.append) as slot:
             got.append(slot)
 
     waiting = threading.Thread(target=third)
-    with two_of_four().take(say_nothing) as first:
-        with two_of_four().take(say_nothing) as second:
+    with two_of_four().acquire(say_nothing) as first:
+        with two_of_four().acquire(say_nothing) as second:
             assert {first.variables["UNITS"], second.variables["UNITS"]} == {"core-0,core-1", "core-2,core-3"}
             waiting.start()
             time.sleep(1.2)
             assert not got
         waiting.join(10)
     assert [slot.variables["UNITS"] for slot in got] == ["core-2,core-3"]
-    assert said == ["waiting: other runs on this machine hold core-0, core-1, core-2, core-3"]
+    assert said == ["waiting for a free slot: other runs on this machine use core-0, core-1, core-2, core-3"]
 
 
-def test_a_child_that_inherits_the_locks_keeps_the_slot() -> None:
+def test_a_child_that_inherits_the_locks_keeps_the_slot_taken() -> None:
     slots = Slots(["gpu-0"], per_stage=1, variables=lambda _: {})
-    with slots.take(say_nothing) as slot:
+    with slots.acquire(say_nothing) as slot:
         child = subprocess.Popen(
             [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=slot.locks
         )
-    taken = threading.Thread(target=lambda: slots.take(say_nothing).__enter__())
+    taken = threading.Thread(target=lambda: slots.acquire(say_nothing).__enter__())
     taken.start()
     taken.join(1.2)
     assert taken.is_alive()
@@ -139,7 +139,7 @@ def another_users(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("prepare", [link_to_another, open_to_all, another_users])
-def test_a_folder_that_somebody_else_prepared_is_refused(
+def test_a_lock_folder_prepared_by_another_user_is_refused(
     prepare: Callable[[Path], None], tmp_path: Path
 ) -> None:
     folder = lock_folder(tmp_path)
@@ -149,11 +149,11 @@ def test_a_folder_that_somebody_else_prepared_is_refused(
     assert not list(folder.iterdir())
 
 
-def test_locks_empty_no_file_and_follow_no_link(tmp_path: Path) -> None:
+def test_lock_files_are_not_truncated_and_symlinks_are_not_followed(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("bytes")
     slots = two_of_four()
     (lock_folder(tmp_path) / "choosing").symlink_to(precious)
-    with pytest.raises(OSError, match="symbolic links"), slots.take(say_nothing):
+    with pytest.raises(OSError, match="symbolic links"), slots.acquire(say_nothing):
         pass
     assert precious.read_text() == "bytes"

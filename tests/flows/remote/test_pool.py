@@ -1,6 +1,6 @@
-"""Stages on other machines, and what goes wrong there, done on purpose.
+"""Stages on other machines, with injected faults.
 
-The tests of one class take up where the one before left it.
+The tests of a class build on each other.
 """
 
 import shutil
@@ -29,7 +29,7 @@ ELSEWHERE = ("--pool", "train@*=gpu")
 ONE = ("--experiments", "report1_bce")
 
 
-def test_the_longest_pattern_that_fits_says_where() -> None:
+def test_the_longest_matching_pattern_selects_the_pool() -> None:
     pools = {"train@*": "gpu", "train@combined-*": "large", "*": "cpu"}
     stages = ("train@combined-seed0", "train@report2-seed0", "evaluate@combined-seed0")
     assert [pool_of(stage, pools) for stage in stages] == ["large", "gpu", "cpu"]
@@ -47,16 +47,16 @@ def test_the_longest_pattern_that_fits_says_where() -> None:
         {"run": "../../heads/main"},
     ],
 )
-def test_a_request_holds_names_and_no_commands(wrong: dict[str, str]) -> None:
+def test_a_request_accepts_names_but_no_commands(wrong: dict[str, str]) -> None:
     right = {"stage": TRAIN, "commit": "0" * 40, "run": "6a4b8b3e-55a4-4a3e-9a37-9a1c2a1f0c57"}
     assert StageRequest.model_validate(right | {"versions": versions()})
     with pytest.raises(ValueError, match="validation error"):
         StageRequest.model_validate(right | wrong | {"versions": versions()})
 
 
-def test_a_stage_is_refused_where_the_versions_are_others() -> None:
+def test_a_stage_is_refused_if_versions_differ() -> None:
     _check_versions(versions())
-    with pytest.raises(RefusedError, match=r"^other versions than the run's: torch \S+, not 9\.9\.9$"):
+    with pytest.raises(RefusedError, match=r"^versions differ from the run's: torch \S+, not 9\.9\.9$"):
         _check_versions(versions() | {"torch": "9.9.9"})
 
 
@@ -67,13 +67,13 @@ def parent(cluster: Cluster) -> Host:
 
 @pytest.fixture(scope="module")
 def other(cluster: Cluster) -> Host:
-    """The machine of another user."""
+    """The machine of a second user."""
     return cluster.host("other")
 
 
 @pytest.fixture(scope="module")
 def workers(cluster: Cluster) -> list[Host]:
-    """Two machines with a core each, at work."""
+    """Two machines with one core each, running workers."""
     hosts = [cluster.host(name, core) for core, name in enumerate(("gpu-1", "gpu-2"))]
     for program in [host.worker("gpu", limit=1) for host in hosts]:
         program.says("stages of pool gpu at a time")
@@ -81,30 +81,30 @@ def workers(cluster: Cluster) -> list[Host]:
 
 
 def of(cluster: Cluster, name: str) -> FlowRun:
-    """The run of that name."""
+    """Return the latest run with that name."""
     return next(run for run in reversed(cluster.user.runs("retrain")) if run.name == name)
 
 
 def stages(cluster: Cluster, name: str) -> list[FlowRun]:
-    """The runs of stages that a run has made."""
+    """Return the stage runs that a run has created."""
     return [run for run in cluster.user.runs("stage") if name in run.tags]
 
 
 def where(cluster: Cluster, name: str, stage: str = TRAIN) -> str:
-    """What a stage's task says of its machine."""
+    """Return the message of a stage's task, which names the machine."""
     task = cluster.user.tasks(of(cluster, name).id)[stage]
     assert task.state
     return task.state.message or ""
 
 
 def training(cluster: Cluster, host: Host, name: str) -> UUID:
-    """The run of a stage that trains on a host, once it does."""
+    """Wait until a host trains, and return the id of its stage run."""
     eventually(f"{host.name} trains", lambda: host.processes("tasks.train"))
     return stages(cluster, name)[-1].id
 
 
 def saved(cluster: Cluster) -> set[str]:
-    """The stages of which checkpoints are on the remote, by their keys."""
+    """Return the keys of the stages with checkpoints on the remote."""
     return {path.split("/")[1] for path in cluster.objects(CHECKPOINTS)}
 
 
@@ -118,7 +118,7 @@ class TestInOrder:
     ) -> None:
         everything = ("--pool", "train@*=gpu", "--pool", "evaluate@*=gpu", "--pool", "report=gpu")
         said = parent.retrain("--name", "spread", *everything).finish(400)
-        assert "report runs here: DVC does not hand over what it makes" in said
+        assert "report runs on this machine: DVC cannot transfer its outputs" in said
         messages = [where(cluster, "spread", f"train@{name}") for name in ("report1_bce", "report1_bce_iou")]
         assert sorted(message.partition(":")[0] for message in messages) == ["on gpu-1", "on gpu-2"]
         tasks = cluster.user.tasks(of(cluster, "spread").id)
@@ -126,14 +126,14 @@ class TestInOrder:
             assert run.parent_task_run_id == tasks[run.name.partition(" of ")[0]].id
         assert cluster.refs().keys() == {"refs/heads/main"}
         assert cluster.objects(CHECKPOINTS) == []
-        assert len(cluster.objects("runs")) == 4  # entries of its own stages alone
+        assert len(cluster.objects("runs")) == 4  # entries of its own stages only
 
         alone = finished_repository  # by `dvc repro`
         assert lock(parent.repository, "spread") == alone.read("dvc.lock")
         shown = parent.repository.run("git", "show", "retrain/spread:metrics.json")
         assert shown == alone.read("metrics.json")
 
-    def test_another_machine_takes_what_is_known_and_asks_nobody(
+    def test_another_machine_reuses_results_without_requesting_a_stage(
         self, cluster: Cluster, parent: Host, other: Host, workers: list[Host]
     ) -> None:
         before = len(cluster.user.runs("stage"))
@@ -142,7 +142,7 @@ class TestInOrder:
         assert cluster.user.tasks(of(cluster, "again").id)[TRAIN].state_name == "Cached"
         assert lock(other.repository, "again") == lock(parent.repository, "spread")
 
-    def test_more_seeds_train_side_by_side_and_the_first_is_known(
+    def test_two_more_seeds_train_side_by_side_and_the_first_is_cached(
         self, cluster: Cluster, parent: Host, workers: list[Host]
     ) -> None:
         parent.retrain("--name", "seeds", "--set", "training.seeds=3", *ONE, *ELSEWHERE).finish(400)
@@ -156,7 +156,7 @@ class TestInOrder:
         machines = [where(cluster, "seeds", name).partition(":")[0] for name in others]
         assert sorted(machines) == ["on gpu-1", "on gpu-2"]
 
-    def test_two_that_want_the_same_train_it_once(
+    def test_two_runs_that_need_the_same_stage_train_once(
         self, cluster: Cluster, parent: Host, other: Host, workers: list[Host]
     ) -> None:
         hosts = [parent, other]
@@ -168,7 +168,7 @@ class TestInOrder:
         ran = [run for host in hosts for run in stages(cluster, host.name) if run.state_name == "Completed"]
         assert [run.name.partition(" of ")[0] for run in ran] == [TRAIN]
 
-    def test_a_cancel_ends_what_runs_elsewhere(
+    def test_cancelling_a_run_ends_its_stages_on_other_machines(
         self, cluster: Cluster, parent: Host, workers: list[Host]
     ) -> None:
         run = parent.retrain("--name", "cancelled", "--set", "epochs=5000", *ELSEWHERE)
@@ -177,16 +177,16 @@ class TestInOrder:
         run.stop(signal.SIGINT)
         began = time.monotonic()
         eventually(
-            "none trains any more",
+            "training has stopped",
             lambda: not any(host.processes("tasks.train") for host in workers),
-            patience=30,
+            timeout=30,
         )
         print(f"ended {time.monotonic() - began:.1f} s after the parent")
         for stage in stages(cluster, "cancelled"):
             assert cluster.user.finished(stage.id).state_name == "Cancelled"
         assert cluster.refs().keys() == {"refs/heads/main"}
 
-    def test_nobody_can_have_something_else_run(
+    def test_a_flow_run_cannot_execute_arbitrary_commands(
         self, cluster: Cluster, workers: list[Host], tmp_path: Path
     ) -> None:
         deployment = cluster.user.client.read_deployment_by_name("stage/gpu")
@@ -208,31 +208,31 @@ class TestInOrder:
         run = ask(job_variables=deep)
         ended = cluster.user.finished(UUID(run))
         assert ended.state and ended.state_name == "Interrupted"
-        assert "origin has commit 0000000000 no more" in (ended.state.message or "")
+        assert "origin no longer has commit 0000000000" in (ended.state.message or "")
         assert not (tmp_path / "made").exists()
 
 
 def silence(cluster: Cluster, seconds: float) -> None:
-    """How long nothing may be heard of a stage, edited as on the automation's page in the UI."""
+    """Change after how many seconds without an event a stage is crashed, as on the automation's page."""
     client = cluster.user.client._client
     for automation in client.post("/automations/filter", json={}).json():
-        if automation["name"] == "Silent stages in gpu are crashed":
+        if automation["name"] == "Mark unresponsive stages in gpu as crashed":
             changed = automation | {"trigger": automation["trigger"] | {"within": seconds}}
             kept = ("name", "description", "enabled", "trigger", "actions")
             client.put(f"/automations/{automation['id']}", json={key: changed[key] for key in kept})
 
 
 class TestFaults:
-    """Each with its own run; those before it are in the DVC cache of the parent."""
+    """Each test has its own run. The stages before training are in the DVC cache of the parent."""
 
     def run(self, parent: Host, name: str, *changes: str) -> Program:
         return parent.retrain("--name", name, "--set", "training.seed=7", *changes, *ONE, *ELSEWHERE)
 
-    def test_a_training_goes_on_elsewhere_after_a_power_cut(
+    def test_a_training_continues_on_another_machine_after_a_power_cut(
         self, cluster: Cluster, parent: Host, workers: list[Host]
     ) -> None:
         silence(cluster, 40)
-        before = saved(cluster)  # by runs that were cancelled, which might go on
+        before = saved(cluster)  # by cancelled runs, which might be resumed
         run = self.run(parent, "power", "--set", "epochs=400")
         eventually("a checkpoint is on the remote", lambda: saved(cluster) - before)
         (victim,) = (host for host in workers if host.processes("tasks.train"))
@@ -243,19 +243,19 @@ class TestFaults:
         print(f"completed {time.monotonic() - began:.0f} s after the power cut")
         assert "Crashed" in said
         logs = [(stage.state_name, cluster.user.logs(stage.id)) for stage in stages(cluster, "power")]
-        ((state, log),) = [(state, log) for state, log in logs if "took up the checkpoint" in log]
+        ((state, log),) = [(state, log) for state, log in logs if "continuing from the checkpoint" in log]
         assert state == "Completed" and "goes on after epoch" in log
         assert saved(cluster) == before
 
     @pytest.mark.soak
     @pytest.mark.parametrize("away", ["S3", "the Prefect server", "PostgreSQL"])
-    def test_a_run_survives_that_something_is_away(
+    def test_a_run_survives_an_outage(
         self, cluster: Cluster, parent: Host, workers: list[Host], away: str
     ) -> None:
         name = away.split()[-1].lower()
         run = self.run(parent, name, "--set", f"epochs={60 + len(name)}")
         trains = eventually(
-            "one trains", lambda: next((host for host in workers if host.processes("tasks.train")), None)
+            "a host trains", lambda: next((host for host in workers if host.processes("tasks.train")), None)
         )
         gone: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
             "S3": (cluster.proxy.off, cluster.proxy.on),
@@ -270,7 +270,7 @@ class TestFaults:
         assert f"on {trains.name}" in where(cluster, name)
 
     @pytest.mark.soak
-    def test_machines_that_can_do_no_stage_refuse_and_end(
+    def test_workers_that_cannot_run_a_stage_refuse_it_or_end(
         self, cluster: Cluster, parent: Host, workers: list[Host], tmp_path: Path
     ) -> None:
         for worker in workers:
@@ -282,7 +282,7 @@ class TestFaults:
             "worker", *self.options(cluster, "newer"), PYTHONPATH=str(tmp_path)
         )
         run = self.run(parent, "refused", "--set", "epochs=4")
-        eventually("it is refused", lambda: "other versions than the run's: torch 9.9.9, not " in run.said())
+        eventually("it is refused", lambda: "versions differ from the run's: torch 9.9.9, not " in run.said())
         newer.stop()
 
         broken = cluster.host("broken")
@@ -292,22 +292,22 @@ class TestFaults:
         program.says("stages of pool gpu at a time")
         shutil.rmtree(checkouts)
         checkouts.write_text("no folder")
-        program.says("error: no checkout can be made here: ")
+        program.says("error: cannot create a checkout on this machine: ")
 
         good = cluster.host("good")
         good.worker("gpu", limit=2)
         run.finish(400)
         assert "on good" in where(cluster, "refused")
-        no_secret_is_in_any_log(cluster)
+        assert_no_secret_is_in_any_log(cluster)
 
     def options(self, cluster: Cluster, name: str) -> list[str]:
         return ["--pool", "gpu", "--server", cluster.server.url, "--name", name, "--limit", "1"]
 
     def test_no_secret_is_in_any_log(self, cluster: Cluster) -> None:
-        no_secret_is_in_any_log(cluster)
+        assert_no_secret_is_in_any_log(cluster)
 
 
-def no_secret_is_in_any_log(cluster: Cluster) -> None:
+def assert_no_secret_is_in_any_log(cluster: Cluster) -> None:
     runs = [*cluster.user.runs("retrain"), *cluster.user.runs("stage")]
     texts = [cluster.user.logs(run.id) + run.model_dump_json() for run in runs]
     texts += [str(cluster.user.artifacts(run.id)) for run in runs]
@@ -320,28 +320,28 @@ def no_secret_is_in_any_log(cluster: Cluster) -> None:
 
 
 class TestWrong:
-    def test_the_server_wants_its_password(self, cluster: Cluster) -> None:
+    def test_the_server_requires_its_password(self, cluster: Cluster) -> None:
         asked = f"{cluster.server.api}/flow_runs/filter"
         name, password = AUTH.split(":")
         assert httpx.post(asked, json={}).status_code == httpx.codes.UNAUTHORIZED
         assert httpx.post(asked, json={}, auth=(name, "wrong")).status_code == httpx.codes.UNAUTHORIZED
         assert httpx.post(asked, json={}, auth=(name, password)).status_code == httpx.codes.OK
-        host = cluster.host("stranger")
+        host = cluster.host("visitor")
         said = host.start(
             "worker", "--pool", "gpu", "--server", cluster.server.url, PREFECT_API_AUTH_STRING="a:b"
         ).finish(fails=True)
-        wanted = "the server wants a password: PREFECT_API_AUTH_STRING=USER:PASSWORD"
+        wanted = "the server requires a password: set PREFECT_API_AUTH_STRING=USER:PASSWORD"
         assert said.splitlines()[-1] == f"error: {cluster.server.api}: {wanted}"
 
-    def test_what_can_not_work_is_refused_before_anything_runs(self, cluster: Cluster) -> None:
+    def test_invalid_pools_are_refused_before_anything_runs(self, cluster: Cluster) -> None:
         host = cluster.host("wrong")
         said = {
             pools: host.retrain("--name", "wrong", "--pool", pools).finish(fails=True).splitlines()[-1]
             for pools in ("trian@*=gpu", "train@*=nobody", "train@*")
         }
-        assert said["trian@*=gpu"].startswith("error: pools: 'trian@*' fits no stage; stages are audit, ")
-        assert "pools: nobody: no worker has offered to do stages" in said["train@*=nobody"]
-        assert said["train@*"] == "error: --pool train@*: PATTERN=POOL is wanted, such as train@*=gpu"
+        assert said["trian@*=gpu"].startswith("error: pools: 'trian@*' matches no stage; stages are audit, ")
+        assert "pools: nobody: no worker has been started for a pool" in said["train@*=nobody"]
+        assert said["train@*"] == "error: --pool train@*: expected PATTERN=POOL, such as train@*=gpu"
         host.repository.run("dvc", "remote", "default", "--unset")
         told = host.retrain("--name", "wrong", *ELSEWHERE).finish(fails=True).splitlines()[-1]
         assert told.startswith(f"error: {host.repository.folder}: no default DVC remote is set")

@@ -1,4 +1,4 @@
-"""What is deleted on a DVC remote, which others use too."""
+"""Deletions on a DVC remote that others use too."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ DAY = 24 * 3600.0
 KEY = "0123456789abcdef" * 4
 NAME = f"report1_bce-1-{KEY[:16]}.pt"
 
-#: What other people may have there, in folders of the same name too.
+#: Files of other people, some of them in folders with our names.
 NOT_OURS = (
     "checkpoints/resnet50/my-only-copy.ckpt",
     f"checkpoints/{KEY}/{NAME}",
@@ -34,7 +34,7 @@ NOT_OURS = (
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """One whose DVC remote is a folder with other things in it."""
+    """A repository whose DVC remote is a folder with other files in it."""
     folder = tmp_path / "repository"
     folder.mkdir()
     Repository(folder).run("git", "init", "--quiet")
@@ -54,7 +54,7 @@ def there(store: Path) -> set[str]:
     return {path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()}
 
 
-def test_the_sweep_deletes_old_checkpoints_alone(repository: Path, tmp_path: Path) -> None:
+def test_the_sweep_deletes_only_old_checkpoints(repository: Path, tmp_path: Path) -> None:
     store, young = tmp_path / "store", f"{CHECKPOINTS}/{KEY}/report2-7-{KEY[:16]}.pt"
     for path in (*NOT_OURS, f"{CHECKPOINTS}/{KEY}/{NAME}"):
         put(store, path, age=40 * DAY)
@@ -63,7 +63,7 @@ def test_the_sweep_deletes_old_checkpoints_alone(repository: Path, tmp_path: Pat
     assert there(store) == {*NOT_OURS, young}
 
 
-def test_a_finished_training_deletes_its_own_checkpoints_alone(repository: Path, tmp_path: Path) -> None:
+def test_a_finished_training_deletes_only_its_own_checkpoints(repository: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     for path in (*NOT_OURS, f"{CHECKPOINTS}/{KEY}/{NAME}"):
         put(store, path, age=0)
@@ -74,7 +74,7 @@ def test_a_finished_training_deletes_its_own_checkpoints_alone(repository: Path,
     assert there(store) == set(NOT_OURS)
 
 
-def test_what_a_training_saves_is_known_as_a_checkpoint(
+def test_the_path_of_a_saved_checkpoint_matches_the_pattern(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(checkpoints.FOLDER_VARIABLE, str(tmp_path))
@@ -82,7 +82,7 @@ def test_what_a_training_saves_is_known_as_a_checkpoint(
     assert checkpoints.Checkpoint("report1_bce", 1, KEY).path.name == NAME
 
 
-#: Each time with other bytes, as on GPUs of another kind.
+#: Writes different bytes each time, as different models of GPU do.
 PIPELINE = """
 stages:
   make: {cmd: "mkdir c; cat a > b; date +%N | tee -a b > c/d", deps: [a], outs: [b, c]}
@@ -95,7 +95,7 @@ def reproduce(repository: Path) -> None:
 
 
 @pytest.mark.parametrize("gone", [True, False])
-def test_a_result_is_replaced_only_where_its_data_are_gone(
+def test_a_result_is_replaced_only_if_its_data_is_missing(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
 ) -> None:
     monkeypatch.setattr("flows.repository.retry.DELAYS", (0.01, 0.01, 0.01))

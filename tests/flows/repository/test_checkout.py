@@ -1,4 +1,4 @@
-"""Checkouts and commits of runs, in repositories and with a git as people have them."""
+"""Checkouts and commits of runs, with various git settings."""
 
 import signal
 import subprocess
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.deployment.automations import report_ended
+from flows.deployment.automations import report_ended_runs
 from flows.repository.checkout import CHECKOUTS, checked_out, remove_leftovers
 from flows.repository.git import commit, environment, git, resolve
-from flows.worker import end_leftovers
+from flows.worker import kill_leftovers
 from tests.helpers import Repository
 
 
@@ -32,7 +32,7 @@ def left(repository: Repository) -> list[str]:
 
 
 class TestName:
-    def test_no_two_flows_have_one_at_the_same_time(self, repository: Repository, head: str) -> None:
+    def test_is_unique_among_running_flows(self, repository: Repository, head: str) -> None:
         with (
             checked_out(repository.folder, head, "x", "") as first,
             checked_out(repository.folder, head, "x", "") as second,
@@ -45,10 +45,8 @@ class TestName:
         with checked_out(repository.folder, head, "x", "") as again:
             assert again.name == "x"
 
-    def test_what_is_taken_is_looked_up_once_the_name_is_held(
-        self, repository: Repository, head: str
-    ) -> None:
-        """Or the flow that had the name before could publish and end between the two."""
+    def test_taken_names_are_read_once_the_name_is_reserved(self, repository: Repository, head: str) -> None:
+        """Otherwise the flow that had the name before could publish and end in between."""
         seen = []
 
         def taken() -> set[str]:
@@ -58,7 +56,7 @@ class TestName:
         with checked_out(repository.folder, head, "x", "", taken):
             assert seen == [["x.lock"]]
 
-    def test_a_kill_leaves_it_free(self, repository: Repository, head: str) -> None:
+    def test_is_free_again_after_its_flow_was_killed(self, repository: Repository, head: str) -> None:
         code = (
             "import sys; from pathlib import Path; from flows.repository.checkout import checked_out\n"
             f"with checked_out(Path.cwd(), {head!r}, 'killed', 'its-id'):\n"
@@ -80,15 +78,13 @@ class TestName:
         with checked_out(repository.folder, head, "killed", "") as again:
             assert again.name == "killed"
 
-    def test_a_folder_without_its_lock_is_no_hindrance(self, repository: Repository, head: str) -> None:
+    def test_is_free_if_a_folder_has_no_lock(self, repository: Repository, head: str) -> None:
         (repository.folder / CHECKOUTS / "x").mkdir(parents=True)
         (repository.folder / CHECKOUTS / "x" / "file").touch()
         with checked_out(repository.folder, head, "x", "") as checkout:
             assert (checkout.name, (checkout / "file").exists()) == ("x", False)
 
-    def test_a_worktree_that_was_deleted_by_hand_is_no_hindrance(
-        self, repository: Repository, head: str
-    ) -> None:
+    def test_is_free_if_a_worktree_was_deleted_by_hand(self, repository: Repository, head: str) -> None:
         folder = repository.folder / CHECKOUTS / "x"
         repository.run("git", "worktree", "add", "--quiet", "--detach", str(folder), head)
         repository.run("git", "worktree", "lock", str(folder))
@@ -98,17 +94,17 @@ class TestName:
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 36, b"\xff\xfe"], ids=["empty", "zeros", "no text"])
-def test_a_lock_that_a_power_cut_left_without_an_id_is_removed(
+def test_a_lock_file_without_an_id_after_a_power_cut_is_removed(
     repository: Repository, content: bytes
 ) -> None:
     lock = repository.folder / CHECKOUTS / "cut.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     lock.write_bytes(content)
-    report_ended("http://127.0.0.1:9/api", end_leftovers(repository.folder))
+    report_ended_runs("http://127.0.0.1:9/api", kill_leftovers(repository.folder))
     assert left(repository) == []
 
 
-GIT_AS_PEOPLE_HAVE_IT = {
+GIT_CONFIGS = {
     "signs": "[user]\nname = x\nemail = x@y\n[commit]\ngpgSign = true\n[gpg]\nprogram = false",
     "nobody": "[user]\nuseConfigOnly = true",
     "ignores": "[core]\nexcludesFile = {home}/ignored",
@@ -116,15 +112,17 @@ GIT_AS_PEOPLE_HAVE_IT = {
 }
 
 
-@pytest.mark.parametrize("how", GIT_AS_PEOPLE_HAVE_IT)
-def test_a_run_commits_with_any_settings(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", GIT_CONFIGS)
+def test_a_run_commits_with_any_git_settings(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "ignored").write_text("*.lock\n")
     (tmp_path / "hooks").mkdir()
     for hook in ("commit-msg", "reference-transaction"):
         (tmp_path / "hooks" / hook).write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / "hooks" / hook).chmod(0o755)
     settings = tmp_path / "gitconfig"
-    settings.write_text(GIT_AS_PEOPLE_HAVE_IT[how].format(home=tmp_path))
+    settings.write_text(GIT_CONFIGS[how].format(home=tmp_path))
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
     folder = tmp_path / "repository"
     git(tmp_path, "init", "--quiet", str(folder))
@@ -133,9 +131,7 @@ def test_a_run_commits_with_any_settings(how: str, tmp_path: Path, monkeypatch: 
     assert git(folder, "show", "HEAD:dvc.lock") == "a result"
 
 
-def test_a_run_commits_where_the_author_alone_is_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_commits_if_only_the_author_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "user.useConfigOnly")

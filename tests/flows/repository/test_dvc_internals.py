@@ -1,4 +1,4 @@
-"""What the flows use of DVC that it does not promise to keep; each test says what a new DVC has changed."""
+"""DVC internals that the flows rely on. A failing test shows what a new version of DVC has changed."""
 
 import subprocess
 import sys
@@ -11,14 +11,14 @@ from flows.repository.dvc_internals import (
     entries,
     entry_folder,
     get_file,
-    is_restored,
-    lacks_data,
-    opened,
-    planned,
+    is_data_missing,
+    open_repo,
     remote_files,
+    restore_stage,
     share_cache,
     stage_key,
     stage_value,
+    stages_in_order,
 )
 from tests.helpers import Repository
 
@@ -37,7 +37,7 @@ stages:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
-    """Two stages that have run, and a remote beside."""
+    """A repository with two stages that have run, and a DVC remote."""
     repository = Repository(tmp_path / "repository")
     repository.folder.mkdir()
     repository.run("git", "init", "--quiet")
@@ -50,38 +50,38 @@ def repository(tmp_path: Path) -> Repository:
 
 
 def test_stages_come_in_the_order_of_dvc_repro(repository: Repository) -> None:
-    with opened(repository.folder) as repo:
-        names = {stage.name: {up.name for up in ups} for stage, ups in planned(repo).items()}
+    with open_repo(repository.folder) as repo:
+        names = {stage.name: {up.name for up in ups} for stage, ups in stages_in_order(repo).items()}
     assert names == {"first": set(), "second": {"first"}}
     assert list(names) == ["first", "second"]
 
 
-def test_the_run_cache_lies_where_it_is_looked_for_under_the_same_names(repository: Repository) -> None:
-    with opened(repository.folder) as repo:
+def test_the_run_cache_has_the_expected_paths(repository: Repository) -> None:
+    with open_repo(repository.folder) as repo:
         stage = repo.stage.load_one(name="second")
         key, value = stage_key(stage), stage_value(stage)
         assert (cached_entries(repo, key) / value).is_file()
     assert (repository.folder / ".dvc/cache").joinpath(*entry_folder(key), value).is_file()
 
 
-def test_a_stage_is_restored_as_dvc_repro_does_it(repository: Repository) -> None:
+def test_a_stage_is_restored_as_by_dvc_repro(repository: Repository) -> None:
     lock = repository.read("dvc.lock")
     for path in ("first.txt", "second.txt", "dvc.lock"):
         (repository.folder / path).unlink()
-    with opened(repository.folder) as repo, repo.lock:
-        assert all(is_restored(stage) for stage in planned(repo))
+    with open_repo(repository.folder) as repo, repo.lock:
+        assert all(restore_stage(stage) for stage in stages_in_order(repo))
     assert repository.read("second.txt") == "seed"
     repository.run("dvc", "status", "--quiet")
     assert sorted(repository.read("dvc.lock").splitlines()) == sorted(lock.splitlines())
 
     (repository.folder / "seed.txt").write_text("another")
-    with opened(repository.folder) as repo, repo.lock:
-        assert not is_restored(repo.stage.load_one(name="first"))
+    with open_repo(repository.folder) as repo, repo.lock:
+        assert not restore_stage(repo.stage.load_one(name="first"))
 
 
-def test_the_remote_is_read_as_dvc_push_leaves_it(repository: Repository, tmp_path: Path) -> None:
+def test_the_remote_has_the_layout_of_dvc_push(repository: Repository, tmp_path: Path) -> None:
     repository.run("dvc", "push", "--run-cache", "--quiet")
-    with opened(repository.folder) as repo:
+    with open_repo(repository.folder) as repo:
         files, root = remote_files(repo)
         assert Path(root) == tmp_path / "remote"
         stage = repo.stage.load_one(name="second")
@@ -89,15 +89,15 @@ def test_the_remote_is_read_as_dvc_push_leaves_it(repository: Repository, tmp_pa
         assert files.name(entry) == stage_value(stage)
         get_file(files, entry, tmp_path / "got" / "entry")
         assert "second.txt" in (tmp_path / "got" / "entry").read_text()
-        assert not lacks_data(repo, stage, entry)
+        assert not is_data_missing(repo, stage, entry)
         for path in (tmp_path / "remote" / "files").rglob("*"):
             if path.is_file():
                 path.unlink()
-    with opened(repository.folder) as repo:
-        assert lacks_data(repo, repo.stage.load_one(name="second"), entry)
+    with open_repo(repository.folder) as repo:
+        assert is_data_missing(repo, repo.stage.load_one(name="second"), entry)
 
 
-#: Takes DVC's lock for a second.
+#: Holds DVC's lock for a second.
 HOLDER = """
 import sys, time
 from dvc.repo import Repo
@@ -107,11 +107,11 @@ with Repo(sys.argv[1]) as repo, repo.lock:
 """
 
 
-def test_the_lock_of_another_process_is_waited_for(repository: Repository) -> None:
+def test_opening_waits_for_the_lock_of_another_process(repository: Repository) -> None:
     command = [sys.executable, "-c", HOLDER, str(repository.folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout and holder.stdout.readline() == "held\n"
-        with opened(repository.folder) as repo, repo.lock:
+        with open_repo(repository.folder) as repo, repo.lock:
             assert holder.wait(1) == 0
 
 
