@@ -1,5 +1,5 @@
 # The image of server, parent and workers: the packages of requirements.lock and the script cxr. The project's code is
-# not in it: a container clones that when it starts. docs/docker.md
+# not in it: a container clones that when it starts. docs/how-to/docker.md
 FROM python:3.11.15-slim-bookworm
 
 # g++ is what torch.compile compiles with on a GPU. No versions: Debian keeps one of each, the one with the fixes.

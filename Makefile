@@ -1,6 +1,6 @@
 # make demo    the whole pipeline on embedded synthetic X-rays, in minutes: no network, account or GPU.
 #              EXPERIMENTS=all trains every experiment of params.yaml, not only the preset's four
-# make serve   a Prefect server, a worker and the retrain deployment, until Ctrl-C: [NAME=...] (docs/operating.md)
+# make serve   a Prefect server, a worker and the retrain deployment, until Ctrl-C: [NAME=...] (docs/how-to/server.md)
 # make worker  a worker of a pool: POOL=gpu SERVER=http://HOST:4200 [NAME=...] [LIMIT=N]
 # make test    the tests
 # make soak    tests that take minutes each: weekly, and before a release

@@ -32,6 +32,9 @@ from tasks.support.cli import InputError, stage_main
 
 ROOT = Path(__file__).parent.parent
 
+#: The page with the measurements that defaults come from.
+SCALING = "docs/explanation/scaling.md"
+
 #: The kinds of stages that run on the pool; the others run where the flow does.
 REMOTE = {"train", "evaluate"}
 
@@ -589,7 +592,7 @@ def parse_arguments() -> argparse.Namespace:
         default=[4.0, 60.0],
         help="of a training; default: 4,60, of minutes as in presets/laptop.yaml, and of an hour",
     )
-    number("--raw", default=1500.0, help="MB of data/raw; default: 1500, at 33,920 images (docs/scaling.md)")
+    number("--raw", default=1500.0, help=f"MB of data/raw; default: 1500, at 33,920 images ({SCALING})")
     number(
         "--packed", default=6500.0, help="MB of data/packed; default: 6500, 192 KB each of these at 256x256"
     )
@@ -604,9 +607,9 @@ def parse_arguments() -> argparse.Namespace:
     number(
         "--pull",
         default=230.0,
-        help="MB a second of one client; default: 230, data/raw and data/packed in 13.9 s (docs/scaling.md)",
+        help=f"MB a second of one client; default: 230, data/raw and data/packed in 13.9 s ({SCALING})",
     )
-    number("--push", default=100.0, help="the same; default: 100, the same data in 31.4 s (docs/scaling.md)")
+    number("--push", default=100.0, help=f"the same; default: 100, the same data in 31.4 s ({SCALING})")
     number(
         "--link",
         default=1250.0,
