@@ -347,7 +347,11 @@ def test_defaults_are_those_of_params_yaml() -> None:
             value: Any = params
             for part in key.split("."):
                 value = value[part]
-            assert YAML(typ="safe").load(rows[key][1].strip("`")) == value, key
+            shown = rows[key][1].strip("`")
+            if shown.endswith("…"):
+                assert value.startswith(shown[:-1]), key
+            else:
+                assert YAML(typ="safe").load(shown) == value, key
 
 
 def options_of(app: App) -> set[str]:
