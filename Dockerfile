@@ -1,5 +1,5 @@
 # The image of server, parent and workers: the packages in requirements.lock and the script cxr. It does not contain the
-# project's code, which a container clones when it starts. See docs/docker.md.
+# project's code, which a container clones when it starts. See docs/how-to/docker.md.
 FROM python:3.11.15-slim-bookworm
 
 # torch.compile needs g++ on a GPU. Versions are not pinned: Debian offers only the one with security fixes.

@@ -32,6 +32,9 @@ from tasks.support.cli import InputError, stage_main
 
 ROOT = Path(__file__).parent.parent
 
+#: The page with the measurements that defaults come from.
+SCALING = "docs/explanation/scaling.md"
+
 #: The kinds of stages that run in the pool. The others run on the parent.
 REMOTE = {"train", "evaluate"}
 
@@ -589,7 +592,7 @@ def parse_arguments() -> argparse.Namespace:
         default=[4.0, 60.0],
         help="minutes per training; default: 4,60: as in presets/laptop.yaml, and an hour",
     )
-    number("--raw", default=1500.0, help="MB of data/raw; default: 1500, at 33,920 images (docs/scaling.md)")
+    number("--raw", default=1500.0, help=f"MB of data/raw; default: 1500, at 33,920 images ({SCALING})")
     number("--packed", default=6500.0, help="MB of data/packed; default: 6500, 192 KB per image at 256x256")
     number(
         "--network",
@@ -602,7 +605,7 @@ def parse_arguments() -> argparse.Namespace:
     number(
         "--pull",
         default=230.0,
-        help="MB/s of one client; default: 230, data/raw and data/packed in 13.9 s (docs/scaling.md)",
+        help=f"MB/s of one client; default: 230, data/raw and data/packed in 13.9 s ({SCALING})",
     )
     number("--push", default=100.0, help="MB/s of one client; default: 100, the same in 31.4 s")
     number(

@@ -1,4 +1,4 @@
-"""Take the screenshots of docs/operating.md anew, in a real browser.
+"""Take the screenshots of docs/get-started/first-retraining.md again, in a real browser.
 
     python docs/screenshots.py
 

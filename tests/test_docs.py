@@ -1,0 +1,481 @@
+"""README, CONTRIBUTING and docs/: commands run, links lead somewhere, and the reference leaves nothing out.
+
+A code block without a language, or with `console`, holds commands. They run here, in a repository whose
+stages have run. A comment before a block takes it out: `<!-- not run: REASON -->`. Its `cxr` commands
+are still parsed.
+"""
+
+import re
+import shlex
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from cyclopts import App
+from cyclopts.exceptions import CycloptsError
+from dvc.utils.serialize import load_yaml
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+
+from flows.commands.cli import COMMANDS, GROUPS, make_app
+from models import losses
+from tasks.scoring.images import Calibration, score_masks, summarise
+from tasks.settings.schema import Experiment, Settings, Stages, TrainingSettings, parse_mapping
+from tasks.sources.phantom import PhantomSource
+from tests.helpers import ROOT, Repository
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+#: Languages of blocks that hold commands: none, and a terminal's session, whose commands follow "$ ".
+COMMAND_LANGUAGES = ("", "console")
+NOT_RUN = re.compile(r"<!-- not run: .+ -->\s*")
+
+#: Options that the docs describe and that another branch adds.
+AHEAD = {"--exit-when-idle"}
+
+#: The reference, by what it is about.
+PARAMS, METRICS, CLI, FILES = (
+    ROOT / "docs" / "reference" / f"{name}.md" for name in ("params", "metrics", "cli", "files")
+)
+
+#: Pages with steps between their commands.
+NEW_LOSS = ROOT / "docs" / "get-started" / "new-loss.md"
+REAL_DATA = ROOT / "docs" / "how-to" / "real-data.md"
+
+
+def page_id(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+# --- reading pages ------------------------------------------------------------------------------------------
+
+
+class Block(NamedTuple):
+    """A fenced block of code."""
+
+    line: int
+    language: str
+    text: str
+    runs: bool
+
+    @property
+    def commands(self) -> str:
+        if self.language != "console":
+            return self.text
+        lines = self.text.splitlines()
+        return "\n".join(line.removeprefix("$ ") for line in lines if line.startswith("$ "))
+
+
+@cache
+def tokens(page: Path) -> list[Token]:
+    return MarkdownIt("commonmark").enable("table").parse(page.read_text(encoding="utf-8"))
+
+
+def inline(page: Path) -> Iterator[Token]:
+    """Text, code spans, links and pictures."""
+    for token in tokens(page):
+        yield from token.children or ()
+
+
+def blocks(page: Path) -> list[Block]:
+    found = []
+    for before, token in pairwise([Token("", "", 0), *tokens(page)]):
+        if token.type == "fence":
+            assert token.map
+            language = token.info.strip()
+            marked = before.type == "html_block" and NOT_RUN.fullmatch(before.content)
+            runs = language in COMMAND_LANGUAGES and not marked
+            found.append(Block(token.map[0] + 1, language, token.content, runs))
+    return found
+
+
+def code_spans(page: Path) -> list[str]:
+    return [token.content for token in inline(page) if token.type == "code_inline"]
+
+
+def headings(page: Path) -> list[str]:
+    found = tokens(page)
+    return [after.content for token, after in pairwise(found) if token.type == "heading_open"]
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings."""
+    kept = (re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings(page))
+    return set(kept)
+
+
+def section(page: Path, heading: str) -> str:
+    """The text below a heading of the second level."""
+    _, found, rest = page.read_text(encoding="utf-8").partition(f"\n## {heading}\n")
+    assert found, f"{page_id(page)} has no section {heading!r}"
+    return rest.partition("\n## ")[0]
+
+
+def named(text: str) -> set[str]:
+    """What stands in code spans."""
+    return set(re.findall(r"`([^`\n]+)`", text))
+
+
+# --- commands -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def repository(finished_repository: Repository, tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """One whose results are committed, with two branches of runs and the project's environment."""
+    folder = tmp_path_factory.mktemp("docs") / "repository"
+    shutil.copytree(finished_repository.folder, folder, symlinks=True)
+    (folder / ".venv").symlink_to(sys.prefix)
+    with (folder / ".git" / "info" / "exclude").open("a") as file:
+        file.write("/.venv\n")
+    made = Repository(folder)
+    made.commit("Results")
+    for name in ("retrain/alpha-0.3", "retrain/alpha-0.7"):
+        made.run("git", "branch", name)
+    return made
+
+
+def follow_new_loss(page: Path, repository: Repository) -> None:
+    """Change the files as the page says."""
+    function, entry, choices, options, experiment = (
+        block.text for block in blocks(page) if block.language in ("python", "yaml")
+    )
+    edit(repository, "models/losses.py", "LOSSES: dict", f"{function}\n\nLOSSES: dict")
+    last = '    "focal_tversky": focal_tversky,\n'
+    edit(repository, "models/losses.py", last, last + entry)
+    literal = next(
+        line
+        for line in repository.read("tasks/settings/schema.py").splitlines(True)
+        if line.startswith("Loss =")
+    )
+    edit(repository, "tasks/settings/schema.py", literal, choices)
+    last = '    "focal_tversky": {"gamma": 4 / 3, "balance": 0.7},\n'
+    edit(repository, "tests/models/test_losses.py", last, last + options)
+    edit(repository, "params.yaml", "\nexperiments:\n", f"\nexperiments:\n{experiment}")
+
+
+def edit(repository: Repository, path: str, old: str, new: str) -> None:
+    text = repository.read(path)
+    assert text.count(old) == 1, f"{path}: {old}"
+    (repository.folder / path).write_text(text.replace(old, new), encoding="utf-8")
+
+
+def have_the_zip(page: Path, repository: Repository) -> None:
+    """The dataset as a zip, where the page expects it."""
+    phantoms = PhantomSource("phantom://45?size=64")
+    with zipfile.ZipFile(repository.folder / "data" / "covidqu.zip", "w") as archive:
+        for name in phantoms.names():
+            archive.writestr(name, phantoms.read(name))
+
+
+#: What a reader has done before the commands of a page.
+BEFORE: dict[Path, Callable[[Path, Repository], None]] = {NEW_LOSS: follow_new_loss, REAL_DATA: have_the_zip}
+
+
+def with_commands() -> list[Path]:
+    return [page for page in PAGES if any(block.runs for block in blocks(page))]
+
+
+@pytest.mark.parametrize("page", with_commands(), ids=page_id)
+def test_commands_run(page: Path, repository: Repository) -> None:
+    start = repository.run("git", "rev-parse", "HEAD").strip()
+    if prepare := BEFORE.get(page):
+        prepare(page, repository)
+    for block in blocks(page):
+        if block.runs:
+            assert block.commands.strip(), f"{page_id(page)}:{block.line}: no command"
+            try:
+                repository.run("bash", "-euo", "pipefail", "-c", block.commands)
+            except AssertionError as error:
+                pytest.fail(f"{page_id(page)}:{block.line}: {block.commands}\n{error}", pytrace=False)
+    repository.run("git", "switch", "--quiet", "--discard-changes", "main")
+    repository.run("git", "reset", "--quiet", "--hard", start)
+    repository.run("git", "clean", "--quiet", "--force", "-d")
+
+
+def test_the_loss_that_a_page_adds_works() -> None:
+    function = next(block.text for block in blocks(NEW_LOSS) if block.language == "python")
+    module = dict(vars(losses))
+    exec(function, module)
+    loss, mask = module["log_cosh_dice"], torch.ones(1, 1, 4, 4)
+    assert loss(40 * mask, mask) < 1e-6
+    assert 0.3 < loss(-40 * mask, mask) < 0.434
+
+
+def test_a_block_that_is_not_run_says_why_and_holds_commands() -> None:
+    for page in PAGES:
+        comments = [token.content for token in tokens(page) if token.type == "html_block"]
+        kept = [b for b in blocks(page) if b.language in COMMAND_LANGUAGES and not b.runs]
+        assert all(NOT_RUN.fullmatch(comment) for comment in comments), page_id(page)
+        assert len(comments) == len(kept), f"{page_id(page)}: a comment without a block of commands after it"
+
+
+def cxr_lines(page: Path) -> Iterator[list[str]]:
+    """The words after `cxr` of every command in a block."""
+    for block in blocks(page):
+        if block.language in COMMAND_LANGUAGES:
+            for line in block.commands.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if "cxr" in words:
+                    yield words[words.index("cxr") + 1 :]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_every_command_of_cxr_is_understood(page: Path) -> None:
+    for words in cxr_lines(page):
+        if not AHEAD & set(words) and "--help" not in words:
+            try:
+                make_app().parse_args(words, print_error=False, exit_on_error=False)
+            except CycloptsError as error:
+                pytest.fail(f"cxr {shlex.join(words)}: {error}", pytrace=False)
+    for span in code_spans(page):
+        if span.startswith("cxr ") and "COMMAND" not in span:
+            app, options = make_app(), shlex.split(span)[1:]
+            while options and not options[0].startswith("-") and app.default_command is None:
+                app = app[options.pop(0)]
+            known = {"--help", "--install-completion", *AHEAD, *options_of(app)}
+            assert {word for word in options if word.startswith("--")} <= known, span
+
+
+def make_targets() -> set[str]:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)[0].split())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_every_target_of_make_exists(page: Path) -> None:
+    code = [*code_spans(page), *(line for b in blocks(page) for line in b.text.splitlines())]
+    used = {match[1] for text in code if (match := re.match(r"make ([a-z]+)\b", text))}
+    assert used <= make_targets()
+
+
+# --- links --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_and_pictures_lead_somewhere(page: Path) -> None:
+    for token in inline(page):
+        target = str(token.attrGet("href") or token.attrGet("src") or "")
+        if not target or target.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / unquote(path)).resolve() if path else page
+        assert there.is_relative_to(ROOT) and there.exists(), f"{page_id(page)}: {target}"
+        assert not there.is_dir() or (there / "README.md").exists(), f"{page_id(page)}: {target}"
+        if anchor:
+            assert anchor in anchors(there), f"{page_id(page)}: {target}"
+        if token.type == "image":
+            assert token.content.strip(), f"{page_id(page)}: {target} has no words for those who can't see it"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_files_that_are_named_exist(page: Path) -> None:
+    folders = ("flows", "tasks", "models", "tests", "docs", "presets", "benchmarks", "docker", ".ci")
+    for span in code_spans(page):
+        path = span.split()[0] if span.split() else ""
+        if re.fullmatch(rf"({'|'.join(folders)})(/[\w.-]+)*/?", path):
+            assert (ROOT / path).exists(), f"{page_id(page)}: {span}"
+
+
+def test_the_map_leads_to_every_page() -> None:
+    page = ROOT / "docs" / "README.md"
+    linked = {
+        (page.parent / target.partition("#")[0]).resolve()
+        for token in inline(page)
+        if (target := str(token.attrGet("href") or ""))
+    }
+    assert set((ROOT / "docs").rglob("*.md")) - {page} <= linked
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 100
+
+
+# --- the reference ------------------------------------------------------------------------------------------
+
+
+def leaves(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The keys of a section, as `training.augment.flip`."""
+    for name, field in schema.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from leaves(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def keys_of_params() -> set[str]:
+    own = Experiment.model_fields.keys() - TrainingSettings.model_fields.keys()
+    experiment = {f"experiments.NAME.{name}" for name in own}
+    return (set(leaves(Settings)) - {"experiments"}) | experiment | set(leaves(Stages, "stages."))
+
+
+def rows_of_params() -> dict[str, list[str]]:
+    """The rows of all tables of keys: type, default and words of each."""
+    rows: dict[str, list[str]] = {}
+    for line in PARAMS.read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"\| `([\w.]+)` \|(.*)\|$", line):
+            cells = [cell.strip() for cell in match[2].split("|")]
+            if len(cells) == 3 or match[1].startswith("stages."):
+                rows[match[1]] = cells
+    return rows
+
+
+def test_every_key_of_params_is_described() -> None:
+    keys, rows = keys_of_params(), rows_of_params()
+    assert not keys - rows.keys()
+    in_sections = {key for key in rows if "." in key}
+    assert in_sections - keys <= {"experiments.NAME.augment"}
+
+
+def test_defaults_are_those_of_params_yaml() -> None:
+    params = parse_mapping((ROOT / "params.yaml").read_text(encoding="utf-8"), "params.yaml")
+    rows = rows_of_params()
+    for key in keys_of_params():
+        if not key.startswith(("experiments.", "stages.")):
+            value: Any = params
+            for part in key.split("."):
+                value = value[part]
+            shown = rows[key][1].strip("`")
+            if shown.endswith("…"):
+                assert value.startswith(shown[:-1]), key
+            else:
+                assert YAML(typ="safe").load(shown) == value, key
+
+
+def options_of(app: App) -> set[str]:
+    """The options and arguments of a command; none of a word that only groups commands."""
+    if app.default_command is None:
+        return set()
+    return {name for argument in app.assemble_argument_collection() for name in argument.parameter.name}
+
+
+def commands() -> list[list[str]]:
+    return [[command.__name__] for command in COMMANDS] + [
+        [group, command.__name__] for group, (_, several) in GROUPS.items() for command in several
+    ]
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_option_of_a_command_is_described(words: list[str]) -> None:
+    app = make_app()
+    for word in words:
+        app = app[word]
+    of_rows = re.findall(r"^\| `([^`]+)`", section(CLI, f"cxr {' '.join(words)}"), re.MULTILINE)
+    described = {row.split()[0].removesuffix("...") for row in of_rows}
+    assert options_of(app) <= described
+    assert described <= options_of(app) | AHEAD
+
+
+def test_the_completion_is_described() -> None:
+    assert {"cxr --install-completion", *options_of(make_app()["--install-completion"])} <= set(
+        code_spans(CLI)
+    )
+
+
+def test_every_target_of_make_is_described() -> None:
+    text = section(CLI, "make")
+    assert {f"make {target}" for target in make_targets()} <= named(text)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert set(re.findall(r"\$\((?:if \$\()?([A-Z_]+)\)", makefile)) - {"BIN"} <= named(text)
+
+
+def test_every_variable_of_ours_is_described() -> None:
+    code = [path for layer in ("flows", "tasks", "models") for path in (ROOT / layer).rglob("*.py")]
+    text = "".join(path.read_text(encoding="utf-8") for path in code)
+    names = set(re.findall(r"RETRAIN_[A-Z_]+", text))
+    lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    names |= {match[1] for line in lines if (match := re.fullmatch(r"(?:# )?([A-Z_]+)=", line))}
+    script = (ROOT / "docker" / "entrypoint.sh").read_text(encoding="utf-8")
+    names |= set(re.findall(r"\$\{([A-Z_]+):", script))
+    assert len(names) > 20
+    assert not names - set(code_spans(CLI))
+
+
+def stages() -> set[str]:
+    return set(load_yaml(str(ROOT / "dvc.yaml"))["stages"])
+
+
+def test_every_stage_is_described() -> None:
+    assert stages() <= set(headings(FILES))
+    page = ROOT / "docs" / "explanation" / "orchestration.md"
+    (diagram,) = (block.text for block in blocks(page) if block.language == "text")
+    assert {re.split("[ @]", line)[0] for line in diagram.splitlines()} == stages()
+
+
+def test_every_metric_is_described() -> None:
+    """Those of an image, and all averages: over images with infection and without, whose shares are known."""
+    full, part, none = np.ones((8, 8), bool), np.tri(8, dtype=bool), np.zeros((8, 8), bool)
+    rows, calibration = [], Calibration()
+    for place, (predicted, truth) in enumerate([(full, part), (part, full), (none, none)]):
+        image = {"target": "infection", "id": str(place), "class": "Normal" if truth is none else "COVID-19"}
+        shares = {"true_share": float(truth.mean()), "predicted_share": float(predicted.mean())}
+        rows.append(image | score_masks(predicted, truth, mae=0.1) | shares)
+        calibration.add("infection", image["class"], predicted.astype(float), truth)
+    of_images = set(rows[0]) - {"target", "id", "class"}
+    summary = summarise(pd.DataFrame(rows), calibration)["infection"]
+    averages = {metric for image_set in summary.values() for metric in image_set}
+    assert {"share_correlation", "missed", "false_positive_rate", "iou_nonempty"} <= averages
+    assert of_images <= named(section(METRICS, "Scores of one image"))
+    assert {*averages, *summary} <= named(section(METRICS, "Averages over images"))
+
+
+def test_every_score_of_the_audit_is_described(finished_repository: Repository) -> None:
+    metrics = load_json(finished_repository.folder / "metrics.json")
+    assert set(metrics["dataset"]) <= named(section(METRICS, "The dataset"))
+
+
+def load_json(path: Path) -> Any:
+    return parse_mapping(path.read_text(encoding="utf-8"), str(path))
+
+
+#: The section of a stage, and where it writes.
+OUTPUTS = {
+    "artifacts/plans": "plan",
+    "data/raw": "download",
+    "data/packed": "preprocess",
+    "artifacts/audit": "audit",
+    "artifacts/train": "train",
+    "artifacts/evaluation": "evaluate",
+    "artifacts/baselines": "baselines",
+    "artifacts/comparison": "compare",
+    "reports": "report",
+}
+
+
+#: What stands for a name in the names of files and columns.
+PLACEHOLDER = r"(TRAINING|EXPERIMENT|HALF|SPLIT|TARGET)"
+
+
+@pytest.mark.parametrize("folder", OUTPUTS)
+def test_every_output_and_its_columns_are_described(folder: str, finished_repository: Repository) -> None:
+    words = named(section(FILES, OUTPUTS[folder]))
+    if folder == "artifacts/baselines":  # their scores are those of evaluate
+        words |= named(section(FILES, "evaluate"))
+    patterns = [re.sub(PLACEHOLDER, lambda _: r"[\w-]+", re.escape(word)) for word in words]
+    paths = [path for path in (finished_repository.folder / folder).rglob("*") if path.is_file()]
+    paths = [path for path in paths if path.name != ".gitignore"]
+    assert paths
+    for path in paths:
+        name = path.relative_to(finished_repository.folder).as_posix()
+        assert any(re.search(rf"(^|/){pattern}$", name) for pattern in patterns), name
+        if path.suffix == ".csv":
+            columns = pd.read_csv(path, nrows=1).columns
+            missing = [c for c in columns if not any(re.fullmatch(pattern, c) for pattern in patterns)]
+            assert not missing, f"{name}: {missing}"
+
+
+def test_the_network_file_is_described(finished_repository: Repository) -> None:
+    for path in (finished_repository.folder / "artifacts" / "train").rglob("network.json"):
+        assert set(load_json(path)) <= named(section(FILES, "train"))
