@@ -119,7 +119,8 @@ class TestInOrder:
         everything = ("--pool", "train@*=gpu", "--pool", "evaluate@*=gpu", "--pool", "report=gpu")
         said = parent.retrain("--name", "spread", *everything).finish(400)
         assert "report runs on this machine: DVC cannot transfer its outputs" in said
-        messages = [where(cluster, "spread", f"train@{name}") for name in ("report1_bce", "report1_bce_iou")]
+        trainings = ("train@report1_bce-seed0", "train@report1_bce_iou-seed0")
+        messages = [where(cluster, "spread", name) for name in trainings]
         assert sorted(message.partition(":")[0] for message in messages) == ["on gpu-1", "on gpu-2"]
         tasks = cluster.user.tasks(of(cluster, "spread").id)
         for run in stages(cluster, "spread"):  # nested in the UI
