@@ -42,7 +42,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 COMMAND_LANGUAGES = ("", "console")
 NOT_RUN = re.compile(r"<!-- not run: .+ -->\s*")
 
-#: Options that the docs describe and that another branch adds.
+#: Options that the docs describe before the code has them.
 AHEAD = {"--exit-when-idle"}
 
 #: The reference, by what it is about.
