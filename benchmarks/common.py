@@ -189,13 +189,13 @@ class Apart:
         self._pool.shutdown()
 
     def _wait_for(self, work: Callable[..., Any], *args: object) -> Any:
-        asked = self._pool.submit(work, *args)
-        while not asked.done():
+        future = self._pool.submit(work, *args)
+        while not future.done():
             with suppress(psutil.Error):
                 processes = [self._process, *self._process.children(recursive=True)]
                 self.memory = max(self.memory, sum(p.memory_full_info().pss for p in processes))
-            wait([asked], timeout=1.0)
-        return asked.result()
+            wait([future], timeout=1.0)
+        return future.result()
 
 
 _contestants: list[Any] = []

@@ -160,14 +160,14 @@ class Commands:
             raise SkippedError(f"no time was left for {command[0]}")
         began, lines, killed = time.monotonic(), [], False
         preloaded = DEVICE.type == "cpu" and not command[0].endswith(".py")
-        pid, said, ended = self._forked(command) if preloaded else self._started(command)
+        pid, output, ended = self._forked(command) if preloaded else self._started(command)
         timers = [Timer(limit, _end, [pid, signal.SIGTERM])]
         timers += [Timer(limit + GRACE, _end, [pid, signal.SIGKILL])]
         for timer in timers:
             timer.start()
         try:
-            with said:
-                for text in said:
+            with output:
+                for text in output:
                     lines.append(Line(time.monotonic() - began, text.rstrip()))
                     self._note(text)
                     if not killed and heard(text) is True:

@@ -67,12 +67,12 @@ class Measured:
         programs = [worker.worker("gpu", limit=1) for worker in workers]
         programs.append(hosts[-1].worker("cpu", limit=1))
         for program in programs:
-            program.says("stages of pool")
+            program.wait_for_output("stages of pool")
         together = self._server_share() if costs else 0.0
         self.per_worker = (together - alone) / len(programs)
         busy, began = self._server_seconds(), time.monotonic()
-        said = parent.retrain("--name", self.name, *POOLS).finish(timeout)
-        self.seconds, self.said = time.monotonic() - began, said
+        output = parent.retrain("--name", self.name, *POOLS).finish(timeout)
+        self.seconds, self.output = time.monotonic() - began, output
         self.server = self._server_seconds() - busy - together * self.seconds
         self.run = next(run for run in cluster.user.runs("retrain") if run.name == self.name)
         self.tasks = cluster.user.tasks(self.run.id)
@@ -97,8 +97,8 @@ class Measured:
         return total
 
     def messages(self) -> dict[str, str]:
-        told = {name: task.state.message or "" for name, task in self.tasks.items() if task.state}
-        return {name: message for name, message in told.items() if message.startswith("on ")}
+        messages = {name: task.state.message or "" for name, task in self.tasks.items() if task.state}
+        return {name: message for name, message in messages.items() if message.startswith("on ")}
 
     def spread(self) -> Counter[str]:
         return Counter(message.split(":")[0].removeprefix("on ") for message in self.messages().values())
@@ -122,15 +122,15 @@ class Measured:
 
     def parent_costs(self, experiments: int) -> dict[str, float]:
         """Measure the parent's seconds per stage with so many experiments."""
-        told = self.parent.repository.run(
+        output = self.parent.repository.run(
             sys.executable,
             str(ROOT / "benchmarks" / "parent.py"),
             f"retrain/{self.name}",
             "--experiments",
             str(experiments),
         )
-        print(told, end="", flush=True)
-        costs: dict[str, float] = json.loads(told.splitlines()[-1])
+        print(output, end="", flush=True)
+        costs: dict[str, float] = json.loads(output.splitlines()[-1])
         return costs
 
     def costs(self, experiments: int) -> dict[str, float]:
@@ -227,8 +227,8 @@ def main() -> None:
                     flush=True,
                 )
                 for part, seconds in done.parts().items():
-                    told = f"{min(seconds):.1f} to {max(seconds):.1f}"
-                    print(f"  {part}: {statistics.median(seconds):.1f} s ({told})", flush=True)
+                    span = f"{min(seconds):.1f} to {max(seconds):.1f}"
+                    print(f"  {part}: {statistics.median(seconds):.1f} s ({span})", flush=True)
                 if costs_wanted:
                     costs = done.costs(args.costs_of)
                     args.costs.write_text(json.dumps(costs, indent=2) + "\n", encoding="utf-8")

@@ -107,9 +107,9 @@ def check_origin(repository: Path, commit: str, run: str, log: Callable[[str], N
     return _names(refs)
 
 
-def _blocked(where: str, way_out: str) -> str:
+def _blocked(where: str, command: str) -> str:
     branch = PREFIX.removesuffix("/")
-    return f"publish: {where} has a branch {branch!r}, so {PREFIX}NAME is impossible; rename it: {way_out}"
+    return f"publish: {where} has a branch {branch!r}, so {PREFIX}NAME is impossible; rename it: {command}"
 
 
 def published_from(repository: Path, base: str, params: str) -> str | None:
@@ -118,8 +118,8 @@ def published_from(repository: Path, base: str, params: str) -> str | None:
     The branch has the same params.yaml and differs from the base only in results, so DVC would run nothing.
     """
     refs = _refs(repository, BRANCHES[0])
-    asked = "\n".join(f"{ref}:params.yaml" for ref in refs)
-    blobs = git(repository, "cat-file", "--batch-check=%(objectname)", stdin=asked).splitlines()
+    objects = "\n".join(f"{ref}:params.yaml" for ref in refs)
+    blobs = git(repository, "cat-file", "--batch-check=%(objectname)", stdin=objects).splitlines()
     ours = git(repository, "hash-object", "--stdin", stdin=params)
     code = [".", *(f":(exclude){path}" for path in RESULTS)]
     for ref, blob in zip(refs, blobs, strict=True):
@@ -142,8 +142,8 @@ def report_with(folder: Path, metrics: str) -> Path | None:
 def published_already(repository: Path, base: str, commit: str) -> str | None:
     """Return the base or the published branch that has the same results as the commit, or None."""
     names = [base, *_refs(repository, *BRANCHES)]
-    asked = [f"{name}:{path}" for name in (commit, *names) for path in RESULTS]
-    blobs = git(repository, "cat-file", "--batch-check=%(objectname)", stdin="\n".join(asked)).splitlines()
+    objects = [f"{name}:{path}" for name in (commit, *names) for path in RESULTS]
+    blobs = git(repository, "cat-file", "--batch-check=%(objectname)", stdin="\n".join(objects)).splitlines()
     results = [blobs[start : start + len(RESULTS)] for start in range(0, len(blobs), len(RESULTS))]
     same = (name for name, theirs in zip(names, results[1:], strict=True) if theirs == results[0])
     return next((name.removeprefix("refs/heads/").removeprefix("refs/remotes/") for name in same), None)

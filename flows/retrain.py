@@ -273,8 +273,8 @@ def _push(repository: Path, checkout: Path, branch: str) -> tuple[str, str]:
     """Push a branch. Returns its name at origin, and an error message, which is empty on success."""
     state = publish(repository, checkout, branch, return_state=True)
     if not state.is_completed():
-        said = " ".join((state.message or "").split())
-        return branch, f"{branch} is published in {repository}, but not pushed: {said}"
+        reason = " ".join((state.message or "").split())
+        return branch, f"{branch} is published in {repository}, but not pushed: {reason}"
     pushed = str(state.result())
     if pushed != branch:
         get_run_logger().info("another %s was pushed to origin; this one is renamed to %s", branch, pushed)

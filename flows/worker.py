@@ -8,8 +8,9 @@ cores.
 import os
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -45,8 +46,23 @@ LOCK_RELEASE_TIME = 3.0
 REPORT_TIME = 5.0
 
 
-def run_worker(repository: Path, pool: str, api: str, name: str, limit: int | None) -> None:
+#: Commands that start a worker. The second one notices when it is idle.
+PREFECT_WORKER = ("prefect", "worker", "start", "--type", "process")
+IDLE_WORKER = (sys.executable, "-m", "flows.deployment.idle_worker")
+
+
+def run_worker(
+    repository: Path, pool: str, api: str, name: str, limit: int | None, idle_minutes: float | None = None
+) -> None:
     """Run stages of a work pool until SIGINT or SIGTERM.
+
+    Args:
+        repository: The clone in which the stages run.
+        pool: The work pool.
+        api: The address of the server's API.
+        name: The worker's name.
+        limit: Maximum number of stages at a time, or None for one per slot of the machine.
+        idle_minutes: Return after this many minutes without a stage. None means never.
 
     Raises:
         InputError: the server or origin does not answer, the machine cannot run any stage, or the worker
@@ -65,15 +81,23 @@ def run_worker(repository: Path, pool: str, api: str, name: str, limit: int | No
         slots = limit or len(compute_slots(load_params(repository / "params.yaml")))
         unfit = repository / RUNS / f".{process_name}.unfit"
         unfit.unlink(missing_ok=True)
-        options = ["--name", name, "--limit", str(slots)]
+        idle = repository / RUNS / f".{process_name}.idle"
+        idle.unlink(missing_ok=True)
+        program, options = list(PREFECT_WORKER), ["--name", name, "--limit", str(slots)]
+        if idle_minutes is not None:
+            program = list(IDLE_WORKER)
+            options += ["--idle-seconds", str(60 * idle_minutes), "--marker", str(idle)]
         process = stack.enter_context(
-            prefect_worker(repository, api, pool, process_name, *options, **{UNFIT: str(unfit)})
+            prefect_worker(repository, api, pool, process_name, [*program, *options], **{UNFIT: str(unfit)})
         )
         print(f"worker {name} runs up to {slots} stages of pool {pool} at a time: {ui_of(api)}", flush=True)
-        while process.poll() is None and not unfit.exists():
+        while process.poll() is None and not unfit.exists() and not idle.exists():
             time.sleep(0.5)
         if process.poll() is not None:
             raise InputError(f"the worker ended unexpectedly; see {log_path(process_name, repository)}")
+        if idle.exists() and not unfit.exists():
+            print(f"worker {name} ran no stage for {idle_minutes:g} min", flush=True)
+            return
         time.sleep(REPORT_TIME)
         raise InputError(unfit.read_text(encoding="utf-8"))
 
@@ -104,10 +128,10 @@ def deploy_stages(api: str, pool: str) -> None:
 
 @contextmanager
 def prefect_worker(
-    repository: Path, api: str, pool: str, name: str, *options: str, **variables: str
+    repository: Path, api: str, pool: str, name: str, program: Sequence[str], **variables: str
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a Prefect worker. On exit, end and report its runs, which the server would show as running."""
-    command = ["prefect", "worker", "start", "--pool", pool, "--type", "process", *options]
+    command = [*program, "--pool", pool]
     with ExitStack() as stack:
         process = stack.enter_context(
             child_process(name, command, repository, worker_variables(repository, api) | variables)
@@ -155,11 +179,15 @@ def kill_leftovers(repository: Path, *parts: str) -> set[str]:
     return runs | {leftover.run for leftover in remove_leftovers(repository)}
 
 
-def main(pool: str, server: str | None, name: str | None, limit: int | None) -> None:
+def main(
+    pool: str, server: str | None, name: str | None, limit: int | None, idle_minutes: float | None
+) -> None:
     """Check the options of `cxr worker`, and run the worker."""
     if not POOL_NAME.fullmatch(pool):
         raise InputError(f"--pool {pool!r}: must consist of letters, digits, _ and -")
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: must be at least 1")
     api = api_of(server or get_current_settings().api.url or "", "--server")
-    run_until_stopped(lambda: run_worker(find_repository(), pool, api, name or socket.gethostname(), limit))
+    run_until_stopped(
+        lambda: run_worker(find_repository(), pool, api, name or socket.gethostname(), limit, idle_minutes)
+    )

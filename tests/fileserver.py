@@ -72,9 +72,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Respond like Kaggle to a download request: with the location of the file."""
         self.server.authorised += "Authorization" in self.headers
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         path = "/{ownerSlug}/{datasetSlug}/{datasetVersionNumber}".format(
-            **{"datasetVersionNumber": 0} | asked
+            **{"datasetVersionNumber": 0} | request
         )
         if path in self.server.refusals:
             self._answer(*self.server.refusals[path])
@@ -87,9 +87,9 @@ class _Handler(BaseHTTPRequestHandler):
         etag = f'"{hashlib.md5(content).hexdigest()}"'
         headers = {"ETag": etag} if self.server.validators else {}
         status, part = 200, content
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        if self.server.ranges and asked and self.headers.get("If-Range", etag) == etag:
-            first, last = int(asked[1]), min(int(asked[2]), len(content) - 1)
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if self.server.ranges and byte_range and self.headers.get("If-Range", etag) == etag:
+            first, last = int(byte_range[1]), min(int(byte_range[2]), len(content) - 1)
             status, part = 206, content[first : last + 1]
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
         self._answer(status, headers, part, len(part) // 2 if cut else len(part))

@@ -94,20 +94,20 @@ def shared(
     Yields the text that `start` returned, such as an address. `stop` receives the same text.
     """
     place = _of_the_session(factory) / name
-    users, said = place.with_suffix(".users"), place.with_suffix(".said")
+    users, info = place.with_suffix(".users"), place.with_suffix(".info")
     with _locked(place):
         others = int(users.read_text()) if users.exists() else 0
         if not others:
-            said.write_text(start())
+            info.write_text(start())
         users.write_text(str(others + 1))
     try:
-        yield said.read_text()
+        yield info.read_text()
     finally:
         with _locked(place):
             others = int(users.read_text()) - 1
             users.write_text(str(others))
             if not others:
-                stop(said.read_text())
+                stop(info.read_text())
 
 
 def _of_the_session(factory: pytest.TempPathFactory) -> Path:

@@ -90,8 +90,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     missing = [program for program in PROGRAMS if not shutil.which(program)]
     if missing:
         pytest.skip(f"no S3 server: {', '.join(missing)} not installed; see tests/s3.py")
-    with shared(tmp_path_factory, "s3", start, stop) as said:
-        yield S3Server(said.split()[0])
+    with shared(tmp_path_factory, "s3", start, stop) as info:
+        yield S3Server(info.split()[0])
 
 
 def start() -> str:
@@ -109,19 +109,19 @@ def start() -> str:
     raise AssertionError
 
 
-def stop(said: str) -> None:
+def stop(info: str) -> None:
     """End a server and delete its data."""
-    _stop(Path(said.split()[1]))
+    _stop(Path(info.split()[1]))
 
 
 @contextmanager
 def serving() -> Iterator[S3Server]:
     """Run a server for one test."""
-    said = start()
+    info = start()
     try:
-        yield S3Server(said.split()[0])
+        yield S3Server(info.split()[0])
     finally:
-        stop(said)
+        stop(info)
 
 
 def _start(folder: Path) -> S3Server:

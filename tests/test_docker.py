@@ -84,11 +84,13 @@ class Machine:
 
     def share(self, fails: bool = False, **variables: str) -> str:
         command = ["share.sh", str(self.checkout)]
-        return said(subprocess.run(command, **self.script("share.sh", **variables), **OUTPUT), fails)
+        return output_of(subprocess.run(command, **self.script("share.sh", **variables), **OUTPUT), fails)
 
     def start(self, *arguments: str, fails: bool = False, **variables: str) -> str:
         command = ["entrypoint.sh", *arguments]
-        return said(subprocess.run(command, **self.script("entrypoint.sh", **variables), **OUTPUT), fails)
+        return output_of(
+            subprocess.run(command, **self.script("entrypoint.sh", **variables), **OUTPUT), fails
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +103,7 @@ def no_make_around(monkeypatch: pytest.MonkeyPatch) -> None:
 OUTPUT: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": 60}
 
 
-def said(done: "subprocess.CompletedProcess[str]", fails: bool) -> str:
+def output_of(done: "subprocess.CompletedProcess[str]", fails: bool) -> str:
     assert (done.returncode != 0) == fails, done.stdout
     return done.stdout
 
@@ -200,9 +202,9 @@ def test_a_rewritten_history_is_shared_and_old_commits_are_kept(
     run = git(machine.clone, "rev-parse", "HEAD")
     for ref in ("refs/heads/retrain/a", "refs/retrain/run/commit"):
         git(machine.clone, "push", "--quiet", "origin", f"HEAD:{ref}")
-    said = rewrite(machine)
+    message = rewrite(machine)
     before = git(machine.origin, "rev-parse", "main")
-    assert machine.share().startswith(f"{said} {before}, which is kept")
+    assert machine.share().startswith(f"{message} {before}, which is kept")
     kept = git(machine.origin, "for-each-ref", "--format=%(refname) %(objectname)").splitlines()
     now = git(machine.checkout, "rev-parse", "HEAD")
     assert set(kept) == {

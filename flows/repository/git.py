@@ -134,8 +134,8 @@ def run(folder: Path, *command: str, stdin: str | None = None, timeout: float | 
     except subprocess.TimeoutExpired:
         raise InputError(f"{name}: no result within {timeout:g} s") from None
     if done.returncode:
-        said = PASSWORD.sub("://", (done.stderr or done.stdout).strip())
-        raise InputError(f"{name}: {said}")
+        message = PASSWORD.sub("://", (done.stderr or done.stdout).strip())
+        raise InputError(f"{name}: {message}")
     return done.stdout.rstrip("\n")
 
 

@@ -61,14 +61,14 @@ def with_retries(
                 isinstance(error, InputError) and not isinstance(error, GitError)
             ):
                 raise
-            said = f"{what}: {one_line(error)}"
+            message = f"{what}: {one_line(error)}"
             if _is_denied(error):
-                raise DeniedError(said) from None
+                raise DeniedError(message) from None
         if not delay or stopped.is_set():
             break
-        log(f"{said}; retrying in {delay} s")
+        log(f"{message}; retrying in {delay} s")
         stopped.wait(delay)
-    raise UnavailableError(said)
+    raise UnavailableError(message)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -86,5 +86,5 @@ def _is_denied(error: Exception) -> bool:
 
 
 def one_line(error: Exception) -> str:
-    said = " ".join(str(error).split()) or type(error).__name__
-    return without_secrets(said)
+    message = " ".join(str(error).split()) or type(error).__name__
+    return without_secrets(message)

@@ -50,29 +50,29 @@ class Program:
                 preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
             )
 
-    def said(self) -> str:
+    def read_output(self) -> str:
         return self.output.read_text(errors="replace")
 
-    def says(self, words: str, timeout: float = TIMEOUT) -> None:
+    def wait_for_output(self, words: str, timeout: float = TIMEOUT) -> None:
         """Wait until the output contains `words`."""
         eventually(
             f"{words!r} in {self.output}",
-            lambda: words in self.said() or self.process.poll() is not None,
+            lambda: words in self.read_output() or self.process.poll() is not None,
             timeout,
         )
-        assert words in self.said(), self.said()
+        assert words in self.read_output(), self.read_output()
 
     def finish(self, timeout: float = TIMEOUT, fails: bool = False) -> str:
         """Wait until it ends, and return its output."""
         self.process.wait(timeout)
-        assert (self.process.returncode != 0) == fails, self.said()
-        return self.said()
+        assert (self.process.returncode != 0) == fails, self.read_output()
+        return self.read_output()
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> str:
         """End it as a service manager does, or with SIGINT as Ctrl-C does. Returns its output."""
         self.process.send_signal(how)
         self.process.wait(60)
-        return self.said()
+        return self.read_output()
 
 
 class Host:
@@ -165,8 +165,8 @@ class Cluster:
 
     def refs(self) -> dict[str, str]:
         """Return the commits of origin by the full name of each ref."""
-        told = Repository(self.origin).run("git", "for-each-ref", "--format=%(refname) %(objectname)")
-        return dict(line.split() for line in told.splitlines())
+        refs = Repository(self.origin).run("git", "for-each-ref", "--format=%(refname) %(objectname)")
+        return dict(line.split() for line in refs.splitlines())
 
     def objects(self, under: str = "") -> list[str]:
         """Return the paths on the DVC remote, relative to its root, or only those below one folder."""

@@ -58,17 +58,19 @@ class Served(User):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        eventually(f"it serves: {self.said()}", lambda: "Ctrl-C" in self.said() or self.process.poll())
-        assert self.process.poll() is None, self.said()
+        eventually(
+            f"it serves: {self.read_output()}", lambda: "Ctrl-C" in self.read_output() or self.process.poll()
+        )
+        assert self.process.poll() is None, self.read_output()
 
-    def said(self) -> str:
+    def read_output(self) -> str:
         return self.output.read_text()
 
-    def stop(self, how: signal.Signals = signal.SIGINT, told: Sequence[psutil.Process] = ()) -> None:
-        """End it. The processes in `told` get the signal too."""
+    def stop(self, how: signal.Signals = signal.SIGINT, signalled: Sequence[psutil.Process] = ()) -> None:
+        """End it. The processes in `signalled` get the signal too."""
         family = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(how)
-        for process in told:
+        for process in signalled:
             process.send_signal(how)
         self.process.wait(60)
         _, alive = psutil.wait_procs(family, timeout=10)
@@ -185,8 +187,8 @@ def prefect_api(
         server.process.returncode = 0  # silences Python's warning if it outlives this process
         return f"{server.process.pid} {server.api} {home}"
 
-    with shared(tmp_path_factory, "server", start, lambda said: end(int(said.split()[0]))) as said:
-        _, api, home = said.split(maxsplit=2)
+    with shared(tmp_path_factory, "server", start, lambda text: end(int(text.split()[0]))) as text:
+        _, api, home = text.split(maxsplit=2)
         yield api, Path(home)
 
 

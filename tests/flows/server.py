@@ -67,8 +67,8 @@ class User:
 
     def runs(self, flow: str) -> list[FlowRun]:
         """Return all runs of a flow, oldest first."""
-        asked = {"flows": {"name": {"any_": [flow]}}, "sort": "EXPECTED_START_TIME_ASC"}
-        found = self.client._client.post("/flow_runs/filter", json=asked).json()
+        body = {"flows": {"name": {"any_": [flow]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        found = self.client._client.post("/flow_runs/filter", json=body).json()
         return [FlowRun.model_validate(run) for run in found]
 
     def becomes(self, name: str, run_id: UUID, timeout: float = TIMEOUT) -> FlowRun:
@@ -106,10 +106,10 @@ class User:
 
     def tasks(self, run_id: UUID) -> dict[str, TaskRun]:
         """Return the task runs by name. If the run was retried, those of the last attempt."""
-        asked = {"flow_runs": {"id": {"any_": [str(run_id)]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        body = {"flow_runs": {"id": {"any_": [str(run_id)]}}, "sort": "EXPECTED_START_TIME_ASC"}
 
         def now() -> dict[str, TaskRun]:
-            runs = self.client._client.post("/task_runs/filter", json=asked).json()
+            runs = self.client._client.post("/task_runs/filter", json=body).json()
             return {run["name"]: TaskRun.model_validate(run) for run in runs}
 
         if self.run(run_id).state_name == "Completed":
@@ -121,11 +121,11 @@ class User:
         return now()
 
     def artifacts(self, run_id: UUID) -> list[dict[str, Any]]:
-        asked = {"artifacts": {"flow_run_id": {"any_": [str(run_id)]}}}
-        found: list[dict[str, Any]] = self.client._client.post("/artifacts/filter", json=asked).json()
+        body = {"artifacts": {"flow_run_id": {"any_": [str(run_id)]}}}
+        found: list[dict[str, Any]] = self.client._client.post("/artifacts/filter", json=body).json()
         return found
 
     def logs(self, run_id: UUID) -> str:
-        asked = {"logs": {"flow_run_id": {"any_": [str(run_id)]}}, "sort": "TIMESTAMP_ASC"}
-        lines = self.client._client.post("/logs/filter", json=asked).json()
+        body = {"logs": {"flow_run_id": {"any_": [str(run_id)]}}, "sort": "TIMESTAMP_ASC"}
+        lines = self.client._client.post("/logs/filter", json=body).json()
         return "\n".join(line["message"] for line in lines)

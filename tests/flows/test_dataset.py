@@ -94,12 +94,12 @@ def test_revisions_and_the_workspace(repository: Repository, kaggle_folder: Path
     repository.set(f"data.source={kaggle_folder}")
     repository.run("dvc", "repro", "download")
     image_id = f"infection/Train/{one.parent.parent.name}/{one.stem}"
-    told = diff(repository, "HEAD")
-    assert told[0] == "data/raw: from HEAD to the workspace"
-    assert told[-2].split() == ["all", "9", "0", "0", "0", "0", "1", "9"]
-    assert told[-1] == f"changed  {image_id}: image"
+    output = diff(repository, "HEAD")
+    assert output[0] == "data/raw: from HEAD to the workspace"
+    assert output[-2].split() == ["all", "9", "0", "0", "0", "0", "1", "9"]
+    assert output[-1] == f"changed  {image_id}: image"
     repository.commit("replace an image")
-    assert diff(repository, "HEAD", "HEAD~1")[1:] == told[1:]
+    assert diff(repository, "HEAD", "HEAD~1")[1:] == output[1:]
 
     shutil.rmtree(repository.folder / "data")
     line = diff(repository, "HEAD", fails=True)

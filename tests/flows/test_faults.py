@@ -88,7 +88,7 @@ class TestInOrder:
         assert served.process.wait(40) == 1
         print(f"ended {time.monotonic() - began:.1f} s after the worker")
         log = served.repository.folder / "runs" / ".logs" / "worker.log"
-        assert served.said().splitlines()[-1] == f"error: the worker ended unexpectedly; see {log}"
+        assert served.read_output().splitlines()[-1] == f"error: the worker ended unexpectedly; see {log}"
         assert served.processes() == []
         assert left_nothing(served)
 
@@ -244,9 +244,9 @@ class TestSlots:
 
     def test_no_unit_is_used_twice_at_a_time(self, holder: Callable[..., "subprocess.Popen[str]"]) -> None:
         processes = [holder(40, 0.02) for _ in range(4)]
-        said = [process.communicate(timeout=60)[0] for process in processes]
+        outputs = [process.communicate(timeout=60)[0] for process in processes]
         assert [process.returncode for process in processes] == [0] * 4
-        assert {line for lines in said for line in lines.split()} == {"one", "two"}
+        assert {line for lines in outputs for line in lines.split()} == {"one", "two"}
 
     def test_a_killed_process_releases_its_unit(
         self,

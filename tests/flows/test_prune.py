@@ -73,11 +73,13 @@ def assert_repro_runs_nothing(repository: Repository) -> None:
 
 def test_without_a_terminal_it_only_lists_what_it_would_remove(repository: Repository) -> None:
     before = branches(repository), reports(repository), cached(repository)
-    told = repository.run("cxr", *ALL_BUT_LAST, "--dry-run").splitlines()
-    assert told[:3] == ["to remove:", "      1 branches", told[2]] and told[2].startswith("      1 reports, ")
-    assert "        retrain/old" in told and not any("kept" in line for line in told)
-    *asked, refused = repository.run("cxr", *ALL_BUT_LAST, fails=True).splitlines()
-    assert asked == told
+    output = repository.run("cxr", *ALL_BUT_LAST, "--dry-run").splitlines()
+    assert output[:3] == ["to remove:", "      1 branches", output[2]] and output[2].startswith(
+        "      1 reports, "
+    )
+    assert "        retrain/old" in output and not any("kept" in line for line in output)
+    *repeated, refused = repository.run("cxr", *ALL_BUT_LAST, fails=True).splitlines()
+    assert repeated == output
     assert refused == "error: nothing was removed: no terminal to ask for confirmation; pass --yes"
     assert (branches(repository), reports(repository), cached(repository)) == before
     assert repository.run("cxr", "prune") == "nothing to remove\n"  # everything is younger than 30 days
@@ -222,9 +224,9 @@ def test_leftovers_of_a_killed_run_are_removed(repository: Repository) -> None:
     with subprocess.Popen(command, cwd=repository.folder, stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline() == b"is there\n"
         process.kill()
-    told = repository.run("cxr", "prune", "--yes")
-    assert "      1 checkouts of runs that were killed, " in told
-    assert "      1 checkpoints of unfinished trainings, 1 KB\n" in told
+    output = repository.run("cxr", "prune", "--yes")
+    assert "      1 checkouts of runs that were killed, " in output
+    assert "      1 checkpoints of unfinished trainings, 1 KB\n" in output
     assert list((repository.folder / "runs" / ".checkouts").iterdir()) == []
     assert {path.name for path in checkpoints.iterdir()} == {"my-own.pt", f"unet-2-{16 * 'b'}.pt"}
 

@@ -89,18 +89,18 @@ def test_a_name_taken_here_or_at_origin_gets_a_number_everywhere(repository: Rep
 def test_if_origin_refuses_the_push_the_run_fails_and_the_next_run_pushes_its_branch(
     repository: Repository,
 ) -> None:
-    asked = ("--set", "report.figures=[1]", "--publish", "remotes")
+    options = ("--set", "report.figures=[1]", "--publish", "remotes")
     hook = repository.folder.parent / "origin" / "hooks" / "pre-receive"
     hook.write_text("#!/bin/sh\necho not now >&2; exit 1\n")
     hook.chmod(0o755)
-    output = retrain(repository, "--name", "kept", *asked, fails=True)
+    output = retrain(repository, "--name", "kept", *options, fails=True)
     assert "error: retrain/kept is published in" in output.splitlines()[-1]
     assert "but not pushed: git push: remote: not now" in output
     assert repository.run("git", "branch", "--list", "retrain/kept")
     assert finished(output)["publish"] == "Failed"
 
     hook.unlink()
-    output = retrain(repository, "--name", "kept", *asked)
+    output = retrain(repository, "--name", "kept", *options)
     assert output.splitlines()[-1] == (
         f"nothing changed since retrain/kept; pushed now; report: {repository.folder}/runs/kept/index.html"
     )

@@ -91,18 +91,18 @@ class TestInOrder:
         output = retrain(repository, "--name", "again", "--set", "alpha=0.4", "--publish", "nowhere")
         stages = repository.run("dvc", "stage", "list", "--name-only").split()
         assert finished(output) == dict.fromkeys(stages, "Cached")
-        told = "nothing changed since retrain/first; nothing published; report: "
-        assert output.splitlines()[-1].startswith(told)
-        assert Path(output.splitlines()[-1].removeprefix(told)).exists()
+        message = "nothing changed since retrain/first; nothing published; report: "
+        assert output.splitlines()[-1].startswith(message)
+        assert Path(output.splitlines()[-1].removeprefix(message)).exists()
         assert not repository.run("git", "branch", "--list", "retrain/again")
         assert not (repository.folder / "runs" / "again").exists()
 
     def test_a_run_that_would_repeat_another_is_not_started(self, repository: Repository) -> None:
         def report(*arguments: str) -> str:
-            warning, told = retrain(repository, "--name", "again", *arguments).splitlines()
+            warning, message = retrain(repository, "--name", "again", *arguments).splitlines()
             assert warning == "ignoring uncommitted changes in README.md"
-            assert told.startswith("nothing changed since retrain/first; nothing to do; report: ")
-            return Path(told.partition("report: ")[2]).read_text(encoding="utf-8")
+            assert message.startswith("nothing changed since retrain/first; nothing to do; report: ")
+            return Path(message.partition("report: ")[2]).read_text(encoding="utf-8")
 
         assert "report1_bce_iou" in report("--set", "alpha=0.4")
         assert "report1_bce_iou" in report("--experiments", "all", "--set", "alpha=0.4")
@@ -147,8 +147,8 @@ class TestInOrder:
 def progress_bars() -> dict[str, float]:
     """Return the percentages of the task runs' progress artifacts, by their description."""
     with closing(User(os.environ["PREFECT_API_URL"])) as user:
-        asked = {"artifacts": {"type": {"any_": ["progress"]}}}
-        found = user.client._client.post("/artifacts/filter", json=asked).json()
+        body = {"artifacts": {"type": {"any_": ["progress"]}}}
+        found = user.client._client.post("/artifacts/filter", json=body).json()
     return {bar["description"].rpartition(":")[0]: float(bar["data"]) for bar in found if bar["task_run_id"]}
 
 

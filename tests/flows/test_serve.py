@@ -81,7 +81,7 @@ class TestInOrder:
         report = served.repository.folder / "runs" / "some" / "index.html"
         report.parent.mkdir()
         report.write_text("a report")
-        assert asked(served.reports, "/some/index.html") == (200, "a report")
+        assert request(served.reports, "/some/index.html") == (200, "a report")
         for path in (
             "/.checkouts/",
             "/.logs/",
@@ -96,7 +96,7 @@ class TestInOrder:
             "/%2e%2e/README.md",
             "/..%2fREADME.md",
         ):
-            assert asked(served.reports, path)[0] == 404, path
+            assert request(served.reports, path)[0] == 404, path
 
     def test_pages_of_other_sites_are_refused(self, served: Served) -> None:
         ours = urlsplit(served.ui)
@@ -106,22 +106,22 @@ class TestInOrder:
             "Origin": f"http://elsewhere.example:{ours.port}",
         }
         for headers in (foreign, {"Host": ours.netloc, "Origin": "null"}, rebound):
-            assert asked(served.ui, "/api/admin/version", headers=headers)[0] == 403
+            assert request(served.ui, "/api/admin/version", headers=headers)[0] == 403
             # Pages may send this without a CORS preflight, because it has no content type.
-            assert asked(served.ui, "/api/flows/", "POST", '{"name": "foreign"}', headers)[0] == 403
+            assert request(served.ui, "/api/flows/", "POST", '{"name": "foreign"}', headers)[0] == 403
             with pytest.raises(InvalidStatus):
                 open_websocket(served.ui, "/api/events/in", headers)
         preflight = foreign | {"Access-Control-Request-Method": "POST"}
-        assert asked(served.ui, "/api/deployments/", "OPTIONS", headers=preflight)[0] == 403
+        assert request(served.ui, "/api/deployments/", "OPTIONS", headers=preflight)[0] == 403
         assert served.client.read_flows(flow_filter=FlowFilter(name=FlowFilterName(any_=["foreign"]))) == []
-        assert asked(served.reports, "/some/index.html", headers=rebound)[0] == 403
+        assert request(served.reports, "/some/index.html", headers=rebound)[0] == 403
 
     @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
     def test_its_own_pages_work_under_each_of_its_names(self, served: Served, name: str) -> None:
         host = f"{name}:{urlsplit(served.ui).port}"
         own = {"Host": host, "Origin": f"http://{host}", "Content-Type": "application/json"}
-        assert '"api_url":"/api"' in asked(served.ui, "/ui-settings", headers=own)[1]
-        assert asked(served.ui, "/api/flows/filter", "POST", "{}", own)[0] == 200
+        assert '"api_url":"/api"' in request(served.ui, "/ui-settings", headers=own)[1]
+        assert request(served.ui, "/api/flows/filter", "POST", "{}", own)[0] == 200
         open_websocket(served.ui, "/api/events/in", own)
 
     def test_a_running_server_is_used_only_if_the_user_chose_it(self, served: Served, idle: Served) -> None:
@@ -149,9 +149,12 @@ class TestInOrder:
         ) as another:
             ids = [one.submit(revision=commit, changes=["training.width=x"]).id for one in (served, another)]
             states = [served.finished(run).state for run in ids]
-        said = [str(state.message) for state in states if state]
-        assert said[0] == f"revision: {commit!r}: no such branch, tag or commit in {served.repository.folder}"
-        assert said[1].startswith("params.yaml with training.width=x: ")
+        messages = [str(state.message) for state in states if state]
+        assert (
+            messages[0]
+            == f"revision: {commit!r}: no such branch, tag or commit in {served.repository.folder}"
+        )
+        assert messages[1].startswith("params.yaml with training.width=x: ")
 
     def test_a_second_serve_reports_the_first_and_changes_nothing(self, served: Served) -> None:
         deployment = served.client.read_deployment_by_name("retrain/retrain")
@@ -219,7 +222,7 @@ class TestInOrder:
         assert served.slots_taken() == 0
 
 
-def asked(
+def request(
     server: str, path: str, method: str = "GET", body: str | None = None, headers: dict[str, str] = NO_HEADERS
 ) -> tuple[int, str]:
     """Send a request with exactly this path, and return the status and body of the response."""

@@ -159,17 +159,17 @@ def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
     (script,) = [path for path in tmp_path.rglob("*") if path.is_file() and path.name == "cxr"]
 
     def completed(*words: str) -> set[str]:
-        asked = f"""
+        code = f"""
             source {script}
             COMP_WORDS=({" ".join(words)}) COMP_CWORD={len(words) - 1}
             $(complete -p cxr | sed 's/.*-F \\([^ ]*\\).*/\\1/')
             printf '%s\\n' "${{COMPREPLY[@]}}"
         """
-        told = subprocess.run(
-            ["bash", "-c", asked], env=os.environ | {"HOME": str(tmp_path)}, capture_output=True, text=True
+        done = subprocess.run(
+            ["bash", "-c", code], env=os.environ | {"HOME": str(tmp_path)}, capture_output=True, text=True
         )
-        assert told.stderr == ""
-        return {word.strip() for word in told.stdout.splitlines()}
+        assert done.stderr == ""
+        return {word.strip() for word in done.stdout.splitlines()}
 
     assert completed("cxr", "ret") == {"retrain"}
     assert completed("cxr", "data", "d") == {"diff"}

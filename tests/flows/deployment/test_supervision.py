@@ -55,9 +55,9 @@ def in_terminal(folder: Path, first: Callable[[], None]) -> Iterator[tuple["subp
     )
     os.close(its)
     try:
-        said = b""
-        while b"Ctrl-C" not in said:
-            said += os.read(ours, 1000)
+        output = b""
+        while b"Ctrl-C" not in output:
+            output += os.read(ours, 1000)
         yield process, ours
     finally:
         process.kill()

@@ -83,11 +83,11 @@ def two_of_four() -> Slots:
 
 
 def test_a_stage_without_a_free_slot_logs_once_and_waits_for_the_next_one() -> None:
-    said: list[str] = []
+    lines: list[str] = []
     got: list[Slot] = []
 
     def third() -> None:
-        with two_of_four().acquire(said.append) as slot:
+        with two_of_four().acquire(lines.append) as slot:
             got.append(slot)
 
     waiting = threading.Thread(target=third)
@@ -99,7 +99,7 @@ def test_a_stage_without_a_free_slot_logs_once_and_waits_for_the_next_one() -> N
             assert not got
         waiting.join(10)
     assert [slot.variables["UNITS"] for slot in got] == ["core-2,core-3"]
-    assert said == ["waiting for a free slot: other runs on this machine use core-0, core-1, core-2, core-3"]
+    assert lines == ["waiting for a free slot: other runs on this machine use core-0, core-1, core-2, core-3"]
 
 
 def test_a_child_that_inherits_the_locks_keeps_the_slot_taken() -> None:

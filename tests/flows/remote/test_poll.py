@@ -32,27 +32,27 @@ def test_one_request_serves_all_runs_and_is_repeated_after_the_interval(
     client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flows.remote.poll.POLL", 0.5)
-    asked: list[str] = []
-    client._client.event_hooks["request"].append(lambda request: asked.append(request.url.path))
+    requests: list[str] = []
+    client._client.event_hooks["request"].append(lambda request: requests.append(request.url.path))
     runs = [client.create_flow_run(nothing).id for _ in range(3)]
-    asked.clear()
+    requests.clear()
     watch = Watch()
     with ExitStack() as stack:
         for run in runs:
             stack.enter_context(watch.track(run))
         seen = [watch.latest(client, run) for run in runs]
         assert [run and run.id for run in seen] == runs
-        assert asked == ["/api/flow_runs/filter"]
+        assert requests == ["/api/flow_runs/filter"]
 
         client.set_flow_run_state(runs[1], Completed(), force=True)
         client.delete_flow_run(runs[2])
-        asked.clear()
+        requests.clear()
         time.sleep(0.5)
         states = [run.state for run in (watch.latest(client, run_id) for run_id in runs[:2]) if run]
         assert [state and state.is_final() for state in states] == [False, True]
         with pytest.raises(UnavailableError, match=f"^the flow run {runs[2]} was deleted$"):
             watch.latest(client, runs[2])
-        assert asked == ["/api/flow_runs/filter"]
+        assert requests == ["/api/flow_runs/filter"]
 
 
 def test_more_runs_than_fit_on_a_page(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:

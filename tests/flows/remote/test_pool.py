@@ -76,7 +76,7 @@ def workers(cluster: Cluster) -> list[Host]:
     """Two machines with one core each, running workers."""
     hosts = [cluster.host(name, core) for core, name in enumerate(("gpu-1", "gpu-2"))]
     for program in [host.worker("gpu", limit=1) for host in hosts]:
-        program.says("stages of pool gpu at a time")
+        program.wait_for_output("stages of pool gpu at a time")
     return hosts
 
 
@@ -117,8 +117,8 @@ class TestInOrder:
         self, cluster: Cluster, parent: Host, workers: list[Host], finished_repository: Repository
     ) -> None:
         everything = ("--pool", "train@*=gpu", "--pool", "evaluate@*=gpu", "--pool", "report=gpu")
-        said = parent.retrain("--name", "spread", *everything).finish(400)
-        assert "report runs on this machine: DVC cannot transfer its outputs" in said
+        output = parent.retrain("--name", "spread", *everything).finish(400)
+        assert "report runs on this machine: DVC cannot transfer its outputs" in output
         trainings = ("train@report1_bce-seed0", "train@report1_bce_iou-seed0")
         messages = [where(cluster, "spread", name) for name in trainings]
         assert sorted(message.partition(":")[0] for message in messages) == ["on gpu-1", "on gpu-2"]
@@ -240,9 +240,9 @@ class TestFaults:
         workers.remove(victim)
         victim.cut_power()
         began = time.monotonic()
-        said = run.finish(600)
+        output = run.finish(600)
         print(f"completed {time.monotonic() - began:.0f} s after the power cut")
-        assert "Crashed" in said
+        assert "Crashed" in output
         logs = [(stage.state_name, cluster.user.logs(stage.id)) for stage in stages(cluster, "power")]
         ((state, log),) = [(state, log) for state, log in logs if "continuing from the checkpoint" in log]
         assert state == "Completed" and "goes on after epoch" in log
@@ -283,17 +283,19 @@ class TestFaults:
             "worker", *self.options(cluster, "newer"), PYTHONPATH=str(tmp_path)
         )
         run = self.run(parent, "refused", "--set", "epochs=4")
-        eventually("it is refused", lambda: "versions differ from the run's: torch 9.9.9, not " in run.said())
+        eventually(
+            "it is refused", lambda: "versions differ from the run's: torch 9.9.9, not " in run.read_output()
+        )
         newer.stop()
 
         broken = cluster.host("broken")
         checkouts = broken.repository.folder / "runs" / ".checkouts"
         checkouts.mkdir(parents=True)
         program = broken.worker("gpu", limit=1)
-        program.says("stages of pool gpu at a time")
+        program.wait_for_output("stages of pool gpu at a time")
         shutil.rmtree(checkouts)
         checkouts.write_text("no folder")
-        program.says("error: cannot create a checkout on this machine: ")
+        program.wait_for_output("error: cannot create a checkout on this machine: ")
 
         good = cluster.host("good")
         good.worker("gpu", limit=2)
@@ -322,27 +324,29 @@ def assert_no_secret_is_in_any_log(cluster: Cluster) -> None:
 
 class TestWrong:
     def test_the_server_requires_its_password(self, cluster: Cluster) -> None:
-        asked = f"{cluster.server.api}/flow_runs/filter"
+        url = f"{cluster.server.api}/flow_runs/filter"
         name, password = AUTH.split(":")
-        assert httpx.post(asked, json={}).status_code == httpx.codes.UNAUTHORIZED
-        assert httpx.post(asked, json={}, auth=(name, "wrong")).status_code == httpx.codes.UNAUTHORIZED
-        assert httpx.post(asked, json={}, auth=(name, password)).status_code == httpx.codes.OK
+        assert httpx.post(url, json={}).status_code == httpx.codes.UNAUTHORIZED
+        assert httpx.post(url, json={}, auth=(name, "wrong")).status_code == httpx.codes.UNAUTHORIZED
+        assert httpx.post(url, json={}, auth=(name, password)).status_code == httpx.codes.OK
         host = cluster.host("visitor")
-        said = host.start(
+        output = host.start(
             "worker", "--pool", "gpu", "--server", cluster.server.url, PREFECT_API_AUTH_STRING="a:b"
         ).finish(fails=True)
         wanted = "the server requires a password: set PREFECT_API_AUTH_STRING=USER:PASSWORD"
-        assert said.splitlines()[-1] == f"error: {cluster.server.api}: {wanted}"
+        assert output.splitlines()[-1] == f"error: {cluster.server.api}: {wanted}"
 
     def test_invalid_pools_are_refused_before_anything_runs(self, cluster: Cluster) -> None:
         host = cluster.host("wrong")
-        said = {
+        output = {
             pools: host.retrain("--name", "wrong", "--pool", pools).finish(fails=True).splitlines()[-1]
             for pools in ("trian@*=gpu", "train@*=nobody", "train@*")
         }
-        assert said["trian@*=gpu"].startswith("error: pools: 'trian@*' matches no stage; stages are audit, ")
-        assert "pools: nobody: no worker has been started for a pool" in said["train@*=nobody"]
-        assert said["train@*"] == "error: --pool train@*: expected PATTERN=POOL, such as train@*=gpu"
+        assert output["trian@*=gpu"].startswith(
+            "error: pools: 'trian@*' matches no stage; stages are audit, "
+        )
+        assert "pools: nobody: no worker has been started for a pool" in output["train@*=nobody"]
+        assert output["train@*"] == "error: --pool train@*: expected PATTERN=POOL, such as train@*=gpu"
         host.repository.run("dvc", "remote", "default", "--unset")
-        told = host.retrain("--name", "wrong", *ELSEWHERE).finish(fails=True).splitlines()[-1]
-        assert told.startswith(f"error: {host.repository.folder}: no default DVC remote is set")
+        line = host.retrain("--name", "wrong", *ELSEWHERE).finish(fails=True).splitlines()[-1]
+        assert line.startswith(f"error: {host.repository.folder}: no default DVC remote is set")
