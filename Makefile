@@ -5,15 +5,19 @@
 # make test    the tests
 # make soak    tests that take minutes each: weekly, and before a release
 # make check   lint and types
-# Each sets up .venv first, with the locked versions and the command cxr; make install does that alone.
+# make lock    requirements.lock, by pyproject.toml; UPGRADE=1 takes the newest versions that it allows
+# make sbom    build/sbom.cdx.json: what .venv has, as CycloneDX
+# Each but lock sets up .venv first, with the locked versions and the command cxr; make install does that alone.
 
 PYTHON ?= python3
 BIN := .venv/bin
+TOOLS := build/tools/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # More than two cores, since many tests wait.
 TEST_PROCESSES ?= 4
 
-.PHONY: install demo serve worker test soak check lock clean
+.PHONY: install demo serve worker test soak check lock sbom clean
 
 install: $(BIN)/cxr
 
@@ -40,11 +44,14 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The lock is complete, so pip resolves nothing (--no-deps). torch comes last, by a line of its own without hashes: pip
+# takes the CPU build where an index has only that, else the CUDA build, which brings its CUDA packages.
 # Importing compiles just the modules that are used; pip would take a minute longer, over all of them.
 .venv/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.11 or the like")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.lock
+	$(PIP_INSTALL) --no-compile --no-deps --require-hashes --requirement requirements.lock
+	$(PIP_INSTALL) --no-compile $$(sed -n 's/^# \(torch==.*\)/\1/p' requirements.lock)
 	@$(BIN)/python -c 'import dvc.cli, dvc.commands.repro, dvc_s3, pandas, prefect.main, prefect.server.api.server, scipy.ndimage, torch'
 	@touch $@
 
@@ -55,16 +62,25 @@ $(BIN)/cxr: .venv/installed flows/commands/launcher.py
 		cat flows/commands/launcher.py; } > $@.part
 	@chmod +x $@.part && mv $@.part $@
 
-# The versions that pyproject.toml's ranges give today, without torch's CUDA packages: those that torch
-# asks for on a machine with a GPU follow from torch's own version.
-lock:
-	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --group dev .
-	$(BIN)/python -m pip uninstall --quiet --yes covid-qu-ex-segmentation
-	$(BIN)/python -m pip freeze --exclude pip | sed 's/+cpu$$//' | grep -v -E '^(nvidia-|cuda-|triton)' > requirements.lock
-	@touch .venv/installed
+# uv alone resolves for all Python versions and architectures at once, and lists the hash of every file of each version.
+lock: $(TOOLS)/uv
+	$< pip compile --quiet --universal --python-version 3.11 --group dev --generate-hashes --no-emit-package torch \
+		--no-header $(if $(UPGRADE),--upgrade) --output-file requirements.lock pyproject.toml
+	{ echo '# By `make lock`, from pyproject.toml. `make install` installs the packages below, and then, without a hash:'; \
+		sed -n 's/^ *"\(torch==[^"]*\)".*/# \1/p' pyproject.toml; cat requirements.lock; } > requirements.lock.part
+	mv requirements.lock.part requirements.lock
+
+sbom: .venv/installed $(TOOLS)/cyclonedx-py
+	$(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		--output-file build/sbom.cdx.json $(BIN)/python
+
+# Programs that are none of the project's dependencies, each in an environment of its own.
+$(TOOLS)/uv: TOOL = uv==0.13.9
+$(TOOLS)/cyclonedx-py: TOOL = cyclonedx-bom==7.5.0
+$(TOOLS)/uv $(TOOLS)/cyclonedx-py: Makefile
+	$(PYTHON) -m venv --clear build/tools/$(@F)
+	build/tools/$(@F)/bin/python -m pip install --quiet --disable-pip-version-check $(TOOL)
+	@mkdir -p $(@D) && ln -sf ../$(@F)/bin/$(@F) $@ && touch $@
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
