@@ -5,7 +5,8 @@
 # make test    the tests
 # make soak    tests that take minutes each: weekly, and before a release
 # make check   lint and types
-# make lock    requirements.lock, by pyproject.toml; UPGRADE=1 takes the newest versions that it allows
+# make lock    requirements.lock, by pyproject.toml; UPGRADE=all takes the newest versions that it allows,
+#              UPGRADE="dvc prefect" those of these packages
 # make sbom    build/sbom.cdx.json: what .venv has, as CycloneDX
 # Each but lock sets up .venv first, with the locked versions and the command cxr; make install does that alone.
 
@@ -65,7 +66,7 @@ $(BIN)/cxr: .venv/installed flows/commands/launcher.py
 # uv alone resolves for all Python versions and architectures at once, and lists the hash of every file of each version.
 lock: $(TOOLS)/uv
 	$< pip compile --quiet --universal --python-version 3.11 --group dev --generate-hashes --no-emit-package torch \
-		--no-header $(if $(UPGRADE),--upgrade) --output-file requirements.lock pyproject.toml
+		--no-header $(if $(filter all,$(UPGRADE)),--upgrade,$(addprefix --upgrade-package=,$(UPGRADE))) --output-file requirements.lock pyproject.toml
 	{ echo '# By `make lock`, from pyproject.toml. `make install` installs the packages below, and then, without a hash:'; \
 		sed -n 's/^ *"\(torch==[^"]*\)".*/# \1/p' pyproject.toml; cat requirements.lock; } > requirements.lock.part
 	mv requirements.lock.part requirements.lock
@@ -79,7 +80,7 @@ $(TOOLS)/uv: TOOL = uv==0.13.9
 $(TOOLS)/cyclonedx-py: TOOL = cyclonedx-bom==7.5.0
 $(TOOLS)/uv $(TOOLS)/cyclonedx-py: Makefile
 	$(PYTHON) -m venv --clear build/tools/$(@F)
-	build/tools/$(@F)/bin/python -m pip install --quiet --disable-pip-version-check $(TOOL)
+	build/tools/$(@F)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(TOOL)
 	@mkdir -p $(@D) && ln -sf ../$(@F)/bin/$(@F) $@ && touch $@
 
 clean:
