@@ -5,15 +5,20 @@
 # make test    Run the tests.
 # make soak    Run the tests that take minutes each: weekly, and before a release.
 # make check   Run the linter and the type checker.
-# make install Install the locked versions and the command cxr into .venv. Every other target does this first.
+# make lock    Write requirements.lock from pyproject.toml. UPGRADE=all takes the newest versions that it allows,
+#              UPGRADE="dvc prefect" those of these packages.
+# make sbom    Write build/sbom.cdx.json, a CycloneDX list of what .venv holds.
+# make install Install the locked versions and the command cxr into .venv. Every other target except lock does this first.
 
 PYTHON ?= python3
 BIN := .venv/bin
+TOOLS := build/tools/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # More processes than cores, because many tests wait.
 TEST_PROCESSES ?= 4
 
-.PHONY: install demo serve worker test soak check lock clean
+.PHONY: install demo serve worker test soak check lock sbom clean
 
 install: $(BIN)/cxr
 
@@ -41,11 +46,14 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The lock is complete, so pip resolves nothing (--no-deps). torch comes last, by a line of its own without hashes: pip
+# takes the CPU build where an index has only that, else the CUDA build with its CUDA packages.
 # Compile only the modules that are used, by importing them. With pip, compiling all modules takes a minute longer.
 .venv/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is required; set for example PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.lock
+	$(PIP_INSTALL) --no-compile --no-deps --require-hashes --requirement requirements.lock
+	$(PIP_INSTALL) --no-compile $$(sed -n 's/^# \(torch==.*\)/\1/p' requirements.lock)
 	@$(BIN)/python -c 'import dvc.cli, dvc.commands.repro, dvc_s3, pandas, prefect.main, prefect.server.api.server, scipy.ndimage, torch'
 	@touch $@
 
@@ -67,6 +75,25 @@ lock:
 	$(BIN)/python -m pip uninstall --quiet --yes covid-qu-ex-segmentation
 	$(BIN)/python -m pip freeze --exclude pip | sed 's/+cpu$$//' | grep -v -E '^(nvidia-|cuda-|triton)' > requirements.lock
 	@touch .venv/installed
+# uv alone resolves for all Python versions and architectures at once, and lists the hash of every file of each version.
+lock: $(TOOLS)/uv
+	$< pip compile --quiet --universal --python-version 3.11 --group dev --generate-hashes --no-emit-package torch \
+		--no-header $(if $(filter all,$(UPGRADE)),--upgrade,$(addprefix --upgrade-package=,$(UPGRADE))) --output-file requirements.lock pyproject.toml
+	{ echo '# By `make lock`, from pyproject.toml. `make install` installs the packages below, and then, without a hash:'; \
+		sed -n 's/^ *"\(torch==[^"]*\)".*/# \1/p' pyproject.toml; cat requirements.lock; } > requirements.lock.part
+	mv requirements.lock.part requirements.lock
+
+sbom: .venv/installed $(TOOLS)/cyclonedx-py
+	$(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		--output-file build/sbom.cdx.json $(BIN)/python
+
+# Programs that are none of the project's dependencies, each in an environment of its own.
+$(TOOLS)/uv: TOOL = uv==0.13.9
+$(TOOLS)/cyclonedx-py: TOOL = cyclonedx-bom==7.5.0
+$(TOOLS)/uv $(TOOLS)/cyclonedx-py: Makefile
+	$(PYTHON) -m venv --clear build/tools/$(@F)
+	build/tools/$(@F)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(TOOL)
+	@mkdir -p $(@D) && ln -sf ../$(@F)/bin/$(@F) $@ && touch $@
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
