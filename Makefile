@@ -65,16 +65,6 @@ $(BIN)/cxr: .venv/installed flows/commands/launcher.py
 		cat flows/commands/launcher.py; } > $@.part
 	@chmod +x $@.part && mv $@.part $@
 
-# Lock the latest versions within the ranges of pyproject.toml. The CUDA packages that torch requires on a machine
-# with a GPU are left out, because torch's own version determines them.
-lock:
-	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --group dev .
-	$(BIN)/python -m pip uninstall --quiet --yes covid-qu-ex-segmentation
-	$(BIN)/python -m pip freeze --exclude pip | sed 's/+cpu$$//' | grep -v -E '^(nvidia-|cuda-|triton)' > requirements.lock
-	@touch .venv/installed
 # uv alone resolves for all Python versions and architectures at once, and lists the hash of every file of each version.
 lock: $(TOOLS)/uv
 	$< pip compile --quiet --universal --python-version 3.11 --group dev --generate-hashes --no-emit-package torch \

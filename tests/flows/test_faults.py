@@ -96,6 +96,7 @@ class TestInOrder:
         assert served.run(run.id).state_name == "Crashed"
         assert served.slots_taken() == 0
 
+    @pytest.mark.soak
     def test_after_a_power_cut_leftovers_are_removed_and_results_reused(self, served: Served) -> None:
         within(served, seconds=75)  # a user may set this: two and a half heartbeats
         run = served.submit(epochs=40, **SMALL)
@@ -176,6 +177,7 @@ def test_a_run_survives_an_outage_of_its_server(
         server.kill()
 
 
+@pytest.mark.soak
 def test_two_stages_of_one_checkout_run_in_parallel(
     make_repository: Callable[[Path], Repository], tmp_path: Path
 ) -> None:

@@ -86,6 +86,7 @@ def test_a_name_taken_here_or_at_origin_gets_a_number_everywhere(repository: Rep
     assert metrics(repository, "retrain/shared-3") != before["metrics.json"]
 
 
+@pytest.mark.soak
 def test_if_origin_refuses_the_push_the_run_fails_and_the_next_run_pushes_its_branch(
     repository: Repository,
 ) -> None:

@@ -158,7 +158,7 @@ def results(lock: str) -> dict[str, dict[str, str]]:
     return {name: {out["path"]: out["md5"] for out in stage["outs"]} for name, stage in stages.items()}
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.soak), signal.SIGTERM])
 def test_a_stopped_flow_ends_its_trainings_and_leaves_nothing_behind(
     repository: Repository, how: signal.Signals
 ) -> None:

@@ -157,6 +157,7 @@ class TestInOrder:
         machines = [where(cluster, "seeds", name).partition(":")[0] for name in others]
         assert sorted(machines) == ["on gpu-1", "on gpu-2"]
 
+    @pytest.mark.soak
     def test_two_runs_that_need_the_same_stage_train_once(
         self, cluster: Cluster, parent: Host, other: Host, workers: list[Host]
     ) -> None:
@@ -169,6 +170,7 @@ class TestInOrder:
         ran = [run for host in hosts for run in stages(cluster, host.name) if run.state_name == "Completed"]
         assert [run.name.partition(" of ")[0] for run in ran] == [TRAIN]
 
+    @pytest.mark.soak
     def test_cancelling_a_run_ends_its_stages_on_other_machines(
         self, cluster: Cluster, parent: Host, workers: list[Host]
     ) -> None:
@@ -229,6 +231,7 @@ class TestFaults:
     def run(self, parent: Host, name: str, *changes: str) -> Program:
         return parent.retrain("--name", name, "--set", "training.seed=7", *changes, *ONE, *ELSEWHERE)
 
+    @pytest.mark.soak
     def test_a_training_continues_on_another_machine_after_a_power_cut(
         self, cluster: Cluster, parent: Host, workers: list[Host]
     ) -> None:
