@@ -183,7 +183,7 @@ def test_what_was_set_aside_and_infection_outside_the_lung_are_problems(dataset:
     dataset.rejected.append(("lung/Test/Normal/d", "the lung mask is missing in 'lung masks'"))
     figures = dataset.run(REPORT)
     assert dataset.table("problems").to_numpy().tolist() == [
-        ["lung/Test/Normal/d", "set aside: the lung mask is missing in 'lung masks'"],
+        ["lung/Test/Normal/d", "excluded: the lung mask is missing in 'lung masks'"],
         [TRAIN.format("a"), "12.5 % of the infection lies outside the lung"],
     ]
     assert (figures["images"], figures["unusable"], figures["infection_outside_lung"]) == (4, 1, 1)
