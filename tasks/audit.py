@@ -152,7 +152,7 @@ def find_problems(images: pd.DataFrame, rejected: pd.DataFrame, thumbnails: Thum
     flat = thumbnails.reshape(len(thumbnails), -1)
     blank = images.loc[flat.min(axis=1) == flat.max(axis=1), "id"]
     rows = [
-        *zip(rejected["id"], "set aside: " + rejected["reason"], strict=True),
+        *zip(rejected["id"], "excluded: " + rejected["reason"], strict=True),
         *(
             (i, f"{s:.3g} % of the infection lies outside the lung")
             for i, s in zip(outside["id"], share, strict=True)

@@ -121,13 +121,15 @@ def _on_leaks(dataset: Dataset) -> str:
 def _on_other_pairs(figures: dict[str, int]) -> list[str]:
     within, halves = figures["pairs_within_splits"], figures["pairs_across_halves"]
     alike = "duplicate or near-duplicate pair"
-    said = [f"{_some(within, alike)} within a split, which cannot leak between splits."] if within else []
+    sentences = (
+        [f"{_some(within, alike)} within a split, which cannot leak between splits."] if within else []
+    )
     if halves:
-        said.append(
+        sentences.append(
             f"{_some(halves, alike)} across the two halves, in the same split: "
             "the infection half consists of images from the lung half."
         )
-    return said
+    return sentences
 
 
 def _on_dropped(dataset: Dataset) -> str:

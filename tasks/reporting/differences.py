@@ -185,4 +185,4 @@ def postprocessing(prediction: dict[str, Any]) -> list[str]:
         "holes filled": prediction["fill_holes"],
         "restricted to the predicted lungs": prediction["within_lungs"],
     }
-    return [said for said, on in words.items() if on]
+    return [step for step, on in words.items() if on]

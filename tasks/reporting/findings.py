@@ -11,6 +11,7 @@ from tasks.comparison.document import (
     Lead,
     PrintedIou,
     PrintedMae,
+    ScoreRow,
     Section,
 )
 from tasks.reporting.published import fault_words
@@ -49,12 +50,24 @@ def opening(document: Document) -> str:
     images = sorted({e.first.train_images for e in document.experiments})
     trained = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
     kind = "synthetic phantoms" if document.phantoms else "chest X-rays from COVID-QU-Ex"
-    return (
-        f"{what} trained on {trained} {kind} to segment {listed(_masks(document))}. "
-        f"The best for {section_words(document, section)}, {best.name}, "
-        f"reaches IoU {formatted(best.value('iou'))} and Dice {formatted(best.value('dice'))} "
-        f"on {best.images:,} COVID-19 Test images."
-    )
+    were = "was" if count == 1 else "were"
+    sentences = [
+        f"{what} {were} trained on {trained} {kind} to segment {listed(_masks(document))}.",
+        f"The best for {section_words(document, section)}, {best.name}, reaches {_iou_and_dice(best)} "
+        f"on {best.images:,} COVID-19 Test images.",
+    ]
+    everywhere = section.image_set("all")
+    if everywhere and everywhere.experiments and everywhere.experiments[0].name != best.name:
+        other = everywhere.experiments[0]
+        sentences.append(
+            f"On all {other.images:,} Test images, controls included, the best is {other.name}, "
+            f"with {_iou_and_dice(other)}."
+        )
+    return " ".join(sentences)
+
+
+def _iou_and_dice(row: ScoreRow) -> str:
+    return f"IoU {formatted(row.value('iou'))} and Dice {formatted(row.value('dice'))}"
 
 
 @dataclass(frozen=True)
@@ -90,25 +103,26 @@ def on_printed(found: Consistency, phantoms: bool) -> list[str]:
 
 def _on_printed_pairs(found: Consistency) -> list[str]:
     final = [pair for pair in found.printed_pairs if pair.final]
-    said = [f"{pair.where}: {fault_words(pair, pair.fault)}" for pair in final if pair.fault]
-    if said and not found.finals_in_any_order:
-        said.append(
+    sentences = [f"{pair.where}: {fault_words(pair, pair.fault)}" for pair in final if pair.fault]
+    if sentences and not found.finals_in_any_order:
+        sentences.append(
             "No single set of predictions can produce such pairs. No other pairing of the "
             f"{2 * len(final)} scores is possible either, so swapped names do not explain them."
         )
-    return said
+    return sentences
 
 
 def on_printed_iou(found: PrintedIou, phantoms: bool) -> list[str]:
     where = f"the {found.images:,} COVID-19 Test images"
-    said = f"Marking every pixel scores IoU {found.iou:.3f} on {where}"
+    marking = f"Marking every pixel scores IoU {found.iou:.3f} on {where}"
     printed = found.printed_iou
     if phantoms:
-        return [f"{said}. Report 1 printed {printed} for both losses, but on real X-rays: not comparable."]
+        unlike = "but for real X-rays, so the two are not comparable"
+        return [f"{marking}. Report 1 printed {printed} for both losses, {unlike}."]
     if not found.same:
-        return [f"{said}, which differs from the {printed} that report 1 printed for both losses."]
+        return [f"{marking}, which differs from the {printed} that report 1 printed for both losses."]
     return [
-        f"{said}. Report 1 printed {printed} for both losses, the score of a network that marks every pixel.",
+        f"{marking}. Report 1 printed {printed} for both losses, as a network that marks every pixel would.",
         f"The MAE of such a network would be {found.mae_255:.1f} on the 0–255 scale, not the printed "
         f"{found.printed_mae_255}.",
     ]
@@ -142,7 +156,7 @@ def _verdict(names: Sequence[str], not_beaten: Mapping[str, Sequence[str]]) -> s
     unbeaten: dict[tuple[str, ...], list[str]] = {}
     for predictor, metrics in not_beaten.items():
         words = tuple(METRIC_NAMES[metric] for metric in metrics)
-        unbeaten.setdefault(words, []).append(predictor_words(predictor))
+        unbeaten.setdefault(words, []).append(f"“{predictor_words(predictor)}”")
     beaten = unbeaten.pop((), [])
     parts = [f"{'beats' if one else 'beat'} {listed(beaten)} on IoU, Dice and MAE"] if beaten else []
     parts += [
@@ -159,17 +173,17 @@ def on_the_lead(document: Document, section: Section) -> list[str]:
 
 
 def _on_the_lead(lead: Lead, trainings: str) -> str:
-    said = [f"is not significantly different from {listed(lead.level, 'or')}"] if lead.level else []
+    parts = [f"is not significantly different from {listed(lead.level, 'or')}"] if lead.level else []
     if lead.nearest:
         count, nearest = len(lead.beaten), lead.nearest
-        by = f"by {signed(nearest.value)} (95 % CI {signed_span(nearest.interval)})"
-        said.append(
-            f"beats {nearest.second} {by}"
+        value, interval = signed(nearest.value), f"95 % CI {signed_span(nearest.interval)}"
+        parts.append(
+            f"beats {nearest.second} by {value} ({interval})"
             if count == 1
-            else f"beats {count} others, the closest of which is {nearest.second}, {by}"
+            else f"beats {count} others (the closest is {nearest.second}: {value}, {interval})"
         )
     where = f"{lead.images:,} {IMAGE_SET_WORDS['covid']}"
-    return f"In IoU, {lead.best} {' and '.join(said)}. Paired by image over {where}, {trainings}."
+    return f"In IoU, {lead.best} {' and '.join(parts)}. Paired by image over {where}, {trainings}."
 
 
 def _trainings(document: Document, section: Section) -> str:

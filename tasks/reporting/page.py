@@ -115,7 +115,9 @@ def render_page(document: Document, pictures: Path) -> str:
         sections=sections,
         compared=[section for section in sections if any(s.leads for s in section.image_sets)],
         on_trainings=trainings,
-        spoilt=[(name, said.text) for name, of_one in trainings.items() for said in of_one if said.spoils],
+        spoilt=[
+            (name, symptom.text) for name, of_one in trainings.items() for symptom in of_one if symptom.spoils
+        ],
         differing=differing,
         common=common,
         numeric=NUMERIC_COLUMNS,

@@ -177,7 +177,7 @@ def score_tiles(image_set: ImageSet) -> list[Tile]:
         own, name, value = best.value(metric), "none", math.nan
         if predictor := image_set.best_baselines.get(metric):
             name, value = row_words(predictor, "baseline"), image_set.row(predictor).scores[metric].value
-        words = f"{name} {formatted(value)}"
+        words = f"{formatted(value)} ({name})"
         tiles.append(Tile(label, formatted(own), words, _percent(own), _percent(value)))
     return tiles
 

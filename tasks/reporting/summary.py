@@ -25,7 +25,7 @@ def summarise(document: Document) -> str:
         lines += [*_summary_table(document, section), ""]
         if sentences := [*against_trivial(section), *on_the_lead(document, section)]:
             lines += [*(f"- {sentence}" for sentence in sentences), ""]
-    lines += [*(f"- {said}" for said in on_printed(document.consistency, document.phantoms)), ""]
+    lines += [*(f"- {sentence}" for sentence in on_printed(document.consistency, document.phantoms)), ""]
     lines += [
         "IoU and Dice are means per image with 95 % confidence intervals (bootstrap over images), on the "
         "COVID-19 Test images unless stated otherwise. An image with an empty reference mask scores 1 if "

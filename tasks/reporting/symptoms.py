@@ -12,13 +12,13 @@ def _dead(s: Dead) -> str:
     if s.spoils:
         several = f"Epochs {epochs}, including the kept epoch {kept}, mark"
         which = several if s.last_epoch > s.first_epoch else f"The kept epoch, {kept}, marks"
-        said = f"{which} {pixels}, so the scores say nothing about the network or the loss"
+        sentence = f"{which} {pixels}, so the scores say nothing about the network or the loss"
     elif s.ended:
-        said = f"Epochs {epochs} mark {pixels}; training then recovered"
+        sentence = f"Epochs {epochs} mark {pixels}; training then recovered"
     else:
-        said = f"Epochs {epochs} (the last) mark {pixels}; the kept epoch, {kept}, is an earlier one"
+        sentence = f"Epochs {epochs} (the last) mark {pixels}; the kept epoch, {kept}, is an earlier one"
     change = "more steps (more epochs, a smaller batch_size), another" if s.throughout else "a lower"
-    return f"{said}. Try {change} learning_rate or another loss."
+    return f"{sentence}. Try {change} learning_rate or another loss."
 
 
 def _pixels(s: Dead) -> str:

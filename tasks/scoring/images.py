@@ -36,22 +36,22 @@ MEANS = ("iou", "dice", "precision", "sensitivity", "specificity", "mae", "hd95"
 Metrics = dict[str, dict[str, dict[str, float]]]
 
 
-def score(predicted: Tensor, probability: Tensor, truth: Tensor) -> dict[str, float]:
+def score(predicted: Tensor, probability: Tensor, reference: Tensor) -> dict[str, float]:
     """Counts and scores of one mask.
 
     Args:
         predicted: boolean (H, W), the final mask after thresholding and post-processing.
         probability: float (H, W) in [0, 1].
-        truth: boolean (H, W), the reference mask.
+        reference: boolean (H, W), the reference mask.
     """
-    error = float(mean_absolute_error(probability, truth))
-    return score_masks(predicted.numpy(), truth.numpy(), error)
+    error = float(mean_absolute_error(probability, reference))
+    return score_masks(predicted.numpy(), reference.numpy(), error)
 
 
-def score_masks(predicted: Mask, truth: Mask, mae: float) -> dict[str, float]:
+def score_masks(predicted: Mask, reference: Mask, mae: float) -> dict[str, float]:
     """Like `score`, for two arrays, with the mean absolute error of the probability already known."""
-    counts = confusion_of_masks(predicted, truth)
-    distances = surface_distances(predicted, truth)
+    counts = confusion_of_masks(predicted, reference)
+    distances = surface_distances(predicted, reference)
     return {
         **counts._asdict(),
         **overlaps(counts),
@@ -64,15 +64,17 @@ def score_masks(predicted: Mask, truth: Mask, mae: float) -> dict[str, float]:
     }
 
 
-def score_within(region: Tensor, predicted: Tensor, probability: Tensor, truth: Tensor) -> dict[str, float]:
+def score_within(
+    region: Tensor, predicted: Tensor, probability: Tensor, reference: Tensor
+) -> dict[str, float]:
     """Like `score`, restricted to the pixels of a boolean region (H, W); all others are ignored."""
-    error = float(mean_absolute_error(probability * region, truth & region))
-    return score_masks_within(region.numpy(), predicted.numpy(), truth.numpy(), error)
+    error = float(mean_absolute_error(probability * region, reference & region))
+    return score_masks_within(region.numpy(), predicted.numpy(), reference.numpy(), error)
 
 
-def score_masks_within(region: Mask, predicted: Mask, truth: Mask, mae: float) -> dict[str, float]:
+def score_masks_within(region: Mask, predicted: Mask, reference: Mask, mae: float) -> dict[str, float]:
     """Like `score_masks`; `mae` is the mean over the whole image of errors that are 0 outside the region."""
-    scores = score_masks(predicted & region, truth & region, mae)
+    scores = score_masks(predicted & region, reference & region, mae)
     pixels = int(np.count_nonzero(region))
     tp, fp, fn = (scores[name] for name in ("tp", "fp", "fn"))
     inside = Confusion(tp, fp, fn, pixels - tp - fp - fn)
@@ -90,9 +92,9 @@ class Calibration:
     def __init__(self) -> None:
         self._bins: dict[tuple[str, str], NDArray[np.float64]] = {}
 
-    def add(self, target: str, image_class: str, probability: ArrayLike, truth: ArrayLike) -> None:
+    def add(self, target: str, image_class: str, probability: ArrayLike, reference: ArrayLike) -> None:
         """Count the pixels of one image."""
-        self.count(target, image_class, calibration_bins(probability, truth))
+        self.count(target, image_class, calibration_bins(probability, reference))
 
     def count(self, target: str, image_class: str, bins: NDArray[np.float64]) -> None:
         """Like `add`, for pixels that are already binned."""

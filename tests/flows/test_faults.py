@@ -77,7 +77,7 @@ class TestInOrder:
         training = served.tasks(run.id)[TRAIN]
         assert training.state_name == "Completed" and training.run_count == 2
         assert "Retry 1/2 will start 5 second(s) from now" in served.logs(run.id)
-        assert re.search(r"goes on after epoch \d+, step", served.logs(run.id))
+        assert re.search(r"resuming after epoch \d+, step", served.logs(run.id))
 
     @pytest.mark.soak
     def test_where_the_worker_is_killed_all_ends_and_says_why(self, served: Served) -> None:

@@ -206,7 +206,7 @@ def test_a_preset_is_a_word_or_a_path_of_its_file(tmp_path: Path, monkeypatch: p
     [
         (
             ["--set", "alpha=1.5"],
-            "error: params.yaml with alpha=1.5: alpha: 1.5 won't do",
+            "error: params.yaml with alpha=1.5: alpha: 1.5 is invalid",
         ),
         (
             ["--set", "alhpa=1"],

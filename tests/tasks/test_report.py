@@ -158,7 +158,9 @@ def test_same_inputs_give_the_same_bytes(work: Work) -> None:
 def test_summary_repeats_the_sentences_of_the_page(written: Work) -> None:
     page = written.page()
     summary = (written.out / "summary.md").read_text(encoding="utf-8")
-    sentence = "bce and bce_iou beat all background, all foreground and the whole lung on IoU, Dice and MAE."
+    sentence = (
+        "bce and bce_iou beat “all background”, “all foreground” and “the whole lung” on IoU, Dice and MAE."
+    )
     assert f"- On the COVID-19 Test images, {sentence}" in summary and sentence in page
     assert "| bce_iou | 0.846 (0.846–0.846) | 0.917 (0.917–0.917) | 5.98 (5.98–5.98) | 0.885 (" in summary
     assert "| Report 1, BCE (as printed) | 0.138 | – | 16.321 | – | – |" in summary

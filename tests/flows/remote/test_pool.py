@@ -230,7 +230,7 @@ class TestFaults:
         assert "Crashed" in said
         logs = [(stage.state_name, cluster.user.logs(stage.id)) for stage in stages(cluster, "power")]
         ((state, log),) = [(state, log) for state, log in logs if "took up the checkpoint" in log]
-        assert state == "Completed" and "goes on after epoch" in log
+        assert state == "Completed" and "resuming after epoch" in log
         assert saved(cluster) == before
 
     @pytest.mark.soak
