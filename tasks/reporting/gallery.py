@@ -115,8 +115,14 @@ def _spread_card(spread: Spread, target: str, tallest: int, gallery: Gallery) ->
     return SpreadCard(
         experiment=spread.experiment,
         chart=figures.histogram(title, spread.counts, median=spread.median, y_high=tallest),
-        words=f"Half of the images score between {spread.lower_quartile:.3f} and "
-        f"{spread.upper_quartile:.3f}; {spread.share_below_half:.0%} score below 0.5; "
-        f"{spread.zeros} score 0.",
+        words=_spread_words(spread),
         cases=tuple(_case(shown.why.capitalize(), shown, gallery, "Prediction") for shown in spread.shown),
+    )
+
+
+def _spread_words(spread: Spread) -> str:
+    zeros = {0: "no image scores", 1: "1 image scores"}.get(spread.zeros, f"{spread.zeros} images score")
+    return (
+        f"Half of the images score between {spread.lower_quartile:.3f} and {spread.upper_quartile:.3f}; "
+        f"{100 * spread.share_below_half:.0f} % score below 0.5; {zeros} 0."
     )

@@ -138,8 +138,7 @@ class TestInOrder:
         assert "train@report1_bce-seed0" not in finished(output)
         last = output.splitlines()[-2:]
         assert any(
-            "error: download failed: error: data.source: data/nothing.zip: nothing is there" in s
-            for s in last
+            "error: download failed: error: data.source: data/nothing.zip: does not exist" in s for s in last
         )
         assert repository.run("git", "worktree", "list").count("\n") == 1
 
