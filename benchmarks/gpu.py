@@ -314,7 +314,7 @@ def smoke(bench: Bench, entry: Entry, limit: float) -> None:
     before = checkpoints()
     entry["training_seconds"] = round(train("whole")[-1].after, 1)
     train("killed", heard=saved)
-    went_on = [line.text for line in train("killed") if "goes on after" in line.text]
+    went_on = [line.text for line in train("killed") if "resuming after" in line.text]
     entry["killed"] = went_on[0].partition(": ")[2] if went_on else None
     same = {"resumed_same_bytes": bool(went_on) and contents(out / "killed") == contents(out / "whole")}
     for name in ("once", "twice"):

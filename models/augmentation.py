@@ -1,7 +1,8 @@
-"""Random changes to whole batches, on the device that trains: the mask moves with its image exactly.
+"""Random augmentation of whole batches on the training device. Masks move exactly with their images.
 
-Flip, affine and elastic displacement become one sampling grid, so an image is interpolated once however many
-of them are on. benchmarks/augmentation.py sets it beside kornia, which interpolates once a change.
+Flip, affine transform and elastic displacement are combined into one sampling grid, so each image is
+interpolated only once. benchmarks/augmentation.py compares this with kornia, which interpolates once per
+transform.
 """
 
 import math
@@ -11,57 +12,57 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-#: Nodes a side of the coarse grid of random displacements; U-Net's augmentation had 3.
+#: Nodes per side of the coarse grid of random displacements; the original U-Net used 3.
 ELASTIC_NODES = 5
 
 
 class Strength(NamedTuple):
-    """How far each change goes; 0 turns it off. Every image draws its own, evenly within the bounds."""
+    """Strength of each transform; 0 disables it. Values are drawn per image, uniformly within the bounds."""
 
     flip: float = 0.0
-    """Probability of a mirror image, left to right, in [0, 1]."""
+    """Probability of a horizontal flip, in [0, 1]."""
     rotation: float = 0.0
-    """Degrees to either side."""
+    """Maximum angle in degrees, in both directions."""
     scale: float = 0.0
-    """The size is multiplied by up to 1 + scale, or divided by it."""
+    """The size is multiplied or divided by a factor of up to 1 + scale."""
     translation: float = 0.0
-    """Share of the image's side, in either direction."""
+    """Maximum shift as a share of the image's side, in both directions."""
     elastic: float = 0.0
-    """Standard deviation of the displacement of a coarse grid's nodes, as a share of the image's side."""
+    """Standard deviation of the displacements of the coarse grid's nodes, as a share of the image's side."""
     brightness: float = 0.0
-    """Added to the grey values, up to this and down to its negative, on the scale [0, 1]."""
+    """Maximum value added to or subtracted from the grey values, which are in [0, 1]."""
     contrast: float = 0.0
-    """The distance from the image's mean is multiplied by up to 1 + contrast, or divided by it."""
+    """The distance from the image's mean is multiplied or divided by a factor of up to 1 + contrast."""
     gamma: float = 0.0
-    """Grey values are taken to a power of up to 1 + gamma, or down to its reciprocal."""
+    """Grey values are raised to a power between 1 / (1 + gamma) and 1 + gamma."""
     noise: float = 0.0
-    """Largest standard deviation of added Gaussian noise, on the scale [0, 1]."""
+    """Maximum standard deviation of added Gaussian noise, for grey values in [0, 1]."""
 
 
 class Draws:
-    """Random values for each image of a batch, of which some may be computed elsewhere.
+    """Random values for the images of a batch that may be distributed over processes.
 
-    They are drawn for all `count` images and kept for those in `rows`, so an image gets the same values
-    however a batch is shared out.
+    Values are drawn for all `count` images of the batch, and those of `rows` are kept. An image therefore
+    gets the same values however the batch is distributed.
     """
 
     def __init__(self, generator: torch.Generator, count: int, rows: slice | Tensor) -> None:
         self._generator, self._count, self._rows = generator, count, rows
 
     def mirrored(self, probability: float) -> Tensor:
-        """True with that probability, (N,)."""
+        """True with the given probability, (N,)."""
         return self._uniform()[0] < probability
 
     def even(self, bound: float, kinds: int = 1) -> Tensor:
-        """Evenly distributed in [-bound, bound], (kinds, N)."""
+        """Uniform in [-bound, bound], (kinds, N)."""
         return bound * (2 * self._uniform(kinds) - 1)
 
     def factor(self, bound: float) -> Tensor:
-        """From 1 / (1 + bound) to 1 + bound, evenly on a logarithmic scale, (N,)."""
+        """From 1 / (1 + bound) to 1 + bound, uniform on a logarithmic scale, (N,)."""
         return torch.exp(self.even(math.log1p(bound))[0])
 
     def normal(self, *shape: int) -> Tensor:
-        """From the standard normal distribution, (N, *shape)."""
+        """Standard normal values, (N, *shape)."""
         drawn = torch.randn(self._count, *shape, generator=self._generator, device=self._generator.device)
         return drawn[self._rows]
 
@@ -71,7 +72,7 @@ class Draws:
 
 
 class Augmentation:
-    """Changes batches at random; equal seeds and batches give equal changes on one kind of device."""
+    """Augments batches at random. On one kind of device, equal seeds and batches give equal results."""
 
     def __init__(self, strength: Strength, seed: int, device: torch.device) -> None:
         self._strength = strength
@@ -79,21 +80,23 @@ class Augmentation:
 
     @property
     def generator(self) -> torch.Generator:
-        """Where all its randomness comes from; its state is all of the state there is."""
+        """The source of all randomness; its state is the complete state of the augmentation."""
         return self._generator
 
     @torch.no_grad()
     def __call__(
         self, images: Tensor, masks: Tensor, count: int | None = None, rows: slice | Tensor = slice(None)
     ) -> tuple[Tensor, Tensor]:
-        """Changed copies of a batch, or of the `rows` of one of `count` images.
+        """Augment a batch, or the images `rows` of a batch of `count` images.
 
         Args:
-            images: float (N, 1, H, W) in [0, 1]; so are the changed ones.
-            masks: float (N, C, H, W) in [0, 1], the marked share of each pixel. What comes into view from
-                outside is 0 in both.
-            count: images of the whole batch; N where it is whole.
-            rows: which of them these are.
+            images: float (N, 1, H, W) in [0, 1].
+            masks: float (N, C, H, W) in [0, 1], the marked share of each pixel.
+            count: number of images in the whole batch; None means N.
+            rows: indices of these images in the whole batch.
+
+        Returns:
+            New images and masks in the same ranges. Pixels from outside the image are 0 in both.
         """
         s = self._strength
         draws = Draws(self._generator, len(images) if count is None else count, rows)
@@ -109,7 +112,7 @@ class Augmentation:
         return self._regrey(draws, images), masks
 
     def _grid(self, draws: Draws, shape: torch.Size) -> Tensor:
-        """Where each pixel of the new images comes from: (N, H, W, 2), x and y in [-1, 1]."""
+        """Where each pixel of the new images is sampled: (N, H, W, 2), x and y in [-1, 1]."""
         s = self._strength
         count, _, height, width = shape
         angle = draws.even(math.radians(s.rotation))[0]
@@ -117,7 +120,7 @@ class Augmentation:
         cos, sin = torch.cos(angle) / size, torch.sin(angle) / size
         shift = draws.even(2 * s.translation, kinds=2)
         mirror = 1 - 2 * draws.mirrored(s.flip).float() if s.flip else torch.ones_like(angle)
-        # Rotation is of pixels: a grid spans [-1, 1] on both sides, whatever their lengths.
+        # Rotate in pixels: the grid spans [-1, 1] on both sides even if their lengths differ.
         aspect = height / width
         theta = torch.stack(
             [
@@ -155,5 +158,5 @@ class Augmentation:
 
 
 def _each(values: Tensor) -> Tensor:
-    """(N,) to weigh (N, 1, H, W) by."""
+    """(N,) -> (N, 1, 1, 1), to broadcast over images."""
     return values[:, None, None, None]

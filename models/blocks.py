@@ -1,13 +1,13 @@
-"""The blocks that networks are built from; each maps (N, C_in, H, W) to (N, C_out, H, W).
+"""Building blocks of the networks. A block maps (N, C_in, H, W) to (N, C_out, H, W).
 
-Upsampling doubles H and W; a skip takes two maps of one shape and gives one of that shape.
+Upsampling doubles H and W. A skip takes two feature maps of the same shape and returns one of that shape.
 """
 
 from torch import Tensor, nn
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Sequential:
-    """A size-keeping convolution and batch normalisation, whose shift makes a bias superfluous."""
+    """A convolution that keeps the size, and batch normalisation, whose shift replaces the bias."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -32,9 +32,9 @@ class DoubleConv(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions around which the input is added (He et al. 2016, doi 10.1109/CVPR.2016.90).
+    """Two 3x3 convolutions with a shortcut connection (He et al. 2016, doi 10.1109/CVPR.2016.90).
 
-    A 1x1 convolution matches the channels of the shortcut where they differ.
+    If the numbers of channels differ, a 1x1 convolution in the shortcut matches them.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -54,12 +54,12 @@ class ResidualBlock(nn.Module):
 
 
 def upsample(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
-    """A transposed convolution that doubles H and W, without overlap between the pixels it writes."""
+    """A transposed convolution that doubles H and W; its output pixels do not overlap."""
     return nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
 
 
 class PlainSkip(nn.Module):
-    """The encoder's map as it is."""
+    """Passes the encoder's feature map on unchanged."""
 
     def __init__(self, _channels: int) -> None:
         super().__init__()
@@ -69,11 +69,12 @@ class PlainSkip(nn.Module):
 
 
 class AttentionGate(nn.Module):
-    """The encoder's map, each pixel weighed by additive attention (Oktay et al. 2018, arXiv 1804.03999).
+    """Weights each pixel of the encoder's feature map by additive attention (Oktay et al. 2018,
+    arXiv 1804.03999).
 
-    weight = sigmoid(psi(relu(W_x skip + W_g signal))), each of psi, W_x and W_g a 1x1 convolution
-    with batch normalisation. `signal` is the decoder's map AFTER upsampling, and between stand half
-    as many channels, as in MONAI's AttentionUnet.
+    weight = sigmoid(psi(relu(W_x skip + W_g signal))), where psi, W_x and W_g are 1x1 convolutions with batch
+    normalisation. As in MONAI's AttentionUnet, `signal` is the decoder's feature map AFTER upsampling, and
+    the intermediate map has half as many channels.
     """
 
     def __init__(self, channels: int) -> None:

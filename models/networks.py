@@ -1,4 +1,4 @@
-"""Networks, by the words of params.yaml.
+"""Networks, by their names in params.yaml.
 
 U-Net: Ronneberger et al. 2015, doi 10.1007/978-3-319-24574-4_28.
 Attention U-Net: Oktay et al. 2018, arXiv 1804.03999.
@@ -18,12 +18,12 @@ Skip = Callable[[int], nn.Module]
 
 
 def level_channels(width: int, depth: int) -> list[int]:
-    """The channels of each of the depth + 1 levels: `width` at the first, doubled at each level down."""
+    """Channels of each of the depth + 1 levels: `width` at the first, doubled at each further level."""
     return [width * 2**k for k in range(depth + 1)]
 
 
 def require_multiples(images: Tensor, stride: int) -> None:
-    """Refuse images (N, C, H, W) that pooling would round.
+    """Reject images (N, C, H, W) whose size pooling would round.
 
     Raises:
         ValueError: H or W is not a multiple of the stride.
@@ -34,7 +34,7 @@ def require_multiples(images: Tensor, stride: int) -> None:
 
 
 class Encoder(nn.Module):
-    """One block a level, 2x2 max pooling between; publishes the channels of each level."""
+    """One block per level with 2x2 max pooling in between; `channels` are the channels of each level."""
 
     def __init__(self, in_channels: int, channels: list[int], block: Block) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
         self.levels = nn.ModuleList(block(i, o) for i, o in zip(ins, channels, strict=True))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(N, C, H, W) -> one feature map a level, the k-th (N, channels[k], H / 2^k, W / 2^k)."""
+        """(N, C, H, W) -> one feature map per level, the k-th (N, channels[k], H / 2^k, W / 2^k)."""
         features: list[Tensor] = []
         for k, level in enumerate(self.levels):
             x = level(self.pool(x) if k else x)
@@ -53,7 +53,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Upsampling, the encoder's map of the same size concatenated, then a block; `skip` works on that map."""
+    """Upsamples, concatenates the encoder's feature map after `skip`, and applies a block, at each level."""
 
     def __init__(self, channels: list[int], block: Block, skip: Skip) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Decoder(nn.Module):
 
 
 class NestedDecoder(nn.Module):
-    """The nodes X(i, j) of UNet++, level i, column j >= 1; column 0 is the encoder's.
+    """The nodes X(i, j) of UNet++ at level i, column j >= 1; column 0 is the encoder.
 
     X(i, j) = block([X(i, 0), ..., X(i, j - 1), upsample(X(i + 1, j - 1))]), i + j <= depth.
     """
@@ -93,14 +93,14 @@ class NestedDecoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """U-Net whose encoder block and skips are a choice.
+    """U-Net with a configurable encoder block and skip.
 
     Args:
-        in_channels: of the image, 1 for an X-ray.
-        out_channels: one a target.
-        width: channels of the first level, doubled at each of the `depth` levels down.
-        encoder_block: what stands at each level of the encoder; the decoder has double convolutions.
-        skip: what the encoder's maps pass on their way to the decoder.
+        in_channels: channels of the image, 1 for an X-ray.
+        out_channels: one per target.
+        width: channels of the first level, doubled at each of the `depth` further levels.
+        encoder_block: block at each level of the encoder; the decoder uses double convolutions.
+        skip: module applied to the encoder's feature maps on their way to the decoder.
 
     H and W of the input must be multiples of `stride`, 2^depth.
     """
@@ -133,13 +133,13 @@ class UNet(nn.Module):
 
 
 class UNetPlusPlus(nn.Module):
-    """UNet++: nodes between encoder and decoder at every level, each joined to all before it.
+    """UNet++: nodes between encoder and decoder at every level, each connected to all previous ones.
 
     Args:
-        in_channels: of the image, 1 for an X-ray.
-        out_channels: one a target.
-        width: channels of the first level, doubled at each of the `depth` levels down.
-        deep_supervision: a head on each of X(0, 1) ... X(0, depth), not on the last alone.
+        in_channels: channels of the image, 1 for an X-ray.
+        out_channels: one per target.
+        width: channels of the first level, doubled at each of the `depth` further levels.
+        deep_supervision: a head on each of X(0, 1) ... X(0, depth), instead of only on the last.
 
     H and W of the input must be multiples of `stride`, 2^depth.
     """
@@ -158,9 +158,9 @@ class UNetPlusPlus(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """(N, C_in, H, W) images in [0, 1] -> (N, C_out, H, W) logits, of X(0, depth).
+        """(N, C_in, H, W) images in [0, 1] -> (N, C_out, H, W) logits from X(0, depth).
 
-        With deep supervision, while training: a tuple of such logits, of X(0, 1) ... X(0, depth).
+        With deep supervision in training mode: a tuple of such logits from X(0, 1) ... X(0, depth).
 
         Raises:
             ValueError: H or W is not a multiple of the stride.

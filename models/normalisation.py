@@ -1,4 +1,4 @@
-"""Batch normalisation over the batches of all processes that train one network together."""
+"""Batch normalisation over the batches of all processes that train one network."""
 
 from typing import Any
 
@@ -19,15 +19,15 @@ class _OverAll(torch.autograd.Function):
 
 
 def over_all(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
+    """The sum of a tensor over all processes; its gradient is the sum of their gradients."""
     total: Tensor = _OverAll.apply(tensor)  # type: ignore[no-untyped-call]
     return total
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """What torch.nn.SyncBatchNorm is on GPUs, on any device; (N, C, H, W) of each process to the same shape.
+    """Like torch.nn.SyncBatchNorm on GPUs, but for any device; (N, C, H, W) in each process, same shape out.
 
-    Each process must have at least one image.
+    Every process must have at least one image.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
         sums = over_all(torch.cat([wide.sum(dim=(0, 2, 3)), count]))
         mean, total = sums[:-1] / sums[-1], sums[-1]
         centred = wide - mean[:, None, None]
-        # From the centred values: the mean of squares less the square of the mean would cancel.
+        # From centred values: the mean of squares minus the squared mean would cancel numerically.
         variance = over_all(centred.square().sum(dim=(0, 2, 3))) / total
         self._follow(mean.detach(), variance.detach() * total / (total - 1))
         scale = torch.rsqrt(variance + self.eps) * self.weight
@@ -56,7 +56,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
 
 def synchronised(network: nn.Module) -> nn.Module:
-    """The network with every batch normalisation over all processes; its weights and their names stay."""
+    """The network with synchronised batch normalisation; its weights and their names are unchanged."""
     if next(network.parameters()).is_cuda:
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call, no-any-return]
     for parent in list(network.modules()):

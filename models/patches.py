@@ -1,4 +1,4 @@
-"""Networks on patches of pixels instead of single ones: less work on the largest maps, where most is."""
+"""Networks on patches of pixels, which reduces work on the largest feature maps, where most of it is."""
 
 from collections.abc import Callable
 
@@ -11,12 +11,12 @@ from models.networks import require_multiples
 class Patchwise(nn.Module):
     """Folds each patch of pixels into channels, and the network's output back into pixels.
 
-    The folding is exact, nothing is averaged away (sub-pixel convolution, Shi et al. 2016,
-    doi 10.1109/CVPR.2016.207).
+    Folding is lossless (sub-pixel convolution, Shi et al. 2016, doi 10.1109/CVPR.2016.207).
 
     Args:
-        make: gives the network for a number of channels in and out; it works at 1 / patch of the size.
-        patch: pixels a side; 1 changes nothing.
+        make: builds the network for given numbers of input and output channels; its images have 1 / patch of
+            the size.
+        patch: side of a patch in pixels; 1 disables folding.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class Patchwise(nn.Module):
         self.network = make(in_channels=in_channels * patch**2, out_channels=out_channels * patch**2)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """(N, C_in, H, W) -> logits (N, C_out, H, W), or as many of them as the network gives.
+        """(N, C_in, H, W) -> logits (N, C_out, H, W), or a tuple of them if the network returns a tuple.
 
         Raises:
             ValueError: H or W is not a multiple of the patch.

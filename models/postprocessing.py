@@ -1,9 +1,9 @@
-"""What is done to a predicted mask: boolean arrays (H, W) in, new ones of the same shape out.
+"""Post-processing of predicted masks: functions from boolean arrays (H, W) to new ones of the same shape.
 
-Components are 8-connected: pixels that touch, if only at a corner, belong together. Background is then
-4-connected, so that a diagonal line of pixels closes a hole.
+Components are 8-connected: pixels that touch only at a corner belong together. The background is therefore
+4-connected, so a diagonal line of pixels closes a hole.
 
-SciPy is loaded at first use: that takes a third of a second, and most experiments leave masks as they are.
+SciPy is imported on first use: it takes a third of a second, and most experiments do not post-process masks.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
 def remove_small(mask: Mask, min_pixels: float) -> Mask:
-    """The mask without its components of fewer than `min_pixels` pixels."""
+    """The mask without components of fewer than `min_pixels` pixels."""
     from scipy import ndimage
 
     kept, box = mask.copy(), _bounding_box(mask)
@@ -28,10 +28,10 @@ def remove_small(mask: Mask, min_pixels: float) -> Mask:
 
 
 def fill_holes(mask: Mask) -> Mask:
-    """The mask with every background region that doesn't reach the image's edge."""
+    """The mask with every background region filled that does not touch the image's border."""
     from scipy import ndimage
 
-    # One that reaches the edge of the mask's box goes on to the image's edge: all is background out there.
+    # All is background outside the box, so a region at the border of the box reaches the border of the image.
     filled, box = mask.copy(), _bounding_box(mask)
     regions, count = ndimage.label(~mask[box])
     hole = np.ones(count + 1, dtype=bool)
@@ -44,7 +44,7 @@ def fill_holes(mask: Mask) -> Mask:
 
 
 def _bounding_box(mask: Mask) -> tuple[slice, slice]:
-    """The smallest box that holds the mask, in rows and columns; an empty one if there is nothing to hold."""
+    """The smallest box that contains the mask, as row and column slices; empty for an empty mask."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return slice(0), slice(0)

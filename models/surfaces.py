@@ -1,12 +1,13 @@
-"""How far the outlines of two masks lie apart, in pixels: HD95 and normalised surface Dice.
+"""Distances between the outlines of two masks, in pixels: HD95 and normalised surface Dice.
 
-An outline is a mask's boundary pixels: those with a background pixel among their four neighbours, or at
-the image's edge. Distances are Euclidean, between pixel centres. Libraries differ in both, and so in
-their figures (Podobnik and Vrtovec 2024, arXiv 2410.02630); these are, where no mask is empty, those of
-MONAI's `compute_hausdorff_distance(percentile=95)` and `compute_surface_dice(use_subvoxels=False)`.
+The outline of a mask is its boundary pixels: those at the image's border or with a background pixel among
+their four neighbours. Distances are Euclidean, between pixel centres. Libraries differ in both definitions
+and therefore in their scores (Podobnik and Vrtovec 2024, arXiv 2410.02630). For non-empty masks, these
+functions equal MONAI's `compute_hausdorff_distance(percentile=95)` and
+`compute_surface_dice(use_subvoxels=False)`.
 
-Rules for empty masks: both empty score HD95 0 and surface Dice 1. From one mask to an empty one the
-distance is the image's diagonal, so HD95 is the diagonal and surface Dice 0: a missed lesion counts.
+Rules for empty masks: if both are empty, HD95 is 0 and surface Dice is 1. If only one is empty, the distance
+is the image's diagonal, so HD95 is the diagonal and surface Dice is 0: missed lesions count.
 """
 
 from typing import NamedTuple
@@ -16,30 +17,30 @@ from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
 
-#: Pairs of boundary pixels up to which it is faster to look at each of them than to build trees.
+#: Up to this number of pairs of boundary pixels, computing all pairs is faster than building trees.
 FEW_PAIRS = 2_000_000
 
-#: Pairs that are looked at together, few enough for a core's cache.
+#: Pairs computed at a time, few enough for the cache of a core.
 PAIRS_IN_CACHE = 2**16
 
-#: Pixels a side up to which float32 holds the square of a distance, and each step to it, exactly.
+#: Largest side, in pixels, for which float32 represents squared distances and intermediate results exactly.
 EXACT_UP_TO = 2048
 
 
 class SurfaceDistances(NamedTuple):
-    """Of each boundary pixel, the distance to the other mask's boundary, in pixels."""
+    """For each boundary pixel of a mask, the distance to the other mask's boundary, in pixels."""
 
     from_predicted: NDArray[np.float64]
-    from_truth: NDArray[np.float64]
+    from_reference: NDArray[np.float64]
 
 
-def surface_distances(predicted: Mask, truth: Mask) -> SurfaceDistances:
-    """Both directions' distances for two boolean masks (H, W)."""
-    ours, theirs = _boundary_points(predicted), _boundary_points(truth)
+def surface_distances(predicted: Mask, reference: Mask) -> SurfaceDistances:
+    """Distances in both directions for two boolean masks (H, W)."""
+    ours, theirs = _boundary_points(predicted), _boundary_points(reference)
     if not len(ours) or not len(theirs):
-        diagonal = float(np.hypot(*truth.shape))
+        diagonal = float(np.hypot(*reference.shape))
         return SurfaceDistances(np.full(len(ours), diagonal), np.full(len(theirs), diagonal))
-    if len(ours) * len(theirs) <= FEW_PAIRS and max(truth.shape) <= EXACT_UP_TO:
+    if len(ours) * len(theirs) <= FEW_PAIRS and max(reference.shape) <= EXACT_UP_TO:
         return _from_all_pairs(ours, theirs)
     return SurfaceDistances(_from_tree(ours, theirs), _from_tree(theirs, ours))
 
@@ -54,10 +55,10 @@ def hausdorff95(distances: SurfaceDistances) -> float:
 
 
 def surface_dice(distances: SurfaceDistances, tolerance: float) -> float:
-    """The share of both boundaries' pixels within `tolerance` pixels of the other one, in [0, 1].
+    """The share of both boundaries' pixels within `tolerance` pixels of the other boundary, in [0, 1].
 
-    Normalised surface distance (NSD), Nikolov et al. 2021, doi 10.2196/26151, with a boundary's length
-    taken as its number of pixels. `tolerance` is less than the image's diagonal.
+    Normalised surface distance (NSD), Nikolov et al. 2021, doi 10.2196/26151, where the length of a boundary
+    is its number of pixels. `tolerance` must be less than the image's diagonal.
     """
     pixels = sum(d.size for d in distances)
     near = sum(int(np.count_nonzero(d <= tolerance)) for d in distances)
@@ -65,13 +66,13 @@ def surface_dice(distances: SurfaceDistances, tolerance: float) -> float:
 
 
 def _percentile(values: NDArray[np.float64], share: float) -> float:
-    """What `numpy.quantile` gives, to the last digit, without its checks, which take longer than the rest."""
+    """Equals `numpy.quantile` to the last digit, without its checks, which take longer than the rest."""
     ordered = np.sort(values)
     position = (len(ordered) - 1) * share
     below = int(position)
     low, high = (float(ordered[min(index, len(ordered) - 1)]) for index in (below, below + 1))
     part = position - below
-    # From the nearer of the two, as NumPy does.
+    # Interpolate from the nearer value, as NumPy does.
     return low + (high - low) * part if part < 0.5 else high - (high - low) * (1 - part)
 
 
@@ -79,7 +80,7 @@ def _boundary_points(mask: Mask) -> NDArray[np.float32]:
     """Row and column of each boundary pixel (P, 2), row by row."""
     width = mask.shape[1]
     pixels, inner = mask.ravel(), np.zeros_like(mask)
-    # In one row of pixels, which is far faster, those at the left and right edge have wrong neighbours.
+    # Treating the mask as one row of pixels is much faster, but is wrong at the left and right border.
     middle = inner.ravel()[width:-width]
     np.logical_and(pixels[2 * width :], pixels[: -2 * width], out=middle)
     middle &= pixels[width - 1 : -width - 1]
@@ -90,7 +91,7 @@ def _boundary_points(mask: Mask) -> NDArray[np.float32]:
 
 
 def _from_all_pairs(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> SurfaceDistances:
-    """As |p - q|^2 = |p|^2 + |q|^2 - 2pq, whose terms are integers that float32 holds exactly."""
+    """Uses |p - q|^2 = |p|^2 + |q|^2 - 2pq, whose terms are integers that float32 represents exactly."""
     left = np.column_stack([ours, np.square(ours).sum(axis=1), np.ones(len(ours), np.float32)])
     right = np.stack([*(-2 * theirs.T), np.ones(len(theirs), np.float32), np.square(theirs).sum(axis=1)])
     from_ours, from_theirs = np.empty(len(ours), np.float32), np.full(len(theirs), np.inf, np.float32)
@@ -103,10 +104,10 @@ def _from_all_pairs(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> S
 
 
 def _from_tree(points: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Distance of each of the points (P, 2) to the nearest other (Q, 2)."""
-    from scipy.spatial import cKDTree  # few masks need it, and it takes half a second to load
+    """The distance of each point (P, 2) to the nearest of the others (Q, 2)."""
+    from scipy.spatial import cKDTree  # rarely needed, and takes half a second to import
 
-    # On pixels this tree is built faster than the balanced one, and several times faster than the
-    # distance transform of a whole image.
+    # For pixels, this tree is faster to build than a balanced one, and several times faster than the distance
+    # transform of a whole image.
     tree = cKDTree(others, leafsize=32, balanced_tree=False, compact_nodes=False)
     return np.asarray(tree.query(points)[0])

@@ -1,13 +1,14 @@
-"""Stage `audit`: what is wrong with the dataset, before anything is trained on it.
+"""Stage `audit`: finds problems of the dataset before anything is trained on it.
 
-    artifacts/audit/counts.csv     images and usable ones per half, split and class, and as published
-    artifacts/audit/problems.csv   id and problem
-    artifacts/audit/pairs.csv      two images that are the same or nearly so, the training side first
-    artifacts/audit/dropped.csv    id and reason of each image that training and validation leave out
-    artifacts/audit/audit.json     the figures
+    artifacts/audit/counts.csv     images and usable images per half, split and class, with published counts
+    artifacts/audit/problems.csv   image id and problem
+    artifacts/audit/pairs.csv      duplicate and near-duplicate images; `first` is from the earlier split
+    artifacts/audit/dropped.csv    image id and reason, for images dropped from training and validation
+    artifacts/audit/audit.json     summary counts
 
-Two images are the same where all their pixels are, nearly so where their thumbnails correlate. Both are
-looked for among all images, across splits and across the dataset's two halves.
+Two images are duplicates if all their pixels are equal, and near-duplicates if the correlation of their
+thumbnails reaches `audit.correlation`. All images are compared, across splits and across the dataset's two
+halves.
 """
 
 import argparse
@@ -25,16 +26,16 @@ from tasks.settings.schema import Audit, load_params
 from tasks.support.cli import InputError, stage_main
 from tasks.support.progress import progress
 
-#: Images that are compared with as many others at a time; bounds memory whatever the dataset's size.
+#: Images per block; blocks are compared with each other, so memory does not grow with the dataset.
 BLOCK = 2048
-#: How far a correlation in single precision may lie below the exact one.
+#: Largest shortfall of a correlation in single precision below the exact one.
 SLACK = 1e-4
-#: More pairs than this are no list for anybody.
+#: The audit fails above this number of pairs.
 MAX_PAIRS = 1_000_000
 
-#: The row or column of sums in counts.csv.
+#: Name of the totals in counts.csv.
 ALL = "all"
-#: COVID-QU-Ex as its authors counted it: half -> split, class -> images. Of the lung half we know sums alone.
+#: Published counts of COVID-QU-Ex: half -> (split, class) -> images. Of the lung half only totals are known.
 PUBLISHED = {
     "infection": {
         ("Train", "COVID-19"): 1864, ("Train", "Non-COVID"): 932, ("Train", "Normal"): 932,
@@ -52,14 +53,14 @@ PUBLISHED = {
 }  # fmt: skip
 
 Thumbnails = NDArray[np.uint8]  # (N, 32, 32)
-Pairs = NDArray[np.int64]  # (P, 2), places in images.csv, the lower first
+Pairs = NDArray[np.int64]  # (P, 2), row numbers in images.csv, the lower first
 
 
 def audit(raw: Path, packed: Path, out: Path, params: Audit, phantoms: bool) -> None:
-    """Look for what is wrong and write it down.
+    """Find the dataset's problems and write them under `out`.
 
-    Reads `raw/manifest.csv` and `packed/{images.csv,rejected.csv,thumbnails.npy}`. Nobody published how many
-    `phantoms` there are.
+    Reads `raw/manifest.csv` and `packed/{images.csv,rejected.csv,thumbnails.npy}`. For `phantoms`, there are
+    no published counts.
 
     Raises:
         InputError: there are more than `MAX_PAIRS` pairs.
@@ -87,7 +88,7 @@ def audit(raw: Path, packed: Path, out: Path, params: Audit, phantoms: bool) -> 
 def summarise(
     counts: pd.DataFrame, images: pd.DataFrame, pairs: pd.DataFrame, dropped: pd.DataFrame
 ) -> dict[str, int]:
-    """What metrics.json says of the dataset; `missing_from_published` only where something was published."""
+    """The dataset's counts in metrics.json; `missing_from_published` only if published counts are known."""
     totals = counts[(counts["split"] == ALL) & (counts["class"] == ALL)]
     found, published = int(totals["images"].sum()), totals["published"]
     leaking, others = pairs[pairs["across"]], pairs[~pairs["across"]]
@@ -108,7 +109,7 @@ def summarise(
     }
 
 
-# Places in an id.
+# Positions in an image id.
 HALF, SPLIT = 0, 1
 
 
@@ -124,7 +125,7 @@ def _parts(ids: "pd.Series[str]", place: int) -> "pd.Series[str]":
 
 
 def count(manifest: pd.DataFrame, images: pd.DataFrame, phantoms: bool) -> pd.DataFrame:
-    """A row a half, split and class, sums included; `published` is empty where it is not known."""
+    """One row per half, split and class, totals included; `published` is empty if unknown."""
     rows = []
     for half in sorted(set(manifest["half"])):
         published = {} if phantoms else PUBLISHED[half]
@@ -145,18 +146,18 @@ def _count(table: pd.DataFrame, half: str, split: str, image_class: str) -> int:
 
 
 def find_problems(images: pd.DataFrame, rejected: pd.DataFrame, thumbnails: Thumbnails) -> pd.DataFrame:
-    """What was set aside, with its reason; infection outside the lungs; images that show nothing."""
+    """Excluded images with their reasons, infection outside the lungs, and images of a single grey value."""
     outside = images[images["infection_outside_lung"] > 0]
     share = 100 * outside["infection_outside_lung"]
     flat = thumbnails.reshape(len(thumbnails), -1)
     blank = images.loc[flat.min(axis=1) == flat.max(axis=1), "id"]
     rows = [
-        *zip(rejected["id"], "set aside: " + rejected["reason"], strict=True),
+        *zip(rejected["id"], "excluded: " + rejected["reason"], strict=True),
         *(
             (i, f"{s:.3g} % of the infection lies outside the lung")
             for i, s in zip(outside["id"], share, strict=True)
         ),
-        *((i, "the image is one grey") for i in blank),
+        *((i, "all pixels of the image have the same value") for i in blank),
     ]
     return pd.DataFrame(rows, columns=["id", "problem"])
 
@@ -165,10 +166,10 @@ def find_problems(images: pd.DataFrame, rejected: pd.DataFrame, thumbnails: Thum
 
 
 def find_pairs(images: pd.DataFrame, thumbnails: Thumbnails, least: float) -> pd.DataFrame:
-    """All pairs of the same image, and those whose thumbnails correlate by at least `least`.
+    """All pairs of duplicate images, and pairs whose thumbnails have a correlation of at least `least`.
 
-    A row a pair, by falling correlation, the same images first; `across` says that the two stand in different
-    splits. Of a pair the image of the earlier split stands first: Train before Val before Test.
+    One row per pair, duplicates first, then by decreasing correlation. `first` is the image from the earlier
+    split (Train, then Val, then Test); `across` is true if the splits differ.
 
     Raises:
         InputError: there are more than `MAX_PAIRS` pairs.
@@ -197,16 +198,16 @@ def find_pairs(images: pd.DataFrame, thumbnails: Thumbnails, least: float) -> pd
 
 
 def _same_pixels(digests: pd.Series) -> Pairs:
-    """Pairs of images with one digest."""
+    """Pairs of images with equal digests."""
     repeated = digests[digests.duplicated(keep=False)]
     groups = [rows.index.to_numpy() for _, rows in repeated.groupby(repeated)]
-    _refuse_too_many(sum(len(group) * (len(group) - 1) // 2 for group in groups), "share all their pixels")
+    _refuse_too_many(sum(len(group) * (len(group) - 1) // 2 for group in groups), "have identical pixels")
     found = [pair for group in groups for pair in itertools.combinations(group, 2)]
     return np.array(found, dtype=np.int64).reshape(-1, 2)
 
 
 def _near(thumbnails: Thumbnails, least: float) -> Pairs:
-    """Pairs of images whose thumbnails correlate by at least `least`, block against block."""
+    """Pairs of images whose thumbnails have a correlation of at least `least`, block by block."""
     starts = range(0, len(thumbnails), BLOCK)
     blocks = [(i, j) for i in starts for j in starts if i <= j]
     found, total = [np.empty((0, 2), dtype=np.int64)], 0
@@ -215,18 +216,18 @@ def _near(thumbnails: Thumbnails, least: float) -> Pairs:
         pairs = np.argwhere(np.triu(alike, 1) if i == j else alike) + np.array([i, j])
         pairs = pairs[correlations(thumbnails, pairs) >= least]
         total += len(pairs)
-        _refuse_too_many(total, f"correlate by audit.correlation = {least:g} or more")
+        _refuse_too_many(total, f"have a correlation of at least audit.correlation = {least:g}")
         found.append(pairs)
     return np.concatenate(found)
 
 
 def _refuse_too_many(count: int, what: str) -> None:
     if count > MAX_PAIRS:
-        raise InputError(f"the dataset holds more than {MAX_PAIRS:,} pairs of images that {what}")
+        raise InputError(f"the dataset has more than {MAX_PAIRS:,} pairs of images that {what}")
 
 
 def _normalised(thumbnails: Thumbnails, start: int) -> NDArray[np.float32]:
-    """A block of thumbnails (n, 1024), each of mean 0 and length 1; of one grey all 0, so like no other."""
+    """A block of thumbnails (n, 1024), each with mean 0 and length 1; all 0 if it has a single grey value."""
     flat = thumbnails[start : start + BLOCK].reshape(-1, thumbnails[0].size).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
@@ -235,13 +236,13 @@ def _normalised(thumbnails: Thumbnails, start: int) -> NDArray[np.float32]:
 
 
 def correlations(thumbnails: Thumbnails, pairs: Pairs) -> NDArray[np.float64]:
-    """Pearson's correlation of each pair, alike on every machine; 0 where one of the two is one grey."""
+    """Pearson correlation of each pair, identical on every machine; 0 if an image has only one grey value."""
     parts = [_correlations(thumbnails, pairs[i : i + BLOCK]) for i in range(0, len(pairs), BLOCK)]
     return np.concatenate([np.empty(0), *parts])
 
 
 def _correlations(thumbnails: Thumbnails, pairs: Pairs) -> NDArray[np.float64]:
-    # Whole numbers up to the last step: sums in floating point depend on their order.
+    # Integers up to the last step, because floating-point sums depend on their order.
     a, b = (thumbnails[places].reshape(len(pairs), -1).astype(np.int64) for places in pairs.T)
     n = a.shape[1]
     covariance = n * (a * b).sum(axis=1) - a.sum(axis=1) * b.sum(axis=1)
@@ -252,23 +253,23 @@ def _correlations(thumbnails: Thumbnails, pairs: Pairs) -> NDArray[np.float64]:
 
 
 def to_drop(pairs: pd.DataFrame) -> pd.DataFrame:
-    """The training side of each pair across splits, once; a Test image never is."""
+    """Images to drop: of each pair across splits the one from the earlier split, so never a Test image."""
     leaking = pairs[pairs["across"]].drop_duplicates("first")
     reasons = [
-        f"the same as {pair.second}"
+        f"identical to {pair.second}"
         if pair.exact
-        else f"correlates by {pair.correlation:.4f} with {pair.second}"
+        else f"correlation of {pair.correlation:.4f} with {pair.second}"
         for pair in leaking.itertuples()
     ]
     return pd.DataFrame({"id": leaking["first"].to_numpy(), "reason": reasons}).sort_values("id")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Look for what is wrong with the dataset.")
+    parser = argparse.ArgumentParser(description="Find problems of the dataset.")
     parser.add_argument("params", type=Path)
     parser.add_argument("raw", type=Path, help="data/raw")
     parser.add_argument("packed", type=Path, help="data/packed")
-    parser.add_argument("out", type=Path, help="the folder to make")
+    parser.add_argument("out", type=Path, help="folder to create")
     args = parser.parse_args()
     params = load_params(args.params)
     audit(args.raw, args.packed, args.out, params.audit, params.data.phantoms)

@@ -1,4 +1,4 @@
-"""Stage `baselines`: the scores that need no training, below which a network has learned nothing."""
+"""Stage `baselines`: scores trivial predictors, which a network must beat to have learned anything."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ from tasks.scoring.images import Calibration, score_masks, summarise
 from tasks.support.cli import InputError, stage_main
 from tasks.support.progress import progress
 
-#: Each makes a mask (H, W), whose probabilities are 0 and 1, from the true masks of an image.
+#: Each returns a mask (H, W), used as probabilities 0 and 1, from the reference masks of an image.
 PREDICTORS: dict[str, Callable[[dict[Kind, Mask]], Mask]] = {
     "all_background": lambda masks: np.zeros_like(masks["lung"]),
     "all_foreground": lambda masks: np.ones_like(masks["lung"]),
@@ -24,17 +24,17 @@ PREDICTORS: dict[str, Callable[[dict[Kind, Mask]], Mask]] = {
 
 
 def baselines(table: Path, raw: Path, out: Path, half: str) -> None:
-    """Score the trivial predictors on the usable Test images of `half`, at the masks' own size.
+    """Score the trivial predictors on the usable Test images of `half`, at the masks' original size.
 
-    `table` is the `images.csv` that lists them. Writes under `out` `metrics.json`, predictor -> target ->
-    image set -> metric, and `images.csv`.
-    The whole lung is the true lung mask taken for the infection.
+    `table` is the `images.csv` that lists the images. Writes under `out`: `metrics.json` (predictor ->
+    target -> image set -> metric) and `images.csv`. The predictor `whole_lung` uses the reference lung mask
+    as the infection mask.
     """
     dataset = RawDataset(raw)
     images = pd.read_csv(table)
     images = images[(images["half"] == half) & (images["split"] == "Test")]
     if not (images["class"] == "COVID-19").any():
-        raise InputError(f"{table}: the {half} half has no COVID-19 Test image to score on")
+        raise InputError(f"{table}: the {half} half has no COVID-19 Test image to score")
     calibrations = {name: Calibration() for name in PREDICTORS}
     rows = pd.DataFrame(_score_all(dataset, images, half, calibrations))
     scores = {
@@ -57,10 +57,10 @@ def _score_all(
         for name, predictor in PREDICTORS.items():
             predicted = predictor(masks)
             for target in targets:
-                if (name, target) != ("whole_lung", "lung"):  # the truth itself
-                    truth = masks[target]
-                    calibrations[name].add(target, image_class, predicted, truth)
-                    scores = score_masks(predicted, truth, mae=float(np.mean(predicted != truth)))
+                if (name, target) != ("whole_lung", "lung"):  # would be compared with itself
+                    reference = masks[target]
+                    calibrations[name].add(target, image_class, predicted, reference)
+                    scores = score_masks(predicted, reference, mae=float(np.mean(predicted != reference)))
                     yield {"predictor": name, "target": target, "id": image_id, "class": image_class} | scores
 
 
@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table", type=Path, help="data/packed/SIZE/images.csv")
     parser.add_argument("raw", type=Path, help="data/raw")
-    parser.add_argument("out", type=Path, help="the folder to make")
+    parser.add_argument("out", type=Path, help="folder to create")
     parser.add_argument("--half", choices=HALF_KINDS, default="infection", help="half of the dataset")
     args = parser.parse_args()
     baselines(args.table, args.raw, args.out, args.half)

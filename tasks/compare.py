@@ -1,6 +1,6 @@
-"""Stage `compare`: all that the report says, computed once, as tables and one JSON document.
+"""Stage `compare`: computes everything that the report states, as tables and one JSON document.
 
-Nothing in it depends on the clock or on speed, so that equal results give equal bytes.
+Nothing in it depends on the time or on speed, so equal results give identical bytes.
 """
 
 import argparse
@@ -16,17 +16,17 @@ from tasks.support.cli import stage_main
 def compare(params: Params, *, out: Path, **folders: Path) -> None:
     """Compare all experiments and the trivial predictors.
 
-    Reads what `tasks.comparison.inputs.read_inputs` lists from `folders`. Writes under `out`:
+    Reads the files that `tasks.comparison.inputs.read_inputs` lists from `folders`. Writes under `out`:
 
-        comparison.json   everything, by the schema `tasks.comparison.document`
-        scores.csv        a row a half, target, image set, experiment or trivial predictor, and metric
-        differences.csv   a row a pair and metric, on each image set
-        steps.csv         a row a step of post-processing and metric, on each image set
-        reliability.csv   a row a bin of probabilities that holds pixels
-        pictures.zip      X-rays, reference masks and predicted masks of the images shown
+        comparison.json   everything, in the schema of `tasks.comparison.document`
+        scores.csv        one row per half, target, image set, experiment or trivial predictor, and metric
+        differences.csv   one row per pair, metric and image set
+        steps.csv         one row per post-processing step, metric and image set
+        reliability.csv   one row per probability bin that contains pixels
+        pictures.zip      X-rays, reference masks and predicted masks of the images to show
 
     Raises:
-        InputError: a plan, figure or prediction that is asked for does not exist.
+        InputError: a required plan, figure or prediction does not exist.
     """
     inputs = read_inputs(params, **folders)
     write_comparison(compare_all(inputs, params.report.figures), inputs, out)

@@ -1,4 +1,4 @@
-"""Stage `download`: from any source to `data/raw`, the same bytes for the same images."""
+"""Stage `download`: copies the dataset from any source to `data/raw`; equal images give identical bytes."""
 
 import argparse
 import itertools
@@ -46,25 +46,25 @@ def download(
 ) -> None:
     """Copy the images and masks of `source` into the shards and the manifest of `out`.
 
-    Files are taken as they are: whether they are good images is for preprocessing to say.
+    Files are copied unchanged; preprocessing checks whether the images are usable.
 
     Args:
         source: the files, in the layout of COVID-QU-Ex.
-        out: the folder to make, described in `tasks.common.raw`.
+        out: the folder to create; `tasks.common.raw` describes its contents.
         where: the name of the source in messages.
-        pinned: the fingerprint that the source has to have; None takes whatever it holds.
-        previous: an earlier `out`, if it is there. What it holds as the source does is taken from it,
-            which changes no byte of `out`.
+        pinned: the fingerprint that the source must have; None accepts any files.
+        previous: an earlier `out`, if there is one. Files that the source has not changed are copied from
+            it; the bytes of `out` do not depend on it.
 
     Raises:
-        InputError: no file has that layout, a file can't be read, the source has another fingerprint, or it
-            changed while it was read.
-        UnavailableError: the source is far away and can't be reached.
+        InputError: no file has this layout, a file cannot be read, the fingerprint does not match, or the
+            source changed during the download.
+        UnavailableError: a remote source cannot be reached.
     """
     images = find_images(source, where)
     total = sum(len(files) for files in images.values())
     print(f"{where}: {len(images)} images, {total} files", flush=True)
-    # Not without need: for a folder it reads every file.
+    # Only if needed: for a folder this reads every file.
     listing = list_files(source, images) if pinned or previous else None
     if pinned:
         _refuse_another(pinned, listing, where)
@@ -75,13 +75,13 @@ def download(
         print(f"{error}; the earlier dataset is ignored", flush=True)
         fetched = _copy_all(source, images, listing, _Earlier(None, None), out, where)
     if previous:
-        print(f"{fetched} of {total} files fetched, {total - fetched} as before", flush=True)
+        print(f"{fetched} of {total} files fetched, {total - fetched} unchanged", flush=True)
 
 
 def _copy_all(
     source: Source, images: Images, listing: Listing | None, earlier: "_Earlier", out: Path, where: str
 ) -> int:
-    """Make `out`; how many files came from the source."""
+    """Create `out`; return the number of files read from the source."""
     files = {
         image.place(kind): images[image][kind] for image in sorted(images) for kind in _kinds(images, image)
     }
@@ -103,44 +103,44 @@ def _copy_all(
         manifest = pd.DataFrame(rows, columns=MANIFEST_COLUMNS)
         write_table(manifest, partial / MANIFEST)
         if listing is not None and not _is_as_listed(Stored(partial), listing):
-            raise InputError(f"{where}: files changed while they were read; start again when nobody writes")
+            raise InputError(f"{where}: files changed during the download; run it again when nothing writes")
     print(manifest.groupby(["half", "split", "class"], sort=False).size().to_string(), flush=True)
     return len(needed)
 
 
 def _kinds(images: Images, image: Image) -> list[Kind]:
-    """The files that an image has, in the order in which they are stored."""
+    """The kinds of files that an image has, in storage order."""
     return [kind for kind in HALF_KINDS[image.half] if kind in images[image]]
 
 
 def _is_as_listed(stored: Stored, listing: Listing) -> bool:
-    """Whether every file has the CRC-32 that it was listed with. A bucket gives that or nothing."""
+    """Whether every file has the CRC-32 that it was listed with. Buckets may list no CRC-32."""
     return stored.listing.keys() == listing.keys() and all(
         stored.holds(place, stamp) for place, stamp in listing.items() if isinstance(stamp.digest, int)
     )
 
 
 def how_to_accept(found: str) -> str:
-    """The command that takes what the source holds now."""
+    """The command that pins the files that the source has now."""
     return f"cxr params --set data.fingerprint={found}"
 
 
 def _refuse_another(pinned: str, listing: Listing | None, where: str) -> None:
-    assert listing is not None, "tasks.settings.schema lets nobody pin a source that never changes"
+    assert listing is not None, "tasks.settings.schema forbids pinning a source that never changes"
     found = fingerprint(listing)
     if found != pinned:
         raise InputError(
-            f"{where}: holds other files than data.fingerprint pins: found {found}, pinned {pinned}; "
-            f"to accept what is there now: {how_to_accept(found)}"
+            f"{where}: the files do not match data.fingerprint: found {found}, pinned {pinned}; "
+            f"to accept the current files, run: {how_to_accept(found)}"
         )
 
 
 class _EarlierDamagedError(Exception):
-    """The earlier dataset can't be read."""
+    """The earlier dataset cannot be read."""
 
 
 class _Earlier:
-    """What an earlier dataset holds as the source does, by the places in `same`."""
+    """The files of an earlier dataset; `same` are the places of those that equal the source's files."""
 
     def __init__(self, stored: Stored | None, listing: Listing | None) -> None:
         self._stored = stored
@@ -164,7 +164,7 @@ class _Earlier:
 
 
 def _store(image: Image, files: dict[Kind, bytes], shard: zipfile.ZipFile) -> list[str]:
-    """Put the image's files into its shard; its row of the manifest."""
+    """Store the image's files in its shard; return its row of the manifest."""
     hashes = dict.fromkeys(KIND_FOLDERS, "")
     for kind, content in files.items():
         hashes[kind] = sha256([content])
@@ -175,12 +175,12 @@ def _store(image: Image, files: dict[Kind, bytes], shard: zipfile.ZipFile) -> li
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("params", type=Path)
-    parser.add_argument("raw", type=Path, help="the folder to make")
+    parser.add_argument("raw", type=Path, help="folder to create")
     args = parser.parse_args()
     data = load_params(args.params).data
-    # A run in a checkout of its own still finds what lies beside the user's params.yaml.
+    # A run works in its own checkout, but relative paths refer to the folder of the user's params.yaml.
     base = Path(os.environ.get("RETRAIN_SOURCE_ROOT", "."))
-    # DVC removes data/raw before this runs, so an earlier one lies elsewhere. No result depends on it.
+    # DVC deletes data/raw before this stage runs, so the earlier dataset is elsewhere. It changes no result.
     previous = os.environ.get("RETRAIN_PREVIOUS_RAW")
     source = open_source(data.source, base, data.sha256)
     where = without_secrets(data.source)

@@ -1,7 +1,7 @@
-"""Stage `evaluate`: score a trained network on the Test split, at the masks' own size.
+"""Stage `evaluate`: scores a trained network on the Test split, at the masks' original size.
 
-Probabilities are resized back to each mask's own size before they are compared, so that networks
-trained at different image sizes stand in one table.
+Probabilities are resized to each mask's original size before scoring, so networks trained at different
+image sizes are comparable.
 """
 
 import argparse
@@ -12,8 +12,8 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
-if __name__ == "__main__":  # read when torch is loaded
-    # Threads of torch that wait for each other would else keep the cores from those that score.
+if __name__ == "__main__":  # torch reads the variable when it is imported
+    # Otherwise torch's waiting threads would spin and take cores away from the scoring threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
@@ -61,21 +61,21 @@ def evaluate(
     images: Path,
     raw: Path,
     out: Path,
-    left_out: Set[str] = frozenset(),
+    dropped: Set[str] = frozenset(),
 ) -> None:
     """Score the network in the folder `trained` on every Test image of its half.
 
-    `images` is the folder that the training read. No threshold is chosen on the ids that are `left_out`.
-    Writes under `out`:
+    `images` is the folder that the training read. Images whose ids are in `dropped` are not used to choose
+    a threshold. Writes under `out`:
 
-        images.csv        a row a target and image
+        images.csv        one row per target and image
         metrics.json      target -> image set -> metric
-        steps.csv         a row a step of post-processing, target and image, where any step is on
-        calibration.csv   a row a target, image set and bin of probabilities
-        settings.json     the thresholds, and what else made masks of probabilities
-        predictions.zip   the masks as 1 bit PNGs named TARGET/ID.png
+        steps.csv         one row per post-processing step, target and image, if any step is enabled
+        calibration.csv   one row per target, image set and probability bin
+        settings.json     the thresholds, and the other settings that turn probabilities into masks
+        predictions.zip   the masks as 1-bit PNGs named TARGET/ID.png
     """
-    evaluation = _Evaluation(plan, prediction, trained, images, RawDataset(raw), left_out)
+    evaluation = _Evaluation(plan, prediction, trained, images, RawDataset(raw), dropped)
     with replacing(out) as partial:
         partial.mkdir()
         with zipfile.ZipFile(partial / "predictions.zip", "w") as archive:
@@ -104,13 +104,13 @@ class _Evaluation:
         trained: Path,
         images: Path,
         raw: RawDataset,
-        left_out: Set[str],
+        dropped: Set[str],
     ) -> None:
         self._plan, self._prediction = plan, prediction
         self._images, self._raw = images, raw
         self._compute = set_up(plan.seed, plan.precision, plan.threads)
         self._network = load_network(trained, self._compute)
-        val = PackedSplit(images, plan.half, "Val", plan.targets, plan.train_classes, left_out)
+        val = PackedSplit(images, plan.half, "Val", plan.targets, plan.train_classes, dropped)
         self.thresholds = choose_thresholds(self._network, plan, prediction, val, raw, self._compute)
         self._steps = steps(prediction, self.thresholds)
         self.calibration = Calibration()
@@ -118,7 +118,7 @@ class _Evaluation:
         self.stepped: list[Row] = []
 
     def run(self, archive: zipfile.ZipFile) -> None:
-        """Score each Test image and keep its masks in the archive."""
+        """Score each Test image and store its masks in the archive."""
         for scored in in_threads(self._score, self._cases(), BATCH):
             self.rows += scored.rows
             self.stepped += scored.stepped
@@ -134,7 +134,7 @@ class _Evaluation:
             yield case, _errors(case)
 
     def _score(self, case_and_errors: tuple[Case, Errors]) -> "_Scored":
-        """What one image adds. No torch here: each of several threads would start torch's own."""
+        """Score one image. Uses no torch: in each of several threads, torch would start its own threads."""
         case, errors = case_and_errors
         made: dict[Recipe, Mask] = {}
         masks = to_masks(case.probabilities, self.thresholds, self._prediction, made)
@@ -147,33 +147,33 @@ class _Evaluation:
         )
 
     def _rows(self, case: Case, masks: dict[Target, Mask], errors: Errors) -> Iterator[Row]:
-        for target, mask in case.truths.items():
-            predicted, truth = masks[target], mask.numpy()
+        for target, mask in case.references.items():
+            predicted, reference = masks[target], mask.numpy()
             row = {"seed": self._plan.seed, "target": target, "id": case.image_id, "class": case.image_class}
             shares = self._shares(case, masks) if target == "infection" else {}
-            yield row | score_masks(predicted, truth, errors[target]) | shares
+            yield row | score_masks(predicted, reference, errors[target]) | shares
             if case.region is not None:
                 inside, region = row | {"target": _in_lungs(target)}, case.region.numpy()
-                yield inside | score_masks_within(region, predicted, truth, errors[_in_lungs(target)])
+                yield inside | score_masks_within(region, predicted, reference, errors[_in_lungs(target)])
 
     def _shares(self, case: Case, masks: dict[Target, Mask]) -> Row:
-        """The infected share of the lung, true and predicted, where the experiment knows predicted lungs."""
+        """The infected share of the lung, reference and predicted; empty if no predicted lungs are known."""
         lungs = case.region.numpy() if case.region is not None else masks.get("lung")
         if lungs is None:
             return {}
-        true_lungs = case.truths.get("lung")
-        if true_lungs is None:
-            true_lungs = read_mask(self._raw, case.image_id, "lung")
+        reference_lungs = case.references.get("lung")
+        if reference_lungs is None:
+            reference_lungs = read_mask(self._raw, case.image_id, "lung")
         return {
-            "true_share": _share(case.truths["infection"].numpy(), true_lungs.numpy()),
+            "true_share": _share(case.references["infection"].numpy(), reference_lungs.numpy()),
             "predicted_share": _share(masks["infection"], lungs),
         }
 
     def _step_by_step(self, case: Case, made: dict[Recipe, Mask]) -> Iterator[Row]:
         for step, (thresholds, prediction) in self._steps.items():
             masks = to_masks(case.probabilities, thresholds, prediction, made)
-            for target, truth in case.truths.items():
-                counts = confusion_of_masks(masks[target], truth.numpy())
+            for target, reference in case.references.items():
+                counts = confusion_of_masks(masks[target], reference.numpy())
                 yield {
                     "seed": self._plan.seed,
                     "step": step,
@@ -185,7 +185,7 @@ class _Evaluation:
 
 
 class _Scored(NamedTuple):
-    """What one image adds to the tables, to the calibration of each target, and to the archive."""
+    """The contribution of one image to the tables, to each target's calibration, and to the archive."""
 
     image_class: str
     rows: list[Row]
@@ -195,26 +195,30 @@ class _Scored(NamedTuple):
 
 
 def _errors(case: Case) -> Errors:
-    """The mean absolute error of each target, and of its pixels in the lungs if the network saw no more."""
+    """Mean absolute error per target, and within the lungs if the network saw only these."""
     errors: Errors = {}
-    for target, truth in case.truths.items():
+    for target, reference in case.references.items():
         probability = case.probabilities[target]
-        errors[target] = float(mean_absolute_error(probability, truth))
+        errors[target] = float(mean_absolute_error(probability, reference))
         if case.region is not None:
-            inside = mean_absolute_error(probability * case.region, truth & case.region)
+            inside = mean_absolute_error(probability * case.region, reference & case.region)
             errors[_in_lungs(target)] = float(inside)
     return errors
 
 
 def _bins(case: Case) -> dict[str, NDArray[np.float64]]:
-    """The pixels of each target by their probability, those in the lungs first."""
+    """Calibration bins per target, those within the lungs first."""
     pairs = {
-        target: (case.probabilities[target].numpy(), truth.numpy()) for target, truth in case.truths.items()
+        target: (case.probabilities[target].numpy(), reference.numpy())
+        for target, reference in case.references.items()
     }
     bins: dict[str, NDArray[np.float64]] = {}
     if case.region is not None:
         region = case.region.numpy()
-        bins |= {_in_lungs(t): calibration_bins(p[region], truth[region]) for t, (p, truth) in pairs.items()}
+        bins |= {
+            _in_lungs(t): calibration_bins(p[region], reference[region])
+            for t, (p, reference) in pairs.items()
+        }
     return bins | {target: calibration_bins(*pair) for target, pair in pairs.items()}
 
 
@@ -223,7 +227,7 @@ def _in_lungs(target: Target) -> str:
 
 
 def _share(infection: Mask, lungs: Mask) -> float:
-    """The share of the lungs that is infected, 0 where there are no lungs."""
+    """The infected share of the lungs; 0 if there are no lungs."""
     area = int(lungs.sum())
     return int((infection & lungs).sum()) / area if area else 0.0
 
@@ -233,15 +237,15 @@ def main() -> None:
     parser.add_argument("plan", type=Path, help="artifacts/plans/TRAINING.json")
     parser.add_argument("prediction", type=Path, help="artifacts/plans/EXPERIMENT.prediction.json")
     parser.add_argument("trained", type=Path, help="artifacts/train/TRAINING/network")
-    parser.add_argument("images", type=Path, help="data/packed/SIZE or data/lungs/EXPERIMENT, as trained on")
+    parser.add_argument("images", type=Path, help="data/packed/SIZE or data/lungs/EXPERIMENT, as in training")
     parser.add_argument("raw", type=Path, help="data/raw")
-    parser.add_argument("out", type=Path, help="the folder to make")
+    parser.add_argument("out", type=Path, help="folder to create")
     add_dropped_argument(parser)
     args = parser.parse_args()
     plan = Plan.from_json(args.plan.read_text(encoding="utf-8"))
     prediction = Prediction.from_json(args.prediction.read_text(encoding="utf-8"))
-    left_out = dropped_ids(args.dropped)
-    evaluate(plan, prediction, args.trained, args.images, args.raw, args.out, left_out)
+    dropped = dropped_ids(args.dropped)
+    evaluate(plan, prediction, args.trained, args.images, args.raw, args.out, dropped)
 
 
 if __name__ == "__main__":

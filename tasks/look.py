@@ -1,4 +1,4 @@
-"""Look at the source of the dataset without fetching it: is anything new there since data/raw was made?"""
+"""Compares the source of the dataset with data/raw without downloading it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,21 +12,21 @@ from tasks.support.cli import without_secrets
 
 
 class News(NamedTuple):
-    """What a source holds, beside an earlier dataset."""
+    """The files of a source, compared with an earlier dataset."""
 
     fingerprint: str | None
-    """What `data.fingerprint` would pin it by; None for a source that never changes."""
+    """The value of `data.fingerprint` that pins these files; None for a source that never changes."""
     total: int
-    """How many files of the dataset it holds."""
+    """Number of dataset files in the source."""
     new: int
     changed: int
     gone: int
     known: bool
-    """Whether there was a whole earlier dataset to compare with; where not, every file is new."""
+    """Whether there was a complete earlier dataset to compare with; if not, every file counts as new."""
 
     @property
     def differs(self) -> bool:
-        """Whether a download would give something else than the earlier dataset."""
+        """Whether a download would differ from the earlier dataset."""
         return self.new + self.changed + self.gone > 0
 
     @property
@@ -34,26 +34,26 @@ class News(NamedTuple):
         if self.fingerprint is None:
             return f"never changes: {self.total} files"
         if not self.known:
-            return f"{self.total} files, and no earlier dataset to compare them with"
+            return f"{self.total} files; there is no earlier dataset to compare with"
         if not self.differs:
             return f"unchanged: {self.total} files"
-        return f"{self.new} new, {self.changed} changed and {self.gone} gone of {self.total} files"
+        return f"{self.new} new, {self.changed} changed and {self.gone} removed of {self.total} files"
 
 
 def look(source: str, relative_to: Path, raw: Path | None) -> News:
-    """List the source and compare it with an earlier `data/raw`, if that is there.
+    """List the source and compare it with an earlier `data/raw`, if there is one.
 
-    Of a zip this reads the directory alone, of a bucket its listing, of a folder every file. What a bucket
-    holds under an ETag that is no MD5 counts as changed.
+    For a zip file this reads only its directory, for a bucket its listing, for a folder every file. A file
+    in a bucket whose ETag is not an MD5 counts as changed.
 
     Args:
         source: `data.source` of params.yaml.
-        relative_to: the folder that a relative path counts from.
-        raw: an earlier dataset; one that is missing or damaged counts as none.
+        relative_to: the folder to which a relative path refers.
+        raw: an earlier dataset; a missing or damaged one is ignored.
 
     Raises:
-        InputError: there is no such source, or it holds no files of the dataset.
-        OSError: a file can't be read, or what is far away can't be reached.
+        InputError: the source does not exist, or contains no files of the dataset.
+        OSError: a file cannot be read, or a remote source cannot be reached.
     """
     files = open_source(source, relative_to)
     images = find_images(files, without_secrets(source))
@@ -79,9 +79,9 @@ def look(source: str, relative_to: Path, raw: Path | None) -> News:
 
 
 def describe(params: Path, raw: Path) -> Iterator[str]:
-    """What `cxr data look` prints: what differs from data/raw, and which fingerprint would pin it.
+    """The output lines of `cxr data look`: differences from data/raw, and the fingerprint of the source.
 
-    A relative path in `data.source` counts from the folder of params.yaml.
+    A relative path in `data.source` refers to the folder of params.yaml.
     """
     data = load_params(params).data
     news = look(data.source, params.parent, raw)
@@ -92,6 +92,6 @@ def describe(params: Path, raw: Path) -> Iterator[str]:
 
 def _pin(found: str, pinned: str | None) -> str:
     if found == pinned:
-        return "as data.fingerprint pins it"
-    there = f"data.fingerprint pins {pinned}" if pinned else "nothing is pinned"
-    return f"{there}; to accept what is there now: {how_to_accept(found)}"
+        return "as pinned by data.fingerprint"
+    there = f"data.fingerprint pins {pinned}" if pinned else "data.fingerprint is not set"
+    return f"{there}; to accept the current files, run: {how_to_accept(found)}"

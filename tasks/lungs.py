@@ -1,8 +1,8 @@
-"""Stage `lungs`: the packed images with all but the lungs blanked, as a trained network predicts them.
+"""Stage `lungs`: copies the packed images with everything outside the lungs masked out.
 
-What stands outside the predicted lungs is 0 in the images and in the infection masks; `region.npy` holds the
-lungs themselves. No true lung mask is looked at, in any split. The network has seen the Train images, so on
-these it may find the lungs better than on new ones.
+The lungs are predicted by a trained network; reference lung masks are not used in any split. Images and
+infection masks are 0 outside the predicted lungs, and `region.npy` contains the predicted lungs. The network
+was trained on the Train images, so its lungs may be more accurate there than on new images.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from tasks.packed.writer import ArrayWriter
 from tasks.settings.schema import Plan, Prediction
 from tasks.support.cli import InputError, stage_main
 
-#: The arrays that are blanked outside the lungs.
+#: The arrays that are masked outside the lungs.
 BLANKED = ("image", "infection")
 
 
@@ -35,23 +35,23 @@ def restrict(
     packed: Path,
     raw: Path,
     out: Path,
-    left_out: Set[str] = frozenset(),
+    dropped: Set[str] = frozenset(),
 ) -> None:
-    """Write the plan's half of `packed` once more under `out`, restricted to the lungs.
+    """Write the plan's half of `packed` under `out`, restricted to the predicted lungs.
 
-    `trained` is the folder of the network. The lungs are made of its probabilities as `prediction` says, at
-    the network's size. No threshold is chosen on the ids that are `left_out`.
+    `trained` is the folder of the network. Its probabilities become lung masks as `prediction` specifies, at
+    the network's image size. Images whose ids are in `dropped` are not used to choose a threshold.
 
     Raises:
-        InputError: the half holds no infection masks.
+        InputError: the half has no infection masks.
     """
     if plan.half != "infection":
         raise InputError(
-            f"{plan.name}: the {plan.half} half holds no infection masks to look for within lungs"
+            f"{plan.name}: the {plan.half} half has no infection masks, so it cannot be restricted to lungs"
         )
     compute = set_up(plan.seed, plan.precision, plan.threads)
     network = load_network(trained, compute)
-    val = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes, left_out)
+    val = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes, dropped)
     thresholds = choose_thresholds(network, plan, prediction, val, RawDataset(raw), compute)
     table = pd.read_csv(packed / "images.csv")
     with replacing(out) as partial:
@@ -97,13 +97,13 @@ def main() -> None:
     parser.add_argument("trained", type=Path, help="artifacts/train/TRAINING/network")
     parser.add_argument("packed", type=Path, help="data/packed/SIZE")
     parser.add_argument("raw", type=Path, help="data/raw")
-    parser.add_argument("out", type=Path, help="the folder to make")
+    parser.add_argument("out", type=Path, help="folder to create")
     add_dropped_argument(parser)
     args = parser.parse_args()
     plan = Plan.from_json(args.plan.read_text(encoding="utf-8"))
     prediction = Prediction.from_json(args.prediction.read_text(encoding="utf-8"))
-    left_out = dropped_ids(args.dropped)
-    restrict(plan, prediction, args.trained, args.packed, args.raw, args.out, left_out)
+    dropped = dropped_ids(args.dropped)
+    restrict(plan, prediction, args.trained, args.packed, args.raw, args.out, dropped)
 
 
 if __name__ == "__main__":

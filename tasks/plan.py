@@ -1,7 +1,7 @@
-"""Stage `plan`: a file for each training, and one for each experiment that says how its masks are made.
+"""Stage `plan`: writes one file per training, and one per experiment with its prediction settings.
 
-A training depends on its plan, not on params.yaml: so a new alpha retrains the experiments that use
-alpha, a new threshold retrains none, and every change of params.yaml passes the schema before anything runs.
+A training depends on its plan and not on params.yaml. A new alpha therefore retrains only the experiments
+that use alpha, and a new threshold retrains none. Every params.yaml is validated before anything runs.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def plan(params: Params, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("params", type=Path)
-    parser.add_argument("plans", type=Path, help="the folder to make")
+    parser.add_argument("plans", type=Path, help="folder to create")
     args = parser.parse_args()
     plan(load_params(args.params), args.plans)
 

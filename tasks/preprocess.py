@@ -1,13 +1,13 @@
-"""Stage `preprocess`: the images and masks of `data/raw`, resized and packed into a few arrays.
+"""Stage `preprocess`: resizes the images and masks of `data/raw` and packs them into a few arrays.
 
-    data/packed/S/images.csv                     one row a usable image
-    data/packed/S/rejected.csv                   id and reason of each image set aside
-    data/packed/S/thumbnails.npy                 uint8 (N, 32, 32), whatever S is, one a row of images.csv
+    data/packed/S/images.csv                     one row per usable image
+    data/packed/S/rejected.csv                   id and reason of each excluded image
+    data/packed/S/thumbnails.npy                 uint8 (N, 32, 32) for any S, in the order of images.csv
     data/packed/S/infection/Train/image.npy      uint8 (N, S, S), grey values 0..255
-    data/packed/S/infection/Train/lung.npy       uint8 (N, S, S), the marked share of each pixel, 255 for all
-                                                 of it; likewise infection.npy
+    data/packed/S/infection/Train/lung.npy       uint8 (N, S, S), marked share of each pixel, 255 if fully
+                                                 marked; likewise infection.npy
 
-The arrays are for `numpy.load(..., mmap_mode="r")`; an image's place in them is its `row`.
+Read the arrays with `numpy.load(..., mmap_mode="r")`; the column `row` is an image's index in them.
 """
 
 import argparse
@@ -31,18 +31,18 @@ from tasks.settings.schema import load_params
 from tasks.support.cli import InputError, stage_main
 from tasks.support.progress import progress
 
-#: Images that a worker process takes at a time; bounds memory whatever the dataset's size.
+#: Images per job of a worker process; limits memory whatever the size of the dataset.
 CHUNK = 32
-#: What images.csv takes from the manifest.
+#: Columns of images.csv that come from the manifest.
 COLUMNS = ["id", "half", "split", "class"]
 GREY_MODES = {"L", "LA", "1", "P", "RGB", "RGBA"}
-#: More than any X-ray has; a file of a few kB may claim to unfold to gigabytes.
+#: More pixels than any X-ray has. A file of a few kB can claim to decompress to gigabytes.
 MAX_PIXELS = 64_000_000
 THUMBNAIL = (32, 32)
 
 
 class Packed(NamedTuple):
-    """A usable image: its arrays, uint8 (S, S) each, its thumbnail, and what the table says of it."""
+    """A usable image: its arrays (each uint8 (S, S)), its thumbnail, and its row of images.csv."""
 
     arrays: dict[Kind, np.ndarray]
     thumbnail: np.ndarray
@@ -54,18 +54,18 @@ class Rejected(NamedTuple):
 
 
 class UnusableError(Exception):
-    """Why an image can't be used."""
+    """An image cannot be used, and why."""
 
 
 def preprocess(raw: Path, out: Path, image_size: int, max_rejected: float) -> None:
-    """Pack every usable image with its masks, `image_size` pixels a side.
+    """Pack every usable image with its masks, with `image_size` pixels per side.
 
-    Images are resized bilinearly, masks and thumbnails by the mean of each area: a mask of 128x128 that holds
-    shares tells where its edges were at 256x256. What can't be used is set aside and listed with its reason.
-    Memory does not grow with the dataset.
+    Images are resized bilinearly, masks and thumbnails by area averaging: the shares in a 128x128 mask keep
+    the position of its edges at 256x256. Unusable images are excluded and listed with their reason. Memory
+    use does not grow with the dataset.
 
     Raises:
-        InputError: more than the share `max_rejected` of the images can't be used.
+        InputError: more than the share `max_rejected` of the images is unusable.
     """
     manifest = RawDataset(raw).manifest
     table: list[dict[str, object]] = []
@@ -93,7 +93,7 @@ def preprocess(raw: Path, out: Path, image_size: int, max_rejected: float) -> No
                 for row, result in zip(rows, shown, strict=True):
                     if isinstance(result, Rejected):
                         rejected.append((str(row["id"]), result.reason))
-                        print(f"set aside: {row['id']}: {result.reason}", flush=True)
+                        print(f"excluded: {row['id']}: {result.reason}", flush=True)
                         continue
                     table.append(row | {"row": writers["image"].count} | result.facts)
                     thumbnails.append(result.thumbnail)
@@ -102,15 +102,15 @@ def preprocess(raw: Path, out: Path, image_size: int, max_rejected: float) -> No
         _refuse_too_many(rejected, len(manifest), max_rejected)
         write_table(pd.DataFrame(table), partial / "images.csv")
         write_table(pd.DataFrame(rejected, columns=["id", "reason"]), partial / "rejected.csv")
-    print(f"packed {len(table)} images at {image_size}x{image_size}, set {len(rejected)} aside", flush=True)
+    print(f"packed {len(table)} images at {image_size}x{image_size}, excluded {len(rejected)}", flush=True)
 
 
 def _refuse_too_many(rejected: Sequence[tuple[str, str]], total: int, max_rejected: float) -> None:
     if len(rejected) > max_rejected * total or len(rejected) == total:
         first_id, first_reason = rejected[0]
         raise InputError(
-            f"{len(rejected)} of {total} images can't be used, more than preprocess.max_rejected = "
-            f"{max_rejected:g} allows; the first: {first_id}: {first_reason}"
+            f"{len(rejected)} of {total} images cannot be used, more than preprocess.max_rejected = "
+            f"{max_rejected:g} allows; the first is {first_id}: {first_reason}"
         )
 
 
@@ -121,12 +121,12 @@ def _pack_chunk(job: tuple[Path, list[str], int]) -> list[Packed | Rejected]:
 
 @functools.lru_cache(maxsize=1)
 def _opened(raw: Path) -> RawDataset:
-    """The dataset, its manifest and shards opened once a process."""
+    """The dataset; its manifest and shards are opened once per process."""
     return RawDataset(raw)
 
 
 def pack_image(dataset: RawDataset, image_id: str, image_size: int) -> Packed | Rejected:
-    """Read, check and resize one image and its masks."""
+    """Read, check and resize one image with its masks."""
     try:
         pictures = {kind: _read(dataset, image_id, kind) for kind in HALF_KINDS[image_id.partition("/")[0]]}
         image = pictures.pop("image")
@@ -154,28 +154,28 @@ def pack_image(dataset: RawDataset, image_id: str, image_size: int) -> Packed | 
 
 
 def _read(dataset: RawDataset, image_id: str, kind: Kind) -> Image.Image:
-    """The picture in 8 bit grey."""
+    """The picture as 8-bit grey."""
     content = dataset.read_bytes(image_id, kind)
     what = KIND_WORDS[kind]
     if content is None:
         raise UnusableError(f"the {what} is missing in {KIND_FOLDERS[kind]!r}")
     if not content:
-        raise UnusableError(f"the {what} is a file of zero bytes")
+        raise UnusableError(f"the {what} is an empty file")
     try:
-        # Not Image.open, which has a limit of its own.
+        # Image.open has its own, lower limit.
         with PngImagePlugin.PngImageFile(io.BytesIO(content)) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 size = f"{picture.width}x{picture.height}"
                 raise UnusableError(f"the {what} is {size}, more than {MAX_PIXELS / 1e6:g} megapixels")
             if picture.mode not in GREY_MODES:
-                raise UnusableError(f"the {what} has pixels of kind {picture.mode}, not 8 bit")
+                raise UnusableError(f"the {what} has pixels of mode {picture.mode}, not 8-bit")
             return picture.convert("L")
     except (OSError, SyntaxError, ValueError) as error:
-        raise UnusableError(f"the {what} can't be read: {error}") from None
+        raise UnusableError(f"the {what} cannot be read: {error}") from None
 
 
 def _checked(kind: Kind, mask: Image.Image, image: Image.Image) -> np.ndarray:
-    """The mask as booleans (H, W)."""
+    """The mask as a boolean array (H, W)."""
     if mask.size != image.size:
         raise UnusableError(
             f"the {kind} mask is {mask.width}x{mask.height} but the image {image.width}x{image.height}"
@@ -184,12 +184,12 @@ def _checked(kind: Kind, mask: Image.Image, image: Image.Image) -> np.ndarray:
     marked: np.ndarray = levels == 255
     if not (marked | (levels == 0)).all():
         other = levels[~marked & (levels != 0)].min()
-        raise UnusableError(f"the {kind} mask is not binary: it holds {other} beside 0 and 255")
+        raise UnusableError(f"the {kind} mask is not binary: it contains {other} besides 0 and 255")
     return marked
 
 
 def _share(marked: np.ndarray, of: int) -> float:
-    """The marked pixels over so many, 0 where there are none."""
+    """Number of marked pixels divided by `of`; 0 if that is 0."""
     return int(np.count_nonzero(marked)) / of if of else 0.0
 
 
@@ -201,9 +201,9 @@ def _resized(picture: Image.Image, size: tuple[int, int], resampling: Image.Resa
 def main() -> None:
     parser = argparse.ArgumentParser(description="Resize and pack the images and masks of data/raw.")
     parser.add_argument("params", type=Path)
-    parser.add_argument("raw", type=Path, help="the dataset, data/raw")
-    parser.add_argument("packed", type=Path, help="the folder to make")
-    parser.add_argument("--image-size", type=int, required=True, help="pixels a side")
+    parser.add_argument("raw", type=Path, help="data/raw")
+    parser.add_argument("packed", type=Path, help="folder to create")
+    parser.add_argument("--image-size", type=int, required=True, help="pixels per side")
     args = parser.parse_args()
     params = load_params(args.params)
     preprocess(args.raw, args.packed, args.image_size, params.preprocess.max_rejected)

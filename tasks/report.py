@@ -1,6 +1,6 @@
-"""Stage `report`: one page, a summary and one metrics file, of what the stage compare computed.
+"""Stage `report`: renders the results of the stage compare as a page, a summary and one metrics file.
 
-Nothing on the page depends on the clock or on speed, so that equal results give equal bytes.
+Nothing on the page depends on the time or on speed, so equal results give identical bytes.
 """
 
 import argparse
@@ -19,10 +19,10 @@ def report(comparison: Path, out: Path, metrics: Path) -> None:
     """Write the page, its summary and the metrics of all experiments.
 
     Reads `comparison.json` and `pictures.zip` under `comparison`. Writes `out/index.html`, `out/summary.md`,
-    `out/figures.svg` and `metrics`; where an input is missing, none of them.
+    `out/figures.svg` and `metrics`, or none of them if an input is missing.
 
     Raises:
-        InputError: there is no document of this version of the schema.
+        InputError: `comparison.json` is missing or has another version of the schema.
     """
     document = Document.read(comparison / COMPARISON_FILE)
     pictures = comparison / PICTURES_FILE

@@ -1,4 +1,4 @@
-"""Stage `train`: fit one network as its plan says."""
+"""Stage `train`: trains one network according to its plan."""
 
 import argparse
 import math
@@ -31,29 +31,29 @@ from tasks.training.batches import Batches
 from tasks.training.fitting import Fitted, Fitter
 from tasks.training.processes import ALONE, MEMORY_SHORT, Group, is_member, joined, launch
 
-#: Images a forward pass takes in validation, where no gradient fills the memory.
+#: Images per forward pass in validation, where no gradients take memory.
 VALIDATION_BATCH = 32
 
-#: What is told of each target after an epoch, a mean over the Val images.
+#: Scores reported per target after an epoch, as means over the Val images.
 VALIDATED = {"val_dice": dice, "val_iou": iou, "val_marked": marked}
 
 
-def train(plan: Plan, packed: Path, out: Path, left_out: Set[str] = frozenset(), parts: int = 1) -> None:
-    """Fit the plan's network, and keep the epoch with the best validation Dice.
+def train(plan: Plan, packed: Path, out: Path, dropped: Set[str] = frozenset(), parts: int = 1) -> None:
+    """Train the plan's network and keep the epoch with the best validation Dice.
 
-    Reads the Train and Val splits under `packed`, but for the ids that are `left_out`. Writes under `out` the
-    folder `network`, enough to rebuild it, and `history.csv`, one row an epoch. A training that was broken
-    off goes on from its checkpoint.
+    Reads the Train and Val splits under `packed`, except the ids in `dropped`. Writes under `out` the folder
+    `network`, from which the network can be rebuilt, and `history.csv`, one row per epoch. An interrupted
+    training continues from its checkpoint.
 
     Args:
-        parts: that a batch is computed in, at least; where the memory is too short for them, twice as many.
+        parts: minimum number of parts in which a batch is computed; doubled while memory is insufficient.
 
     Raises:
-        InputError: a split holds no image of the plan's classes, the loss stopped being a number, or the
-            memory is too short for single images.
+        InputError: a split has no image of the plan's classes, the loss became NaN or infinite, or memory is
+            insufficient even for single images.
     """
     with joined(plan.processes) as group:
-        data = _read(plan, packed, left_out, group)
+        data = _read(plan, packed, dropped, group)
         training = fit(plan, data, group, max(parts, plan.accumulate))
         if group.first:
             with replacing(out) as partial:
@@ -62,26 +62,26 @@ def train(plan: Plan, packed: Path, out: Path, left_out: Set[str] = frozenset(),
 
 
 class Splits(NamedTuple):
-    """What a training reads."""
+    """The data of a training."""
 
     train: Batches
     val: Batches
     digests: tuple[str, ...]
 
 
-def _read(plan: Plan, packed: Path, left_out: Set[str], group: Group) -> Splits:
+def _read(plan: Plan, packed: Path, dropped: Set[str], group: Group) -> Splits:
     compute = set_up(plan.seed, plan.precision, plan.threads, group.size)
     names: tuple[Split, Split] = ("Train", "Val")
     train_split, val_split = (
-        PackedSplit(packed, plan.half, name, plan.targets, plan.train_classes, left_out) for name in names
+        PackedSplit(packed, plan.half, name, plan.targets, plan.train_classes, dropped) for name in names
     )
-    # The first alone makes the key that these are for.
+    # For the checkpoint's key, which only the first process computes.
     digests = (train_split.digest(), val_split.digest()) if group.first else ()
     return Splits(Batches(train_split, compute), Batches(val_split, compute), digests)
 
 
 def fit(plan: Plan, data: Splits, group: Group, parts: int) -> "Training":
-    """One training, with each batch in twice as many parts for as long as the memory is too short."""
+    """Run one training; while memory is insufficient, try again with twice as many parts per batch."""
     while True:
         training = None
         try:
@@ -94,28 +94,28 @@ def fit(plan: Plan, data: Splits, group: Group, parts: int) -> "Training":
         if group.size > 1:
             sys.exit(MEMORY_SHORT)
         parts = double_parts(plan, training.parts if training else parts)
-        # Only here, after the exception, is what the failed try held given back.
+        # The failed attempt's memory is only released here, after the exception is handled.
         del training
         torch.cuda.empty_cache()
 
 
 def double_parts(plan: Plan, parts: int) -> int:
-    """Twice as many.
+    """Double the number of parts.
 
     Raises:
         InputError: a part is a single image already.
     """
     images = -(-plan.batch_size // (plan.processes * parts))
-    at_once = f"{plan.name}: the memory is too short for {images} image{'s' if images > 1 else ''} at a time"
+    at_once = f"{plan.name}: not enough memory for {images} image{'s' if images > 1 else ''} at a time"
     if images == 1:
         raise InputError(f"{at_once}; lower image_size, width or depth")
-    print(f"{at_once}: each batch is computed in {2 * parts} parts", flush=True)
+    print(f"{at_once}; computing each batch in {2 * parts} parts", flush=True)
     return 2 * parts
 
 
 @dataclass
 class Record:
-    """What has come of a training so far."""
+    """The history of a training and its best weights so far."""
 
     history: list[dict[str, Any]] = field(default_factory=list)
     best_dice: float = -1.0
@@ -123,26 +123,26 @@ class Record:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, row: dict[str, Any], network: nn.Module) -> None:
-        """Take in an epoch and what it made of the network."""
+        """Add an epoch; keep its weights if it is the best so far."""
         self.history.append(row)
         if row["val_dice"] > self.best_dice:
             self.best_dice, self.best_epoch = row["val_dice"], row["epoch"]
             self.best_weights = {k: v.detach().clone() for k, v in network.state_dict().items()}
 
     def is_stale(self, patience: int) -> bool:
-        """Whether so many epochs have brought nothing better; never with a patience of 0."""
+        """Whether the last `patience` epochs brought no improvement; never true for a patience of 0."""
         return 0 < patience <= len(self.history) - self.best_epoch
 
 
 def _facts(plan: Plan, compute: Compute, data: Splits) -> list[str]:
-    """What determines a training, but for its code: plan, data, versions and the kind of device."""
+    """Everything that determines a training except its code: plan, data, versions and kind of device."""
     on = torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else "cpu"
     numbers = (*data.digests, torch.__version__, on, compute, torch.get_num_threads())
     return [plan.to_json(), *map(str, numbers)]
 
 
 class Training:
-    """The epochs, from the checkpoint on if there is one; the group's first says and saves."""
+    """The epochs of one training, from its checkpoint on. Only the group's first process prints and saves."""
 
     def __init__(self, plan: Plan, data: Splits, group: Group, parts: int) -> None:
         self._plan, self._val, self._group = plan, data.val, group
@@ -163,24 +163,24 @@ class Training:
 
     @property
     def parts(self) -> int:
-        """That a batch is computed in."""
+        """Number of parts in which a batch is computed."""
         return self._fitter.parts
 
     def run(self) -> None:
-        """Train to the last epoch, or until none is better than before for as long as the plan's patience.
+        """Train to the last epoch, or until `patience` epochs bring no improvement.
 
         Raises:
-            InputError: the loss stopped being a number.
+            InputError: the loss became NaN or infinite.
         """
-        self._say_what_it_is()
-        self._go_on()
+        self._print_summary()
+        self._resume()
         with stopping(self._stop, self._group):
             while self._fitter.epoch < self._plan.epochs and not self.record.is_stale(self._plan.patience):
                 try:
                     self._run_epoch()
                 except InputError as error:
                     path = self.checkpoint.path
-                    kept = f"; what came before is kept in {path}" if path.exists() else ""
+                    kept = f"; the state before that is kept in {path}" if path.exists() else ""
                     raise InputError(f"{self._name}: {error}{kept}") from None
 
     def write(self, folder: Path) -> None:
@@ -201,27 +201,27 @@ class Training:
         if self._group.first:
             print(text, flush=True)
 
-    def _say_what_it_is(self) -> None:
+    def _print_summary(self) -> None:
         facts, size = self._facts, self._group.size
         processes = f", {size} processes" if size > 1 else ""
         self._say(
-            f"{self._name}: {self._plan.network} of {facts['parameters']:,} parameters on "
+            f"{self._name}: {self._plan.network} with {facts['parameters']:,} parameters on "
             f"{self._compute.device.type} in {facts['precision']}{processes}, "
             f"{facts['train_images']} Train and {facts['val_images']} Val images"
         )
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         if state := self.checkpoint.load():
             self._fitter.restore(state["fitter"])
             self.record = Record(**state["record"])
             epoch, step = self._fitter.epoch, self._fitter.step
-            self._say(f"{self._name}: goes on after epoch {epoch}, step {step} of the next")
+            self._say(f"{self._name}: resuming after epoch {epoch}, step {step} of the next")
 
     def _run_epoch(self) -> None:
         fitter, of_all = self._fitter, self._plan.epochs
         epoch = fitter.epoch + 1
         with part(fitter.epoch, of_all):
-            fitted = fitter.run_epoch(f"{self._name} epoch {epoch} of {of_all}", self._look_up)
+            fitted = fitter.run_epoch(f"{self._name} epoch {epoch} of {of_all}", self._between_steps)
         validated = validate(
             fitter.network,
             self._val,
@@ -230,7 +230,7 @@ class Training:
             self._compute,
             self._group,
             max(1, VALIDATION_BATCH // self.parts),
-            self._look_up,
+            self._between_steps,
         )
         if not math.isfinite(validated["val_loss"]):
             raise InputError(
@@ -244,19 +244,19 @@ class Training:
             report(f"epochs of {self._name}", epoch, of_all, {"train_loss": fitted.loss, **validated})
         for sentence in new_symptoms(pd.DataFrame(self.record.history)):
             self._say(f"warning: {self._name}: {sentence}")
-        self._look_up(epoch_ended=True)
+        self._between_steps(epoch_ended=True)
 
-    def _look_up(self, epoch_ended: bool = False) -> None:
-        """Between two steps: save if it is time, end if that was asked for."""
+    def _between_steps(self, epoch_ended: bool = False) -> None:
+        """Save the state if it is due; exit if a signal asked for it."""
         due = self._group.first and (self._stop.asked or self.checkpoint.due(epoch_ended))
         saved = due and self._save()
         if self._stop.asked:
-            then = "goes on from here" if saved else "goes on from the last checkpoint, or anew"
+            then = "continues from here" if saved else "continues from the last checkpoint, or from the start"
             self._say(f"{self._name}: stopped; the same command {then}")
             sys.exit(128 + self._stop.asked)
 
     def _save(self) -> bool:
-        """Whether the state could be saved, and is worth it."""
+        """Save the state unless it contains NaN or infinity; return whether it was saved."""
         state = {"fitter": self._fitter.state(), "record": vars(self.record)}
         return self._fitter.is_sound() and self.checkpoint.save(state)
 
@@ -272,14 +272,14 @@ def _epoch_words(fitted: Fitted, validated: dict[str, float]) -> str:
 
 
 class Stop:
-    """The signal that asked this process to end, or 0."""
+    """The signal that asked this process to exit, or 0."""
 
     asked = 0
 
 
 @contextmanager
 def stopping(stop: Stop, group: Group) -> Iterator[None]:
-    """Within, SIGTERM and Ctrl-C only ask; the first process ends by itself, the others are ended then."""
+    """Make SIGTERM and Ctrl-C only set `stop`; the first process then exits by itself and ends the others."""
 
     def ask(number: int, _: object) -> None:
         if group.first:
@@ -304,10 +304,10 @@ def validate(
     at_once: int = VALIDATION_BATCH,
     after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Means over the Val images at the network's size; Dice, IoU and the share marked at probability 0.5.
+    """Means over the Val images at the network's image size.
 
-    Where the network has several targets, `val_dice`, `val_iou` and `val_marked` are the means over them, and
-    each has its own beside.
+    Dice, IoU and the marked share are computed at probability 0.5. With several targets, `val_dice`,
+    `val_iou` and `val_marked` are means over the targets, and each target's own values are added.
     """
     network.eval()
     sums = torch.zeros(1 + len(VALIDATED) * len(targets), dtype=torch.float64, device=compute.device)
@@ -334,8 +334,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("plan", type=Path, help="artifacts/plans/TRAINING.json")
     parser.add_argument("packed", type=Path, help="data/packed/SIZE or data/lungs/EXPERIMENT")
-    parser.add_argument("out", type=Path, help="the folder to make")
-    parser.add_argument("--parts", type=int, default=1, help="that a batch is computed in, at least")
+    parser.add_argument("out", type=Path, help="folder to create")
+    parser.add_argument("--parts", type=int, default=1, help="minimum number of parts per batch")
     add_dropped_argument(parser)
     args = parser.parse_args()
     plan = Plan.from_json(args.plan.read_text(encoding="utf-8"))
@@ -346,7 +346,7 @@ def main() -> None:
 
 
 def _launch_in_memory(plan: Plan, parts: int) -> None:
-    """Run this command in the plan's processes, with as many parts as `fit` finds out in one."""
+    """Run this command in the plan's processes; like `fit`, double the parts while memory is insufficient."""
     parts = max(parts, plan.accumulate)
     while True:
         try:

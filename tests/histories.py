@@ -1,4 +1,4 @@
-"""Training histories for tests."""
+"""Handmade training histories."""
 
 import pandas as pd
 
@@ -6,7 +6,7 @@ import pandas as pd
 def history(
     *marked: float, dice: list[float] | None = None, loss: list[float] | None = None, **columns: list[float]
 ) -> pd.DataFrame:
-    """Return one epoch per share of marked pixels. By default, the loss falls and the last epoch is best."""
+    """One epoch per marked share. By default the loss falls and the last epoch is the best."""
     count = len(marked)
     return pd.DataFrame(
         {
@@ -20,6 +20,7 @@ def history(
 
 
 def of_two(infection: list[float], lung: list[float], dice: list[float] | None = None) -> pd.DataFrame:
+    """A history of two targets, from the marked shares of each."""
     means = [(one + other) / 2 for one, other in zip(infection, lung, strict=True)]
     return history(*means, dice=dice, val_marked_infection=infection, val_marked_lung=lung)
 

@@ -1,4 +1,4 @@
-"""Outputs of the stages before `compare`, made by hand: small, with known scores."""
+"""Handmade outputs of the stages before compare: small, with known scores."""
 
 import io
 import itertools
@@ -41,7 +41,7 @@ def square(start: int, stop: int) -> np.ndarray:
 
 
 LUNG = square(8, 56)
-TRUTH = {name: square(16, 40) if CLASS_OF[name] == "COVID-19" else square(0, 0) for name in NAMES}
+REFERENCE = {name: square(16, 40) if CLASS_OF[name] == "COVID-19" else square(0, 0) for name in NAMES}
 
 
 def png(array: np.ndarray) -> bytes:
@@ -50,9 +50,11 @@ def png(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def scores(truth: np.ndarray, guess: np.ndarray) -> dict[str, float]:
-    tp, fp, fn = (int(part.sum()) for part in (truth & guess, guess & ~truth, truth & ~guess))
-    union, tn = tp + fp + fn, truth.size - tp - fp - fn
+def scores(reference: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    tp, fp, fn = (
+        int(part.sum()) for part in (reference & predicted, predicted & ~reference, reference & ~predicted)
+    )
+    union, tn = tp + fp + fn, reference.size - tp - fp - fn
     return {
         "tp": tp,
         "fp": fp,
@@ -63,7 +65,7 @@ def scores(truth: np.ndarray, guess: np.ndarray) -> dict[str, float]:
         "precision": tp / (tp + fp) if tp else float(not union),
         "sensitivity": tp / (tp + fn) if tp else float(not union),
         "specificity": tn / (tn + fp) if tn + fp else 1.0,
-        "mae": (fp + fn) / truth.size,
+        "mae": (fp + fn) / reference.size,
         "hd95": 0.0 if not union else 3.5,
         "nsd": 1.0 if not union else 0.75,
     }
@@ -95,7 +97,7 @@ PLAIN = {"threshold": 0.5, "flip_average": False, "within_lungs": False, "min_ar
 
 
 class Work:
-    """A folder with the outputs of the earlier stages, for two experiments on eight Test images."""
+    """A folder with the outputs of the earlier stages: two experiments on eight Test images."""
 
     def __init__(self, root: Path) -> None:
         self.paths = {
@@ -109,7 +111,7 @@ class Work:
         }
         self.comparison = root / "comparison"
         self.out, self.metrics = root / "reports", root / "metrics.json"
-        self.experiments: dict[str, int] = {}  # their numbers of seeds, in the order of params.yaml
+        self.experiments: dict[str, int] = {}  # number of seeds, in the order of params.yaml
         for name in ("plans", "packed", "raw", "baselines", "audit"):
             self.paths[name].mkdir()
         self._raw()
@@ -139,7 +141,7 @@ class Work:
         return Document.read(self.comparison / COMPARISON_FILE)
 
     def run(self, params: Params | None = None) -> str:
-        """Run compare and report, and return the page."""
+        """Run compare and report; return the page."""
         self.compare(params)
         report(self.comparison, self.out, self.metrics)
         return self.page()
@@ -158,9 +160,10 @@ class Work:
         dead: bool = False,
         **more: Any,
     ) -> None:
-        """Add an experiment whose predictions are the reference masks shifted down by `shift` pixels.
+        """Add an experiment whose predictions are the reference masks, shifted down.
 
-        Each further seed shifts by one more pixel. If `dead`, the last seed predicts nothing.
+        They are shifted by `shift` pixels for the first seed and one more for each further seed. The last
+        seed of a `dead` experiment predicts nothing.
         """
         plan = {
             "experiment": name, "network": "residual_unet", "loss": name, "epochs": 3, "width": 8, "patch": 1,
@@ -209,13 +212,13 @@ class Work:
         rows = []
         with zipfile.ZipFile(folder / "predictions.zip", "w") as archive:
             for target, image in itertools.product(targets, NAMES):
-                truth = LUNG if target == "lung" else TRUTH[image]
-                guess = np.roll(truth, shift + seed, axis=0) & (not dead)
-                archive.writestr(f"{target}/{IDS[image]}.png", png(guess))
+                reference = LUNG if target == "lung" else REFERENCE[image]
+                predicted = np.roll(reference, shift + seed, axis=0) & (not dead)
+                archive.writestr(f"{target}/{IDS[image]}.png", png(predicted))
                 row = {"seed": seed, "target": target, "id": IDS[image], "class": CLASS_OF[image]}
                 known = target == "infection" and "lung" in targets
                 shares = dict(zip(SHARES, (0.4, 0.5), strict=True)) if known else {}
-                rows.append({**row, **scores(truth, guess), **shares})
+                rows.append({**row, **scores(reference, predicted), **shares})
         table = pd.DataFrame(rows)
         table.to_csv(folder / "images.csv", index=False)
         found = {target: results(table[table["target"] == target]) for target in targets}
@@ -223,7 +226,7 @@ class Work:
         self._details(folder, table, seed, prediction)
 
     def _details(self, folder: Path, table: pd.DataFrame, seed: int, prediction: dict[str, Any]) -> None:
-        """Write the details of post-processing and calibration. The chosen steps gain 0.01 per image."""
+        """Write post-processing steps and calibration; all chosen steps together gain 0.01 IoU per image."""
         names = ["plain", "threshold", "chosen"] if prediction["threshold"] == "val" else []
         gain = {"plain": 0.0, "threshold": -0.02, "chosen": 0.01}
         columns = table[["seed", "target", "id", "class", "iou", "dice"]]
@@ -251,7 +254,7 @@ class Work:
                 files = {
                     "image": grey,
                     "lung": LUNG * np.uint8(255),
-                    "infection": TRUTH[name] * np.uint8(255),
+                    "infection": REFERENCE[name] * np.uint8(255),
                 }
                 for kind in KIND_FOLDERS:
                     write_member(shard, member_name(CLASS_OF[name], kind, name), png(files[kind]))
@@ -269,7 +272,7 @@ class Work:
         duplicates: str = "report",
         published: int | None = 9,
     ) -> None:
-        """Write an audit: one excluded image, and these pairs, where correlation 1 means identical."""
+        """Write an audit with one excluded image and the given pairs; a correlation of 1 means identical."""
         folder = self.paths["audit"]
         rows = [
             ("infection", split, image_class, 3, 3 - (split == "Train"), published)
@@ -278,12 +281,12 @@ class Work:
         ]
         columns = ["half", "split", "class", "images", "usable", "published"]
         pd.DataFrame(rows, columns=columns).to_csv(folder / "counts.csv", index=False)
-        problem = {"id": ["infection/Train/Normal/<b>"], "problem": ["set aside: mask & image differ"]}
+        problem = {"id": ["infection/Train/Normal/<b>"], "problem": ["excluded: mask & image differ"]}
         pd.DataFrame(problem).to_csv(folder / "problems.csv", index=False)
         table = pd.DataFrame(pairs, columns=["first", "second", "correlation"])
         table.assign(exact=table["correlation"] == 1, across=True).to_csv(folder / "pairs.csv", index=False)
         dropped = table[["first"]].set_axis(["id"], axis=1)[: len(pairs) if duplicates == "drop" else 0]
-        dropped.assign(reason="the same").to_csv(folder / "dropped.csv", index=False)
+        dropped.assign(reason="identical").to_csv(folder / "dropped.csv", index=False)
         figures = {
             "images": 9, "unusable": 1, "infection_outside_lung": 0, "dropped": len(dropped),
             "exact_pairs_across_splits": int((table["correlation"] == 1).sum()),
@@ -296,11 +299,11 @@ class Work:
 
     def _baselines(self) -> None:
         (self.paths["baselines"] / "infection").mkdir()
-        guesses = {"all_background": square(0, 0), "all_foreground": ~square(0, 0), "whole_lung": LUNG}
+        masks = {"all_background": square(0, 0), "all_foreground": ~square(0, 0), "whole_lung": LUNG}
         rows = [
             {"predictor": predictor, "target": "infection", "id": IDS[name], "class": CLASS_OF[name]}
-            | scores(TRUTH[name], guess)
-            for predictor, guess in guesses.items()
+            | scores(REFERENCE[name], predicted)
+            for predictor, predicted in masks.items()
             for name in NAMES
         ]
         table = pd.DataFrame(rows)

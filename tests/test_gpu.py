@@ -80,7 +80,7 @@ def test_each_part_is_done_or_gives_a_reason(parts: dict[str, dict[str, Any]], r
 
 def test_the_smoke_test_killed_a_training_and_compared_bytes(parts: dict[str, dict[str, Any]]) -> None:
     smoke = parts["smoke"]
-    assert smoke["killed"].startswith("goes on after epoch ")
+    assert smoke["killed"].startswith("resuming after epoch ")
     assert smoke["resumed_same_bytes"] is smoke["evaluated_same_bytes"] is True
 
 

@@ -34,7 +34,7 @@ class TestInOrder:
         repository.commit("results")
         page = repository.read("reports/index.html")
         assert "report1_bce_iou" in page
-        assert "figures say nothing about patients" in page
+        assert "scores say nothing about patients" in page
         metrics = json.loads(repository.read("metrics.json"))
         assert {
             "report1_bce",

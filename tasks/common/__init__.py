@@ -1,1 +1,1 @@
-"""What every stage stands on: the raw dataset, writing files, the cores of the machine."""
+"""Shared by all stages: the raw dataset, atomic file writing, CPU cores."""

@@ -1,4 +1,4 @@
-"""How many CPU cores there are to use, and how work is spread over them."""
+"""Counts the available CPU cores and distributes work over them."""
 
 import itertools
 import multiprocessing
@@ -14,12 +14,12 @@ from tasks.support.cli import InputError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-#: Threads that share work; more of them would wait for Python's lock.
+#: Maximum number of worker threads; more would only wait for Python's global interpreter lock.
 MOST_THREADS = 4
 
 
 def available_cores() -> int:
-    """The cores that this process may run on, where the system tells; else all."""
+    """Number of cores that this process may use, if the system reports it; otherwise all cores."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -28,7 +28,7 @@ def available_cores() -> int:
 def in_order(
     pool: Executor, work: Callable[[Job], Result], jobs: Iterable[Job], ahead: int
 ) -> Iterator[Result]:
-    """The results in the order of the jobs, never more than `ahead` asked for before they are taken."""
+    """Yield results in the order of the jobs, with at most `ahead` jobs submitted before their results."""
     waiting = iter(jobs)
     asked = deque(pool.submit(work, job) for job in itertools.islice(waiting, ahead))
     while asked:
@@ -37,10 +37,11 @@ def in_order(
 
 
 def in_threads(work: Callable[[Job], Result], jobs: Iterable[Job], at_a_time: int) -> Iterator[Result]:
-    """The results in the order of the jobs, which this thread takes while others work, `at_a_time` each.
+    """Yield results in the order of the jobs; this thread generates jobs while worker threads run them.
 
-    It pays where the jobs take long to make in libraries that let go of Python's lock, as a network's batches
-    do: while one is made, those before are worked on. Threads that worked on single jobs would be in the way.
+    Each worker takes `at_a_time` jobs. This is faster if generating the jobs takes long in libraries that
+    release Python's lock, such as a network's batches: earlier jobs are processed meanwhile. Handing
+    over single jobs would slow the calling thread down.
     """
     threads = min(available_cores(), MOST_THREADS)
     with ThreadPoolExecutor(threads) as pool:
@@ -57,15 +58,15 @@ def _lists(items: Iterable[Job], size: int) -> Iterator[list[Job]]:
 
 
 class Processes:
-    """As many processes as there are cores, which start at the first job."""
+    """A pool with one process per core. The processes start with the first job."""
 
     def __init__(self) -> None:
         self._cores = available_cores()
-        # Each starts afresh: what torch or pandas hold open is not shared.
+        # Spawned, not forked: handles that torch or pandas hold open must not be shared.
         self._pool = ProcessPoolExecutor(self._cores, mp_context=multiprocessing.get_context("spawn"))
 
     def map(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
-        """The results in the order of the jobs; a few jobs ahead keep all busy and the memory flat.
+        """Yield results in the order of the jobs. Only a few jobs are submitted ahead, to limit memory.
 
         Raises:
             InputError: a process was killed.

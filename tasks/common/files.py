@@ -1,4 +1,4 @@
-"""Writing results so that a path never holds half of one."""
+"""Writes results atomically: a path never holds a partial result."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write a file or fill a folder at; rename it to `path` at the end.
+    """Yield a temporary path beside `path` to write a file or folder to; rename it to `path` at the end.
 
-    After an exception nothing is left beside `path`, and what was at `path` is untouched. (Between an old
-    folder and its successor there is a moment with neither; a file has none.) An OSError
-    that names no file (a full disk does not) gets `path` as its file name.
+    After an exception the temporary path is removed and `path` is unchanged. Replacing a folder is not
+    atomic: for a moment neither the old nor the new one exists. Replacing a file is. An OSError without a
+    file name (as raised for a full disk) gets `path` as its file name.
     """
     beside = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove(beside)  # what a killed run left
+    _remove(beside)  # left by a killed run
     try:
         yield beside
         if path.is_dir():
@@ -44,5 +44,5 @@ def _remove(path: Path) -> None:
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV whose bytes depend on its content alone."""
+    """Write a table as CSV; equal tables give identical bytes."""
     table.to_csv(path, index=False, float_format="%.8g", lineterminator="\n")

@@ -1,13 +1,13 @@
 """The raw dataset: a few deterministic zip shards of verbatim PNG files, and a manifest.
 
-    data/raw/manifest.csv           one row an image: id (half/split/class/name), half, split, class,
-                                    sha256 of each of its files, empty where it has none
+    data/raw/manifest.csv           one row per image: id (half/split/class/name), half, split, class, and
+                                    the SHA-256 of each of its files, empty where it has none
     data/raw/infection-train.zip    one shard per half and split, members `COVID-19/images/covid_1.png`
 
-The same images give the same bytes, whatever source they came from and in whatever order.
+Equal images give identical bytes, whatever their source and order.
 
-NumPy, pandas and Pillow are loaded where they are used: half a second that the schema of params.yaml, which
-needs the names alone, is spared.
+NumPy, pandas and Pillow are imported where they are used. The schema of params.yaml needs only the names
+defined here, and importing the libraries would cost it half a second.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ImageClass = Literal["COVID-19", "Non-COVID", "Normal"]
 Kind = Literal["image", "lung", "infection"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 CLASSES: tuple[ImageClass, ...] = get_args(ImageClass)
-#: The named sets of Test images that scores are averaged over, by the classes they hold.
+#: Named sets of Test images over which scores are averaged, with their classes.
 IMAGE_SETS: dict[str, tuple[ImageClass, ...]] = {
     "covid": ("COVID-19",),
     "controls": ("Non-COVID", "Normal"),
@@ -57,22 +57,22 @@ def member_name(image_class: str, kind: Kind, name: str) -> str:
 
 
 def write_member(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """Store a member so that the archive's bytes depend on names and contents alone."""
+    """Store a member so that the archive's bytes depend only on names and contents."""
     info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-    info.create_system = 3  # as written on Unix, wherever it is written
+    info.create_system = 3  # Unix, on every platform
     info.external_attr = 0o644 << 16
     archive.writestr(info, content)
 
 
 def read_manifest(file: Path | BinaryIO) -> pd.DataFrame:
-    """All columns as text, empty where a file is missing."""
+    """Read all columns as text, with an empty string where a file is missing."""
     import pandas as pd
 
     return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
 class RawDataset:
-    """Read access to `data/raw`, for several threads too."""
+    """Read access to `data/raw`; safe for several threads."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -84,7 +84,7 @@ class RawDataset:
         }
 
     def read_bytes(self, image_id: str, kind: Kind) -> bytes | None:
-        """The PNG file of an image or of one of its masks, None where the dataset has none."""
+        """The PNG file of an image or of one of its masks; None if the dataset has no such file."""
         if image_id not in self._files[kind]:
             return None
         half, split, image_class, name = image_id.split("/")
@@ -92,7 +92,7 @@ class RawDataset:
             return self._shard(shard_name(half, split)).read(member_name(image_class, kind, name))
 
     def read(self, image_id: str, kind: Kind) -> np.ndarray:
-        """The pixels as uint8 (H, W); masks hold 0 and 255.
+        """The pixels as uint8 (H, W); masks contain only 0 and 255.
 
         Raises:
             InputError: the dataset has no such file.
@@ -120,7 +120,7 @@ def sha256(parts: Iterable[bytes]) -> str:
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """A boolean mask (H, W) as a 1 bit PNG."""
+    """Encode a boolean mask (H, W) as a 1-bit PNG."""
     from PIL import Image
 
     buffer = io.BytesIO()

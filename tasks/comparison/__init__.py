@@ -1,1 +1,1 @@
-"""What the report says, computed once: scores with intervals, differences, findings, the images shown."""
+"""Computes what the report states: scores with intervals, differences, findings, and the images it shows."""

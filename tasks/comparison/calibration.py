@@ -1,4 +1,4 @@
-"""Reliability of the probabilities, and the infected share of the lung."""
+"""Calibration of the probabilities, and the infected share of the lung."""
 
 import pandas as pd
 
@@ -9,7 +9,7 @@ RELIABILITY_SETS = ("covid", "all")
 
 
 def reliability(scored: Scored) -> tuple[Reliability, ...]:
-    """Of each experiment, by falling IoU, the share of true pixels over the mean probability."""
+    """Per experiment, by decreasing IoU: the share of reference pixels against the mean probability."""
     found = (_reliability(e, scored) for e in scored.ranking())
     return tuple(of_one for of_one in found if any(line.true_share for line in of_one.lines))
 
@@ -32,7 +32,7 @@ def _line(e: ExperimentResults, target: str, image_set: str) -> ReliabilityLine:
 
 
 def pooled_bins(calibration: pd.DataFrame, target: str, image_set: str) -> pd.DataFrame:
-    """The bins of a target and image set, the pixels of all seeds taken together."""
+    """The bins of a target and image set, with the pixels of all seeds added up."""
     rows = calibration[(calibration["target"] == target) & (calibration["image_set"] == image_set)]
     sums = rows[["bin", "pixels"]].assign(
         mean_probability=rows["mean_probability"] * rows["pixels"],
@@ -43,9 +43,9 @@ def pooled_bins(calibration: pd.DataFrame, target: str, image_set: str) -> pd.Da
 
 
 def infected_share(scored: Scored) -> InfectedShare | None:
-    """Of the best experiment that tells it; None where none does, or the target is another one."""
+    """The shares of the best experiment that has them; None if none has or the target is not infection."""
     for e in scored.ranking() if scored.target == "infection" else ():
-        rows = e.first_seed("infection", "covid")  # without the columns where no lungs are known
+        rows = e.first_seed("infection", "covid")  # lacks the share columns where no lungs are known
         shares = rows.reindex(columns=["true_share", "predicted_share"]).dropna().astype(float)
         if len(shares):
             scores = scored.scores(e, "covid")

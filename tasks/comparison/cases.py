@@ -1,4 +1,4 @@
-"""Which images are shown and why, and how scores spread over images."""
+"""Selects the images to show, and computes the distribution of scores over images."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ from tasks.comparison.trainings import BOTH
 from tasks.support.cli import InputError
 
 BINS = 25
-REPORT_2 = "report2"  # the experiment at report 2's own settings
+REPORT_2 = "report2"  # the experiment with the settings of report 2
 
 
 def figures(inputs: Inputs, scored: Scored, positions: Sequence[int]) -> Figures:
-    """The Test images that were asked for, as each experiment predicts this target."""
+    """The Test images selected in `report.figures`, with each experiment's prediction of this target."""
     ids = figure_ids(inputs.table, scored.half, positions)
     rejected = inputs.rejected["id"].str.startswith(f"{scored.half}/Test/COVID-19/").sum()
     shown = tuple(
@@ -37,10 +37,10 @@ def figures(inputs: Inputs, scored: Scored, positions: Sequence[int]) -> Figures
 
 
 def figure_ids(table: pd.DataFrame, half: str, positions: Sequence[int]) -> dict[int, str]:
-    """The images at these positions (from 1) among a half's COVID-19 Test images in the order of file names.
+    """The images at these positions (from 1) among a half's COVID-19 Test images in file-name order.
 
     Raises:
-        InputError: there are fewer images than that.
+        InputError: a position is greater than the number of images.
     """
     rows = table[(table["half"] == half) & (table["split"] == "Test") & (table["class"] == "COVID-19")]
     ids = sorted(rows["id"])
@@ -59,7 +59,7 @@ def _prediction(e: ExperimentResults, image_id: str, target: str) -> ShownPredic
 
 
 def class_cases(inputs: Inputs, infection: Scored) -> tuple[ShownImage, ...]:
-    """The first Test image of each class by file name, as `shown_of_both` predict lung and infection."""
+    """The first Test image of each class in file-name order, with the predictions of `shown_of_both`."""
     table = inputs.table[(inputs.table["half"] == infection.half) & (inputs.table["split"] == "Test")]
     shown = shown_of_both(infection)
     return tuple(
@@ -75,13 +75,16 @@ def class_cases(inputs: Inputs, infection: Scored) -> tuple[ShownImage, ...]:
 
 
 def shown_of_both(infection: Scored) -> list[ExperimentResults]:
-    """Of the experiments that predict lung and infection the one of report 2 and the best by infection."""
+    """Of the experiments that predict lung and infection: the one of report 2 and the best on infection.
+
+    If there are fewer than three, all of them.
+    """
     both = [e for e in infection.ranking() if e.predicts_both]
     return [e for e in both if e.name == REPORT_2 or e is both[0] or len(both) < 3]
 
 
 def spreads(scored: Scored) -> tuple[Spread, ...]:
-    """Of the experiments of the highest IoU."""
+    """For the experiments with the highest IoU."""
     leaders = scored.ranking()[:MOST_SPREADS]
     found = [(e, e.first_seed(scored.target, "covid").dropna(subset=["iou"])) for e in leaders]
     return tuple(_spread(e, scored.target, rows) for e, rows in found if len(rows))

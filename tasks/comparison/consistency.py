@@ -1,8 +1,8 @@
-"""Whether a printed IoU and a printed Dice can come from one set of predictions.
+"""Checks whether a printed IoU and a printed Dice can come from one set of predictions.
 
-Of one mask Dice = 2 IoU / (1 + IoU), with pooled counts too. Over several images the means keep
-IoU <= Dice <= 2 IoU / (1 + IoU): each image's Dice is no smaller than its IoU, and the map from one to
-the other is concave, so Jensen's inequality bounds the mean Dice from above.
+For one mask, Dice = 2 IoU / (1 + IoU); the same holds for pooled counts. For means over several images,
+IoU <= Dice <= 2 IoU / (1 + IoU): each image's Dice is at least its IoU, and the map from IoU to Dice is
+concave, so Jensen's inequality bounds the mean Dice from above.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,17 +20,17 @@ from tasks.comparison.document import (
 )
 from tasks.comparison.published import PRINTED_PAIRS, PUBLISHED, REPORT_1
 
-ROUNDING = 1e-9  # float arithmetic's own, far below any printed digit
-DECIMALS = 6  # of metrics.json
-AVERAGES = {"mean": "", "nonempty": "_nonempty", "pooled": "_pooled"}  # with the ends of their metrics' names
-SAME_IOU = 0.005  # how near a predictor's IoU is taken for the printed one
-MAE_BOUND = 255.0  # the largest error of one pixel on the widest scale an 8 bit image has
+ROUNDING = 1e-9  # error of float arithmetic, far below any printed digit
+DECIMALS = 6  # in metrics.json
+AVERAGES = {"mean": "", "nonempty": "_nonempty", "pooled": "_pooled"}  # kind of average -> metric suffix
+SAME_IOU = 0.005  # a predictor's IoU this close to the printed one counts as equal
+MAE_BOUND = 255.0  # the largest error of one pixel on the widest scale of an 8-bit image
 
 
 def check_pair(iou: float, dice: float, decimals: int) -> Fault | None:
-    """What is impossible about scores printed with so many decimals; None where they can belong together.
+    """The contradiction between scores printed with this many decimals; None if they are possible together.
 
-    Either score may be off by half a unit of its last digit.
+    Either score may be off by half a unit in its last digit.
     """
     half = 0.5 * 10**-decimals
     least, most = iou - half, greatest_dice(min(iou + half, 1.0))
@@ -40,20 +40,20 @@ def check_pair(iou: float, dice: float, decimals: int) -> Fault | None:
 
 
 def greatest_dice(iou: float) -> float:
-    """2 IoU / (1 + IoU): the Dice of one mask with that IoU, and the largest mean over several."""
+    """2 IoU / (1 + IoU): the Dice of one mask with this IoU, and the largest mean Dice over several masks."""
     return 2 * iou / (1 + iou)
 
 
 def possible_pairs(scores: Sequence[float], decimals: int) -> list[tuple[float, float]]:
-    """Which two of the printed scores can be (IoU, Dice) of one set of predictions, whatever they are called.
+    """All ordered pairs of the printed scores that are possible as (IoU, Dice), ignoring their names.
 
-    Of report 2's four final scores no two can, so no mix-up of names or targets explains them.
+    No two of report 2's four final scores form such a pair, so swapped names or targets do not explain them.
     """
     return [(iou, dice) for iou, dice in permutations(scores, 2) if check_pair(iou, dice, decimals) is None]
 
 
 def consistency(sections: Sequence[Section], phantoms: bool) -> Consistency:
-    """The checks of what was printed and of all scores in these sections."""
+    """Check the printed scores and all scores in these sections."""
     infection = next((s for s in sections if s.target == "infection" and s.experiments), None)
     final = [pair for pair in PRINTED_PAIRS if pair.final]
     scores = [score for pair in final for score in (pair.iou, pair.dice)]
@@ -73,7 +73,7 @@ def _checked(pair: PrintedPair) -> PrintedPair:
 
 
 def _published_pairs(phantoms: bool) -> Iterator[PrintedPair]:
-    """The literature's; none stand beside phantoms."""
+    """Pairs from the literature; none for phantoms."""
     for published in PUBLISHED.values() if not phantoms else ():
         for p in published:
             if p.dice is not None:
@@ -82,7 +82,7 @@ def _published_pairs(phantoms: bool) -> Iterator[PrintedPair]:
 
 
 def _own_pairs(section: Section) -> Iterator[OwnPair | None]:
-    """For each pair of scores what is wrong with it, if anything."""
+    """One item per pair of scores: the contradiction, or None if the pair is possible."""
     for image_set in section.image_sets:
         for row in image_set.rows:
             for average, suffix in AVERAGES.items():
@@ -111,7 +111,7 @@ def _own_pair(
 
 
 def _printed_iou(infection: Section) -> PrintedIou | None:
-    """Report 1's IoU beside the one of marking every pixel of the COVID-19 Test images."""
+    """Report 1's IoU, and the IoU of marking every pixel of the COVID-19 Test images."""
     row = next((row for row in infection.covid.baselines if row.name == "all_foreground"), None)
     if row is None:
         return None
@@ -128,7 +128,7 @@ def _printed_iou(infection: Section) -> PrintedIou | None:
 
 
 def _printed_maes() -> tuple[PrintedMae, ...]:
-    """The printed ones above the bound of any mean absolute error."""
+    """The printed values that exceed the bound of any mean absolute error."""
     return tuple(
         PrintedMae(name=printed.name, mae_255=printed.scores["mae_255"], bound=MAE_BOUND)
         for printed in REPORT_1

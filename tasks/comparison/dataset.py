@@ -1,4 +1,4 @@
-"""What the audit found, as the report shows it."""
+"""The audit's findings, in the form that the report shows."""
 
 import pandas as pd
 

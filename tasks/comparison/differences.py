@@ -1,7 +1,7 @@
-"""Paired differences: between experiments, from the trivial predictors, and by the steps of post-processing.
+"""Paired differences: between experiments, from the trivial predictors, and by post-processing steps.
 
-A difference is taken image by image, both sides on the same images, and counts only where the 95 % interval
-of its mean excludes zero.
+A difference is computed image by image, with both sides on the same images. It counts only if the 95 %
+confidence interval of its mean excludes zero.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,15 +14,15 @@ from tasks.comparison.inputs import ExperimentResults, Scored
 from tasks.comparison.scores import bounds
 from tasks.scoring.intervals import Interval, mean_intervals
 
-HIGHER_IS_BETTER = {"iou": True, "dice": True, "mae": False}  # the metrics that decide what beats what
+HIGHER_IS_BETTER = {"iou": True, "dice": True, "mae": False}  # the metrics used in comparisons
 RANKED_BY = "iou"
-AGAINST_BASELINES = ("covid", "all")  # the image sets on which trivial predictors are beaten or not
+AGAINST_BASELINES = ("covid", "all")  # image sets on which experiments are compared with trivial predictors
 
 Pair = tuple[str, str]
 
 
 def image_set_differences(scored: Scored, image_set: str) -> tuple[Difference, ...]:
-    """Every experiment from every other, in both orders, by IoU; and from each trivial predictor."""
+    """Each experiment minus each other one (both orders) in IoU, and minus each trivial predictor."""
     names = [e.name for e in scored.ranking(image_set)]
     pairs = [(first, second) for first in names for second in names if first != second]
     found = differences(scored, image_set, RANKED_BY, pairs)
@@ -34,7 +34,7 @@ def image_set_differences(scored: Scored, image_set: str) -> tuple[Difference, .
 
 
 def differences(scored: Scored, image_set: str, metric: str, pairs: Sequence[Pair]) -> list[Difference]:
-    """Of pairs of experiments or trivial predictors, by name; none where there is nothing to compare."""
+    """Differences between named experiments or trivial predictors; empty if no image has scores for all."""
     scores = scored.per_image(image_set, metric)
     if not pairs or scores.empty:
         return []
@@ -47,7 +47,7 @@ def differences(scored: Scored, image_set: str, metric: str, pairs: Sequence[Pai
 
 
 def difference(metric: str, first: str, second: str, images: int, interval: Interval) -> Difference:
-    """The first minus the second, with the winner of the two."""
+    """First minus second, with the winner of the two."""
     winner = first if (interval.value > 0) == HIGHER_IS_BETTER[metric] else second
     return Difference(
         metric=metric,
@@ -66,7 +66,7 @@ STEP_METRICS = ("iou", "dice")
 
 
 def steps(scored: Scored) -> tuple[Step, ...]:
-    """Each step and all chosen ones against the plain masks, on each image set."""
+    """Each enabled step, and all enabled steps together, compared with the plain masks on each image set."""
     return tuple(step for e in scored.experiments for step in _steps(e, scored))
 
 
@@ -84,7 +84,7 @@ def _steps(e: ExperimentResults, scored: Scored) -> Iterator[Step]:
 
 
 def step_changes(rows: pd.DataFrame, names: Sequence[str], image_set: str) -> list[list[StepChange]]:
-    """Of each step a change a metric; a seed without a step (its threshold is 0.5) changes nothing by it."""
+    """For each step, the change in each metric. A seed without a step (threshold 0.5) counts as unchanged."""
     columns = []
     for metric in STEP_METRICS if names else ():
         scores = rows.pivot(index=["id", "seed"], columns="step", values=metric)

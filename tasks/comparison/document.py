@@ -1,16 +1,16 @@
-"""The schema of `comparison.json`: all that the report says, as the stage compare computed it.
+"""The schema of `comparison.json`: everything that the report states, as computed by the stage compare.
 
-    dataset        what the audit found; the same whatever is trained
+    dataset        the audit's findings, which do not depend on the experiments
     experiments    settings, curves and symptoms of each training
-    sections       one for each half and target: scores, differences, findings, the images shown
-    report_2       the table and the pictures of report 2, which need lung and infection together
+    sections       one per half and target: scores, differences, findings, images to show
+    report_2       the table and pictures of report 2, for experiments that predict both lung and infection
     consistency    which printed scores are possible
 
-A section names the half of the dataset beside the target, since Test images of two halves can't be compared.
-NaN and infinity are written as the strings "NaN", "Infinity" and "-Infinity"; null means that there is none.
-All other floats are read back exactly.
+A section names the half of the dataset as well as the target, because Test images of different halves are
+not comparable. NaN and infinity are written as the strings "NaN", "Infinity" and "-Infinity"; null means
+that there is no value. All other floats survive a round trip exactly.
 
-Stage report imports this module alone of its room.
+The stage report imports no other module of this package.
 """
 
 import json
@@ -22,11 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.support.cli import InputError
 
-#: Raise it with every change that an older report could not read.
+#: Increment this with every change that an older report could not read.
 SCHEMA_VERSION = 1
 
 COMPARISON_FILE = "comparison.json"
-#: Experiments of a section whose spread over images is shown, those of the highest IoU.
+#: Largest number of experiments per section whose score distribution is shown, by decreasing IoU.
 MOST_SPREADS = 3
 
 REMEDY = "`dvc repro compare` writes it again"
@@ -41,7 +41,7 @@ class Model(BaseModel):
 
 
 class ClassCount(Model):
-    """Images of a half, split and class; "all" stands for the sum over splits or classes."""
+    """Number of images per half, split and class; "all" is the total over splits or classes."""
 
     half: str
     split: str
@@ -57,7 +57,7 @@ class Problem(Model):
 
 
 class AlikePair(Model):
-    """Two images in different splits that are the same or nearly so."""
+    """Two duplicate or near-duplicate images in different splits."""
 
     first: str
     second: str
@@ -68,36 +68,36 @@ class AlikePair(Model):
 class Dataset(Model):
     images: dict[str, int]  # split -> packed images
     rejected: int
-    fingerprint: str  # sha256 of the table of packed images
+    fingerprint: str  # SHA-256 of the table of packed images
     counts: tuple[ClassCount, ...]
-    audit: dict[str, int]  # the audit's figures
-    correlation: float  # from which on two images count as alike
+    audit: dict[str, int]  # the audit's counts
+    correlation: float  # two images with at least this correlation count as near-duplicates
     drops_duplicates: bool
     problems: int
     shown_problems: tuple[Problem, ...]
     pairs_across_splits: int
-    shown_pairs: tuple[AlikePair, ...]  # the most alike
+    shown_pairs: tuple[AlikePair, ...]  # the most similar
 
 
 # Experiments
 
 
 class Dead(Model):
-    """Epochs in which a network marked no pixel, or nearly every one."""
+    """Epochs in which a network marked no pixel, or nearly every pixel."""
 
     kind: Literal["dead"] = "dead"
     marks: Literal["no", "nearly every"]
-    targets: tuple[str, ...]  # empty where there is a single one
+    targets: tuple[str, ...]  # empty if there is only one
     first_epoch: int
     last_epoch: int
     kept_epoch: int
     throughout: bool  # from the first epoch to the last
     ended: bool  # before the last epoch
-    spoils: bool  # the epoch kept is one of them
+    spoils: bool  # the kept epoch is one of them
 
 
 class Diverged(Model):
-    """Epochs in which the training loss was far above its lowest value until then."""
+    """Epochs in which the training loss was far above its lowest value so far."""
 
     kind: Literal["diverged"] = "diverged"
     first_epoch: int
@@ -113,7 +113,7 @@ Symptom = Annotated[Dead | Diverged, Field(discriminator="kind")]
 
 
 class Curves(Model):
-    """A value for each epoch."""
+    """One value per epoch."""
 
     epoch: tuple[int, ...]
     train_loss: tuple[float, ...]
@@ -122,7 +122,7 @@ class Curves(Model):
 
 
 class TrainingRecord(Model):
-    """One network of an experiment."""
+    """One trained network of an experiment."""
 
     seed: int
     parameters: int
@@ -180,7 +180,7 @@ class ScoreRow(Model):
 
 
 class Difference(Model):
-    """How much more the first scores than the second, on average over images."""
+    """Score of the first minus score of the second, averaged over images."""
 
     metric: str
     first: str
@@ -188,32 +188,32 @@ class Difference(Model):
     images: int
     value: float
     interval: Bounds | None
-    winner: str | None  # None where the interval holds zero
+    winner: str | None  # None if the interval includes zero
 
 
 class Lead(Model):
-    """The experiment of the highest IoU, what it beats, and what it can't be told apart from."""
+    """The experiment with the highest IoU, those that it beats, and those not significantly different."""
 
     best: str
     images: int
     level: tuple[str, ...]
-    beaten: tuple[str, ...]  # by falling IoU
-    nearest: Difference | None  # from the first that is beaten
+    beaten: tuple[str, ...]  # by decreasing IoU
+    nearest: Difference | None  # from the first of `beaten`
 
 
 class AgainstBaselines(Model):
-    """Experiments that beat the same trivial predictors by the same metrics."""
+    """Experiments that beat the same trivial predictors on the same metrics."""
 
     experiments: tuple[str, ...]
-    not_beaten: dict[str, tuple[str, ...]]  # trivial predictor -> metrics; none where it is beaten on all
+    not_beaten: dict[str, tuple[str, ...]]  # trivial predictor -> metrics; empty if beaten on all
     everyone: bool  # all experiments of the section
 
 
 class ImageSet(Model):
-    """One target on one set of Test images."""
+    """The scores of one target on one set of Test images."""
 
     name: str
-    rows: tuple[ScoreRow, ...]  # experiments by falling IoU, then trivial predictors
+    rows: tuple[ScoreRow, ...]  # experiments by decreasing IoU, then trivial predictors
     differences: tuple[Difference, ...]
     lead: Lead | None
     against_baselines: tuple[AgainstBaselines, ...]
@@ -232,10 +232,10 @@ class ImageSet(Model):
 
 
 class Marking(Model):
-    """Of an experiment whose networks mark no pixel of the Test images, or nearly every one."""
+    """For an experiment with networks that mark no pixel of the Test images, or nearly every pixel."""
 
     marks: tuple[Literal["no", "nearly every"], ...]
-    seeds: int  # that do
+    seeds: int  # number of seeds with such a network
 
 
 # Sections: what is shown
@@ -249,7 +249,7 @@ class ShownPrediction(Model):
 
 
 class ShownImage(Model):
-    """A Test image whose pictures stand in the report, and why."""
+    """A Test image shown in the report, and why."""
 
     image_id: str
     why: Literal["figure", "class", "best", "median", "worst"]
@@ -260,11 +260,11 @@ class ShownImage(Model):
 
 class Figures(Model):
     shown: tuple[ShownImage, ...]
-    rejected: int  # COVID-19 Test images set aside by preprocessing, which no position counts
+    rejected: int  # COVID-19 Test images that preprocessing excluded; positions do not count them
 
 
 class Spread(Model):
-    """How the IoU of single COVID-19 Test images spreads, of an experiment's first seed."""
+    """Distribution of the IoU of single COVID-19 Test images, for an experiment's first seed."""
 
     experiment: str
     images: int
@@ -278,7 +278,7 @@ class Spread(Model):
 
 
 class ReliabilityLine(Model):
-    """A point for each bin of probabilities that holds pixels."""
+    """One point per bin of probabilities that contains pixels."""
 
     image_set: str
     mean_probability: tuple[float, ...]
@@ -292,7 +292,7 @@ class Reliability(Model):
 
 
 class InfectedShare(Model):
-    """The infected share of the lung: a value for each COVID-19 Test image, of the first seed."""
+    """The infected share of the lung: one value per COVID-19 Test image, for the first seed."""
 
     experiment: str
     error: float | None
@@ -310,7 +310,7 @@ class StepChange(Model):
 
 
 class Step(Model):
-    """What one step of post-processing changes against the plain masks."""
+    """How one step of post-processing changes the scores of the plain masks."""
 
     experiment: str
     step: str
@@ -318,7 +318,7 @@ class Step(Model):
 
 
 class PrintedScores(Model):
-    """What report 1 printed for one loss."""
+    """The scores that report 1 printed for one loss."""
 
     name: str
     scores: dict[str, float]
@@ -338,10 +338,10 @@ class Section(Model):
 
     half: str
     target: str
-    has_masks: bool  # False for a target that is measured within another one's masks
-    experiments: tuple[str, ...]  # in the order of params.yaml; none where only trivial predictors are scored
+    has_masks: bool  # False for a target that is measured within the masks of another target
+    experiments: tuple[str, ...]  # in the order of params.yaml; empty if only trivial predictors are scored
     image_sets: tuple[ImageSet, ...]
-    markings: dict[str, Marking]  # experiment -> what is wrong with its masks
+    markings: dict[str, Marking]  # experiments whose masks are all empty or nearly full
     printed: tuple[PrintedScores, ...]
     published: tuple[PublishedScores, ...]
     reliability: tuple[Reliability, ...]
@@ -355,7 +355,7 @@ class Section(Model):
 
     @property
     def covid(self) -> ImageSet:
-        """The COVID-19 Test images, which every Test split holds."""
+        """The COVID-19 Test images, which every Test split contains."""
         found = self.image_set("covid")
         assert found
         return found
@@ -365,7 +365,7 @@ class Section(Model):
 
 
 class Report2Scores(Model):
-    """The scores that report 2 printed; the last epoch's are of the Val split."""
+    """Scores in the form of report 2's table; those of the last epoch are on the Val split."""
 
     name: str
     dice_lung: float | None
@@ -386,9 +386,9 @@ class Report2(Model):
 
 
 class Fault(Model):
-    """Why an IoU and a Dice can't belong to the same predictions."""
+    """Why an IoU and a Dice cannot come from the same predictions."""
 
-    kind: Literal["below", "above"]  # of the Dice, against what the IoU allows
+    kind: Literal["below", "above"]  # the Dice is below or above the range that the IoU allows
     highest_dice: float
 
 
@@ -418,7 +418,7 @@ class OwnPair(Model):
 
 
 class PrintedIou(Model):
-    """Report 1's IoU beside the one of marking every pixel."""
+    """Report 1's IoU compared with the IoU of marking every pixel."""
 
     printed_iou: float
     printed_mae_255: float
@@ -429,7 +429,7 @@ class PrintedIou(Model):
 
 
 class PrintedMae(Model):
-    """A mean absolute error that report 1 printed, and that none can be."""
+    """A value that report 1 printed as a mean absolute error, although it exceeds the bound of any."""
 
     name: str
     mae_255: float
@@ -440,7 +440,7 @@ class Consistency(Model):
     printed_iou: PrintedIou | None
     printed_maes: tuple[PrintedMae, ...]
     printed_pairs: tuple[PrintedPair, ...]
-    finals_in_any_order: bool  # whether any two of report 2's final scores can belong together
+    finals_in_any_order: bool  # whether any two of report 2's final scores are possible together
     own_pairs: int
     broken_pairs: tuple[OwnPair, ...]
 
@@ -461,7 +461,7 @@ class Document(Model):
 
     @property
     def predicted(self) -> tuple[Section, ...]:
-        """The sections with an experiment, the most important one first."""
+        """The sections with at least one experiment, the most important first."""
         return tuple(section for section in self.sections if section.experiments)
 
     def experiment(self, name: str) -> ExperimentRecord:
@@ -484,7 +484,7 @@ class Document(Model):
         """Read the document.
 
         Raises:
-            InputError: there is none, or another version of the schema wrote it.
+            InputError: the file is missing, is invalid, or has another version of the schema.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

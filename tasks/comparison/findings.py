@@ -1,4 +1,4 @@
-"""What beats what, from the paired differences of an image set."""
+"""Which experiments beat which others, from the paired differences of an image set."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from tasks.comparison.inputs import Scored
 
 
 def lead(ranking: Sequence[str], differences: Sequence[Difference]) -> Lead | None:
-    """What the first of these experiments, by falling IoU, beats; None without another one."""
+    """How the best of these experiments (by decreasing IoU) compares with the others; None if it is alone."""
     if len(ranking) < 2:
         return None
     best = ranking[0]
@@ -29,7 +29,7 @@ def lead(ranking: Sequence[str], differences: Sequence[Difference]) -> Lead | No
 def against_baselines(
     scored: Scored, image_set: str, differences: Sequence[Difference]
 ) -> tuple[AgainstBaselines, ...]:
-    """Which experiments beat each trivial predictor on which metric; a tie beats nothing."""
+    """Which experiments beat each trivial predictor on which metric; a tie does not count as a win."""
     trivial = list(scored.trivial_scores(image_set))
     if image_set not in AGAINST_BASELINES or not trivial:
         return ()
@@ -53,7 +53,7 @@ def against_baselines(
 
 
 def best_baselines(scored: Scored, image_set: str) -> dict[str, str]:
-    """The trivial predictor that scores best by each metric; none where there are none."""
+    """Metric -> the trivial predictor with the best score; empty if there are none."""
     trivial = scored.trivial_scores(image_set)
     return {
         metric: max(trivial, key=lambda name: trivial[name][metric] * (1 if higher else -1))

@@ -1,6 +1,6 @@
-"""What the earlier stages left: plans, networks, histories, evaluations, baselines, audit, dataset.
+"""Outputs of earlier stages: plans, networks, histories, evaluations, baselines, audit, dataset.
 
-No other module of this room reads a file.
+No other module of this package reads files.
 """
 
 import hashlib
@@ -26,19 +26,19 @@ PHANTOM_SCHEME = "phantom://"
 
 @dataclass(frozen=True)
 class ExperimentResults:
-    """All that earlier stages left of one experiment."""
+    """All outputs of earlier stages for one experiment."""
 
     name: str
     plan: dict[str, Any]
-    prediction: dict[str, Any]  # how masks are made of probabilities
-    networks: dict[int, dict[str, Any]]  # seed -> what is known of its training
-    history: pd.DataFrame  # a row an epoch and seed
+    prediction: dict[str, Any]  # settings that turn probabilities into masks
+    networks: dict[int, dict[str, Any]]  # seed -> content of network.json
+    history: pd.DataFrame  # one row per epoch and seed
     results: Results  # means over the seeds
-    images: pd.DataFrame  # a row a Test image, target and seed
-    steps: pd.DataFrame  # the same of each step of post-processing
-    calibration: pd.DataFrame  # a row a bin of probability, target, image set and seed
+    images: pd.DataFrame  # one row per Test image, target and seed
+    steps: pd.DataFrame  # like `images`, for each post-processing step
+    calibration: pd.DataFrame  # one row per probability bin, target, image set and seed
     thresholds: dict[int, dict[str, float]]  # seed -> target -> threshold
-    predictions: Path  # the first seed's
+    predictions: Path  # zip of the first seed's masks
 
     @property
     def half(self) -> str:
@@ -57,12 +57,12 @@ class ExperimentResults:
         return self.history[self.history["seed"] == seed]
 
     def rows(self, target: str, image_set: str = "all") -> pd.DataFrame:
-        """The rows of a target and an image set, a row an image and seed."""
+        """The rows of a target and an image set, one per image and seed."""
         of_target = self.images["target"] == target
         return self.images[of_target & self.images["class"].isin(IMAGE_SETS[image_set])]
 
     def first_seed(self, target: str, image_set: str = "all") -> pd.DataFrame:
-        """The first seed's rows, from the lowest IoU to the highest, ties by id."""
+        """The first seed's rows, by increasing IoU, ties by id."""
         rows = self.rows(target, image_set)
         return rows[rows["seed"] == self.seeds[0]].sort_values(["iou", "id"])
 
@@ -74,7 +74,7 @@ class ExperimentResults:
         """The predicted mask as a PNG file.
 
         Raises:
-            InputError: there is none.
+            InputError: there is no prediction for this image.
         """
         with zipfile.ZipFile(self.predictions) as archive:
             try:
@@ -85,9 +85,9 @@ class ExperimentResults:
 
 @dataclass(frozen=True)
 class Audited:
-    """What the audit found in the dataset."""
+    """The audit's findings on the dataset."""
 
-    counts: pd.DataFrame  # a row a half, split and class, sums included
+    counts: pd.DataFrame  # one row per half, split and class, totals included
     problems: pd.DataFrame
     pairs: pd.DataFrame
     params: dict[str, Any]
@@ -95,29 +95,29 @@ class Audited:
 
     @property
     def leaking(self) -> pd.DataFrame:
-        """The pairs across splits, the most alike first."""
+        """The pairs across splits, the most similar first."""
         return self.pairs[self.pairs["across"]]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """All that is scored on one target in one half."""
+    """All scores for one target in one half."""
 
     half: str
     target: str
     experiments: tuple[ExperimentResults, ...]  # in the order of params.yaml
     trivial: dict[str, dict[str, Scores]]  # predictor -> image set -> scores
-    trivial_images: pd.DataFrame  # a row a Test image and predictor
-    _per_image: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)  # as asked for so far
+    trivial_images: pd.DataFrame  # one row per Test image and predictor
+    _per_image: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)  # cache
 
     @property
     def image_sets(self) -> list[str]:
-        """Those of the experiments; without one, those of the trivial predictors."""
+        """The experiments' image sets; without experiments, those of the trivial predictors."""
         results = [e.results[self.target] for e in self.experiments] or list(self.trivial.values())
         return [name for name in IMAGE_SETS if any(name in of_one for of_one in results)]
 
     def ranking(self, image_set: str = "covid") -> list[ExperimentResults]:
-        """The experiments by falling IoU; equals keep their order."""
+        """The experiments by decreasing IoU; equal ones keep their order."""
         known = [e for e in self.experiments if image_set in e.results[self.target]]
         return sorted(known, key=lambda e: -comparable(self.scores(e, image_set).get("iou")))
 
@@ -125,11 +125,11 @@ class Scored:
         return e.results[self.target].get(image_set, {})
 
     def trivial_scores(self, image_set: str) -> dict[str, Scores]:
-        """The trivial predictors that there are, with their scores on the image set."""
+        """Scores on the image set, for each trivial predictor that has any."""
         return {name: sets[image_set] for name, sets in self.trivial.items() if sets.get(image_set)}
 
     def per_image(self, image_set: str, metric: str) -> pd.DataFrame:
-        """A row an image, a column an experiment and a trivial predictor: the mean over its seeds."""
+        """One row per image; one column per experiment (mean over its seeds) and trivial predictor."""
         key = (image_set, metric)
         if key not in self._per_image:
             self._per_image[key] = self._collect(*key)
@@ -148,9 +148,9 @@ class Scored:
 @dataclass(frozen=True)
 class Inputs:
     experiments: tuple[ExperimentResults, ...]
-    trivial: dict[str, dict[str, Results]]  # half -> predictor -> its results
-    trivial_images: dict[str, pd.DataFrame]  # half -> a row a Test image, target and predictor
-    table: pd.DataFrame  # a row a packed image
+    trivial: dict[str, dict[str, Results]]  # half -> predictor -> results
+    trivial_images: dict[str, pd.DataFrame]  # half -> one row per Test image, target and predictor
+    table: pd.DataFrame  # one row per packed image
     rejected: pd.DataFrame
     audit: Audited
     fingerprint: str
@@ -162,7 +162,7 @@ class Inputs:
         return self.source.startswith(PHANTOM_SCHEME)
 
     def scored(self) -> list[Scored]:
-        """Every half and target: those that experiments predict first, of these infection first."""
+        """Every half and target: targets with experiments first, and infection first among these."""
         halves = dict.fromkeys(e.half for e in self.experiments)
         return [scored for half in halves for scored in self._scored_in(half)]
 
@@ -186,12 +186,12 @@ def _infection_first(targets: set[str]) -> list[str]:
 
 
 def has_masks(half: str, target: str) -> bool:
-    """Whether the dataset holds masks of this target."""
+    """Whether the dataset has masks for this target."""
     return target in HALF_KINDS[half]
 
 
 def comparable(value: float | None) -> float:
-    """A score that orders below every other where it is undefined."""
+    """The score as a sort key; an undefined score sorts below all others."""
     return -math.inf if value is None or math.isnan(value) else value
 
 
@@ -209,13 +209,13 @@ def read_inputs(
     packed: Path,
     raw: Path,
 ) -> Inputs:
-    """Read all that is compared.
+    """Read the inputs of the comparison.
 
-    Of each training, in the order of params.yaml, `plans/NAME.json`,
+    For each training, in the order of params.yaml: `plans/NAME.json`,
     `trained/NAME/{history.csv,network/network.json}` and
-    `evaluated/NAME/{metrics.json,images.csv,steps.csv,calibration.csv,settings.json,predictions.zip}`;
-    beside them `baselines/HALF/{metrics.json,images.csv}`, `packed/{images.csv,rejected.csv}`, `raw`, and
-    what the stage audit wrote.
+    `evaluated/NAME/{metrics.json,images.csv,steps.csv,calibration.csv,settings.json,predictions.zip}`.
+    Also `baselines/HALF/{metrics.json,images.csv}`, `packed/{images.csv,rejected.csv}`, `raw` and the
+    outputs of the stage audit.
 
     Raises:
         InputError: an experiment has no plan.
@@ -236,7 +236,7 @@ def read_inputs(
 
 
 def _experiment(name: str, params: Params, plans: Path, trained: Path, evaluated: Path) -> ExperimentResults:
-    """An experiment, its trainings put together, which differ in the seed alone."""
+    """An experiment with the outputs of all its trainings, which differ only in the seed."""
     trainings = {plan.seed: training for training, plan in params.plans.items() if plan.experiment == name}
     of_first = plans / f"{next(iter(trainings.values()))}.json"
     if not of_first.is_file():
@@ -269,7 +269,7 @@ def _audited(folder: Path) -> Audited:
     counts, problems, pairs = (
         pd.read_csv(folder / f"{name}.csv") for name in ("counts", "problems", "pairs")
     )
-    pairs = pairs.astype({"exact": bool, "across": bool})  # of an empty table pandas can't tell
+    pairs = pairs.astype({"exact": bool, "across": bool})  # pandas cannot infer types from an empty table
     return Audited(counts, problems, pairs, **_json(folder / "audit.json"))
 
 
@@ -278,7 +278,7 @@ def _scores(path: Path) -> pd.DataFrame:
 
 
 def _images(path: Path) -> pd.DataFrame:
-    """The rows of single images, with `marked`: 1 where anything is predicted."""
+    """The rows of single images, with the column `marked`: 1 if any pixel is predicted, else 0."""
     table = _scores(path)
     return table.assign(marked=(table["tp"] + table["fp"] > 0).astype(float))
 

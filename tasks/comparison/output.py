@@ -1,4 +1,4 @@
-"""The folder that the stage compare writes: the document, tables as CSV, the pictures of images shown."""
+"""Writes the output folder of the stage compare: the document, tables as CSV, and the report's pictures."""
 
 import zipfile
 from collections.abc import Iterator
@@ -102,7 +102,7 @@ def _reliability(section: Section) -> Iterator[Row]:
 
 
 def _pictures(document: Document, inputs: Inputs) -> dict[str, bytes]:
-    """Member -> PNG file, of all X-rays and masks that the report shows."""
+    """Member name -> PNG file, for all X-rays and masks that the report shows."""
     experiments = {e.name: e for e in inputs.experiments}
     found = {}
     for pair in document.dataset.shown_pairs:

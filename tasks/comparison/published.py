@@ -1,14 +1,14 @@
-"""What the two reports and the literature printed."""
+"""Scores that the two reports and the literature printed."""
 
 from tasks.comparison.document import PrintedPair, PrintedScores, PublishedScores, Report2Scores
 
-# Report 1's Table 2: infection, a row a loss; its test images and its rule for empty masks are not stated.
+# Report 1's Table 2: infection, one row per loss. It states neither test images nor the rule for empty masks.
 REPORT_1 = (
     PrintedScores(name="Report 1, BCE", scores={"mae_255": 16.321, "iou": 0.138}),
     PrintedScores(name="Report 1, BCE + IoU", scores={"mae_255": 102168.546, "iou": 0.138}),
 )
 
-# Its conclusion prints Dice 0.5737 of the lung. It does not say of which split its last-epoch scores are.
+# Its conclusion prints a lung Dice of 0.5737. It does not say which split its last-epoch scores come from.
 REPORT_2 = Report2Scores(
     name="Report 2",
     dice_lung=0.5767,
@@ -52,7 +52,7 @@ PUBLISHED = {
         PublishedScores(
             source=TAHIR,
             doi=TAHIR_DOI,
-            measured_on="infection, control images counted",
+            measured_on="infection, controls included",
             iou=0.8305,
             dice=0.8821,
             decimals=4,

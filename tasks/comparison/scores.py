@@ -1,4 +1,4 @@
-"""Scores with their intervals: a row for each experiment and trivial predictor."""
+"""Scores with confidence intervals: one row per experiment and trivial predictor."""
 
 import math
 from statistics import stdev
@@ -10,14 +10,14 @@ from tasks.comparison.inputs import ExperimentResults, Scored, Scores
 from tasks.scoring.intervals import Interval, mean_intervals, ratio_interval
 from tasks.support.symptoms import marking as marking_of
 
-WITH_SPREAD = ("iou", "dice")  # over seeds
+WITH_SPREAD = ("iou", "dice")  # metrics with a standard deviation over seeds
 MEANS = ("iou", "dice", "precision", "sensitivity", "specificity", "hd95", "nsd", "mae")  # over images
 
 Intervals = dict[str, dict[str, Interval]]  # metric -> experiment or trivial predictor -> its interval
 
 
 def score_rows(scored: Scored, image_set: str) -> tuple[ScoreRow, ...]:
-    """The experiments by falling IoU, then the trivial predictors."""
+    """The experiments by decreasing IoU, then the trivial predictors."""
     intervals = score_intervals(scored, image_set)
     ours = [
         _row(e.name, "experiment", scored.scores(e, image_set), intervals, _spread(e, scored, image_set))
@@ -42,21 +42,21 @@ def _row(name: str, kind: Kind, scores: Scores, intervals: Intervals, spread: Sc
 
 
 def bounds(interval: Interval | None) -> Bounds | None:
-    """The bounds alone; None where there are none, as of a single image."""
+    """The bounds without the value; None if there are none, as for a single image."""
     if interval is None or math.isnan(interval.low):
         return None
     return Bounds(low=interval.low, high=interval.high)
 
 
 def _spread(e: ExperimentResults, scored: Scored, image_set: str) -> Scores:
-    """The standard deviation of the seeds' means, where there are several."""
+    """The standard deviation of the seeds' means; empty for a single seed."""
     if len(e.seeds) == 1:
         return {}
     return {metric: stdev(e.seed_means(scored.target, image_set, metric)) for metric in WITH_SPREAD}
 
 
 def score_intervals(scored: Scored, image_set: str) -> Intervals:
-    """The intervals of all that is an average over images; calibration and shares have none."""
+    """Intervals of all metrics that are averages over images; calibration and shares have none."""
 
     def read(metric: str) -> pd.DataFrame:
         return scored.per_image(image_set, metric)
@@ -64,7 +64,7 @@ def score_intervals(scored: Scored, image_set: str) -> Intervals:
     tp, fp, fn = (read(count) for count in ("tp", "fp", "fn"))
     if tp.empty:
         return {}
-    true = (tp + fn).iloc[:, 0] > 0  # the same of each predictor
+    true = (tp + fn).iloc[:, 0] > 0  # identical for all predictors
     tables = {metric: read(metric) for metric in MEANS}
     tables["mae_255"] = 255 * tables["mae"]
     tables["missed"] = 1 - read("marked")[true]
@@ -83,7 +83,7 @@ def score_intervals(scored: Scored, image_set: str) -> Intervals:
 
 
 def markings(scored: Scored) -> dict[str, Marking]:
-    """The experiments of which a network marks no pixel of the Test images, or nearly every one."""
+    """The experiments with a network that marks no pixel of the Test images, or nearly every pixel."""
     found = {e.name: _marking(e, scored.target) for e in scored.experiments}
     return {name: marking for name, marking in found.items() if marking}
 

@@ -1,4 +1,4 @@
-"""The document, put together: one section for each half and target."""
+"""Builds the document, with one section per half and target."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from tasks.comparison.trainings import BOTH, experiment, report_2_scores
 
 
 def compare_all(inputs: Inputs, positions: Sequence[int]) -> Document:
-    """Everything that the report says; `positions` are those of the Test images that figures show."""
+    """Compute the document. `positions` select the Test images to show as figures."""
     scored = inputs.scored()
     sections = tuple(_section(inputs, one, positions, opens) for one, opens in _with_openings(scored))
     return Document(
@@ -32,7 +32,7 @@ def compare_all(inputs: Inputs, positions: Sequence[int]) -> Document:
 
 
 def _with_openings(scored: Sequence[Scored]) -> list[tuple[Scored, bool]]:
-    """Each with whether it is the first of its half."""
+    """Each item with whether it is the first of its half."""
     return [(one, i == 0 or scored[i - 1].half != one.half) for i, one in enumerate(scored)]
 
 
@@ -68,7 +68,7 @@ def _image_set(scored: Scored, name: str) -> ImageSet:
 
 
 def _report_2(inputs: Inputs, scored: Sequence[Scored]) -> Report2 | None:
-    """None without an experiment that predicts lung and infection."""
+    """None if no experiment predicts both lung and infection."""
     for one in scored if scored else ():
         shown = [
             e

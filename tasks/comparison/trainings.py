@@ -1,4 +1,4 @@
-"""What was trained: settings, curves, and the symptoms of trainings that went wrong."""
+"""Records of the trainings: settings, curves, and symptoms of failed trainings."""
 
 from statistics import mean
 from typing import Any
@@ -46,7 +46,7 @@ def _training(e: ExperimentResults, seed: int) -> TrainingRecord:
 
 
 def symptoms_of(history: pd.DataFrame) -> tuple[Symptom, ...]:
-    """What went wrong in the training of one seed."""
+    """Symptoms of failure in the history of one training."""
     return tuple(
         _SYMPTOM.validate_python(
             {"kind": "dead" if isinstance(found, DeadEpochs) else "diverged", **found._asdict()}
@@ -56,9 +56,9 @@ def symptoms_of(history: pd.DataFrame) -> tuple[Symptom, ...]:
 
 
 def report_2_scores(e: ExperimentResults) -> Report2Scores:
-    """The scores that report 2 printed, of this experiment.
+    """This experiment's scores in the form of report 2's table.
 
-    The final ones are of all Test images; the last epoch's are of the first seed and the Val split.
+    Final scores are on all Test images; last-epoch scores are the first seed's, on the Val split.
     """
     last = e.of_seed(e.seeds[0]).iloc[-1]
     lung, infection = (e.results[target]["all"] for target in BOTH)

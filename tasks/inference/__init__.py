@@ -1,1 +1,1 @@
-"""From images to probabilities to masks."""
+"""Predicts probabilities from images, and masks from probabilities."""

@@ -1,4 +1,4 @@
-"""From a trained network to probabilities at the masks' own size, and from those to masks."""
+"""Predicts probabilities at the masks' original size with a trained network, and turns them into masks."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -20,26 +20,26 @@ from tasks.support.progress import progress
 
 Mask = NDArray[np.bool_]
 
-#: Images that a network predicts at a time.
+#: Images per forward pass.
 BATCH = 32
 
-#: The thresholds that `val` chooses from.
+#: The candidates for `threshold: val`.
 THRESHOLDS = torch.arange(1, 20) / 20
 
 
 class Case(NamedTuple):
-    """One image as a network sees it; everything (H, W) at the size of its true masks."""
+    """One image with its prediction; all arrays are (H, W) at the size of its reference masks."""
 
     image_id: str
     image_class: str
     probabilities: dict[Target, Tensor]
-    truths: dict[Target, Tensor]
+    references: dict[Target, Tensor]
     region: Tensor | None
-    """Boolean: the pixels that the network was shown; None where it was shown all."""
+    """Boolean: the pixels that the network could see; None if it saw the whole image."""
 
 
 def read_mask(raw: RawDataset, image_id: str, kind: Target) -> Tensor:
-    """Boolean (H, W) at the mask's own size."""
+    """Boolean (H, W) at the mask's original size."""
     return torch.from_numpy(raw.read(image_id, kind) > 0)
 
 
@@ -52,32 +52,32 @@ def predict_cases(
     flip_average: bool,
     what: str,
 ) -> Iterator[Case]:
-    """Each image of the split with the network's probabilities; 0 outside what the network was shown."""
+    """Yield each image of the split with its probabilities, which are 0 outside the visible region."""
     batches = predict_batches(network, split, compute, flip_average, what)
     regions = split.regions()
 
-    def read_truths(image_id: str) -> dict[Target, Tensor]:
+    def read_references(image_id: str) -> dict[Target, Tensor]:
         return {target: read_mask(raw, image_id, target) for target in plan.targets}
 
     ids, classes = split.table["id"], split.table["class"]
-    # The true masks come first, so that those of the next batch are read while this one is predicted.
-    images = zip(in_threads(read_truths, ids, BATCH), batches, ids, classes, strict=True)
-    for index, (truths, probabilities, image_id, image_class) in enumerate(images):
-        shape = truths[plan.targets[0]].shape
+    # Reference masks come first, so that those of the next batch are read while this batch is predicted.
+    images = zip(in_threads(read_references, ids, BATCH), batches, ids, classes, strict=True)
+    for index, (references, probabilities, image_id, image_class) in enumerate(images):
+        shape = references[plan.targets[0]].shape
         region = None if regions is None else resized(regions[index].float(), shape) >= 0.5
         own = {target: resized(p, shape) for target, p in zip(plan.targets, probabilities, strict=True)}
         if region is not None:
             own = {target: p * region for target, p in own.items()}
-        yield Case(image_id, image_class, own, truths, region)
+        yield Case(image_id, image_class, own, references, region)
 
 
 @torch.no_grad()
 def predict_batches(
     network: nn.Module, split: PackedSplit, compute: Compute, flip_average: bool, what: str
 ) -> Iterator[Tensor]:
-    """The network's probabilities (C, S, S) for each image of the split, one after the other.
+    """Yield the network's probabilities (C, S, S) for each image of the split.
 
-    `flip_average` takes the mean of those of the image and of its mirror image.
+    With `flip_average`, they are averaged over the image and its mirror image.
     """
     starts = range(0, len(split), BATCH)
     for start in progress(starts, len(starts), what):
@@ -91,7 +91,7 @@ def predict_batches(
 
 
 def resized(probability: Tensor, shape: torch.Size) -> Tensor:
-    """Probabilities (h, w) bilinearly resized to `shape`; as they are where they have it already."""
+    """Resize probabilities (h, w) bilinearly to `shape`; unchanged if they have it already."""
     if probability.shape == shape:
         return probability
     resized = functional.interpolate(
@@ -113,10 +113,10 @@ def choose_thresholds(
     raw: RawDataset,
     compute: Compute,
 ) -> Thresholds:
-    """The threshold of each target: as params say, or with the best mean Dice an image over `images`.
+    """The threshold of each target: the configured one, or the one with the best mean Dice per image.
 
-    `images` are those of the Val split that the training saw too; an image without truth counts 1 where
-    nothing is predicted, else 0. Of equally good ones it is the one nearest to 0.5.
+    `images` are the images of the Val split that the training used. An image with an empty reference mask
+    scores 1 if nothing is predicted, else 0. Among equally good thresholds, the closest to 0.5 is chosen.
     """
     if prediction.threshold != "val":
         return dict.fromkeys(plan.targets, prediction.threshold)
@@ -130,12 +130,15 @@ def choose_thresholds(
 
 
 def _dice_of_targets(case: Case) -> dict[Target, Tensor]:
-    return {target: _dice_at_each(case.probabilities[target], truth) for target, truth in case.truths.items()}
+    return {
+        target: _dice_at_each(case.probabilities[target], reference)
+        for target, reference in case.references.items()
+    }
 
 
-def _dice_at_each(probability: Tensor, truth: Tensor) -> Tensor:
-    """Dice at each of `THRESHOLDS`, from one sorting of the pixels."""
-    pixels, true = probability.numpy(), truth.numpy()
+def _dice_at_each(probability: Tensor, reference: Tensor) -> Tensor:
+    """Dice at each of `THRESHOLDS`, with a single sort of the pixels."""
+    pixels, true = probability.numpy(), reference.numpy()
     tp, predicted = _reaching(pixels[true]), _reaching(pixels)
     area = np.count_nonzero(true)
     counts = Confusion(tp, predicted - tp, area - tp, true.size - predicted - area + tp)
@@ -143,7 +146,7 @@ def _dice_at_each(probability: Tensor, truth: Tensor) -> Tensor:
 
 
 def _reaching(probability: NDArray[np.float32]) -> NDArray[np.intp]:
-    """How many pixels reach each of `THRESHOLDS`."""
+    """Number of pixels with at least each of `THRESHOLDS`."""
     ordered = np.sort(probability, axis=None)
     return ordered.size - np.searchsorted(ordered, THRESHOLDS.numpy())
 
@@ -159,7 +162,7 @@ PLAIN = Prediction(threshold=0.5, flip_average=False, within_lungs=False, min_ar
 
 
 class Recipe(NamedTuple):
-    """What makes a mask: a threshold, then within the lungs, small parts off, holes filled."""
+    """How a mask is made: threshold, restriction to the lungs, removal of small components, hole filling."""
 
     target: Target
     threshold: float
@@ -169,7 +172,7 @@ class Recipe(NamedTuple):
 
 
 def recipes(thresholds: Mapping[Target, float], prediction: Prediction) -> dict[Target, Recipe]:
-    """How the mask of each target is made."""
+    """The recipe for each target's mask."""
     after = (prediction.min_area, prediction.fill_holes)
     lungs = Recipe("lung", thresholds["lung"], None, *after) if prediction.within_lungs else None
     return {
@@ -186,7 +189,7 @@ def to_masks(
 ) -> dict[Target, Mask]:
     """The predicted mask of each target.
 
-    `made` are masks of the same probabilities; what is in it is not made again, and what is made joins it.
+    `made` is a cache of masks from the same probabilities; new masks are added to it.
     """
     made = {} if made is None else made
     of_targets = recipes({target: thresholds[target] for target in probabilities}, prediction)
@@ -205,7 +208,7 @@ def _mask(probabilities: Mapping[Target, Tensor], recipe: Recipe, made: dict[Rec
 
 
 def steps(prediction: Prediction, thresholds: Thresholds) -> dict[str, tuple[Thresholds, Prediction]]:
-    """What each step that is on does alone, beside none and all of them; nothing where none is on."""
+    """Settings for no step, each enabled step alone, and all enabled steps; empty if none is enabled."""
     half = dict.fromkeys(thresholds, 0.5)
     alone = {
         "threshold": (thresholds, PLAIN) if thresholds != half else None,

@@ -1,1 +1,1 @@
-"""A network on disk, and the device that it runs on."""
+"""Saves and loads networks, and sets up the device that they run on."""

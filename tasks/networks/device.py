@@ -1,4 +1,4 @@
-"""The device, threads and number format of a computation, and what makes it repeatable."""
+"""The device, threads and number format of a computation, and the settings that make it reproducible."""
 
 import ctypes
 import os
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from tasks.common.cores import available_cores
 from tasks.support.cli import InputError
 
-#: Images that a training on a GPU must see in all before compiling its network pays.
+#: Minimum number of images in a training on a GPU for which compiling the network pays off.
 WORTH_COMPILING = 100_000
 
-#: glibc's names for what `mallopt` sets, and the values that keep memory once it is there.
+#: glibc's `mallopt` parameters (number, value) that keep freed memory in the process.
 KEEP_MEMORY = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 64 << 20), "M_MMAP_MAX": (-4, 0)}
 
 
 class Compute(NamedTuple):
-    """Where and how tensors are computed; `precision` is fp32 or bf16."""
+    """Device and number format of a computation; `precision` is fp32 or bf16."""
 
     device: torch.device
     precision: str
@@ -34,24 +34,24 @@ class Compute(NamedTuple):
         return context
 
     def place(self, tensor: Tensor) -> Tensor:
-        """A batch of images or masks (N, C, H, W) on the device, channels last as convolutions like it."""
+        """Move a batch (N, C, H, W) to the device, in the channels-last layout that convolutions prefer."""
         return tensor.to(self.device, memory_format=torch.channels_last, non_blocking=True)
 
 
 def set_up(seed: int, precision: str, threads: int, processes: int = 1) -> Compute:
-    """Seed everything, ask for deterministic algorithms, and choose the device and number format.
+    """Seed all generators, require deterministic algorithms, and choose device and number format.
 
     Args:
-        precision: auto, fp32 or bf16; auto is bf16 where the hardware multiplies it faster than fp32.
-        threads: of the CPU; 0 is what OMP_NUM_THREADS says, or else all the cores that this process may
-            use. It is part of what determines the last digits of a result.
-        processes: that share the threads.
+        precision: auto, fp32 or bf16; auto is bf16 where the hardware is faster at it than at fp32.
+        threads: CPU threads; 0 uses OMP_NUM_THREADS, or all cores that this process may use. The number
+            affects the last digits of a result.
+        processes: number of processes that share the threads.
     """
-    # cuBLAS repeats its results only with a workspace of fixed size.
+    # cuBLAS is deterministic only with a workspace of fixed size.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # use_deterministic_algorithms(True) does this too, and takes two seconds to load the compiler.
+    # use_deterministic_algorithms(True) has the same effect but loads the compiler, which takes two seconds.
     torch.set_deterministic_debug_mode("error")
-    # That would also write NaN into all memory before its use, a tenth of a step; ours is not read before.
+    # Deterministic mode also fills new memory with NaN, a tenth of a step. Nothing reads unwritten memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if not threads:
         threads = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or available_cores())
@@ -71,10 +71,10 @@ def _has_fast_bf16(device: torch.device) -> bool:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what is freed; elsewhere do nothing.
+    """Make glibc keep freed memory; does nothing on other systems.
 
-    A step takes the same large blocks as the step before. Each that had been given back to the system
-    would cost its pages anew, a tenth of a step on a CPU (benchmarks/train.py).
+    Each step allocates the same large blocks as the step before. If they went back to the system, mapping
+    their pages again would take a tenth of a step on a CPU (benchmarks/train.py).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
@@ -83,16 +83,16 @@ def _keep_freed_memory() -> None:
 
 
 def compiled(network: nn.Module, how: str, compute: Compute, images_seen: int) -> nn.Module:
-    """The network as torch.compile makes it, with the same weights, or as it is.
+    """The network compiled by torch.compile, sharing its weights, or the network itself.
 
     Args:
-        how: none, fused (operations joined), graphs (and a step recorded as a CUDA graph) or auto: fused on
-            a GPU for a training long enough. On a CPU compiling takes about half a minute and saves a
-            tenth of the time.
-        images_seen: by the whole training.
+        how: none, fused (operations are fused), graphs (steps are also recorded as CUDA graphs) or auto:
+            fused on a GPU if the training is long enough. On a CPU, compiling takes about half a minute and
+            saves a tenth of the time.
+        images_seen: number of images that the whole training processes.
 
     Raises:
-        InputError: the compiler that torch needs is missing.
+        InputError: torch.compile needs a C++ compiler, and none is installed.
     """
     on_gpu = compute.device.type == "cuda"
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
@@ -102,18 +102,18 @@ def compiled(network: nn.Module, how: str, compute: Compute, images_seen: int) -
     if how == "none":
         return network
     if not compiler:
-        raise InputError(f"compile: {how} needs a C++ compiler, g++, and there is none; set compile: none")
-    torch.use_deterministic_algorithms(True)  # tells the compiler too
+        raise InputError(f"compile: {how} needs a C++ compiler (g++), and none was found; set compile: none")
+    torch.use_deterministic_algorithms(True)  # the compiler checks this setting
     mode = "reduce-overhead" if how == "graphs" and on_gpu else "default"
     return torch.compile(network, mode=mode, dynamic=False)  # type: ignore[return-value]
 
 
 def _triton_works(device: torch.device) -> bool:
-    """Whether torch.compile's backend for GPUs knows this one, and can build its driver."""
+    """Whether torch.compile's GPU backend supports this GPU and can build its driver."""
     headers = Path(sysconfig.get_path("include"), "Python.h")
     return headers.exists() and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def is_memory_short(error: Exception) -> bool:
-    """Whether an error tells that memory ran out, on a GPU or a CPU."""
+    """Whether an error means that a GPU or the CPU ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

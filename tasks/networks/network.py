@@ -1,4 +1,4 @@
-"""Networks on disk: safetensors weights beside a JSON that is enough to rebuild the network."""
+"""Saves and loads networks: weights as safetensors, and a JSON file from which the network can be rebuilt."""
 
 import json
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from models.patches import Patchwise
 from tasks.networks.device import Compute
 from tasks.settings.schema import Plan
 
-#: What a network's folder holds.
+#: Files in a network's folder.
 WEIGHTS, DESCRIPTION = "weights.safetensors", "network.json"
 
 
 def build_network(plan: Plan, compute: Compute) -> nn.Module:
-    """A fresh network of the plan on the device; its weights come from torch's global seed."""
+    """Build the plan's network on the device; torch's global seed determines its weights."""
     supervision = {"deep_supervision": True} if plan.deep_supervision else {}
     make = partial(NETWORKS[plan.network], width=plan.width, depth=plan.depth, **supervision)
     channels = {"in_channels": 1, "out_channels": len(plan.targets)}
@@ -29,7 +29,7 @@ def build_network(plan: Plan, compute: Compute) -> nn.Module:
 
 
 def save_network(folder: Path, weights: Mapping[str, Tensor], plan: Plan, **facts: Any) -> None:
-    """Make the folder: the weights, and the plan with what the training found as JSON."""
+    """Create the folder with the weights, and a JSON file with the plan and the given facts."""
     folder.mkdir(parents=True)
     on_cpu = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
     (folder / WEIGHTS).write_bytes(save(on_cpu))
@@ -38,7 +38,7 @@ def save_network(folder: Path, weights: Mapping[str, Tensor], plan: Plan, **fact
 
 
 def load_network(folder: Path, compute: Compute) -> nn.Module:
-    """The network that `save_network` wrote, ready to predict on the device."""
+    """Load a network that `save_network` wrote, in evaluation mode on the device."""
     description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     plan = Plan.from_json(json.dumps(description["plan"]))
     network = build_network(plan, compute)

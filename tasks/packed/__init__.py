@@ -1,1 +1,1 @@
-"""The arrays of data/packed and data/lungs: how they are written, and how networks read them."""
+"""Writes and reads the arrays of data/packed and data/lungs."""

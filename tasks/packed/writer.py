@@ -1,4 +1,4 @@
-"""How the arrays of `data/packed` and `data/lungs` are written. No torch here: it takes seconds to load."""
+"""Writes the arrays of `data/packed` and `data/lungs`. Does not import torch, which takes seconds to load."""
 
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class ArrayWriter:
-    """Appends equal arrays to an .npy file; plain writes, so that a full disk is an error, not a crash."""
+    """Appends arrays of one shape to an .npy file. Plain writes make a full disk an error, not a crash."""
 
     def __init__(self, path: Path, item_shape: tuple[int, ...]) -> None:
         self._file: BinaryIO = path.open("wb")
@@ -20,7 +20,7 @@ class ArrayWriter:
         self.count += 1
 
     def _write_header(self) -> None:
-        # numpy pads this header so that a longer first axis still fits in its place.
+        # NumPy pads this header, so the final count fits in its place.
         header = {"descr": "|u1", "fortran_order": False, "shape": (self.count, *self._item_shape)}
         np.lib.format.write_array_header_1_0(self._file, header)
 

@@ -1,1 +1,1 @@
-"""The document of the stage compare as a page, a summary and metrics.json; no statistic is computed here."""
+"""Renders the document of the stage compare as a page, a summary and metrics.json. Computes no statistic."""

@@ -1,8 +1,8 @@
-"""The report's pictures and curves, made from arrays and tables.
+"""The report's pictures and charts, made from arrays and tables.
 
-Pictures become PNG data URIs: an X-ray once, and a small palette image to lay over it for each mask. Curves
-become plain geometry that the template draws as inline SVG, so that the page's own style colours them for a
-light screen, a dark one and paper, and their labels stay text.
+Pictures become PNG data URIs: each X-ray once, and a small palette image as an overlay for each mask. Charts
+become plain geometry, which the template draws as inline SVG. The page's style sheet can then colour them for
+light mode, dark mode and print, and their labels stay text.
 """
 
 import base64
@@ -18,24 +18,25 @@ from PIL import Image
 Mask = npt.NDArray[np.bool_]
 Pixels = npt.NDArray[np.uint8]
 
-# Fills of the overlay (RGB, opacity 0..255). Blue, vermilion and yellow (Okabe and Ito, 2008) stay apart
-# for colour-blind readers; the outline of the truth tells a miss from a false alarm without any colour.
-CLEAR, HIT, FALSE_ALARM, MISS, OUTLINE, HALO, TRUTH = range(7)
+# Fill colours of the overlay (RGB, opacity 0..255). Blue, vermilion and yellow (Okabe and Ito, 2008) remain
+# distinct for colour-blind readers. The outline of the reference mask tells a miss from a false alarm
+# without colour.
+CLEAR, HIT, FALSE_ALARM, MISS, OUTLINE, HALO, REFERENCE = range(7)
 PALETTE = {
     CLEAR: ((0, 0, 0), 0),
     HIT: ((86, 180, 233), 120),
     FALSE_ALARM: ((213, 94, 0), 150),
     MISS: ((240, 228, 66), 130),
     OUTLINE: ((255, 255, 255), 240),
-    HALO: ((0, 0, 0), 150),  # around the outline, which else is lost where the X-ray is white
-    TRUTH: ((255, 255, 255), 70),
+    HALO: ((0, 0, 0), 150),  # around the outline, which would not be visible where the X-ray is white
+    REFERENCE: ((255, 255, 255), 70),
 }
-LONGEST_SIDE = 512  # pixels; larger images are shrunk for the page
+LONGEST_SIDE = 512  # pixels; larger images are downscaled for the page
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An X-ray (drawn by its key, it stands on the page once) with an optional overlay, and its words."""
+    """An X-ray, referenced by key because the page embeds it once, with its caption and optional overlay."""
 
     xray: str
     width: int
@@ -55,25 +56,25 @@ class XRay:
 
 
 def xray_picture(key: str, image: Pixels) -> XRay:
-    """An X-ray (H, W), 0..255, as it is embedded."""
+    """An X-ray (H, W) with values 0..255, in the form in which the page embeds it."""
     picture = Image.fromarray(image)
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BOX)
     return XRay(key, picture.width, picture.height, _png_uri(picture))
 
 
-def truth_overlay(truth: Mask) -> str:
-    """The true mask (H, W): a light fill within its outline."""
-    return _overlay(np.where(truth, TRUTH, CLEAR), truth)
+def reference_overlay(reference: Mask) -> str:
+    """The reference mask (H, W) as a PNG data URI: a light fill and an outline."""
+    return _overlay(np.where(reference, REFERENCE, CLEAR), reference)
 
 
-def prediction_overlay(truth: Mask, prediction: Mask) -> str:
-    """Hits, false alarms and misses of `prediction` against `truth` (both (H, W)), the truth outlined."""
-    codes = np.select([truth & prediction, prediction, truth], [HIT, FALSE_ALARM, MISS], CLEAR)
-    return _overlay(codes, truth)
+def prediction_overlay(reference: Mask, prediction: Mask) -> str:
+    """Hits, false alarms and misses of `prediction`, with the outline of `reference` (both (H, W))."""
+    codes = np.select([reference & prediction, prediction, reference], [HIT, FALSE_ALARM, MISS], CLEAR)
+    return _overlay(codes, reference)
 
 
-def _overlay(codes: npt.NDArray[np.integer], truth: Mask) -> str:
-    codes = np.select([outline(truth), outline(~truth)], [OUTLINE, HALO], codes)
+def _overlay(codes: npt.NDArray[np.integer], reference: Mask) -> str:
+    codes = np.select([outline(reference), outline(~reference)], [OUTLINE, HALO], codes)
     picture = Image.fromarray(codes.astype(np.uint8))
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.NEAREST)
     picture.putpalette([level for colour, _ in PALETTE.values() for level in colour])
@@ -81,7 +82,7 @@ def _overlay(codes: npt.NDArray[np.integer], truth: Mask) -> str:
 
 
 def outline(mask: Mask) -> Mask:
-    """The pixels of a mask (H, W) with a 4-neighbour outside it; the image's border is no outline."""
+    """Pixels of a mask (H, W) that have a 4-neighbour outside it. The image border does not count."""
     padded = np.pad(mask, 1, mode="edge")
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inside
@@ -96,13 +97,13 @@ def _png_uri(picture: Image.Image, transparency: bytes | None = None) -> str:
 
 @dataclass(frozen=True)
 class Tick:
-    at: float  # in the drawing's units
+    at: float  # in drawing units
     label: str
 
 
 @dataclass(frozen=True)
 class Line:
-    role: str  # what the style sheet knows it by
+    role: str  # class name in the style sheet
     points: str
 
 
@@ -118,12 +119,12 @@ class Bar:
 class Mark:
     x: float
     label: str
-    anchor: str  # SVG's text-anchor, chosen so that the label stays within the drawing
+    anchor: str  # SVG text-anchor, chosen so that the label stays inside the drawing
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One small diagram in a box of `WIDTH` x `HEIGHT` units, y growing downwards."""
+    """One small chart in a box of `WIDTH` x `HEIGHT` units; y grows downwards."""
 
     title: str
     alt: str
@@ -132,7 +133,7 @@ class Chart:
     y_ticks: tuple[Tick, ...]
     lines: tuple[Line, ...] = ()
     bars: tuple[Bar, ...] = ()
-    dots: str = ""  # a path of points
+    dots: str = ""  # SVG path data, one zero-length segment per point
     mark: Mark | None = None
 
 
@@ -142,14 +143,14 @@ LEFT, RIGHT, TOP, BOTTOM = 32.0, 243.0, 24.0, 145.0
 
 @dataclass(frozen=True)
 class Curve:
-    role: str  # what the style sheet knows it by
+    role: str  # class name in the style sheet
     x: Sequence[float]
     y: Sequence[float]
 
 
 def curves(title: str, found: Sequence[Curve], *, last_epoch: int, y_high: float, best_epoch: int) -> Chart:
-    """Lines over epochs 1..`last_epoch` and 0..`y_high`; a gap where a value is not finite."""
-    x_high = max(last_epoch, 2)  # a single epoch has no width to draw
+    """Lines over epochs 1..`last_epoch` and values 0..`y_high`, with gaps at values that are not finite."""
+    x_high = max(last_epoch, 2)  # a single epoch would have zero width
     y_ticks = ticks(y_high)
     lines = tuple(
         Line(curve.role, segment)
@@ -176,7 +177,7 @@ def agreement(
     lines: Sequence[Curve] = (),
     dots: Sequence[tuple[float, float]] = (),
 ) -> Chart:
-    """Lines and dots over 0..1 and 0..1, with the diagonal on which the two axes agree."""
+    """Lines and dots over 0..1 on both axes, with the diagonal on which the two axes agree."""
     diagonal = Curve("diagonal", (0, 1), (0, 1))
     return Chart(
         title=title,
@@ -194,7 +195,7 @@ def agreement(
 
 
 def histogram(title: str, counts: Sequence[int], *, median: float, y_high: float) -> Chart:
-    """How many images score what, in equal bins over 0..1, with the median marked."""
+    """Number of images per score, in equal bins over 0..1, with the median marked."""
     y_ticks = ticks(y_high)
     step = (RIGHT - LEFT) / len(counts)
     bars = []
@@ -213,7 +214,7 @@ def histogram(title: str, counts: Sequence[int], *, median: float, y_high: float
 
 
 def ticks(high: float, count: int = 4) -> list[float]:
-    """Round values from 0 on, about `count` steps, the last at or above `high`."""
+    """Round values from 0 in about `count` steps; the last is at or above `high`."""
     high = high if math.isfinite(high) and high > 0 else 1.0
     magnitude = 10 ** math.floor(math.log10(high / count))
     step = next(

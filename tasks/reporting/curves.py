@@ -1,4 +1,4 @@
-"""The report's training curves, its reliability plots and the infected share of the lung."""
+"""The report's training curves, reliability diagrams and chart of the infected share of the lung."""
 
 import json
 import math
@@ -11,7 +11,10 @@ from tasks.reporting.words import formatted
 def loss_charts(
     experiments: tuple[ExperimentRecord, ...],
 ) -> list[tuple[ExperimentRecord, figures.Chart, figures.Chart]]:
-    """Per experiment its losses and its validation Dice; epochs shared by all, losses by equal formulas."""
+    """Loss and validation Dice charts per experiment.
+
+    All charts share the epoch axis; experiments with the same loss formula share the loss axis.
+    """
     last = max(max(t.curves.epoch) for e in experiments for t in e.trainings)
     highest: dict[str, float] = {}
     for e in experiments:
@@ -32,7 +35,7 @@ def _charts_of(e: ExperimentRecord, last: int, highest: float) -> tuple[figures.
 
 
 def _of_seeds(e: ExperimentRecord, roles: dict[str, str]) -> list[figures.Curve]:
-    """A curve for each role (with its field of the curves) and seed, the first seed's on top."""
+    """One curve per role (which names a field of the curves) and seed; the first seed is drawn on top."""
     return [
         figures.Curve(
             role if training is e.first else f"{role} other",
@@ -48,11 +51,11 @@ def _formula(e: ExperimentRecord) -> str:
     return str(e.plan["loss"]) + json.dumps(e.plan.get("loss_options"), sort_keys=True)
 
 
-RELIABILITY_ROLES = {"covid": "validation", "all": "train"}  # the same two strokes as the curves
+RELIABILITY_ROLES = {"covid": "validation", "all": "train"}  # the line styles of the training curves
 
 
 def reliability_charts(section: Section) -> list[figures.Chart]:
-    """Of each experiment the share of true pixels over the mean probability, a point a bin."""
+    """Per experiment: share of reference pixels against mean probability, one point per bin."""
     return [_reliability(found, section.target) for found in section.reliability]
 
 
@@ -66,7 +69,7 @@ def _reliability(found: Reliability, target: str) -> figures.Chart:
 
 
 def share_chart(share: InfectedShare) -> figures.Chart:
-    """Infected share of the lung, predicted over true."""
+    """Infected share of the lung, predicted against reference."""
     dots = list(zip(share.reference, share.predicted, strict=True))
-    words = f"Infected share of the lung by {share.experiment} over the true one, {len(dots)} images"
-    return figures.agreement(share.experiment, words, "true share", dots=dots)
+    words = f"Infected share of the lung, {share.experiment} against reference, {len(dots)} images"
+    return figures.agreement(share.experiment, words, "reference share", dots=dots)

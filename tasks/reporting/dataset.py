@@ -1,4 +1,4 @@
-"""The report's section on the dataset: what the audit found, with pictures of the pairs across splits."""
+"""The report's section on the dataset: the audit's findings, with pictures of duplicates across splits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,12 +10,12 @@ from tasks.reporting.charts import Picture
 from tasks.reporting.gallery import Gallery
 from tasks.reporting.words import formatted
 
-ALL = "all"  # the sums among the counts
+ALL = "all"  # name of the totals among the counts
 
 
 class CountCell(NamedTuple):
     text: str
-    notes: tuple[str, ...] = ()  # what differs from it
+    notes: tuple[str, ...] = ()  # counts that differ from the text
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class CountRow:
 
 
 def count_rows(dataset: Dataset) -> list[CountRow]:
-    """Usable images: a row a half and class, a column a split, with sums; last the published sum."""
+    """Usable images: a row per half and class; columns for each split, the total and the published total."""
     halves = list(dict.fromkeys(count.half for count in dataset.counts))
     rows = []
     for half in halves:
         for image_class in (*CLASSES, ALL):
-            # The audit's rows are in the order of the splits, their sum last.
+            # The audit lists the rows in the order of the splits, with the total last.
             of_class = [c for c in dataset.counts if (c.half, c.image_class) == (half, image_class)]
             label = image_class.capitalize() if image_class == ALL else image_class
             label = label if len(halves) == 1 else f"{label}, {half} half"
@@ -59,7 +59,7 @@ def _cell(count: ClassCount) -> CountCell:
 
 @dataclass(frozen=True)
 class Leak:
-    """Two images in different splits that are the same or nearly so."""
+    """Two duplicate or near-duplicate images in different splits."""
 
     splits: str
     touches_test: bool
@@ -68,7 +68,7 @@ class Leak:
 
 
 def leaks(dataset: Dataset, gallery: Gallery) -> list[Leak]:
-    """The most alike first."""
+    """The most similar pairs first."""
     several_halves = len({count.half for count in dataset.counts}) > 1
     return [_leak(pair, gallery, several_halves) for pair in dataset.shown_pairs]
 
@@ -78,7 +78,7 @@ def _leak(pair: AlikePair, gallery: Gallery, several_halves: bool) -> Leak:
     return Leak(
         splits=" and ".join(splits),
         touches_test="Test" in splits,
-        words="the same, pixel for pixel" if pair.exact else f"correlation {pair.correlation:.4f}",
+        words="identical, pixel for pixel" if pair.exact else f"correlation {pair.correlation:.4f}",
         pictures=(
             _picture(pair.first, gallery, several_halves),
             _picture(pair.second, gallery, several_halves),
@@ -93,7 +93,7 @@ def _picture(image_id: str, gallery: Gallery, several_halves: bool) -> Picture:
 
 
 def findings(dataset: Dataset) -> list[str]:
-    """What the audit says of the dataset, in sentences."""
+    """The audit's findings on the dataset, one sentence each."""
     on_dropped = [_on_dropped(dataset)] if dataset.pairs_across_splits else []
     return [_on_leaks(dataset), *_on_other_pairs(dataset.audit), *on_dropped]
 
@@ -102,35 +102,41 @@ def _on_leaks(dataset: Dataset) -> str:
     figures, least = dataset.audit, dataset.correlation
     exact, near = figures["exact_pairs_across_splits"], figures["near_pairs_across_splits"]
     if not exact + near:
-        return f"No image has a twin in another split, nor one that correlates by {least:g} or more with it."
+        return (
+            "No duplicate or near-duplicate images in different splits "
+            f"(correlation of {least:g} or more at 32x32 pixels)."
+        )
     touched = figures["test_images_touched"]
-    on_test = "No Test image is among them."
+    on_test = "They include no Test image."
     if touched:
-        verb = "is" if touched == 1 else "are"
-        flattered = "" if dataset.drops_duplicates else " and may score better than a new one would"
-        on_test = f"{_some(touched, 'Test image')} {verb} among them{flattered}."
+        flattered = "" if dataset.drops_duplicates else ", which may score better than new images would"
+        on_test = f"They include {_some(touched, 'Test image')}{flattered}."
     return (
-        f"{_some(exact + near, 'pair')} of images in different splits: {exact:,} the same pixel for pixel, "
-        f"{near:,} of a correlation of {least:g} or more at 32x32 pixels. {on_test}"
+        f"{_some(exact + near, 'pair')} of duplicate or near-duplicate images in different splits: "
+        f"{exact:,} identical pixel for pixel, {near:,} with a correlation of {least:g} or more at 32x32 "
+        f"pixels. {on_test}"
     )
 
 
 def _on_other_pairs(figures: dict[str, int]) -> list[str]:
     within, halves = figures["pairs_within_splits"], figures["pairs_across_halves"]
-    said = [f"{_some(within, 'such pair')} within a split, where nothing leaks."] if within else []
+    alike = "duplicate or near-duplicate pair"
+    sentences = (
+        [f"{_some(within, alike)} within a split, which cannot leak between splits."] if within else []
+    )
     if halves:
-        said.append(
-            f"{_some(halves, 'such pair')} across the two halves and in one split, "
-            "as the infection half is made of images of the lung half."
+        sentences.append(
+            f"{_some(halves, alike)} across the two halves, in the same split: "
+            "the infection half consists of images from the lung half."
         )
-    return said
+    return sentences
 
 
 def _on_dropped(dataset: Dataset) -> str:
     if not dataset.drops_duplicates:
-        return "Nothing is left out of training for that: audit.duplicates is report, not drop."
+        return "No image is dropped from training for this reason: audit.duplicates is report, not drop."
     dropped = _some(dataset.audit["dropped"], "image")
-    return f"{dropped} left out of training and validation: audit.duplicates is drop."
+    return f"{dropped} dropped from training and validation: audit.duplicates is drop."
 
 
 def _some(count: int, what: str) -> str:

@@ -1,4 +1,4 @@
-"""The report's paired comparisons: between experiments, and between the steps of post-processing."""
+"""The report's paired comparisons between experiments and between the steps of post-processing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ RANKED_BY = "iou"
 
 @dataclass(frozen=True)
 class DifferenceCell:
-    """A difference in words."""
+    """A difference, formatted."""
 
     value: str
     span: str
-    kind: str  # gain, loss or unsure
+    kind: str  # gain, loss, or inconclusive where the interval includes zero
 
 
 def against_best(image_set: ImageSet) -> list[Difference]:
-    """The experiment of the highest IoU against each other one, in falling IoU."""
+    """The experiment with the highest IoU compared with each other one, in order of decreasing IoU."""
     names = [row.name for row in image_set.experiments]
     found = _by_pair(image_set)
     return [found[names[0], name] for name in names[1:] if (names[0], name) in found]
@@ -32,7 +32,7 @@ def _by_pair(image_set: ImageSet) -> dict[tuple[str, str], Difference]:
 
 def verdict(d: Difference) -> str:
     if d.winner is None:
-        return "can’t be told apart"
+        return "no significant difference"
     return f"{d.winner} beats {d.second if d.winner == d.first else d.first}"
 
 
@@ -45,7 +45,7 @@ class Matrix:
 
 
 def matrix(image_set: ImageSet) -> Matrix | None:
-    """Every experiment against every other; None where the best against the rest says it all."""
+    """Every experiment compared with every other; None for fewer than three, where the list is enough."""
     names = tuple(row.name for row in image_set.experiments)
     if len(names) < 3:
         return None
@@ -54,13 +54,13 @@ def matrix(image_set: ImageSet) -> Matrix | None:
 
 
 def _difference_cell(d: Difference) -> DifferenceCell:
-    kind = "unsure" if d.winner is None else ("gain" if d.winner == d.first else "loss")
+    kind = "inconclusive" if d.winner is None else ("gain" if d.winner == d.first else "loss")
     return DifferenceCell(signed(d.value), signed_span(d.interval), kind)
 
 
 @dataclass(frozen=True)
 class Whisker:
-    """A difference's place on an axis that a list of differences shares, in percent of its width."""
+    """Where a difference lies on the axis shared by a list of differences, in percent of the axis."""
 
     zero: float
     low: float
@@ -70,13 +70,13 @@ class Whisker:
 
 @dataclass(frozen=True)
 class LeadRow:
-    """The best experiment against another one."""
+    """The best experiment compared with another one."""
 
     second: str
     value: str
     span: str
     verdict: str
-    level: bool  # neither beats the other
+    level: bool  # no significant difference
     whisker: Whisker
 
 
@@ -99,7 +99,7 @@ def whiskers(found: Sequence[Difference]) -> list[Whisker]:
 
 
 def _low_value_high(d: Difference) -> tuple[float, float, float]:
-    """The bounds are the value itself where there are none."""
+    """Low, value, high; without an interval, all three are the value."""
     return (d.interval.low, d.value, d.interval.high) if d.interval else (d.value, d.value, d.value)
 
 
@@ -115,18 +115,18 @@ class StepRow:
 
 @dataclass(frozen=True)
 class Steps:
-    """What the steps of post-processing change in a target's scores."""
+    """How the steps of post-processing change a target's scores."""
 
     headings: tuple[str, ...]
     rows: list[StepRow]
-    without: list[str]  # the experiments that switch nothing on
+    without: list[str]  # experiments without post-processing
 
 
 STEP_METRICS = {"iou": "IoU", "dice": "Dice"}
 
 
 def steps(document: Document, section: Section) -> Steps:
-    """Each step and all chosen ones against the plain masks, on each image set."""
+    """Each enabled step, and all enabled steps together, compared with the plain masks on each image set."""
     sets = [image_set.name for image_set in section.image_sets]
     with_steps = {step.experiment for step in section.steps}
     return Steps(
@@ -146,7 +146,7 @@ def steps(document: Document, section: Section) -> Steps:
 
 
 def step_cell(change: StepChange) -> DifferenceCell:
-    kind = "" if change.excludes_zero else "unsure"
+    kind = "" if change.excludes_zero else "inconclusive"
     return DifferenceCell(signed(change.value), signed_span(change.interval), kind)
 
 
@@ -163,7 +163,7 @@ def _step_words(document: Document, target: str, experiment: str, step: str) -> 
         case "lungs":
             return "restricted to the predicted lungs"
         case "chosen":
-            return "all that is switched on"
+            return "all enabled steps"
     return step.replace("_", " ")
 
 
@@ -176,7 +176,7 @@ def _smallest(prediction: dict[str, Any]) -> str:
 
 
 def postprocessing(prediction: dict[str, Any]) -> list[str]:
-    """What an experiment switches on between probabilities and masks, in words."""
+    """The steps that an experiment enables between probabilities and masks, in words."""
     threshold = prediction["threshold"]
     words = {
         "threshold chosen on Val": threshold == "val",
@@ -185,4 +185,4 @@ def postprocessing(prediction: dict[str, Any]) -> list[str]:
         "holes filled": prediction["fill_holes"],
         "restricted to the predicted lungs": prediction["within_lungs"],
     }
-    return [said for said, on in words.items() if on]
+    return [step for step, on in words.items() if on]

@@ -1,4 +1,4 @@
-"""What the findings of the document say in sentences."""
+"""The document's findings as sentences."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from tasks.comparison.document import (
     Lead,
     PrintedIou,
     PrintedMae,
+    ScoreRow,
     Section,
 )
 from tasks.reporting.published import fault_words
@@ -36,40 +37,52 @@ def title(document: Document) -> str:
 
 
 def _masks(document: Document) -> list[str]:
-    """The targets of which the dataset holds masks."""
+    """The targets for which the dataset has masks."""
     return list(dict.fromkeys(section.target for section in document.predicted if section.has_masks))
 
 
 def opening(document: Document) -> str:
-    """One sentence: what was trained, on what, and how good it is."""
+    """What was trained, on what data, and how well the best experiment scores."""
     section = document.predicted[0]
     best = section.covid.experiments[0]
     count = len(document.experiments)
     what = "One network" if count == 1 else f"{NUMERALS.get(count, count)} networks"
     images = sorted({e.first.train_images for e in document.experiments})
     trained = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
-    kind = "synthetic phantoms" if document.phantoms else "chest X-rays of COVID-QU-Ex"
-    return (
-        f"{what} trained on {trained} {kind} to mark {listed(_masks(document), 'or')}; "
-        f"on {best.images:,} COVID-19 Test images the best one, {best.name}, "
-        f"reaches IoU {formatted(best.value('iou'))} and Dice {formatted(best.value('dice'))} "
-        f"for {section_words(document, section)}."
-    )
+    kind = "synthetic phantoms" if document.phantoms else "chest X-rays from COVID-QU-Ex"
+    were = "was" if count == 1 else "were"
+    sentences = [
+        f"{what} {were} trained on {trained} {kind} to segment {listed(_masks(document))}.",
+        f"The best for {section_words(document, section)}, {best.name}, reaches {_iou_and_dice(best)} "
+        f"on {best.images:,} COVID-19 Test images.",
+    ]
+    everywhere = section.image_set("all")
+    if everywhere and everywhere.experiments and everywhere.experiments[0].name != best.name:
+        other = everywhere.experiments[0]
+        sentences.append(
+            f"On all {other.images:,} Test images, controls included, the best is {other.name}, "
+            f"with {_iou_and_dice(other)}."
+        )
+    return " ".join(sentences)
+
+
+def _iou_and_dice(row: ScoreRow) -> str:
+    return f"IoU {formatted(row.value('iou'))} and Dice {formatted(row.value('dice'))}"
 
 
 @dataclass(frozen=True)
 class SymptomSentence:
     text: str
-    spoils: bool  # the scores are those of no network that learnt anything
+    spoils: bool  # the kept network learned nothing, so its scores mean nothing
 
 
 def on_trainings(document: Document) -> dict[str, list[SymptomSentence]]:
-    """What went wrong, of each experiment whose training did."""
+    """What went wrong in training, for each experiment that had a problem."""
     return {e.name: found for e in document.experiments if (found := _on_training(e))}
 
 
 def _on_training(e: ExperimentRecord) -> list[SymptomSentence]:
-    """Of several trainings, each says which it is."""
+    """The sentences name the seed if the experiment has several trainings."""
     return [
         SymptomSentence(
             f"Seed {training.seed}: {symptom_words(symptom)}"
@@ -83,42 +96,43 @@ def _on_training(e: ExperimentRecord) -> list[SymptomSentence]:
 
 
 def on_printed(found: Consistency, phantoms: bool) -> list[str]:
-    """What computing shows of the scores that the two reports printed."""
+    """What can be computed about the scores that the two reports printed."""
     on_iou = on_printed_iou(found.printed_iou, phantoms) if found.printed_iou else []
     return [*on_iou, *map(_on_printed_mae, found.printed_maes), *_on_printed_pairs(found)]
 
 
 def _on_printed_pairs(found: Consistency) -> list[str]:
     final = [pair for pair in found.printed_pairs if pair.final]
-    said = [f"{pair.where}: {fault_words(pair, pair.fault)}" for pair in final if pair.fault]
-    if said and not found.finals_in_any_order:
-        said.append(
-            f"One set of predictions can’t give such pairs; nor can any two of the {2 * len(final)} scores "
-            "belong together, so no mix-up of names explains them."
+    sentences = [f"{pair.where}: {fault_words(pair, pair.fault)}" for pair in final if pair.fault]
+    if sentences and not found.finals_in_any_order:
+        sentences.append(
+            "No single set of predictions can produce such pairs. No other pairing of the "
+            f"{2 * len(final)} scores is possible either, so swapped names do not explain them."
         )
-    return said
+    return sentences
 
 
 def on_printed_iou(found: PrintedIou, phantoms: bool) -> list[str]:
     where = f"the {found.images:,} COVID-19 Test images"
-    said = f"Marking every pixel scores IoU {found.iou:.3f} on {where}"
+    marking = f"Marking every pixel scores IoU {found.iou:.3f} on {where}"
     printed = found.printed_iou
     if phantoms:
-        return [f"{said}; report 1 printed {printed} for both losses, on real X-rays: the two don't compare."]
+        unlike = "but for real X-rays, so the two are not comparable"
+        return [f"{marking}. Report 1 printed {printed} for both losses, {unlike}."]
     if not found.same:
-        return [f"{said}, which differs from the {printed} that report 1 printed for both losses."]
+        return [f"{marking}, which differs from the {printed} that report 1 printed for both losses."]
     return [
-        f"{said}; report 1 printed {printed} for both losses: the score of a network that marks every pixel.",
-        f"Such a network's MAE would be {found.mae_255:.1f} on the 0–255 scale, not the printed "
+        f"{marking}. Report 1 printed {printed} for both losses, as a network that marks every pixel would.",
+        f"The MAE of such a network would be {found.mae_255:.1f} on the 0–255 scale, not the printed "
         f"{found.printed_mae_255}.",
     ]
 
 
 def _on_printed_mae(found: PrintedMae) -> str:
     return (
-        "A mean absolute error cannot exceed the largest error of one pixel, "
-        f"{found.bound:.0f} on the widest scale: the {found.mae_255:,.3f} printed as “{found.name}” "
-        f"is {found.mae_255 / found.bound:,.0f} times that bound, and no mean absolute error."
+        "A mean absolute error cannot exceed the largest possible error of one pixel, "
+        f"{found.bound:.0f} on the widest scale. The {found.mae_255:,.3f} printed as “{found.name}” "
+        f"is {found.mae_255 / found.bound:,.0f} times that bound, so it is not a mean absolute error."
     )
 
 
@@ -137,12 +151,12 @@ def _who(found: AgainstBaselines) -> Sequence[str]:
 
 
 def _verdict(names: Sequence[str], not_beaten: Mapping[str, Sequence[str]]) -> str:
-    """Say of experiments that they beat each predictor on all metrics but those named."""
+    """A sentence's end: the experiments beat each predictor on all metrics except the listed ones."""
     one = len(names) == 1 and not names[0].startswith("the ")
     unbeaten: dict[tuple[str, ...], list[str]] = {}
     for predictor, metrics in not_beaten.items():
         words = tuple(METRIC_NAMES[metric] for metric in metrics)
-        unbeaten.setdefault(words, []).append(predictor_words(predictor))
+        unbeaten.setdefault(words, []).append(f"“{predictor_words(predictor)}”")
     beaten = unbeaten.pop((), [])
     parts = [f"{'beats' if one else 'beat'} {listed(beaten)} on IoU, Dice and MAE"] if beaten else []
     parts += [
@@ -153,26 +167,27 @@ def _verdict(names: Sequence[str], not_beaten: Mapping[str, Sequence[str]]) -> s
 
 
 def on_the_lead(document: Document, section: Section) -> list[str]:
-    """What the experiment of the highest IoU beats on the COVID-19 Test images."""
+    """How the experiment with the highest IoU compares with the others on the COVID-19 Test images."""
     lead = section.covid.lead
     return [_on_the_lead(lead, _trainings(document, section))] if lead else []
 
 
 def _on_the_lead(lead: Lead, trainings: str) -> str:
-    said = [f"can’t be told apart from {listed(lead.level, 'or')}"] if lead.level else []
+    parts = [f"is not significantly different from {listed(lead.level, 'or')}"] if lead.level else []
     if lead.nearest:
         count, nearest = len(lead.beaten), lead.nearest
-        whom = nearest.second if count == 1 else f"{count} others"
-        which = "" if count == 1 else f"the nearest, {nearest.second}, "
-        said.append(f"beats {whom}, {which}by {signed(nearest.value)} ({signed_span(nearest.interval)})")
+        value, interval = signed(nearest.value), f"95 % CI {signed_span(nearest.interval)}"
+        parts.append(
+            f"beats {nearest.second} by {value} ({interval})"
+            if count == 1
+            else f"beats {count} others (the closest is {nearest.second}: {value}, {interval})"
+        )
     where = f"{lead.images:,} {IMAGE_SET_WORDS['covid']}"
-    return (
-        f"On IoU {lead.best} {' and '.join(said)}; paired by image, 95 % intervals over {where}, {trainings}."
-    )
+    return f"In IoU, {lead.best} {' and '.join(parts)}. Paired by image over {where}, {trainings}."
 
 
 def _trainings(document: Document, section: Section) -> str:
     counts = sorted({len(document.experiment(name).trainings) for name in section.experiments})
     if counts == [1]:
-        return "one training each"
-    return f"{' to '.join(str(count) for count in sorted({counts[0], counts[-1]}))} trainings each"
+        return "one training per experiment"
+    return f"{' to '.join(str(count) for count in sorted({counts[0], counts[-1]}))} trainings per experiment"

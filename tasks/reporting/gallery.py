@@ -1,4 +1,4 @@
-"""The report's X-rays with their masks, and how scores spread over images."""
+"""The report's X-rays with their masks, and the distribution of scores over images."""
 
 import io
 import zipfile
@@ -24,28 +24,29 @@ from tasks.reporting.words import formatted
 
 
 class Gallery:
-    """Makes the page's pictures; each X-ray is embedded once, however often it is shown."""
+    """Makes the page's pictures. Each X-ray is embedded once, however often it is shown."""
 
     def __init__(self, pictures: Path) -> None:
-        """`pictures` is the archive of X-rays and masks that the stage compare wrote."""
+        """`pictures` is the zip archive of X-rays and masks that the stage compare wrote."""
         self._archive = zipfile.ZipFile(pictures)
         self.xrays: dict[str, figures.XRay] = {}
 
     def xray(self, image_id: str) -> figures.Picture:
         return self._picture(image_id, None, f"X-ray {image_id}", "X-ray")
 
-    def truth(self, image_id: str, target: str) -> figures.Picture:
-        overlay = figures.truth_overlay(self._truth(image_id, target))
-        return self._picture(image_id, overlay, f"{image_id} with its true {target} mask", f"Truth: {target}")
+    def reference(self, image_id: str, target: str) -> figures.Picture:
+        overlay = figures.reference_overlay(self._reference(image_id, target))
+        alt = f"{image_id} with its {target} reference mask"
+        return self._picture(image_id, overlay, alt, f"Reference: {target}")
 
     def prediction(self, image_id: str, p: ShownPrediction, caption: str) -> figures.Picture:
         mask = self._read(prediction_name(p.experiment, p.target, image_id), "1").astype(bool)
-        overlay = figures.prediction_overlay(self._truth(image_id, p.target), mask)
+        overlay = figures.prediction_overlay(self._reference(image_id, p.target), mask)
         scores = f"IoU {formatted(p.iou)} · Dice {formatted(p.dice)}"
-        alt = f"{image_id}, {p.target} by {p.experiment}: {scores}"
+        alt = f"{image_id}, {p.target} predicted by {p.experiment}: {scores}"
         return self._picture(image_id, overlay, alt, caption, scores)
 
-    def _truth(self, image_id: str, target: str) -> figures.Mask:
+    def _reference(self, image_id: str, target: str) -> figures.Mask:
         return self._read(reference_name(target, image_id), "L") > 127
 
     def _read(self, member: str, mode: str) -> "np.ndarray[Any, Any]":
@@ -70,7 +71,7 @@ class PictureRow:
 
 
 def figure_cases(document: Document, gallery: Gallery) -> list[PictureRow]:
-    """The test images that were asked for, as each experiment predicts them."""
+    """The Test images that `report.figures` selects, with the predictions of each experiment."""
     found = [section.figures for section in document.predicted if section.figures]
     return [
         _case(f"Figure {number}: test image {shown.position}", shown, gallery, "{experiment}")
@@ -79,14 +80,14 @@ def figure_cases(document: Document, gallery: Gallery) -> list[PictureRow]:
 
 
 def class_cases(shown: tuple[ShownImage, ...], gallery: Gallery) -> list[PictureRow]:
-    """An image of each class, with lung and infection."""
+    """One image of each class, with lung and infection."""
     return [_case(image.image_id.split("/")[2], image, gallery, "{experiment}: {target}") for image in shown]
 
 
 def _case(label: str, shown: ShownImage, gallery: Gallery, caption: str) -> PictureRow:
     """An X-ray, its reference masks and its predictions."""
     pictures = [gallery.xray(shown.image_id)]
-    pictures += [gallery.truth(shown.image_id, target) for target in shown.references]
+    pictures += [gallery.reference(shown.image_id, target) for target in shown.references]
     pictures += [
         gallery.prediction(shown.image_id, p, caption.format(experiment=p.experiment, target=p.target))
         for p in shown.predictions
@@ -96,7 +97,7 @@ def _case(label: str, shown: ShownImage, gallery: Gallery, caption: str) -> Pict
 
 @dataclass(frozen=True)
 class SpreadCard:
-    """How one experiment's scores of one target spread over the COVID-19 Test images."""
+    """The distribution of one experiment's scores for one target over the COVID-19 Test images."""
 
     experiment: str
     chart: figures.Chart
@@ -114,8 +115,14 @@ def _spread_card(spread: Spread, target: str, tallest: int, gallery: Gallery) ->
     return SpreadCard(
         experiment=spread.experiment,
         chart=figures.histogram(title, spread.counts, median=spread.median, y_high=tallest),
-        words=f"Half of the images score between {spread.lower_quartile:.3f} and "
-        f"{spread.upper_quartile:.3f}; {spread.share_below_half:.0%} score below 0.5; "
-        f"{spread.zeros} score 0.",
+        words=_spread_words(spread),
         cases=tuple(_case(shown.why.capitalize(), shown, gallery, "Prediction") for shown in spread.shown),
+    )
+
+
+def _spread_words(spread: Spread) -> str:
+    zeros = {0: "no image scores", 1: "1 image scores"}.get(spread.zeros, f"{spread.zeros} images score")
+    return (
+        f"Half of the images score between {spread.lower_quartile:.3f} and {spread.upper_quartile:.3f}; "
+        f"{100 * spread.share_below_half:.0f} % score below 0.5; {zeros} 0."
     )

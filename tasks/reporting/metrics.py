@@ -11,7 +11,7 @@ from tasks.settings.schema import DATASET
 def metrics_json(document: Document) -> str:
     """Experiment or trivial predictor -> target -> image set -> metric; six decimals, null for NaN.
 
-    Beside them the audit's figures of the dataset.
+    One more entry holds the audit's counts for the dataset.
     """
     content: dict[str, Any] = {DATASET: document.dataset.audit}
     for section in document.sections:
@@ -26,7 +26,7 @@ def metrics_json(document: Document) -> str:
 
 
 def _key(row: ScoreRow, section: Section, document: Document) -> str:
-    """The row's name; of a trivial predictor with the half, where it is scored in several."""
+    """The row's name. A trivial predictor that is scored on several halves gets the half as a suffix."""
     several = row.kind == "baseline" and len(document.halves) > 1
     return f"{row.name}_in_{section.half}_half" if several else row.name
 

@@ -1,4 +1,4 @@
-"""The page and its figures, from the document and the pictures beside it."""
+"""Renders the page and its figures from the document and the archive of pictures."""
 
 import re
 from dataclasses import dataclass
@@ -51,12 +51,12 @@ def _template(path: Path) -> jinja2.Template:
 
 
 def _breakable(name: str) -> Markup:
-    """A name that may break after its underscores."""
+    """A name that may wrap after its underscores."""
     return Markup("_<wbr>").join(name.split("_"))
 
 
 def render_figures(document: Document, pictures: Path) -> str:
-    """The figures as an SVG of their own, for where the page can't be shown."""
+    """The figures as a standalone SVG, for places that cannot show the page."""
     gallery = Gallery(pictures)
     cases = figure_cases(document, gallery)
     return _template(FIGURES).render(cases=cases, xrays=list(gallery.xrays.values()))
@@ -68,23 +68,23 @@ class ImageSetView:
 
     name: str
     words: str
-    key: str  # in the page's ids
+    key: str  # part of the page's ids
     main: Table
     pooled: Table
     has_printed: bool
     best: str
-    images: int  # compared
+    images: int  # number of images compared
     leads: list[LeadRow]
     matrix: Matrix | None
 
 
 @dataclass(frozen=True)
 class SectionView:
-    """What the page shows of one section."""
+    """What the page shows for one section."""
 
     target: str
     words: str
-    key: str  # in the page's ids
+    key: str  # part of the page's ids
     bars: list[IouBar]
     on_the_lead: list[str]
     against_trivial: list[str]
@@ -100,7 +100,7 @@ def render_page(document: Document, pictures: Path) -> str:
     main = document.predicted[0]
     differing, common = settings(document.experiments)
     trainings = on_trainings(document)
-    # In the order of the page, which numbers the X-rays.
+    # Built in page order, because X-rays are numbered as they are first used.
     leaks = dataset_page.leaks(document.dataset, gallery)
     report_2 = document.report_2
     of_classes = class_cases(report_2.shown, gallery) if report_2 else []
@@ -115,7 +115,9 @@ def render_page(document: Document, pictures: Path) -> str:
         sections=sections,
         compared=[section for section in sections if any(s.leads for s in section.image_sets)],
         on_trainings=trainings,
-        spoilt=[(name, said.text) for name, of_one in trainings.items() for said in of_one if said.spoils],
+        spoilt=[
+            (name, symptom.text) for name, of_one in trainings.items() for symptom in of_one if symptom.spoils
+        ],
         differing=differing,
         common=common,
         numeric=NUMERIC_COLUMNS,
@@ -181,6 +183,6 @@ def _image_set(document: Document, section: Section, image_set: ImageSet, key: s
 
 
 def _unbroken(page: str) -> str:
-    """The page with no line broken within "COVID-19"; ids and what stands in code keep their plain hyphen."""
+    """Replace the hyphen of "COVID-19" so that it does not wrap, except in ids and code."""
     words = re.compile(r"(<code>.*?</code>)|(?<!/)COVID-19(?!/)", re.DOTALL)
     return words.sub(lambda found: found[1] or "COVID\N{NON-BREAKING HYPHEN}19", page)

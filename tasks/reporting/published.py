@@ -1,4 +1,4 @@
-"""What report 2 printed beside what its experiments give here, and the test of every printed pair."""
+"""Report 2's printed scores beside those of its experiments here, and the test of each printed pair."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ REPORT_2_COLUMNS = {
     "dice_infection": "Dice, infection",
     "iou_infection": "IoU, infection",
     "last_train_loss": "Last epoch: loss",
-    "last_val_loss": "Val loss",
-    "last_val_dice": "Dice",
-    "last_val_iou": "IoU",
+    "last_val_loss": "Last epoch: Val loss",
+    "last_val_dice": "Last epoch: Dice",
+    "last_val_iou": "Last epoch: IoU",
 }
 
 
@@ -25,9 +25,8 @@ def report_2_cells(scores: Report2Scores) -> list[str]:
 def fault_words(pair: PrintedPair | OwnPair, fault: Fault) -> str:
     broken = "is below the IoU" if fault.kind == "below" else "is above 2 IoU / (1 + IoU)"
     iou, dice, most = (f"{score:.{pair.decimals}f}" for score in (pair.iou, pair.dice, fault.highest_dice))
-    return (
-        f"Dice {dice} {broken}: over the same images an IoU of {iou} allows a Dice of {iou} to {most} only."
-    )
+    allowed = f"over the same images, an IoU of {iou} allows only a Dice of {iou} to {most}"
+    return f"Dice {dice} {broken}: {allowed}."
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,18 @@ class PairRow:
 
 
 def printed_pairs(found: Consistency) -> list[PairRow]:
-    """Those of report 2, which are under test, and the literature's, which stand beside no phantoms."""
+    """Pairs from report 2, and pairs from the literature, which a report on phantoms does not show."""
     return [
         PairRow(pair.where, pair.iou, pair.dice, fault_words(pair, pair.fault) if pair.fault else "")
         for pair in found.printed_pairs
     ]
 
 
-AVERAGES = {"mean": "mean per image", "nonempty": "truth not empty", "pooled": "pooled"}
+AVERAGES = {"mean": "mean per image", "nonempty": "non-empty reference", "pooled": "pooled"}
 
 
 def broken_pairs(pairs: Sequence[OwnPair]) -> list[str]:
-    """What is wrong with scores of this report, a sentence each."""
+    """What is wrong with scores of this report, one sentence each."""
     return [
         f"{row_words(pair.name, pair.kind)}, {target_words(pair.target)}, {IMAGE_SET_NAMES[pair.image_set]}, "
         f"{AVERAGES[pair.average]}: {fault_words(pair, pair.fault)}"

@@ -1,4 +1,4 @@
-"""The report's tables of scores with their intervals, and the tiles and bars above them."""
+"""The report's score tables with confidence intervals, and the tiles and bars above them."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ Value = float | None
 
 
 class Column(NamedTuple):
-    """Of a table of scores; `better` is 1 where more is better, -1 where less is, 0 where neither."""
+    """A column of a score table; `better` is 1 if higher is better, -1 if lower is better, else 0."""
 
     heading: str
     show: Callable[[Value], str]
@@ -23,12 +23,12 @@ def _decimals(count: int) -> Callable[[Value], str]:
     return lambda value: formatted(value, count)
 
 
-NSD_TOLERANCE = 2  # pixels; the one that stage evaluate scores with
+NSD_TOLERANCE = 2  # pixels; must equal the tolerance of the stage evaluate
 MAIN_COLUMNS = {
     "iou": Column("IoU", formatted, 1),
     "dice": Column("Dice", formatted, 1),
-    "iou_nonempty": Column("IoU, truth not empty", formatted, 1),
-    "dice_nonempty": Column("Dice, truth not empty", formatted, 1),
+    "iou_nonempty": Column("IoU, non-empty reference", formatted, 1),
+    "dice_nonempty": Column("Dice, non-empty reference", formatted, 1),
     "precision": Column("Precision", formatted, 1),
     "sensitivity": Column("Sensitivity", formatted, 1),
     "specificity": Column("Specificity", formatted, 1),
@@ -46,8 +46,8 @@ POOLED_COLUMNS = {
     "share_error": Column("Error of the infected share", formatted, -1),
     "share_correlation": Column("Correlation of the infected share", formatted, 1),
 }
-REPEATS = {"iou_nonempty": "iou", "dice_nonempty": "dice"}  # left out where each row says the same as these
-ROW_KINDS = {"experiment": "ours", "baseline": "trivial"}  # as the style sheet knows them
+REPEATS = {"iou_nonempty": "iou", "dice_nonempty": "dice"}  # columns omitted if all rows equal these columns
+ROW_KINDS = {"experiment": "ours", "baseline": "trivial"}  # class names in the style sheet
 
 Experiments = Mapping[str, ExperimentRecord]  # by name
 
@@ -55,7 +55,7 @@ Experiments = Mapping[str, ExperimentRecord]  # by name
 @dataclass(frozen=True)
 class Cell:
     text: str
-    notes: tuple[str, ...] = ()  # its interval, its spread over seeds
+    notes: tuple[str, ...] = ()  # confidence interval, spread over seeds
     best: bool = False
 
 
@@ -64,7 +64,7 @@ class Row:
     name: str
     kind: str  # ours, trivial or printed
     cells: tuple[Cell, ...]
-    fault: str = ""  # what makes the scores those of no network that learnt anything
+    fault: str = ""  # why the scores mean nothing, if the network marks no pixel or every pixel
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,10 @@ class Table:
 def score_table(
     experiments: Experiments, section: Section, image_set: ImageSet, columns: Mapping[str, Column]
 ) -> Table:
-    """The experiments by falling IoU, the trivial predictors and what report 1 printed.
+    """The experiments by decreasing IoU, the trivial predictors and the scores that report 1 printed.
 
-    Columns without a value are left out. What marks all alike is best in nothing.
+    Columns without a value are omitted. An experiment that marks no pixel or every pixel is never
+    highlighted as the best of a column.
     """
     printed = section.printed if image_set.name == "covid" and "iou" in columns else ()
     columns = {metric: column for metric, column in columns.items() if _tells(metric, image_set.rows)}
@@ -104,18 +105,18 @@ def _seeds(experiments: Experiments, row: ScoreRow) -> int:
 
 
 def _tells(metric: str, rows: Sequence[ScoreRow]) -> bool:
-    """Whether any row has the metric, with another value than the one it repeats."""
+    """Whether any row has the metric with a value that differs from the metric that it repeats."""
     pairs = [(comparable(row.value(metric)), comparable(row.value(REPEATS.get(metric, "")))) for row in rows]
     return any(math.isfinite(own) and not math.isclose(own, other, abs_tol=1e-6) for own, other in pairs)
 
 
 def comparable(value: float | None) -> float:
-    """A score that orders below every other where it is undefined."""
+    """The score as a sort key; an undefined score sorts below all others."""
     return -math.inf if value is None or math.isnan(value) else value
 
 
 def marking_words(experiments: Experiments, section: Section, name: str) -> str:
-    """For instance "marks no pixel in 1 of 2 seeds"; empty where there is nothing to say."""
+    """For example "marks no pixel in 1 of 2 seeds"; empty for an experiment with no such fault."""
     found = section.markings.get(name)
     return _marking_words(found, len(experiments[name].trainings)) if found else ""
 
@@ -128,7 +129,7 @@ def _marking_words(found: Marking, seeds: int) -> str:
 def _cells(
     row: ScoreRow, columns: Mapping[str, Column], seeds: int, rivals: Sequence[ScoreRow] = ()
 ) -> tuple[Cell, ...]:
-    """The best of a column is marked as printed, where there is a rival."""
+    """The best value of a column, as displayed, is highlighted if there is more than one candidate."""
     cells = []
     for metric, column in columns.items():
         text = column.show(row.value(metric))
@@ -138,7 +139,7 @@ def _cells(
 
 
 def _notes(score: Score | None, column: Column, seeds: int) -> tuple[str, ...]:
-    """The bounds of the interval and, of several seeds, the spread of their means."""
+    """The bounds of the confidence interval and, with several seeds, the SD of the seeds' means."""
     notes = []
     if score and score.interval:
         notes.append(f"{column.show(score.interval.low)}–{column.show(score.interval.high)}")
@@ -169,14 +170,14 @@ class Tile:
 
 
 def score_tiles(image_set: ImageSet) -> list[Tile]:
-    """The best experiment's scores, beside the best trivial predictor's."""
+    """The best experiment's scores, each with the best trivial predictor's score."""
     best = image_set.experiments[0]
     tiles = []
     for metric, label in TILES.items():
         own, name, value = best.value(metric), "none", math.nan
         if predictor := image_set.best_baselines.get(metric):
             name, value = row_words(predictor, "baseline"), image_set.row(predictor).scores[metric].value
-        words = f"{name} {formatted(value)}"
+        words = f"{formatted(value)} ({name})"
         tiles.append(Tile(label, formatted(own), words, _percent(own), _percent(value)))
     return tiles
 
@@ -187,13 +188,13 @@ class IouBar:
     kind: str
     share: float  # percent of IoU 1
     label: str
-    low: float | None = None  # its interval, in percent
+    low: float | None = None  # bounds of the confidence interval, in percent
     high: float | None = None
-    fault: str = ""  # as of a table's row
+    fault: str = ""  # see `Row`
 
 
 def iou_bars(experiments: Experiments, section: Section, phantoms: bool) -> list[IouBar]:
-    """Everything that has an IoU on the COVID-19 Test images, the best first."""
+    """Everything that has an IoU on the COVID-19 Test images, in order of decreasing IoU."""
     rows = {row.name: row for row in section.covid.rows}
     ordered = [rows[name] for name in section.experiments if name in rows] + list(section.covid.baselines)
     entries = [

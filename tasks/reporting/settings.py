@@ -1,4 +1,4 @@
-"""The report's tables of what was trained on what, and of published figures: cells of text."""
+"""The report's tables of the experiments' settings and of published results, as cells of text."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,12 +9,12 @@ from tasks.reporting.words import formatted, listed, target_words
 
 
 def published_rows(section: Section) -> list[tuple[PublishedScores | None, tuple[str, ...]]]:
-    """What the literature printed and, under it, our best of each image set; nothing without the former."""
+    """Published results followed by our best on each image set; empty if nothing is published."""
     rows: list[tuple[PublishedScores | None, tuple[str, ...]]] = [
         (p, (p.source, p.measured_on, formatted(p.iou, p.decimals), formatted(p.dice, p.decimals)))
         for p in section.published
     ]
-    words = {"covid": "COVID-19 Test images", "all": "Test images, control images counted"}
+    words = {"covid": "COVID-19 Test images", "all": "Test images, controls included"}
     for name, where in words.items() if rows else ():
         if image_set := section.image_set(name):
             best = image_set.experiments[0]
@@ -28,7 +28,7 @@ NETWORKS = {
     "unet": "U-Net",
     "residual_unet": "U-Net, residual encoder",
     "attention_unet": "Attention U-Net",
-    "unet_plus_plus": "U-Net++",
+    "unet_plus_plus": "UNet++",
 }
 LOSSES = {
     "bce": "BCE",
@@ -48,14 +48,14 @@ SETTINGS: dict[str, Setting] = {
     "Best epoch": lambda e: ", ".join(_plain(training.best_epoch) for training in e.trainings),
     "Val Dice": lambda e: formatted(e.val_dice),
     "Targets": lambda e: listed([target_words(target) for target in e.plan["targets"]]),
-    "Sees": lambda e: _images(e.plan["images"]),
+    "Input": lambda e: _images(e.plan["images"]),
     "Trained on": lambda e: f"{e.first.train_images:,} Train images, {listed(e.plan['train_classes'])}",
     "Validated on": lambda e: f"{e.first.val_images:,} Val images",
     "Augmentation": lambda e: _augmentation(e.plan.get("augment")),
     "Averaged weights": lambda e: f"EMA {e.plan['ema']:g}" if e.plan.get("ema") else "–",
     "Prediction": lambda e: _prediction(e.prediction),
     "Image size": lambda e: f"{e.plan['image_size']} × {e.plan['image_size']}",
-    "Width": lambda e: f"{e.plan['width']} channels, {e.plan['depth']} levels down",
+    "Width": lambda e: f"base width {e.plan['width']}, depth {e.plan['depth']}",
     "Batch size": lambda e: _plain(e.plan["batch_size"]),
     "Optimiser": lambda e: f"{e.plan['optimiser']}, learning rate {e.plan['learning_rate']:g}",
     "Schedule": lambda e: e.plan["schedule"].replace("_", " "),
@@ -63,20 +63,21 @@ SETTINGS: dict[str, Setting] = {
     "Precision": lambda e: e.first.precision,
     "PyTorch": lambda e: e.first.torch,
 }
-SHOWN_KEYS = {  # of a plan, by the settings above or on purpose nowhere
+SHOWN_KEYS = {  # keys of a plan that the settings above show, or that are deliberately not shown
     *("name", "network", "deep_supervision", "loss", "loss_options", "epochs", "targets", "images"),
     *("train_classes", "half", "augment", "ema", "image_size", "width", "depth", "batch_size", "optimiser"),
     *("learning_rate", "schedule", "seed", "experiment", "precision"),
-    "threads",  # of the CPU: where it ran, not what was trained
+    "threads",  # CPU threads: describe the machine, not the experiment
 }
 NUMERIC_COLUMNS = ("Parameters", "Epochs", "Best epoch", "Val Dice", "Batch size", "Seeds")
 ALWAYS_COLUMNS = ("Network", "Parameters", "Loss", "Epochs", "Best epoch", "Val Dice")
 
 
 def settings(experiments: Sequence[ExperimentRecord]) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Settings that differ (or matter most), a column each with a cell an experiment; and the common ones.
+    """Two groups of settings: those in columns, with a cell per experiment, and the common ones.
 
-    A key of the plans that this module does not know is shown under its own name.
+    Columns are settings that differ and those in `ALWAYS_COLUMNS`. Keys of the plans that this module
+    does not know are shown under their own names.
     """
     more = sorted({key for e in experiments for key in e.plan} - SHOWN_KEYS)
     columns = {label: [show(e) for e in experiments] for label, show in SETTINGS.items()}
@@ -94,7 +95,7 @@ def _supervision(plan: dict[str, Any]) -> str:
 
 def _images(source: str) -> str:
     kind, _, name = source.partition("/")
-    return f"the lungs that {name} predicts, alone" if kind == "lungs" else "the whole X-ray"
+    return f"lungs predicted by {name}" if kind == "lungs" else "whole image"
 
 
 def _loss(plan: dict[str, Any]) -> str:
@@ -104,7 +105,7 @@ def _loss(plan: dict[str, Any]) -> str:
 
 
 def _augmentation(strengths: dict[str, Any] | None) -> str:
-    """What is switched on, with its strength."""
+    """The enabled augmentations with their strengths."""
     words = [
         key.replace("_", " ") if value is True else f"{key.replace('_', ' ')} {_plain(value)}"
         for key, value in (strengths or {}).items()
@@ -114,8 +115,8 @@ def _augmentation(strengths: dict[str, Any] | None) -> str:
 
 
 def _prediction(prediction: dict[str, Any]) -> str:
-    averaged = ["mean over the image and its mirror image"] if prediction.get("flip_average") else []
-    return "; ".join([*averaged, *postprocessing(prediction)]) or "threshold 0.5, nothing else"
+    averaged = ["average over the image and its mirror image"] if prediction.get("flip_average") else []
+    return "; ".join([*averaged, *postprocessing(prediction)]) or "threshold 0.5 only"
 
 
 def _plain(value: Any) -> str:

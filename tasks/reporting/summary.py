@@ -1,4 +1,4 @@
-"""The report in short, in Markdown: a table a target and what the scores show."""
+"""A short version of the report in Markdown: one table per target and the main findings."""
 
 from tasks.comparison.document import Document, Section
 from tasks.reporting.findings import (
@@ -17,7 +17,7 @@ def summarise(document: Document) -> str:
     """The page's key table and sentences in Markdown."""
     lines = [f"# {title(document)}", "", opening(document), ""]
     if document.phantoms:
-        lines += ["**Synthetic phantoms: figures say nothing about patients.**", ""]
+        lines += ["**Synthetic phantoms: these scores say nothing about patients.**", ""]
     if trainings := on_trainings(document):
         found = [(name, symptom) for name, of_one in trainings.items() for symptom in of_one]
         lines += [*(f"- **{name}:** {symptom.text}" for name, symptom in found), ""]
@@ -25,10 +25,11 @@ def summarise(document: Document) -> str:
         lines += [*_summary_table(document, section), ""]
         if sentences := [*against_trivial(section), *on_the_lead(document, section)]:
             lines += [*(f"- {sentence}" for sentence in sentences), ""]
-    lines += [*(f"- {said}" for said in on_printed(document.consistency, document.phantoms)), ""]
+    lines += [*(f"- {sentence}" for sentence in on_printed(document.consistency, document.phantoms)), ""]
     lines += [
-        "IoU and Dice are means per image with 95 % intervals over the images, on the COVID-19 Test images "
-        "where no others are named; an empty truth scores 1 if predicted empty, else 0."
+        "IoU and Dice are means per image with 95 % confidence intervals (bootstrap over images), on the "
+        "COVID-19 Test images unless stated otherwise. An image with an empty reference mask scores 1 if "
+        "the prediction is empty too, else 0."
     ]
     return "\n".join(lines) + "\n"
 
@@ -40,7 +41,7 @@ SUMMARY_COLUMNS = {
 
 
 def _summary_table(document: Document, section: Section) -> list[str]:
-    """A row for each experiment and predictor: on the COVID-19 Test images, then on all."""
+    """One row per experiment and predictor: scores on the COVID-19 Test images, then on all Test images."""
     experiments = {e.name: e for e in document.experiments}
     covid, everywhere = (
         score_table(experiments, section, image_set, columns)

@@ -1,4 +1,4 @@
-"""The report's words: what it calls things, and how it writes numbers and lists."""
+"""The report's vocabulary: names of things, and the formatting of numbers and lists."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def predictor_words(name: str) -> str:
 
 
 def row_words(name: str, kind: Kind) -> str:
-    """What a row of scores is called."""
+    """The label of a row of scores."""
     return name if kind == "experiment" else predictor_words(name)
 
 
@@ -33,7 +33,7 @@ def target_words(target: str) -> str:
 
 
 def section_words(document: Document, section: Section) -> str:
-    """The target of a section, and its half where there are several."""
+    """The target of a section, with its half if there are several."""
     half = f", {section.half} half" if len(document.halves) > 1 else ""
     return f"{target_words(section.target)}{half}"
 
@@ -55,5 +55,5 @@ def signed(value: float) -> str:
 
 
 def signed_span(interval: Bounds | None) -> str:
-    """The bounds of a difference."""
+    """The bounds of a difference's interval."""
     return f"{signed(interval.low)} to {signed(interval.high)}" if interval else ""

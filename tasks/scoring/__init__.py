@@ -1,1 +1,1 @@
-"""From masks to the scores of an image, and from those to intervals."""
+"""Computes the scores of an image from its masks, and confidence intervals from the scores."""

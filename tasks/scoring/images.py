@@ -1,4 +1,4 @@
-"""From predicted and true masks to a row an image, and from the rows to named averages."""
+"""Computes one row of scores per image from predicted and reference masks, and averages over the rows."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ from models.metrics import (
 from models.surfaces import Mask, hausdorff95, surface_dice, surface_distances
 from tasks.common.raw import IMAGE_SETS
 
-if TYPE_CHECKING:  # torch takes seconds to load, and masks are scored without it
+if TYPE_CHECKING:  # torch takes seconds to import, and scoring masks does not need it
     from torch import Tensor
 
-#: Pixels that a boundary may be off for the normalised surface distance.
+#: Tolerance of the normalised surface distance, in pixels.
 TOLERANCE = 2.0
 
-#: Scores of single images whose mean over a set is given under the same name.
+#: Per-image scores whose mean over an image set is reported under the same name.
 MEANS = ("iou", "dice", "precision", "sensitivity", "specificity", "mae", "hd95", "nsd")
 
 Metrics = dict[str, dict[str, dict[str, float]]]
 
 
-def score(predicted: Tensor, probability: Tensor, truth: Tensor) -> dict[str, float]:
+def score(predicted: Tensor, probability: Tensor, reference: Tensor) -> dict[str, float]:
     """Counts and scores of one mask.
 
     Args:
-        predicted: boolean (H, W), from the probabilities and what was done to them.
+        predicted: boolean (H, W), the final mask after thresholding and post-processing.
         probability: float (H, W) in [0, 1].
-        truth: boolean (H, W).
+        reference: boolean (H, W), the reference mask.
     """
-    error = float(mean_absolute_error(probability, truth))
-    return score_masks(predicted.numpy(), truth.numpy(), error)
+    error = float(mean_absolute_error(probability, reference))
+    return score_masks(predicted.numpy(), reference.numpy(), error)
 
 
-def score_masks(predicted: Mask, truth: Mask, mae: float) -> dict[str, float]:
-    """The same of two masks, where the mean absolute error of the probability is known."""
-    counts = confusion_of_masks(predicted, truth)
-    distances = surface_distances(predicted, truth)
+def score_masks(predicted: Mask, reference: Mask, mae: float) -> dict[str, float]:
+    """Like `score`, for two arrays, with the mean absolute error of the probability already known."""
+    counts = confusion_of_masks(predicted, reference)
+    distances = surface_distances(predicted, reference)
     return {
         **counts._asdict(),
         **overlaps(counts),
@@ -64,15 +64,17 @@ def score_masks(predicted: Mask, truth: Mask, mae: float) -> dict[str, float]:
     }
 
 
-def score_within(region: Tensor, predicted: Tensor, probability: Tensor, truth: Tensor) -> dict[str, float]:
-    """The same of the pixels of a boolean region (H, W) alone; what lies outside is not counted at all."""
-    error = float(mean_absolute_error(probability * region, truth & region))
-    return score_masks_within(region.numpy(), predicted.numpy(), truth.numpy(), error)
+def score_within(
+    region: Tensor, predicted: Tensor, probability: Tensor, reference: Tensor
+) -> dict[str, float]:
+    """Like `score`, restricted to the pixels of a boolean region (H, W); all others are ignored."""
+    error = float(mean_absolute_error(probability * region, reference & region))
+    return score_masks_within(region.numpy(), predicted.numpy(), reference.numpy(), error)
 
 
-def score_masks_within(region: Mask, predicted: Mask, truth: Mask, mae: float) -> dict[str, float]:
-    """The same of two masks; `mae` is the mean over the whole image of errors that are 0 outside."""
-    scores = score_masks(predicted & region, truth & region, mae)
+def score_masks_within(region: Mask, predicted: Mask, reference: Mask, mae: float) -> dict[str, float]:
+    """Like `score_masks`; `mae` is the mean over the whole image of errors that are 0 outside the region."""
+    scores = score_masks(predicted & region, reference & region, mae)
     pixels = int(np.count_nonzero(region))
     tp, fp, fn = (scores[name] for name in ("tp", "fp", "fn"))
     inside = Confusion(tp, fp, fn, pixels - tp - fp - fn)
@@ -85,17 +87,17 @@ def overlaps(counts: Confusion) -> dict[str, float]:
 
 
 class Calibration:
-    """How often what was predicted with some probability was so, for each target and image set."""
+    """Counts of predicted probability against outcome, for each target and image set."""
 
     def __init__(self) -> None:
         self._bins: dict[tuple[str, str], NDArray[np.float64]] = {}
 
-    def add(self, target: str, image_class: str, probability: ArrayLike, truth: ArrayLike) -> None:
+    def add(self, target: str, image_class: str, probability: ArrayLike, reference: ArrayLike) -> None:
         """Count the pixels of one image."""
-        self.count(target, image_class, calibration_bins(probability, truth))
+        self.count(target, image_class, calibration_bins(probability, reference))
 
     def count(self, target: str, image_class: str, bins: NDArray[np.float64]) -> None:
-        """The same, where they are in bins already."""
+        """Like `add`, for pixels that are already binned."""
         for name, classes in IMAGE_SETS.items():
             if image_class in classes:
                 key = (target, name)
@@ -105,7 +107,7 @@ class Calibration:
         return expected_calibration_error(self._bins[target, image_set])
 
     def table(self) -> pd.DataFrame:
-        """A row a target, image set and bin that holds pixels."""
+        """One row per target, image set and bin that contains pixels."""
         rows = [
             {
                 "target": target,
@@ -123,17 +125,18 @@ class Calibration:
 
 
 def summarise(images: pd.DataFrame, calibration: Calibration) -> Metrics:
-    """target -> image set -> metric, from the rows of images.csv; sets without an image are left out.
+    """target -> image set -> metric, from the rows of images.csv; image sets without images are omitted.
 
-    `MEANS` are means over the images; `iou_pooled` and `dice_pooled` count the pixels of all images as one.
-    `mae_255` is `mae` on the grey scale of 8 bit masks, `ece` the expected calibration error over pixels.
-    `hd95` is in pixels, all else in [0, 1]. What empty masks score stands in `models.metrics` and
-    `models.surfaces`.
+    `MEANS` are means over the images; `iou_pooled` and `dice_pooled` come from pixel counts summed over all
+    images. `mae_255` is `mae` on the grey scale of 8-bit masks, `ece` the expected calibration error over
+    pixels. `hd95` is in pixels, all other metrics in [0, 1]. `models.metrics` and `models.surfaces` define
+    the scores of empty masks.
 
-    Where some images have truth, `missed` is the share of these with nothing predicted; where some have none,
-    `false_positive_rate` is the share of these with anything predicted; where some have and some have not,
-    `iou_nonempty` and `dice_nonempty` are means over those that have. `share_error` is the mean absolute
-    error of the infected share of the lung, `share_correlation` Pearson's with the true one.
+    `missed` is the share of images with a non-empty reference mask in which nothing is predicted, and
+    `false_positive_rate` the share of images with an empty one in which anything is predicted; each is
+    omitted if there are no such images. If there are both, `iou_nonempty` and `dice_nonempty` are means over
+    the images with a non-empty reference mask. `share_error` is the mean absolute error of the infected share
+    of the lung, `share_correlation` its Pearson correlation with the reference share.
     """
     metrics: Metrics = {}
     for target, of_target in images.groupby("target", sort=False):
@@ -165,6 +168,6 @@ def _averages(rows: pd.DataFrame) -> dict[str, float]:
 
 def _of_shares(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
     shares = {"share_error": float(np.abs(predicted - true).mean())}
-    if predicted.std() and true.std():  # else there is nothing to correlate
+    if predicted.std() and true.std():  # otherwise the correlation is undefined
         shares["share_correlation"] = float(np.corrcoef(predicted, true)[0, 1])
     return shares

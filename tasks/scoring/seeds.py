@@ -1,4 +1,4 @@
-"""The mean scores of networks that differ in their seed alone."""
+"""Mean scores of networks that differ only in their seed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ Metrics = dict[str, dict[str, dict[str, float]]]
 
 
 def mean_metrics(of_seeds: Sequence[Metrics]) -> Metrics:
-    """The means over seeds; a metric that not every seed has is left out."""
+    """The means over seeds; a metric that some seed lacks is omitted."""
     means: Metrics = _mean(of_seeds)
     return means
 

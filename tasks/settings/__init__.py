@@ -1,1 +1,1 @@
-"""The schema of params.yaml, and the changes that presets and command lines make to it."""
+"""The schema of params.yaml, and changes to it from presets and command lines."""

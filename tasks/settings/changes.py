@@ -1,4 +1,4 @@
-"""Changes to params.yaml, from presets and single assignments: merged into its text, comments kept."""
+"""Applies presets and single assignments to the text of params.yaml. Comments are kept."""
 
 import io
 from collections.abc import Mapping, Sequence, Set
@@ -15,19 +15,19 @@ from tasks.support.cli import InputError, without_secrets
 
 
 def with_changes(text: str, changes: Mapping[str, Mapping[str, Any]], experiments: Sequence[str] = ()) -> str:
-    """The text of params.yaml with nested changes merged in, comments kept, and checked.
+    """Merge nested changes into the text of params.yaml, keep its comments, and validate the result.
 
-    Mappings are merged, everything else is replaced. With another `data.source`, what pinned the one before
-    goes, unless one of the changes sets it. The section `stages` is written as the experiments need it.
+    Mappings are merged; all other values are replaced. If a change sets another `data.source`, the pins of
+    the previous source are removed unless one of the changes sets them. The section `stages` is rewritten to
+    match the experiments.
 
     Args:
-        changes: each under the name of where it came from, which is named where the result won't do.
-        experiments: those to keep, of the changed text, with those that they build on; none named keeps
-            them all.
+        changes: each change under the name of its origin, which appears in error messages.
+        experiments: the experiments to keep, together with those that they build on; empty keeps all.
 
     Raises:
-        InputError: the text is no params.yaml, the changed one does not fit the schema, or it has no
-            such experiment.
+        InputError: the text is not valid YAML, the result does not match the schema, or an experiment in
+            `experiments` does not exist.
     """
     parse_mapping(text, "params.yaml")
     yaml = YAML()
@@ -53,7 +53,7 @@ def _dumped(yaml: YAML, document: Any) -> str:
 
 
 def _write_stages(document: Any, stages: Mapping[str, Any]) -> None:
-    """Put the derived lists where they differ, a line an entry."""
+    """Replace the derived lists that differ, with one line per entry."""
     if not isinstance(document.get("stages"), Mapping):
         document["stages"] = {}
     for name, entries in stages.items():
@@ -62,7 +62,7 @@ def _write_stages(document: Any, stages: Mapping[str, Any]) -> None:
 
 
 def _in_lines(entries: Any) -> Any:
-    """A list on one line, or a mapping with each of its entries on a line."""
+    """A list on one line, or a mapping with one line per entry."""
     if not isinstance(entries, Mapping):
         listed = CommentedSeq(entries)
         listed.fa.set_flow_style()
@@ -77,7 +77,7 @@ def _in_lines(entries: Any) -> Any:
 
 
 class _Representer(RoundTripRepresenter):
-    """Writes null as null, where ruamel.yaml would leave the value out."""
+    """Writes null as `null`; ruamel.yaml would write an empty value."""
 
 
 _Representer.add_representer(
@@ -108,13 +108,13 @@ def _keep_experiments(document: Any, names: Sequence[str]) -> None:
 
 
 def _lungs_from(entry: Any) -> str | None:
-    """The other experiment that one of params.yaml builds on."""
+    """The experiment that this entry of params.yaml builds on, if any."""
     images = str(entry.get("images", "")) if isinstance(entry, Mapping) else ""
     return images.removeprefix(LUNGS) if images.startswith(LUNGS) else None
 
 
 def read_changes(preset: Path | None, assignments: list[str]) -> dict[str, dict[str, Any]]:
-    """The changes that a command line asks for: a preset first, then each KEY=VALUE."""
+    """The changes from a command line: first the preset, then each KEY=VALUE."""
     changes = {str(preset): read_preset(preset)} if preset else {}
     return changes | {assignment: parse_assignment(assignment) for assignment in assignments}
 
@@ -128,10 +128,10 @@ def _merge(document: Any, changes: Mapping[str, Any]) -> None:
 
 
 class Preset(dict[str, Any]):
-    """The changes of a preset. What it changes in experiments concerns those alone that there are.
+    """The changes of a preset. Changes to experiments that do not exist are ignored.
 
-    `only` names the experiments that a flow trains with it; where it is empty, a flow trains all of them.
-    `cxr params` ignores it: it would delete the others from the user's params.yaml.
+    `only` names the experiments that a flow trains with this preset; if it is empty, a flow trains all.
+    `cxr params` ignores it, because it would delete the other experiments from the user's params.yaml.
     """
 
     only: tuple[str, ...] = ()
@@ -143,8 +143,8 @@ class Preset(dict[str, Any]):
 
 
 def read_preset(path: Path) -> Preset:
-    """The changes that a preset makes to params.yaml."""
-    return parse_preset(read_text(path, "presets/ holds those that come with the project"), str(path))
+    """Read the changes that a preset makes to params.yaml."""
+    return parse_preset(read_text(path, "the project's presets are in presets/"), str(path))
 
 
 def parse_preset(text: str, where: str) -> Preset:
@@ -157,7 +157,7 @@ def parse_preset(text: str, where: str) -> Preset:
 
 
 def parse_assignment(assignment: str) -> dict[str, Any]:
-    """`"training.width=32"` as `{"training": {"width": 32}}`; the value is read as YAML."""
+    """Parse `"training.width=32"` as `{"training": {"width": 32}}`; the value is read as YAML."""
     key, separator, value = assignment.partition("=")
     if not separator or not all(key.split(".")):
         raise InputError(f"{assignment}: expected KEY=VALUE, for example alpha=0.3")

@@ -1,7 +1,7 @@
-"""params.yaml, checked once.
+"""Parses and validates params.yaml.
 
-Outside input ends here: what `load_params` returns is complete, typed and within bounds, and the stages
-trust it. A wrong word is answered with its place, the word itself and the words that would do.
+External input is checked here once: the result of `load_params` is complete, typed and within bounds, and
+the stages rely on it. Error messages give the key, the invalid value and the valid ones.
 """
 
 import difflib
@@ -29,28 +29,28 @@ Network = Literal["unet", "residual_unet", "attention_unet", "unet_plus_plus"]
 Loss = Literal["bce", "bce_iou", "dice", "dice_bce", "focal", "focal_tversky"]
 Target = Literal["infection", "lung"]
 
-#: The losses that read the shared weight `alpha`; a change of alpha retrains these alone.
+#: Losses that use the shared weight `alpha`; changing alpha retrains only their experiments.
 LOSSES_WITH_ALPHA: frozenset[Loss] = frozenset({"bce_iou", "dice_bce"})
 
-#: The keys at the top of params.yaml that override those of every experiment where they are not null.
+#: Top-level keys of params.yaml that override the value of every experiment unless they are null.
 OVERRIDES = ("alpha", "epochs")
 
-#: What holds for one source of the data and no other.
+#: Keys of `data` that are valid only for the current source.
 PINS = ("fingerprint", "sha256")
 
-#: An experiment's `images` where it sees all of each image.
+#: Value of an experiment's `images` if it uses whole images.
 WHOLE = "whole"
 
-#: What an experiment's `images` begins with where it sees only the lungs that another one predicts.
+#: Prefix of an experiment's `images` if it uses only the lungs that another experiment predicts.
 LUNGS = "lungs/"
 
-#: The trivial predictors that stand beside the experiments in metrics.json.
+#: Names of the trivial predictors in metrics.json.
 BASELINES = frozenset({"all_background", "all_foreground", "whole_lung"})
 
-#: What stands for every experiment where some may be chosen.
+#: Selects all experiments where experiments can be chosen.
 ALL = "all"
 
-#: What metrics.json calls the audit's figures.
+#: Name of the audit's counts in metrics.json.
 DATASET = "dataset"
 
 Positive = Annotated[int, Field(ge=1)]
@@ -70,7 +70,7 @@ class _Section(BaseModel):
 
 def _distinct(words: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(words)) < len(words):
-        raise ValueError("a word stands there twice")
+        raise ValueError("a value is listed twice")
     return words
 
 
@@ -94,13 +94,13 @@ class DataSource(_Section):
             if self.fingerprint:
                 raise ValueError("phantom:// never changes and has no fingerprint; set data.fingerprint=null")
             if self.sha256:
-                raise ValueError("phantom:// is no zip and has no sha256; set data.sha256=null")
+                raise ValueError("phantom:// is not a zip file and has no sha256; set data.sha256=null")
         return self
 
     @model_validator(mode="after")
     def _has_no_password(self) -> Self:
         if self.source.startswith(("http://", "https://")) and "@" in urlsplit(self.source).netloc:
-            raise ValueError("source: a user or password in a URL is for all to read; put it into ~/.netrc")
+            raise ValueError("source: params.yaml must not contain credentials; put them into ~/.netrc")
         return self
 
     @property
@@ -113,14 +113,14 @@ class Preprocess(_Section):
 
 
 class Audit(_Section):
-    """From what correlation of their thumbnails on two images are duplicates, and what is done about them."""
+    """From which thumbnail correlation two images count as duplicates, and whether they are dropped."""
 
     correlation: Annotated[float, Field(gt=0, le=1)]
     duplicates: Literal["report", "drop"]
 
 
 class Augment(_Section):
-    """How far the random changes to training images go, as `models.augmentation.Strength` says; 0 is off."""
+    """Bounds of the random changes to training images, see `models.augmentation.Strength`; 0 is off."""
 
     flip: Share
     rotation: Annotated[float, Field(ge=0, le=180)]
@@ -144,14 +144,14 @@ class FocalTverskyLoss(_Section):
 
 
 class Losses(_Section):
-    """The constants in the formulas of single losses."""
+    """Constants of individual loss functions."""
 
     focal: FocalLoss
     focal_tversky: FocalTverskyLoss
 
 
 class Prediction(_Section):
-    """How probabilities become masks; one experiment's file for the stage evaluate."""
+    """How probabilities become masks. The stage evaluate reads one such file per experiment."""
 
     threshold: Annotated[float | Literal["val"], PlainValidator(_threshold)]
     flip_average: bool
@@ -161,7 +161,7 @@ class Prediction(_Section):
 
 
 class Fit(_Section):
-    """What determines a training, but for its network and loss; every experiment may set it for itself."""
+    """What determines a training, except network and loss. Every experiment may override it."""
 
     epochs: Positive
     half: Half
@@ -192,14 +192,14 @@ class Fit(_Section):
 
 
 class TrainingSettings(Fit):
-    """The section `training`: what the experiments share, and each may set for itself."""
+    """The section `training`: settings shared by all experiments; each may override them."""
 
     alpha: Share | None
     seeds: Annotated[int, Field(ge=1, le=100)]
 
 
 class Experiment(TrainingSettings):
-    """An entry under `experiments`, the shared values merged in."""
+    """An entry under `experiments`, merged with the shared values."""
 
     network: Network
     loss: Loss
@@ -208,17 +208,17 @@ class Experiment(TrainingSettings):
 
     @property
     def lungs_from(self) -> str | None:
-        """The experiment whose predicted lungs are all that this one sees, if any."""
+        """The experiment whose predicted lungs are the input of this one, if any."""
         return self.images.removeprefix(LUNGS) if self.images.startswith(LUNGS) else None
 
     @property
     def folder(self) -> str:
-        """Where its images are, below data/."""
+        """The folder of its images, relative to data/."""
         return self.images if self.lungs_from else f"packed/{self.image_size}"
 
     @property
     def stride(self) -> int:
-        """Pixels to a side of which its lowest level makes one."""
+        """Side, in pixels, of the square that one pixel of the lowest level covers."""
         return int(self.patch * 2**self.depth)
 
     @model_validator(mode="after")
@@ -226,38 +226,38 @@ class Experiment(TrainingSettings):
         reads = self.loss in LOSSES_WITH_ALPHA
         if reads != (self.alpha is not None):
             raise ValueError(
-                f"loss {self.loss} {'reads alpha, which is missing' if reads else 'reads no alpha'}"
+                f"loss {self.loss} {'needs alpha, which is missing' if reads else 'does not use alpha'}"
             )
         return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.deep_supervision and self.network != "unet_plus_plus":
-            raise ValueError(f"network {self.network} has no deep_supervision; unet_plus_plus has")
+            raise ValueError(f"network {self.network} does not support deep_supervision; use unet_plus_plus")
         if self.processes * self.accumulate > self.batch_size:
             shares = f"{self.processes} processes and accumulate: {self.accumulate}"
-            raise ValueError(f"batch_size: {self.batch_size} images are too few for {shares}")
+            raise ValueError(f"batch_size: {self.batch_size} images are not enough for {shares}")
         if self.compile == "graphs" and self.accumulate > 1:
-            raise ValueError("compile: graphs computes a batch whole; set accumulate: 1, or compile: fused")
+            raise ValueError("compile: graphs cannot split a batch; set accumulate: 1 or compile: fused")
         if self.network == "attention_unet" and self.width < 2:
             raise ValueError("network attention_unet needs a width of at least 2")
         if self.prediction.within_lungs and set(self.targets) != {"infection", "lung"}:
             raise ValueError("prediction.within_lungs needs targets: [infection, lung]")
         if self.lungs_from and self.targets != ("infection",):
-            raise ValueError(f"images: {self.images} holds infection alone; set targets: [infection]")
+            raise ValueError(f"images: {self.images} has only infection masks; set targets: [infection]")
         if "infection" in self.targets and self.half == "lung":
-            raise ValueError("the lung half holds no infection masks; set targets: [lung]")
+            raise ValueError("the lung half has no infection masks; set targets: [lung]")
         if self.image_size % self.stride or self.image_size == self.stride:
             raise ValueError(
-                f"image_size {self.image_size} is not 2, 3, ... times patch * 2^depth = {self.stride}"
+                f"image_size {self.image_size} must be 2, 3, ... times patch * 2^depth = {self.stride}"
             )
         return self
 
 
 class Plan(Fit):
-    """One training: an experiment and a seed, with everything that determines it, and nothing else.
+    """One training: an experiment and a seed, with everything that determines the result and nothing else.
 
-    `loss_options` holds what its loss reads alone, so that no other plan changes with alpha.
+    `loss_options` contains only the options of its own loss, so changing alpha affects no other plan.
     """
 
     name: str
@@ -268,21 +268,21 @@ class Plan(Fit):
 
 
 class TrainStage(_Section):
-    """What dvc.yaml reads of a training: its experiment, and where its images are, below data/."""
+    """What dvc.yaml needs for a training: its experiment, and the folder of its images, relative to data/."""
 
     experiment: str
     images: str
 
 
 class LungsStage(_Section):
-    """The training whose network predicts the lungs, and where its images are, below data/."""
+    """The training that predicts the lungs, and the folder of its images, relative to data/."""
 
     training: str
     images: str
 
 
 class Stages(_Section):
-    """What dvc.yaml makes a stage for each of: lists that it can't derive from the experiments itself."""
+    """The lists for dvc.yaml's `foreach` stages, which it cannot derive from the experiments itself."""
 
     preprocess: Annotated[tuple[int, ...], Field(strict=False)]
     """Image sizes."""
@@ -299,7 +299,7 @@ class Report(_Section):
 
 
 class Settings(_Section):
-    """params.yaml without the section `stages`, which follows from it."""
+    """params.yaml without the section `stages`, which is derived from the rest."""
 
     alpha: Share | None
     epochs: Positive | None
@@ -316,7 +316,7 @@ class Settings(_Section):
 
     @property
     def plans(self) -> dict[str, Plan]:
-        """Each training by its name: for every experiment one a seed, in the order of params.yaml."""
+        """Training name -> plan: one plan per experiment and seed, in the order of params.yaml."""
         plans = (
             self._plan(name, experiment, experiment.seed + more)
             for name, experiment in self.experiments.items()
@@ -336,7 +336,7 @@ class Settings(_Section):
         return constants.model_dump() if constants else {}
 
     def derive_stages(self) -> Stages:
-        """The section `stages` that belongs to these experiments."""
+        """Derive the section `stages` from the experiments."""
         experiments = self.experiments.values()
         sources = dict.fromkeys(e.lungs_from for e in experiments if e.lungs_from)
         return Stages(
@@ -356,7 +356,7 @@ class Settings(_Section):
     @model_validator(mode="before")
     @classmethod
     def _share(cls, raw: dict[str, Any]) -> dict[str, Any]:
-        """Give each experiment the shared values that it does not set for itself."""
+        """Give each experiment the shared values that it does not override."""
         entries, training = raw.get("experiments"), raw.get("training")
         if not isinstance(entries, dict) or not isinstance(training, dict):
             return raw
@@ -383,11 +383,11 @@ class Settings(_Section):
         for name, experiment in self.experiments.items():
             place = f"experiments.{name}"
             if name in BASELINES:
-                raise ValueError(f"{place}: a trivial predictor has this name; choose another")
+                raise ValueError(f"{place}: this is the name of a trivial predictor; choose another")
             if name == ALL:
-                raise ValueError(f"{place}: this word stands for all experiments; choose another")
+                raise ValueError(f"{place}: this word selects all experiments; choose another name")
             if name == DATASET:
-                raise ValueError(f"{place}: metrics.json has this name for the dataset; choose another")
+                raise ValueError(f"{place}: metrics.json uses this name for the dataset; choose another")
             if experiment.lungs_from:
                 self._check_lungs(place, experiment, experiment.lungs_from)
         return self
@@ -402,11 +402,11 @@ class Settings(_Section):
         for key in ("half", "image_size"):
             own, its = getattr(experiment, key), getattr(source, key)
             if own != its:
-                raise ValueError(f"{place}: {key} is {own}, but {name}, whose lungs it sees, has {its}")
+                raise ValueError(f"{place}: {key} is {own}, but {name}, which predicts its lungs, has {its}")
 
 
 class Params(Settings):
-    """The whole of params.yaml."""
+    """The complete params.yaml."""
 
     stages: Stages
 
@@ -421,7 +421,7 @@ class Params(Settings):
 
 
 def _list_fault(found: Any, wanted: Any) -> str | None:
-    """What is wrong with one of the lists of `stages`, and what would be right."""
+    """The first difference between a list of `stages` and its derived value; None if they are equal."""
     if not isinstance(wanted, dict):
         return None if found == wanted else f"expected [{', '.join(map(str, wanted))}]"
     for name, entry in wanted.items():
@@ -429,30 +429,30 @@ def _list_fault(found: Any, wanted: Any) -> str | None:
             words = ", ".join(f"{key}: {value}" for key, value in entry.model_dump().items())
             return f"expected {name}: {{{words}}}"
     unknown = next((name for name in found if name not in wanted), None)
-    return f"no experiment has {unknown}" if unknown else None
+    return f"no experiment needs {unknown}" if unknown else None
 
 
 def training_name(experiment: str, seed: int) -> str:
-    """What the training of an experiment with a seed is called, in stages, files and logs."""
+    """Name of an experiment's training with a seed, as used in stages, files and logs."""
     return f"{experiment}-seed{seed}"
 
 
 def load_params(path: Path) -> Params:
-    """Read and check params.yaml.
+    """Read and validate params.yaml.
 
     Raises:
-        InputError: the file is missing, is no YAML, or a value in it won't do; one line a fault.
+        InputError: the file is missing, is not valid YAML, or has invalid values; one line per error.
     """
-    return parse_params(read_text(path, "run this in the folder that holds params.yaml"), str(path))
+    return parse_params(read_text(path, "run this in the folder that contains params.yaml"), str(path))
 
 
 def parse_params(text: str, where: str = "params.yaml") -> Params:
-    """Check the text of a params.yaml; `where` names it in what is said of its faults."""
+    """Validate the text of a params.yaml; `where` names it in error messages."""
     return _validated(Params, parse_mapping(text, where), where)
 
 
 def derive_stages(raw: dict[str, Any], where: str) -> dict[str, Any]:
-    """The section `stages` that belongs to the rest of a params.yaml, as plain lists and mappings.
+    """Derive the section `stages` from the rest of a params.yaml, as plain lists and mappings.
 
     Raises:
         InputError: the rest is invalid.
@@ -490,24 +490,24 @@ def read_text(path: Path, hint: str) -> str:
 
 def _fault_lines(error: ValidationError, where: str) -> list[str]:
     faults = error.errors()
-    # Experiments are made of what is shared: where that is at fault, theirs are its consequences.
+    # Experiments inherit shared values, so an error in a shared value repeats in each of them. Show it once.
     faults = [fault for fault in faults if _place(fault)[:1] != ("experiments",)] or faults
     misspelt = {(*_place(f)[:-1], _near_key(_place(f))) for f in faults if f["type"] == "extra_forbidden"}
-    # A misspelt key is a missing key too: one line, of the word that stands there.
+    # A misspelt key is also reported as missing. Keep only the line about the misspelt word.
     faults = [f for f in faults if f["type"] != "missing" or _place(f) not in misspelt]
     return [f"{where}: {fault_line(fault)}" for fault in faults]
 
 
 def fault_line(fault: ErrorDetails) -> str:
-    """One fault that pydantic found: its place, the value, and what would do."""
-    return ": ".join(filter(None, [".".join(_place(fault)), _say(fault)]))
+    """One line for an error that pydantic found: the key, the value, and what is valid."""
+    return ": ".join(filter(None, [".".join(_place(fault)), _message(fault)]))
 
 
 def _place(fault: ErrorDetails) -> tuple[str, ...]:
     return tuple(str(part) for part in fault["loc"])
 
 
-def _say(fault: ErrorDetails) -> str:
+def _message(fault: ErrorDetails) -> str:
     place = _place(fault)
     match fault["type"]:
         case "extra_forbidden":
@@ -523,12 +523,12 @@ def _say(fault: ErrorDetails) -> str:
         case "value_error":
             return str(fault["ctx"]["error"])
         case "dict_type" | "model_type":
-            return f"{fault['input']!r} won't do: expected keys and values"
-    return f"{fault['input']!r} won't do: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+            return f"{fault['input']!r} is invalid: expected keys and values"
+    return f"{fault['input']!r} is invalid: {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 
 def _near_key(place: tuple[str, ...]) -> str | None:
-    """The key that somebody who wrote the last word of `place` may have meant."""
+    """The valid key that is most similar to the last part of `place`, if any is similar."""
     return next(iter(difflib.get_close_matches(place[-1], _keys_at(place[:-1]), n=1)), None)
 
 

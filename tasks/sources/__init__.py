@@ -1,1 +1,1 @@
-"""Where the dataset comes from: folders, archives, web servers, Kaggle, S3, or drawn here."""
+"""Sources of the dataset: folders, archives, web servers, Kaggle, S3, and synthetic phantoms."""

@@ -1,4 +1,4 @@
-"""Folders and zip archives, on this machine or far away, none of whose members lead out of them."""
+"""Folders and zip archives, local or remote. Links and member names that lead outside are rejected."""
 
 import contextlib
 import hashlib
@@ -11,20 +11,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from tasks.sources.source import Stamp, refuse_large
-from tasks.sources.transfer import Far, FarFile, staging_folder
+from tasks.sources.transfer import RemoteFile, RemoteReader, staging_folder
 from tasks.support.cli import InputError
 
-#: Bytes that a file is read in at a time.
+#: Bytes per read when hashing a file.
 BLOCK = 1 << 20
 
-#: A member above this size may be so many times its packed size; deflate reaches 1,000.
+#: A member larger than SMALL_FILE may expand at most LARGEST_RATIO times; deflate can reach 1,000.
 SMALL_FILE, LARGEST_RATIO = 1 << 20, 100
-#: Bytes of a member's own header, before its name.
+#: Bytes of a member's local header, without its name.
 HEADER = 30
 
 
 class FolderSource:
-    """The files below a folder; their names begin with the folder's own."""
+    """The files below a folder; their names start with the folder's own name."""
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
@@ -49,9 +49,9 @@ class FolderSource:
     def _path(self, name: str) -> Path:
         path = self._root.parent / name
         if not path.resolve().is_relative_to(self._root):
-            raise InputError(f"{path}: a link that leads out of {self._root}; put the file itself there")
-        if not path.is_file():  # a pipe, say, which would never end
-            raise InputError(f"{path}: no regular file; refused")
+            raise InputError(f"{path}: this link points outside {self._root}; replace it by the file itself")
+        if not path.is_file():  # for example a pipe, on which reading would never end
+            raise InputError(f"{path}: not a regular file")
         refuse_large(self._root, name, path.stat().st_size)
         return path
 
@@ -65,31 +65,33 @@ class FolderSource:
 
 
 class ZipSource:
-    """The members of a zip archive, none of which may lead out of it.
+    """The members of a zip archive. Members whose names lead outside the archive are rejected.
 
     Args:
         file: the archive.
-        where: its name in messages; the path, if it has one.
-        sha256: of the archive as a whole; checked before a member is read.
+        where: its name in messages; by default its path.
+        sha256: digest of the whole archive, checked before any member is read.
 
     Raises:
-        InputError: the archive is cut short or damaged, or a member's name or kind is not safe.
+        InputError: the archive is truncated or damaged, or a member's name or type is unsafe.
     """
 
-    def __init__(self, file: Path | FarFile, where: str | None = None, sha256: str | None = None) -> None:
+    def __init__(
+        self, file: Path | RemoteReader, where: str | None = None, sha256: str | None = None
+    ) -> None:
         self._where = where or str(file)
         self._file, self._sha256 = file, sha256
         try:
             self._archive = zipfile.ZipFile(file)
         except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
             raise InputError(
-                f"{self._where}: not a whole zip archive, it may be cut short ({error})"
+                f"{self._where}: not a complete zip archive, it may be truncated ({error})"
             ) from None
         seen = set()
         for info in self._archive.infolist():
             self._refuse_unsafe(info)
             if info.filename in seen:
-                raise InputError(f"{self._where}: member {info.filename!r} is there twice")
+                raise InputError(f"{self._where}: member {info.filename!r} occurs twice")
             seen.add(info.filename)
         self._ends = dict(self._extents())
 
@@ -105,7 +107,7 @@ class ZipSource:
         try:
             return self._archive.read(name)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-            raise InputError(f"{self._where}: member {name!r} can't be read: {error}") from None
+            raise InputError(f"{self._where}: member {name!r} cannot be read: {error}") from None
 
     @contextlib.contextmanager
     def reading(self, names: Sequence[str], /) -> Iterator[Iterator[bytes]]:
@@ -115,31 +117,29 @@ class ZipSource:
                 self._check_whole(file)
         yield map(self.read, names)
 
-    def _check_whole(self, file: io.BufferedReader | FarFile) -> None:
+    def _check_whole(self, file: io.BufferedReader | RemoteReader) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != self._sha256:
             raise InputError(
-                f"{self._where}: not the file that data.sha256 pins: came {found}, pinned {self._sha256}; "
-                f"to accept what came: cxr params --set data.sha256={found}"
+                f"{self._where}: the file does not match data.sha256: found {found}, pinned {self._sha256}; "
+                f"to accept this file, run: cxr params --set data.sha256={found}"
             )
 
     def _refuse_unsafe(self, info: zipfile.ZipInfo) -> None:
         name = PurePosixPath(info.orig_filename)
         drive = ":" in next(iter(name.parts), "")
         if name.is_absolute() or ".." in name.parts or "\\" in info.orig_filename or drive:
-            raise InputError(
-                f"{self._where}: member {info.orig_filename!r} leads out of the archive; refused"
-            )
+            raise InputError(f"{self._where}: member {info.orig_filename!r} leads outside the archive")
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise InputError(f"{self._where}: member {info.orig_filename!r} is a link; refused")
+            raise InputError(f"{self._where}: member {info.orig_filename!r} is a link; links are not allowed")
 
     def _extents(self) -> Iterator[tuple[str, int]]:
-        """Each member and where the next begins; one may not lie within another, as in a bomb."""
+        """Each member and the start of the next one. Overlapping members, as in zip bombs, are rejected."""
         infos = sorted(self._archive.infolist(), key=lambda info: info.header_offset)
         begins = [info.header_offset for info in infos] + [self._archive.start_dir]
         for info, end in zip(infos, begins[1:], strict=True):
             if info.header_offset + HEADER + len(info.orig_filename) + info.compress_size > end:
-                raise InputError(f"{self._where}: member {info.filename!r} overlaps another; refused")
+                raise InputError(f"{self._where}: member {info.filename!r} overlaps another one")
             yield info.filename, end
 
     def _harmless(self, name: str) -> zipfile.ZipInfo:
@@ -147,39 +147,39 @@ class ZipSource:
         refuse_large(self._where, name, info.file_size)
         if info.file_size > max(SMALL_FILE, LARGEST_RATIO * info.compress_size):
             raise InputError(
-                f"{self._where}: {name!r} unpacks to {info.file_size} bytes from {info.compress_size}, "
-                f"over {LARGEST_RATIO} times as many; refused"
+                f"{self._where}: {name!r} expands from {info.compress_size} to {info.file_size} bytes, "
+                f"more than {LARGEST_RATIO} times"
             )
         return info
 
 
-class FarZip(ZipSource):
-    """A zip that is far away. To list it fetches its directory, to read the pieces that hold the members.
+class RemoteZip(ZipSource):
+    """A remote zip archive. Listing fetches its directory; reading fetches the pieces with the members.
 
     Raises:
-        UnavailableError: it can't be reached.
+        UnavailableError: the server cannot be reached.
     """
 
-    def __init__(self, far: Far, source: str, base: Path, sha256: str | None = None) -> None:
-        self._far = FarFile(far, staging_folder(base, source, far.version))
+    def __init__(self, remote: RemoteFile, source: str, base: Path, sha256: str | None = None) -> None:
+        self._remote = RemoteReader(remote, staging_folder(base, source, remote.version))
         try:
-            super().__init__(self._far, far.where, sha256)
+            super().__init__(self._remote, remote.where, sha256)
         except InputError:
-            self._far.transfer.discard()
+            self._remote.transfer.discard()
             raise
 
     @contextlib.contextmanager
     def reading(self, names: Sequence[str], /) -> Iterator[Iterator[bytes]]:
-        transfer = self._far.transfer
-        for name in names:  # before they are fetched
+        transfer = self._remote.transfer
+        for name in names:  # check before fetching
             self._harmless(name)
         if names and self._sha256:
             transfer.bring(transfer.pieces(0, transfer.size))
-            self._far.seek(0)
+            self._remote.seek(0)
             try:
-                self._check_whole(self._far)
+                self._check_whole(self._remote)
             except InputError:
-                transfer.close()  # and keep it, until it is accepted or a next version comes
+                transfer.close()  # keep the file until the user accepts it or a new version replaces it
                 raise
         else:
             transfer.bring(itertools.chain.from_iterable(map(self._pieces, names)))
@@ -187,4 +187,4 @@ class FarZip(ZipSource):
             yield map(self.read, names)
 
     def _pieces(self, name: str) -> range:
-        return self._far.transfer.pieces(self._archive.getinfo(name).header_offset, self._ends[name])
+        return self._remote.transfer.pieces(self._archive.getinfo(name).header_offset, self._ends[name])

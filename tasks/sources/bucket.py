@@ -1,7 +1,7 @@
-"""Files in an S3 bucket, below a prefix or one alone.
+"""Files in an S3 bucket: all objects below a prefix, or a single object.
 
-Endpoint, region, profile and credentials are those of the usual environment (AWS_ENDPOINT_URL, AWS_PROFILE,
-AWS_ACCESS_KEY_ID, ~/.aws, ...); without any credentials the bucket is asked anonymously.
+Endpoint, region, profile and credentials come from the usual environment (AWS_ENDPOINT_URL, AWS_PROFILE,
+AWS_ACCESS_KEY_ID, ~/.aws, ...). Without credentials, requests are anonymous.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from tasks.support.cli import InputError
 
 CREDENTIALS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 
-#: What may be otherwise at another try.
+#: Errors that may disappear on a retry.
 _BROKEN = (
     aiohttp.ClientError,
     asyncio.IncompleteReadError,
@@ -47,14 +47,14 @@ class Object(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Its MD5, if the ETag is one; that of an object that was sent in parts is not."""
+        """The MD5, if the ETag is one. The ETag of a multipart upload is not an MD5."""
         return f"{'md5' if re.fullmatch('[0-9a-f]{32}', self.etag) else 'etag'}:{self.etag}"
 
 
 class Bucket:
-    """A connection, tried once each time: what fails is tried again by `tasks.sources.transfer`.
+    """A connection to a bucket. Each request is tried once; `tasks.sources.transfer` does the retries.
 
-    Its errors are InputError and UnavailableError.
+    Raises only InputError and UnavailableError.
     """
 
     def __init__(self, where: str) -> None:
@@ -72,20 +72,20 @@ class Bucket:
             self._client: Any = self._files.connect()
 
     def find(self, prefix: str) -> dict[str, Object]:
-        """All objects below `BUCKET/PREFIX`, by `BUCKET/KEY`."""
+        """All objects below `BUCKET/PREFIX`: `BUCKET/KEY` -> object."""
         found = retrying(lambda: self._find(prefix))
         if not found:
-            raise InputError(f"{self.where}: nothing is below this prefix")
+            raise InputError(f"{self.where}: there are no objects below this prefix")
         return {name: Object(info["size"], info["ETag"].strip('"')) for name, info in found.items()}
 
     def stat(self, name: str) -> Object:
-        """The object `BUCKET/KEY`."""
+        """Size and ETag of the object `BUCKET/KEY`."""
         bucket, _, key = name.partition("/")
         head = retrying(lambda: self._call(lambda: self._client.head_object(Bucket=bucket, Key=key)))
         return Object(head["ContentLength"], head["ETag"].strip('"'))
 
     def read(self, name: str, etag: str, start: int = 0, size: int | None = None) -> bytes:
-        """What is in an object, or a part of it, on the condition that it is still the one with this ETag."""
+        """Read an object or a part of it, provided that it still has this ETag."""
         bucket, _, key = name.partition("/")
         part = {} if size is None else {"Range": f"bytes={start}-{start + size - 1}"}
 
@@ -121,34 +121,34 @@ class Bucket:
         if isinstance(error, _BROKEN):
             return UnavailableError(f"{self.where}: {' '.join(str(error).split()) or type(error).__name__}")
         if isinstance(error, FileNotFoundError):
-            return InputError(f"{self.where}: nothing is there")
+            return InputError(f"{self.where}: does not exist")
         return InputError(f"{self.where}: {' '.join(str(error).split())}")
 
     def _refusal(self, error: ClientError) -> Exception:
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if status in (408, 429) or status >= 500 or code in ("SlowDown", "RequestTimeout"):
-            return UnavailableError(f"{self.where}: the server answers {status} {code}")
+            return UnavailableError(f"{self.where}: the server answered {status} {code}")
         if status == 412:
-            return InputError(f"{self.where}: a file changed while it was fetched; start again")
+            return InputError(f"{self.where}: a file changed during the download; start again")
         if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"):
             return InputError(f"{self.where}: the credentials are wrong ({code}); set {CREDENTIALS}")
         if status in (401, 403) and self._anonymous:
-            return InputError(f"{self.where}: not open to everybody ({code}); set {CREDENTIALS}")
+            return InputError(f"{self.where}: no anonymous access ({code}); set {CREDENTIALS}")
         if status in (401, 403):
             return InputError(
                 f"{self.where}: access denied ({code}): these credentials may not list or read it; "
-                f"ask its owner for leave, or set others: {CREDENTIALS}"
+                f"ask the owner for permission, or set other credentials: {CREDENTIALS}"
             )
         if code == "NoSuchBucket":
-            return InputError(f"{self.where}: no such bucket; is AWS_ENDPOINT_URL set where it should be?")
+            return InputError(f"{self.where}: no such bucket; check AWS_ENDPOINT_URL")
         if status == 404:
             return InputError(f"{self.where}: no such object")
-        return InputError(f"{self.where}: the server answers {status} {code}")
+        return InputError(f"{self.where}: the server answered {status} {code}")
 
 
 class BucketFile:
-    """One object as `tasks.sources.transfer.Far`."""
+    """A single object, as a `tasks.sources.transfer.RemoteFile`."""
 
     ranges = True
 
@@ -164,7 +164,7 @@ class BucketFile:
 
 
 class BucketFolder:
-    """The objects of a bucket below a prefix, by `BUCKET/KEY`."""
+    """The objects of a bucket below a prefix, named `BUCKET/KEY`."""
 
     def __init__(self, source: str, base: Path) -> None:
         self._bucket = Bucket(source)
@@ -203,5 +203,5 @@ class BucketFolder:
 
 
 def _version_of(objects: dict[str, Object]) -> str:
-    """One word for all that a listing says."""
+    """A digest of the whole listing."""
     return hashlib.sha256(json.dumps(sorted(objects.items())).encode()).hexdigest()

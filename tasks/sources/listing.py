@@ -1,7 +1,7 @@
-"""What a source holds, told without fetching it: the files of the dataset, each with its size and a digest.
+"""Lists the dataset files of a source, with their sizes and digests, without fetching them.
 
-A file is named by its place in `data/raw`, so that a zip and its unpacked folder have the same listing,
-and so has the dataset that was made of them.
+A file is identified by its place in `data/raw`. A zip, its unpacked folder and the dataset made from either
+therefore have the same listing.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from tasks.sources.archives import ZipSource
 from tasks.sources.source import Source, Stamp
 from tasks.support.cli import InputError
 
-# Not ._NAME.png, which a Mac adds to an archive for each file.
+# Excludes ._NAME.png, which macOS adds to an archive for each file.
 LAYOUT = re.compile(
     r"(?:^|.*/)(?P<half>Infection|Lung) Segmentation Data/(?:.*/)?"
     rf"(?P<split>{'|'.join(SPLITS)})/(?P<image_class>{'|'.join(CLASSES)})/"
@@ -35,7 +35,7 @@ LAYOUT_EXAMPLE = "Infection Segmentation Data/Train/COVID-19/images/covid_1.png"
 
 
 class Image(NamedTuple):
-    """One X-ray of a source, before anything of it was read; sorts in the manifest's order."""
+    """One X-ray of a source, not read yet. Sorts in the order of the manifest."""
 
     half: str
     split: int
@@ -52,7 +52,7 @@ class Image(NamedTuple):
 
 
 class PlaceInLayout(NamedTuple):
-    """Where `data/raw` keeps a file."""
+    """The location of a file within `data/raw`."""
 
     shard: str
     member: str
@@ -63,11 +63,11 @@ Listing = dict[PlaceInLayout, Stamp]
 
 
 def find_images(source: Source, where: str) -> Images:
-    """The source's images, each with the names of its files.
+    """Find the source's images, each with the names of its files.
 
     Raises:
-        InputError: nothing is in the layout of COVID-QU-Ex, two files claim one place in it, or a file's
-            name is no text.
+        InputError: no file is in the layout of COVID-QU-Ex, two files have the same place in it, or a file
+            name is not UTF-8.
     """
     kinds: dict[str, Kind] = {folder: kind for kind, folder in KIND_FOLDERS.items()}
     images: Images = {}
@@ -79,25 +79,25 @@ def find_images(source: Source, where: str) -> Images:
         if kind not in HALF_KINDS[half]:
             continue
         if re.search("[\ud800-\udfff]", file):
-            raise InputError(f"{where}: {file!r}: this name is not UTF-8; rename the file")
+            raise InputError(f"{where}: {file!r}: this file name is not UTF-8; rename the file")
         split, image_class = SPLITS.index(match["split"]), CLASSES.index(match["image_class"])
         files = images.setdefault(Image(half, split, image_class, match["name"]), {})
         if kind in files:
-            raise InputError(f"{where}: {files[kind]!r} and {file!r} are the same image twice")
+            raise InputError(f"{where}: {files[kind]!r} and {file!r} are the same file of the dataset")
         files[kind] = file
     if not images:
         raise InputError(
             f"{where}: no file is in the layout of COVID-QU-Ex, for example {LAYOUT_EXAMPLE!r}; "
-            "is it the whole archive or its unpacked folder?"
+            "is it the complete archive or its unpacked folder?"
         )
     return images
 
 
 def list_files(source: Source, images: Images) -> Listing | None:
-    """The stamp of every file of the images; None where the source never changes.
+    """The stamp of every file of the images; None if the source never changes.
 
     Raises:
-        InputError: a file's name leads out of the source.
+        InputError: a file name leads outside the source.
     """
     places = {file: image.place(kind) for image, files in images.items() for kind, file in files.items()}
     stamps = source.stamps(places)
@@ -105,21 +105,21 @@ def list_files(source: Source, images: Images) -> Listing | None:
 
 
 def fingerprint(listing: Listing) -> str:
-    """One word for all places and stamps, in any order; what `data.fingerprint` pins.
+    """A digest of all places and stamps, in any order; `data.fingerprint` pins it.
 
-    It tells that something changed. Like the CRC-32s that it stands on, it is no protection against
-    somebody who wants it to stay the same; `data.sha256` is.
+    It detects changes. Like the CRC-32s that it is computed from, it does not protect against deliberate
+    tampering; `data.sha256` does.
     """
     rows = sorted((*place, *stamp) for place, stamp in listing.items())
-    # The f keeps YAML from reading as a number what happens to be digits alone.
+    # The prefix f prevents YAML from reading a digest of decimal digits as a number.
     return "f" + sha256([json.dumps(rows).encode()])[:31]
 
 
 class Stored:
-    """The files of a `data/raw`, listed from its shards' own directories.
+    """The files of a `data/raw`, listed from the directories of its shards.
 
     Raises:
-        OSError, ValueError, KeyError: the manifest or a shard that it names is missing or damaged.
+        OSError, ValueError, KeyError: the manifest or one of its shards is missing or damaged.
     """
 
     def __init__(self, raw: Path) -> None:
@@ -133,10 +133,10 @@ class Stored:
         }
 
     def holds(self, place: PlaceInLayout, stamp: Stamp) -> bool:
-        """Whether a file is there and as a source's stamp says; no, where that doesn't tell.
+        """Whether the file exists and matches the stamp of a source; False if the stamp cannot tell.
 
         Raises:
-            InputError: it is damaged.
+            InputError: the file is damaged.
         """
         own = self.listing.get(place)
         if own is None or own.size != stamp.size:
@@ -149,17 +149,17 @@ class Stored:
         """The content of one file.
 
         Raises:
-            InputError: it is damaged.
+            InputError: the file is damaged.
         """
         return self._shards[place.shard].read(place.member)
 
 
 def open_earlier(raw: Path | None) -> Stored | None:
-    """An earlier `data/raw`; None where there is none, or none that is whole, which one line then says."""
+    """Open an earlier `data/raw`; None if there is none, or (with a message) if it is incomplete."""
     if raw is None or not raw.exists():
         return None
     try:
         return Stored(raw)
     except (OSError, ValueError, KeyError) as error:
-        print(f"{raw}: no whole dataset, ignored: {error}", flush=True)
+        print(f"{raw}: ignored, not a complete dataset: {error}", flush=True)
         return None

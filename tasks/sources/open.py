@@ -1,12 +1,12 @@
-"""Where the dataset comes from, as `data.source` says.
+"""Opens the source of the dataset that `data.source` names.
 
-A new kind of source is one more class, as in `tasks.sources.archives`, and one more line in `open_source`.
-What is far away is brought by `tasks.sources.transfer`.
+To add a kind of source, write a class like those in `tasks.sources.archives` and add a case to `open_source`.
+`tasks.sources.transfer` fetches remote files.
 """
 
 from pathlib import Path
 
-from tasks.sources.archives import FarZip, FolderSource, ZipSource
+from tasks.sources.archives import FolderSource, RemoteZip, ZipSource
 from tasks.sources.kaggle import open_kaggle
 from tasks.sources.phantom import PhantomSource
 from tasks.sources.source import Source
@@ -15,25 +15,25 @@ from tasks.support.cli import InputError, without_secrets
 
 HOW_TO_GET_IT = (
     "put Kaggle's COVID-QU-Ex (kaggle.com/datasets/anasmohammedtahir/covidqu) there as a zip or a folder, "
-    "or set data.source in params.yaml to where it is, or to phantom:// for synthetic images"
+    "or set data.source in params.yaml to its location, or to phantom:// for synthetic images"
 )
-KINDS = "a path, kaggle://, s3://, https:// or phantom:// would do"
+KINDS = "expected a path, kaggle://, s3://, https:// or phantom://"
 
 
 def open_source(source: str, relative_to: Path, sha256: str | None = None) -> Source:
-    """The source that `data.source` names; a relative path counts from `relative_to`.
+    """Open the source that `data.source` names.
 
     Args:
         source: a path or URL.
-        relative_to: also holds, below `.dvc/tmp`, what comes from afar until it is put to use.
-        sha256: of a zip as a whole; it is checked before a file of it is read.
+        relative_to: the folder to which a relative path refers; remote files are staged in its `.dvc/tmp`.
+        sha256: digest of a whole zip, checked before any of its files is read.
 
     Raises:
-        InputError: there is nothing there, or it is neither a folder nor a whole and harmless zip.
-        UnavailableError: it is far away and can't be reached.
+        InputError: the source does not exist, or is neither a folder nor a complete and safe zip.
+        UnavailableError: a remote source cannot be reached.
     """
-    scheme, far, rest = source.partition("://")
-    if not far:
+    scheme, separator, rest = source.partition("://")
+    if not separator:
         return _open_path(source, relative_to / Path(source).expanduser(), sha256)
     where = without_secrets(source)
     match scheme:
@@ -44,12 +44,12 @@ def open_source(source: str, relative_to: Path, sha256: str | None = None) -> So
                 raise InputError(f"data.source: {error}") from None
         case "http" | "https":
             refuse_unsafe(source)
-            return FarZip(WebFile(lambda: source, where), source, relative_to, sha256)
+            return RemoteZip(WebFile(lambda: source, where), source, relative_to, sha256)
         case "kaggle":
-            return FarZip(open_kaggle(source), source, relative_to, sha256)
+            return RemoteZip(open_kaggle(source), source, relative_to, sha256)
         case "s3" if rest.strip("/"):
             return _open_bucket(source, relative_to, sha256)
-    raise InputError(f"data.source: {where}: no such kind of source; {KINDS}")
+    raise InputError(f"data.source: {where}: unknown kind of source; {KINDS}")
 
 
 def _open_path(source: str, path: Path, sha256: str | None) -> Source:
@@ -58,15 +58,15 @@ def _open_path(source: str, path: Path, sha256: str | None) -> Source:
         return FolderSource(path)
     if path.is_file():
         return ZipSource(path, sha256=sha256)
-    raise InputError(f"data.source: {source}: nothing is there; {HOW_TO_GET_IT}")
+    raise InputError(f"data.source: {source}: does not exist; {HOW_TO_GET_IT}")
 
 
 def _open_bucket(source: str, base: Path, sha256: str | None) -> Source:
-    # What it stands on takes a second to import, and few need it.
+    # Its dependencies take a second to import, and most runs do not need them.
     from tasks.sources.bucket import BucketFile, BucketFolder
 
     if source.endswith(".zip"):
-        return FarZip(BucketFile(source), source, base, sha256)
+        return RemoteZip(BucketFile(source), source, base, sha256)
     _refuse_pin(source, sha256)
     return BucketFolder(source, base)
 
@@ -74,6 +74,6 @@ def _open_bucket(source: str, base: Path, sha256: str | None) -> Source:
 def _refuse_pin(source: str, sha256: str | None) -> None:
     if sha256:
         raise InputError(
-            f"data.source: {source}: a folder, but data.sha256 pins a zip; "
-            "cxr params --set data.sha256=null, or pin it by data.fingerprint"
+            f"data.source: {source}: data.sha256 pins a zip, but this is a folder; "
+            "run cxr params --set data.sha256=null, or pin it with data.fingerprint"
         )

@@ -1,15 +1,15 @@
-"""Synthetic chest X-rays with exact masks: the dataset that is always at hand, for demos and tests.
+"""Synthetic chest X-rays with exact masks, for demos and tests without the real dataset.
 
-Every picture is drawn, not stored: a stylised chest (body, lungs, heart, spine, ribs, vessels) in chest
-coordinates, posed, exposed and made noisy, with findings that depend on its class.
+Every picture is drawn on demand: a stylised chest (body, lungs, heart, spine, ribs, vessels) in chest
+coordinates, with random pose, exposure and noise, and findings that depend on its class.
 
     COVID-19    one to four soft, patchy opacities inside the lungs; the infection mask is their exact outline
-    Non-COVID   an empty infection mask, yet mostly a decoy (consolidation, effusion or nodules)
+    Non-COVID   an empty infection mask, but usually a decoy (consolidation, effusion or nodules)
     Normal      an empty infection mask and clear lungs
 
-The same URL gives the same pixels on every machine. Hence the choice of operations: shapes and blurs are
-Pillow's 8 bit integer ones, noise is made of random bytes, and planes are combined by + - * / alone, which
-IEEE 754 rounds alike everywhere; exp, sin or pow on arrays would differ in the last bit between processors.
+The same URL gives the same pixels on every machine. This restricts the operations: shapes and blurs use
+Pillow's 8-bit integer code, noise is made from random bytes, and planes are combined only with + - * /, which
+IEEE 754 rounds identically everywhere. exp, sin or pow on arrays would differ in the last bit by processor.
 """
 
 import contextlib
@@ -34,14 +34,14 @@ KINDS = ("images", "lung masks", "infection masks")
 ROOT = "Infection Segmentation Data/Infection Segmentation Data"
 STEMS = {"COVID-19": "covid_{}", "Non-COVID": "non_COVID ({})", "Normal": "Normal ({})"}
 
-# Cases by split (rows) and class (columns), as SPLITS and CLASSES order them.
+# Number of cases by split (rows) and class (columns), in the order of SPLITS and CLASSES.
 DEFAULT_COUNTS = ((400, 100, 100), (100, 50, 50), (185, 60, 60))
 KAGGLE_COUNTS = ((1864, 932, 932), (466, 233, 233), (583, 292, 291))
 COUNT_RANGE = (9, 33920)
 OPTION_RANGES = {"seed": (0, 2**32 - 1), "size": (32, 1024)}
 OPTION_DEFAULTS = {"seed": 0, "size": 256}
 
-#: Files that a process draws at a time, three a case; fewer than so many are drawn in this process.
+#: CHUNK files (three per case) are drawn per job of a process; fewer than FEW are drawn in this process.
 CHUNK, FEW = 48, 960
 
 Counts = tuple[tuple[int, ...], ...]
@@ -56,16 +56,17 @@ Pixels = NDArray[np.uint8]  # (size, size)
 
 
 class PhantomSource:
-    """Synthetic chest X-rays in the very layout of Kaggle's COVID-QU-Ex archive.
+    """Synthetic chest X-rays in exactly the layout of Kaggle's COVID-QU-Ex archive.
 
-    `phantom://` gives 1,105 cases; `phantom://N` gives N (9 to 33,920), spread over splits and classes as
-    the real infection half is. Options: `?seed=S` (0 to 2**32 - 1, default 0) and `?size=P`, pixels a side
-    (32 to 1024, default 256), joined by `&`.
+    `phantom://` gives 1,105 cases; `phantom://N` gives N (9 to 33,920), distributed over splits and classes
+    like the real infection half. Options: `?seed=S` (0 to 2**32 - 1, default 0) and `?size=P`, pixels per
+    side (32 to 1024, default 256), joined by `&`.
 
-    Holds the counts and the case read last, whatever N is. May be pickled and shared between threads.
+    Memory holds only the counts and the case read last, for any N. Instances can be pickled and shared
+    between threads.
 
     Raises:
-        ValueError: the URL is not of this form; the message is one line and names what would be right.
+        ValueError: the URL is not of this form; the message is one line and gives the valid form.
     """
 
     def __init__(self, url: str) -> None:
@@ -73,20 +74,20 @@ class PhantomSource:
         self._last: tuple[_Key, dict[str, bytes]] | None = None
 
     def names(self) -> list[str]:
-        """Names of all files, three a case, sorted."""
+        """Names of all files, three per case, sorted."""
         return sorted(self._names())
 
     def stamps(self, names: Iterable[str], /) -> None:
-        """Nothing: what the URL gives never changes, so nobody has to look."""
+        """None: the images of a URL never change."""
 
     def read(self, name: str) -> bytes:
-        """PNG file of that name: 8 bit grey, (size, size); masks hold exactly 0 and 255.
+        """The PNG file with this name: 8-bit grey, (size, size); masks contain only 0 and 255.
 
         Raises:
-            FileNotFoundError: no file of this source has that name.
+            FileNotFoundError: the source has no file with this name.
         """
         key, kind = self._locate(name)
-        last = self._last  # one read of the attribute, so that another thread cannot swap it in between
+        last = self._last  # read once, because another thread may replace it in between
         if last is None or last[0] != key:
             phantom = draw_phantom(*key, seed=self.seed, size=self.size)
             last = (key, {kind: _png(pixels) for kind, pixels in zip(KINDS, phantom, strict=True)})
@@ -95,7 +96,7 @@ class PhantomSource:
 
     @contextlib.contextmanager
     def reading(self, names: Sequence[str], /) -> Iterator[Iterator[bytes]]:
-        """The files of these names, in their order. Many are drawn on all cores, in flat memory.
+        """The contents of these files, in order. Many files are drawn on all cores, with bounded memory.
 
         Raises:
             InputError: a process was killed.
@@ -119,7 +120,7 @@ class PhantomSource:
                     yield from (f"{ROOT}/{split}/{group}/{kind}/{stem}.png" for kind in KINDS)
 
     def _first_number(self, s: int, c: int) -> int:
-        """Kaggle numbers the cases of a class through all splits; so do we, from 1."""
+        """Like Kaggle, number the cases of a class through all splits, starting at 1."""
         return 1 + sum(row[c] for row in self.counts[:s])
 
     def _locate(self, name: str) -> tuple[_Key, str]:
@@ -130,7 +131,7 @@ class PhantomSource:
             index = number - self._first_number(s, c)
             if 0 <= index < self.counts[s][c] and match["stem"] == STEMS[match["group"]].format(number):
                 return (s, c, index), match["kind"]
-        raise FileNotFoundError(f"the phantom source has no file {name!r}; names() lists those it has")
+        raise FileNotFoundError(f"the phantom source has no file {name!r}; see names() for the valid names")
 
 
 _NAME = re.compile(
@@ -140,18 +141,18 @@ _NAME = re.compile(
 
 
 def _parse_url(url: str) -> tuple[Counts, int, int]:
-    """Counts, seed and size that the URL asks for."""
+    """Counts, seed and size from the URL."""
     form = "phantom://, phantom://N or phantom://N?seed=S&size=P"
     match = re.fullmatch(r"phantom://(?P<count>[^/?#]*)(?:\?(?P<query>[^#]*))?", url)
     if not match:
-        raise ValueError(f"{url!r} is no phantom URL; right would be {form}")
+        raise ValueError(f"{url!r} is not a phantom URL; expected {form}")
     counts = DEFAULT_COUNTS if not match["count"] else spread(_whole(url, "N", match["count"], COUNT_RANGE))
     options = dict(OPTION_DEFAULTS)
     seen: set[str] = set()
     for part in match["query"].split("&") if match["query"] is not None else ():
         word, _, value = part.partition("=")
         if word not in OPTION_RANGES or word in seen:
-            raise ValueError(f"{url!r}: {part!r} does not fit; right would be seed=S and size=P, each once")
+            raise ValueError(f"{url!r}: unexpected {part!r}; expected seed=S and size=P, each at most once")
         seen.add(word)
         options[word] = _whole(url, word, value, OPTION_RANGES[word])
     return counts, options["seed"], options["size"]
@@ -161,14 +162,14 @@ def _whole(url: str, word: str, text: str, bounds: tuple[int, int]) -> int:
     low, high = bounds
     if re.fullmatch("[0-9]{1,10}", text) and low <= int(text) <= high:
         return int(text)
-    raise ValueError(f"{url!r}: {word} is {text!r}; right would be a whole number from {low} to {high}")
+    raise ValueError(f"{url!r}: {word} is {text!r}; expected an integer from {low} to {high}")
 
 
 def spread(total: int) -> Counts:
-    """Share `total` cases (9 or more) over splits and classes as Kaggle's infection half is shared.
+    """Distribute `total` cases (9 or more) over splits and classes like Kaggle's infection half.
 
-    Largest remainder, at least one case in each cell; 5,826 cases give the real counts. Returns rows by
-    split, columns by class.
+    Uses the largest remainder method with at least one case per cell; 5,826 cases give the real counts.
+    Returns rows by split, columns by class.
     """
     shares = [share for row in KAGGLE_COUNTS for share in row]
     whole = sum(shares)
@@ -179,7 +180,7 @@ def spread(total: int) -> Counts:
 
     while sum(counts) < total:
         counts[max(range(len(counts)), key=lacking)] += 1
-    while sum(counts) > total:  # cells raised to one case are paid for by the fullest
+    while sum(counts) > total:  # compensate in the fullest cell for cells that were raised to one case
         counts[max(range(len(counts)), key=counts.__getitem__)] -= 1
     columns = len(CLASSES)
     return tuple(tuple(counts[i : i + columns]) for i in range(0, len(counts), columns))
@@ -187,7 +188,7 @@ def spread(total: int) -> Counts:
 
 def _png(pixels: Pixels) -> bytes:
     file = io.BytesIO()
-    # Noise does not compress: the fastest level costs a few per cent of size and saves most of the time.
+    # Noise does not compress. The fastest level costs a few per cent in size and saves most of the time.
     Image.fromarray(pixels).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
@@ -196,7 +197,7 @@ def _png(pixels: Pixels) -> bytes:
 
 
 class Phantom(NamedTuple):
-    """One case, three (size, size) uint8 arrays; the masks hold exactly 0 and 255, infection within lungs."""
+    """One case: uint8 arrays (size, size). Masks contain only 0 and 255; infection lies within the lungs."""
 
     image: Pixels
     lungs: Pixels
@@ -206,7 +207,7 @@ class Phantom(NamedTuple):
 def draw_phantom(split: int, group: int, index: int, *, seed: int, size: int) -> Phantom:
     """Draw case `index` of SPLITS[split], CLASSES[group]: (size, size) pixels.
 
-    Depends on its arguments alone, never on which cases were drawn before.
+    Depends only on its arguments, not on cases drawn earlier.
     """
     rng = np.random.Generator(np.random.PCG64([seed, split, group, index]))
     pose = _random_pose(rng, size)
@@ -216,7 +217,7 @@ def draw_phantom(split: int, group: int, index: int, *, seed: int, size: int) ->
     for corners in (right, left):
         lungs.fill(_smooth(corners)[None])
     lung_mask = lungs.pixels()
-    # A lung is thin where it wraps around heart and diaphragm: its inner edges fade.
+    # A lung is thin where it wraps around heart and diaphragm, so its inner edges fade.
     air = lungs.soften(1.5) * (np.float32(0.3) + np.float32(0.7) * lungs.soften(10))
 
     ray = _draw_tissue(rng, pose, _heart(right, left), air)
@@ -225,7 +226,7 @@ def draw_phantom(split: int, group: int, index: int, *, seed: int, size: int) ->
         infection = _add_opacities(rng, pose, ray, air, lung_mask)
     elif CLASSES[group] == "Non-COVID":
         _add_decoy(rng, pose, ray, air, lung_mask)
-    # Bones show best against air.
+    # Bones are most visible against air.
     ray += _draw_bones(rng, pose) * _between(rng, 0.13, 0.24) * (np.float32(0.35) + np.float32(0.65) * air)
     ray += _draw_metal(rng, pose, device=0.15 if CLASSES[group] == "Normal" else 0.4)
     return Phantom(_expose(rng, ray), lung_mask, infection)
@@ -233,9 +234,9 @@ def draw_phantom(split: int, group: int, index: int, *, seed: int, size: int) ->
 
 @dataclass(frozen=True)
 class _Pose:
-    """How the chest lies in the picture: chest coordinates (-1 to 1 spans the picture) to pixels."""
+    """How the chest lies in the picture: maps chest coordinates (-1 to 1 spans the picture) to pixels."""
 
-    size: int  # pixels a side of the picture
+    size: int  # side of the picture in pixels
     scale_x: float
     scale_y: float
     angle: float
@@ -243,7 +244,7 @@ class _Pose:
     shift_y: float
 
     def pixels(self, points: Points) -> Points:
-        """Rounded to 1/1000, which keeps the last bit of sines, different between machines, out of shapes."""
+        """Pixel coordinates, rounded to 1/1000: the last bit of a sine differs between machines."""
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         x, y = points[..., 0] * self.scale_x, points[..., 1] * self.scale_y
         placed = np.empty(points.shape)
@@ -266,9 +267,9 @@ def _random_pose(rng: np.random.Generator, size: int) -> _Pose:
 
 
 class _Layer:
-    """An 8 bit drawing of shapes given in chest coordinates, (n, m, 2) for n shapes; handed over blurred.
+    """An 8-bit drawing of shapes given in chest coordinates, (n, m, 2) for n shapes; returned blurred.
 
-    Widths and radii are in pixels of a picture of 256 a side.
+    Widths and radii are in pixels of a picture with 256 pixels per side.
     """
 
     def __init__(self, pose: _Pose) -> None:
@@ -282,7 +283,7 @@ class _Layer:
             self.fill_pixels(outline, level, rim)
 
     def fill_pixels(self, outline: Points, level: int = 255, rim: int | None = None) -> None:
-        """Fill an outline that is given in pixels."""
+        """Fill an outline given in pixels."""
         self._draw.polygon(outline.ravel().tolist(), fill=level, outline=rim)
 
     def stroke(self, paths: Points, width: float, level: int = 255) -> None:
@@ -296,9 +297,9 @@ class _Layer:
     def soften(self, radius: float) -> Plane:
         """The layer blurred, as a plane in [0, 1]."""
         radius, size = radius * self.unit, self.pose.size
-        if radius < 2:  # one pass of a box is enough to smooth an edge, and three times as fast
+        if radius < 2:  # a single box filter smooths an edge well enough, and is three times as fast
             return _plane(self.image.filter(ImageFilter.BoxBlur(radius)))
-        # A wide blur leaves nothing that a quarter of the pixels a side could not hold.
+        # A wide blur removes all detail that a quarter of the resolution could not represent.
         small = self.image.reduce(4).filter(ImageFilter.GaussianBlur(radius / 4))
         return _plane(small.resize((size, size), Image.Resampling.BILINEAR, box=(0, 0, size / 4, size / 4)))
 
@@ -308,7 +309,7 @@ def _plane(image: Image.Image) -> Plane:
 
 
 def _cloud(rng: np.random.Generator, size: int, cells: int) -> Plane:
-    """Smooth noise in [0, 1], (size, size), from `cells` random values a side."""
+    """Smooth noise in [0, 1], (size, size), from `cells` random values per side."""
     seeds = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
     return _plane(seeds.resize((size, size), Image.Resampling.BICUBIC))
 
@@ -330,7 +331,7 @@ _LEFT_LUNG = np.array(
      (0.71, 0.52), (0.60, 0.40), (0.50, 0.36), (0.42, 0.39), (0.40, 0.25), (0.32, 0.04),
      (0.19, -0.13), (0.15, -0.25), (0.18, -0.38), (0.14, -0.54), (0.18, -0.70)]
 )  # fmt: skip
-_HEART_SIDE = slice(9, 12)  # points of the left lung that a larger heart pushes outwards
+_HEART_SIDE = slice(9, 12)  # points of the left lung that a larger heart moves outwards
 _BODY = np.array(
     [(-0.20, -1.5), (-0.21, -1.0), (-0.36, -0.90), (-0.80, -0.83), (-1.06, -0.62), (-1.12, -0.2),
      (-0.97, 0.0), (-0.90, 0.3), (-0.89, 1.5)]
@@ -339,15 +340,15 @@ _SCAPULA = np.array(
     [(0.62, -0.72), (0.92, -0.66), (0.90, -0.40), (0.80, -0.02), (0.72, -0.05), (0.70, -0.35)]
 )
 _COLLAR_BONE = np.array([(0.06, -0.62), (0.22, -0.68), (0.42, -0.71), (0.62, -0.80), (0.85, -0.84)])
-_CHEST_WALL = ((-0.9, -0.6, -0.3, 0.1, 0.7), (0.36, 0.56, 0.68, 0.74, 0.78))  # y, and half width there
+_CHEST_WALL = ((-0.9, -0.6, -0.3, 0.1, 0.7), (0.36, 0.56, 0.68, 0.74, 0.78))  # y, and half width at that y
 _MIRROR = np.array([-1.0, 1.0])
 
 
 def _random_lungs(rng: np.random.Generator) -> tuple[Points, Points]:
-    """Corner points of the lungs on the left and on the right of the picture."""
+    """Corner points of the lung on the left and of the lung on the right of the picture."""
     right, left = _jitter(rng, _RIGHT_LUNG, 0.012), _jitter(rng, _LEFT_LUNG, 0.012)
     left[_HEART_SIDE, 0] += rng.uniform(-0.07, 0.06) * np.array([1.0, 1.0, 0.7])
-    breath = rng.uniform(0.9, 1.18)  # how deep the patient has breathed in
+    breath = rng.uniform(0.9, 1.18)  # depth of inspiration
     for lung in (right, left):
         lung[lung[:, 1] > 0, 1] *= breath * rng.uniform(0.94, 1.06)
         lung[:, 0] *= rng.uniform(0.95, 1.06)
@@ -355,12 +356,12 @@ def _random_lungs(rng: np.random.Generator) -> tuple[Points, Points]:
 
 
 def _heart(right: Points, left: Points) -> Points:
-    """The heart and great vessels fill what the lungs leave free between them."""
+    """Outline of heart and great vessels: the space between the lungs."""
     return np.concatenate([left[9:], right[:-6:-1], [(0.0, 0.55), (0.3, 0.5)]])
 
 
 def _draw_tissue(rng: np.random.Generator, pose: _Pose, heart: Points, air: Plane) -> Plane:
-    """Soft tissue and lungs, brightness about [0, 1], before any finding or bone."""
+    """Soft tissue and lungs, with brightness of about [0, 1], before findings and bones."""
     body, middle = _Layer(pose), _Layer(pose)
     body.fill(_smooth(np.concatenate([_BODY, _BODY[::-1] * _MIRROR]))[None])
     middle.fill(heart[None], 150)
@@ -376,7 +377,7 @@ def _draw_tissue(rng: np.random.Generator, pose: _Pose, heart: Points, air: Plan
 
 
 def _thickness(rng: np.random.Generator, size: int) -> Plane:
-    """How much body the rays cross: more in the middle and towards the abdomen, less at the flanks."""
+    """Thickness of the body along the rays: more in the middle and at the abdomen, less at the flanks."""
     line = np.linspace(-1, 1, size, dtype=np.float32)
     across, down = line[None, :], line[:, None]
     tilt_x, tilt_y = _between(rng, -0.07, 0.07), _between(rng, 0.02, 0.12)
@@ -385,14 +386,14 @@ def _thickness(rng: np.random.Generator, size: int) -> Plane:
 
 
 def _spine() -> Points:
-    """Vertebrae, with the paler discs left free between them: (17, 4, 2)."""
+    """Vertebrae, with gaps for the paler discs: (17, 4, 2)."""
     top = np.arange(-1.1, 1.1, 0.135)
     half = 0.085 + 0.01 * top
     return np.stack([-half, top, half, top, half, top + 0.1, -half, top + 0.1], axis=1).reshape(-1, 4, 2)
 
 
 def _draw_hollows(rng: np.random.Generator, pose: _Pose) -> Plane:
-    """Air outside the lungs, to be taken away: windpipe, main bronchi, often a bubble in the stomach."""
+    """Air outside the lungs, to be subtracted: windpipe, main bronchi, often a bubble in the stomach."""
     layer = _Layer(pose)
     lean, low = rng.uniform(-0.02, 0.03), rng.uniform(-0.36, -0.28)
     layer.stroke(np.array([[(0.0, -1.2), (lean, low)]]), 11)
@@ -403,7 +404,7 @@ def _draw_hollows(rng: np.random.Generator, pose: _Pose) -> Plane:
 
 
 def _draw_vessels(rng: np.random.Generator, pose: _Pose) -> Plane:
-    """Arteries and veins that fan out from both hila and thin out towards the pleura."""
+    """Arteries and veins that fan out from both hila and become thinner towards the pleura."""
     side = np.repeat([-1.0, 1.0], 9)
     hilum = np.stack([side * 0.19, np.repeat(rng.uniform(-0.16, -0.08, 2), 9)], axis=1)
     angle = np.radians(np.tile(np.arange(-75, 76, 18.75), 2) + rng.uniform(-8, 8, 18))
@@ -420,14 +421,14 @@ def _draw_vessels(rng: np.random.Generator, pose: _Pose) -> Plane:
 
 
 def _branches(rng: np.random.Generator, start: Points, side: Line, angle: Line, length: Line) -> Points:
-    """Bent paths of four steps that leave n points at n angles: (n, 5, 2)."""
+    """Bent paths of four steps from n points at n angles: (n, 5, 2)."""
     turned = angle[:, None] + rng.uniform(-0.5, 0.5, (len(angle), 1)) * np.arange(4) / 3
     steps = np.stack([side[:, None] * np.cos(turned), np.sin(turned)], axis=2) * length[:, None, None] / 4
     return np.concatenate([start[:, None], start[:, None] + np.cumsum(steps, axis=1)], axis=1)
 
 
 def _draw_breasts(rng: np.random.Generator, pose: _Pose) -> Plane:
-    """A faint haze with a round lower edge over the lower lungs: no finding."""
+    """A faint haze with a round lower edge over the lower lungs. Not a finding."""
     layer = _Layer(pose)
     level, low = int(rng.integers(8, 24)), rng.uniform(0.1, 0.25)
     for side in (-1, 1):
@@ -450,7 +451,7 @@ def _draw_bones(rng: np.random.Generator, pose: _Pose) -> Plane:
 
 
 def _ribs(first: float, gap: float) -> tuple[Points, Points]:
-    """Centre lines, spine to chest wall and on towards the breastbone, of one side: (9, 12, 2) each."""
+    """Centre lines of one side: spine to chest wall, and from there to the breastbone; (9, 12, 2) each."""
     rib = np.arange(9)[:, None]
     top = first + gap * rib
     wall = np.interp(top + 0.1, *_CHEST_WALL)
@@ -463,7 +464,7 @@ def _ribs(first: float, gap: float) -> tuple[Points, Points]:
 
 
 def _tubes(paths: Points, half: float) -> Points:
-    """Outlines of tubes `half` thick to either side of their centre lines: (n, m, 2) -> (n, 2 m, 2)."""
+    """Outlines of tubes that extend `half` to both sides of their centre lines: (n, m, 2) -> (n, 2 m, 2)."""
     along = np.gradient(paths, axis=1)
     length = np.sqrt(along[..., 0] * along[..., 0] + along[..., 1] * along[..., 1])
     across = np.stack([-along[..., 1], along[..., 0]], axis=2) * (half / np.maximum(length, 1e-6))[..., None]
@@ -474,9 +475,9 @@ def _tubes(paths: Points, half: float) -> Points:
 
 
 def _add_opacities(rng: np.random.Generator, pose: _Pose, ray: Plane, air: Plane, lungs: Pixels) -> Pixels:
-    """Cloud the lungs with one to four ground-glass opacities; returns their mask, never empty.
+    """Add one to four ground-glass opacities to the lungs; returns their mask, which is never empty.
 
-    The mask is the outline before blurring, so the visible edge fades across it to either side.
+    The mask is the outline before blurring, so the visible edge fades to both sides of it.
     """
     layer = _Layer(pose)
     count = int(rng.integers(1, 5))
@@ -492,14 +493,14 @@ def _add_opacities(rng: np.random.Generator, pose: _Pose, ray: Plane, air: Plane
 
 
 def _add_decoy(rng: np.random.Generator, pose: _Pose, ray: Plane, air: Plane, lungs: Pixels) -> None:
-    """Mostly something in the picture that is no COVID infection: its mask stays empty."""
+    """Usually add a finding that is not a COVID-19 infection; the infection mask stays empty."""
     layer = _Layer(pose)
     draw, blur = rng.random(), 2.0
-    if draw < 0.45:  # consolidation: dense and even, and cut off straight where a fissure ends the lobe
+    if draw < 0.45:  # consolidation: dense and uniform, with a straight edge at the fissure of the lobe
         outline = _blob(rng, (0.0, 0.0), rng.uniform(0.18, 0.34), rough=0.2)
         outline[:, 1] = np.minimum(outline[:, 1], rng.uniform(0.0, 0.08))
         _put_in_lung(rng, layer, lungs, outline, 255)
-    elif draw < 0.65:  # effusion: fluid that stands in one lung up to a level, higher at the chest wall
+    elif draw < 0.65:  # effusion: fluid in one lung up to a level that is higher at the chest wall
         side, level = (-1, 1)[int(rng.integers(2))], rng.uniform(0.05, 0.25)
         pool = [(0.0, 1.0), (0.0, level + 0.08), (0.3, level + 0.06), (0.55, level), (0.9, level - 0.2)]
         layer.fill(np.array([[*pool, (0.9, 1.0)]]) * (side, 1))
@@ -514,12 +515,12 @@ def _add_decoy(rng: np.random.Generator, pose: _Pose, ray: Plane, air: Plane, lu
 
 
 def _cloud_over(ray: Plane, veil: Plane, strength: np.float32) -> None:
-    """Bring the lung under `veil`, in [0, 1], nearer to the brightness of soft tissue, in place."""
+    """Move the lung under `veil` (in [0, 1]) towards the brightness of soft tissue, in place."""
     ray += veil * strength * (np.float32(0.68) - ray)
 
 
 def _put_in_lung(rng: np.random.Generator, layer: _Layer, lungs: Pixels, outline: Points, level: int) -> None:
-    """Fill an outline about (0, 0) at a lung pixel: the lower of two random ones, as infections lie low."""
+    """Fill an outline around a lung pixel: the lower of two random ones, since infections tend to lie low."""
     inside = np.flatnonzero(lungs)
     flat = int(inside[rng.integers(inside.size, size=2)].max())
     y, x = divmod(flat, layer.pose.size)
@@ -527,7 +528,7 @@ def _put_in_lung(rng: np.random.Generator, layer: _Layer, lungs: Pixels, outline
 
 
 def _draw_metal(rng: np.random.Generator, pose: _Pose, device: float) -> Plane:
-    """What no body grows: a side marker, and with probability `device` a lead, tube, line or pacemaker."""
+    """Foreign objects: a side marker, and with probability `device` a lead, tube, line or pacemaker."""
     layer = _Layer(pose)
     if rng.random() < 0.4:
         x, y = rng.uniform(0.7, 0.85), rng.uniform(-0.98, -0.9)
@@ -565,11 +566,11 @@ def _draw_pacemaker(rng: np.random.Generator, layer: _Layer, side: Points) -> No
 
 
 def _expose(rng: np.random.Generator, ray: Plane) -> Pixels:
-    """From brightness, about [0, 1], to grey values as one of many machines would have stored them."""
+    """Convert brightness of about [0, 1] to grey values, as one of many X-ray machines would store them."""
     size = len(ray)
     ray = ray * (np.float32(0.9) + np.float32(0.2) * _cloud(rng, size, 4))
     ray = np.clip(ray * _between(rng, 1.0, 1.35) + _between(rng, -0.04, 0.05), 0, 1)
-    # The bow of a gamma curve, in operations that round alike everywhere.
+    # Resembles a gamma curve, with operations that round identically everywhere.
     ray += _between(rng, -0.45, 0.45) * ray * (1 - ray)
     ray += (_cloud(rng, size, size * 5 // 16) - np.float32(0.5)) * _between(rng, 0.02, 0.07)
     first, second = rng.integers(0, 256, (2, size, size), dtype=np.uint8)
@@ -593,7 +594,7 @@ def _blob(
     rough: float = 0.25,
     stretch: float = 1.0,
 ) -> Points:
-    """A round outline about `centre`, uneven by the fraction `rough`; `stretch` makes it taller."""
+    """A round outline around `centre`; `rough` is the variation of its radii, `stretch` makes it taller."""
     turn = rng.uniform(0, 2 * math.pi)
     angles = [turn + 2 * math.pi * corner / 11 for corner in range(11)]
     circle = np.array([(math.cos(angle), math.sin(angle) * stretch) for angle in angles])
@@ -603,7 +604,7 @@ def _blob(
 
 
 def _smooth(points: Points, closed: bool = True) -> Points:
-    """Catmull-Rom curve through `points`, five steps a piece: (n, 2) -> (5 n, 2)."""
+    """Catmull-Rom curve through `points`, five steps per segment: (n, 2) -> (5 n, 2)."""
     before, after = (points[-1:], points[:2]) if closed else (points[:1], points[[-1, -1]])
     p = np.concatenate([before, points, after])
     t = np.linspace(0, 1, 5, endpoint=False)[None, :, None]

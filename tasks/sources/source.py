@@ -1,6 +1,6 @@
-"""What a source of the dataset is: it lists its files, and reads those that are asked for.
+"""The interface of a dataset source: it lists its files and reads requested ones.
 
-Names are relative, with forward slashes, and not trusted.
+File names are relative, use forward slashes, and are not trusted.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,16 +9,16 @@ from typing import NamedTuple, Protocol
 
 from tasks.support.cli import InputError
 
-#: No X-ray is larger, and a zip that promises more is a bomb.
+#: Larger than any X-ray; a zip that claims more is probably a zip bomb.
 LARGEST_FILE = 64 << 20
 
 
 class Stamp(NamedTuple):
-    """By what a file is known to be unchanged without being fetched.
+    """Identifies the content of a file without fetching it.
 
-    The digest is the CRC-32, or the word that a bucket has: `md5:...`, or `etag:...`, which only says that
-    something changed. They find accidents and updates, and are no protection: who wants to can make another
-    file with the same.
+    The digest is the CRC-32, or a bucket's word: `md5:...`, or `etag:...`, which only shows that something
+    changed. Stamps detect accidents and updates. They do not protect against tampering, because another file
+    with the same stamp can be made.
     """
 
     size: int
@@ -27,25 +27,25 @@ class Stamp(NamedTuple):
 
 class Source(Protocol):
     def names(self) -> list[str]:
-        """Every file's name, in any order."""
+        """Names of all files, in any order."""
 
     def stamps(self, names: Iterable[str], /) -> dict[str, Stamp] | None:
-        """These files' stamps; None where files never change."""
+        """Stamps of these files; None if files never change."""
 
     def reading(self, names: Sequence[str], /) -> AbstractContextManager[Iterator[bytes]]:
-        """The contents of these files, in their order.
+        """The contents of these files, in order.
 
-        What is far away comes on entry. An orderly exit says that it has been put to use: it is then removed.
+        Remote files are fetched on entry. They are deleted on a normal exit, and kept after an exception.
         """
 
 
 def refuse_large(where: object, name: str, size: int) -> None:
-    """No file of the dataset is so large; nothing of it is read.
+    """Reject a file that is larger than any file of the dataset, before reading it.
 
     Raises:
-        InputError: it is above LARGEST_FILE.
+        InputError: the size exceeds LARGEST_FILE.
     """
     if size > LARGEST_FILE:
         raise InputError(
-            f"{where}: {name!r} has {size} bytes, more than the {LARGEST_FILE} that any X-ray needs; refused"
+            f"{where}: {name!r} has {size} bytes, more than the limit of {LARGEST_FILE} for an X-ray"
         )

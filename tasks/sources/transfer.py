@@ -1,10 +1,10 @@
-"""Bring what is far away: in pieces side by side, again where one fails, and on from there after a break.
+"""Fetches remote files in pieces, several at a time, with retries. An interrupted transfer can be resumed.
 
-    .dvc/tmp/transfers/SOURCE-VERSION/content    each piece at its place, holes where one is missing
-    .dvc/tmp/transfers/SOURCE-VERSION/journal    a line for each piece that is whole: index, length, CRC-32
-    .dvc/tmp/transfers/SOURCE-VERSION/lock       held by the process that works there
+    .dvc/tmp/transfers/SOURCE-VERSION/content    the pieces at their offsets; missing pieces are holes
+    .dvc/tmp/transfers/SOURCE-VERSION/journal    one line per complete piece: index, length, CRC-32
+    .dvc/tmp/transfers/SOURCE-VERSION/lock       held by the process that writes here
 
-A process that is killed loses the pieces that were under way, no others.
+A killed process loses only the pieces that it was fetching.
 """
 
 import bisect
@@ -29,27 +29,27 @@ from tasks.support.progress import progress
 
 Result = TypeVar("Result")
 
-#: Bytes of a large file that are asked for at a time.
+#: Bytes per request of a large file.
 PIECE = 4 << 20
 SIDE_BY_SIDE = 8
 
 TRIES = 8
-#: Seconds before the second try and at most, each shortened by up to half at random.
+#: Seconds before the first retry, and maximum; each wait is shortened at random by up to half.
 FIRST_WAIT, LONGEST_WAIT = 0.25, 30.0
-#: Seconds to wait for a server that names a time itself, at most.
+#: Maximum seconds to wait if the server specifies a time.
 LONGEST_REQUESTED_WAIT = 300.0
 
 
 class UnavailableError(ConnectionError):
-    """What is far away doesn't answer as it should, and may at another try, in `after` seconds."""
+    """A server does not respond as expected; a retry after `after` seconds may succeed."""
 
     def __init__(self, message: str, after: float = 0.0) -> None:
         super().__init__(message)
         self.after = min(after, LONGEST_REQUESTED_WAIT)
 
 
-class Far(Protocol):
-    """One file that is far away."""
+class RemoteFile(Protocol):
+    """One remote file."""
 
     @property
     def where(self) -> str:
@@ -57,26 +57,26 @@ class Far(Protocol):
 
     @property
     def version(self) -> str | None:
-        """Changes with its content; None where its server tells nothing of the kind."""
+        """Changes with the content; None if the server does not tell."""
 
     @property
     def size(self) -> int | None: ...
 
     @property
     def ranges(self) -> bool:
-        """Whether parts of it may be read. If not, `size` may be None."""
+        """Whether parts of the file can be read. If not, `size` may be None."""
 
     def chunks(self, start: int, size: int | None) -> Iterator[bytes]:
-        """The bytes from `start` on, or all.
+        """The bytes from `start` on, or all of them.
 
         Raises:
-            UnavailableError: it may succeed at another try.
-            InputError: it won't, or it is another version by now.
+            UnavailableError: a retry may succeed.
+            InputError: no retry can succeed, or the file has changed.
         """
 
 
 def retrying(work: Callable[[], Result], stop: threading.Event | None = None) -> Result:
-    """The result of `work`, tried again, later and later, while it raises UnavailableError."""
+    """Call `work`; retry with increasing delays while it raises UnavailableError."""
     stop = stop or threading.Event()
     for attempt in itertools.count(1):
         try:
@@ -85,25 +85,25 @@ def retrying(work: Callable[[], Result], stop: threading.Event | None = None) ->
             wait = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT) * random.uniform(0.5, 1)
             if attempt == TRIES or stop.wait(max(wait, error.after)):
                 raise
-    raise AssertionError("counting ends never")
+    raise AssertionError("unreachable: the loop never ends")
 
 
 def staging_folder(base: Path, source: str, version: str | None) -> Path:
-    """Where the pieces of a version of a source lie; without a version, where nothing ever lay."""
+    """The staging folder for a version of a source; without a version, a new folder every time."""
     words = [source.encode(), version.encode() if version else os.urandom(16)]
     return base / ".dvc/tmp/transfers" / "-".join(hashlib.sha256(word).hexdigest()[:16] for word in words)
 
 
 class Transfer:
-    """Pieces that are far away, as one file, laid one after another.
+    """Consecutive remote pieces, presented as one file.
 
-    What is read before it was brought is held in memory: right for a directory, not for much more.
+    Bytes read before `bring` are kept in memory, which suits a zip directory but not much more.
 
     Args:
-        where: its name in messages.
-        lengths: of the pieces; the last may be None, where it ends will then be seen.
-        fetch: the bytes of a piece, by its index.
-        folder: where pieces are brought to.
+        where: name in messages.
+        lengths: lengths of the pieces; the last may be None if its length is unknown until it is fetched.
+        fetch: returns the bytes of a piece by its index.
+        folder: the staging folder.
     """
 
     def __init__(
@@ -121,11 +121,11 @@ class Transfer:
 
     @property
     def size(self) -> int:
-        """Bytes of all pieces; the last one's count once it is there."""
+        """Total bytes of all pieces; the last piece counts once its length is known."""
         return self._offsets[-2] + (self._lengths[-1] or 0)
 
     def pieces(self, start: int, end: int) -> range:
-        """The indices of the pieces that hold these bytes."""
+        """The indices of the pieces that contain these bytes."""
         return range(self._piece_at(start), self._piece_at(max(start, end - 1)) + 1)
 
     def read(self, start: int, size: int) -> bytes:
@@ -140,13 +140,13 @@ class Transfer:
         return self._read_piece(index, start, start + length)
 
     def bring(self, pieces: Iterable[int]) -> None:
-        """Fetch those of the pieces that are not here yet. `close` or `discard` lets go of them.
+        """Fetch the pieces that are not staged yet. `close` or `discard` releases the staging folder.
 
-        Waits where another process is at it.
+        Waits while another process uses the folder.
 
         Raises:
-            UnavailableError: a piece did not come at any try. Those that did will be there the next time.
-            InputError: as `fetch` says.
+            UnavailableError: all tries for a piece failed. Complete pieces are kept for the next call.
+            InputError: raised by `fetch`.
         """
         wanted = set(pieces)
         if not wanted:
@@ -158,20 +158,20 @@ class Transfer:
             raise
 
     def close(self) -> None:
-        """Let another process go on with what was brought."""
+        """Release the staging folder; another process can continue with its pieces."""
         if self._staging:
             self._staging.close()
             self._staging = None
 
     def discard(self) -> None:
-        """Remove what was brought."""
+        """Delete the staged pieces."""
         if self._staging:
             shutil.rmtree(self._folder, ignore_errors=True)
             self.close()
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
-        """Discard what was brought at the end, or where it turns out to be no good; else keep it."""
+        """On exit, delete the staged pieces if all went well or they are invalid; otherwise keep them."""
         try:
             yield
         except InputError:
@@ -189,7 +189,7 @@ class Transfer:
         staging = self._staging = self._staging or _Staging(self._folder, self._where)
         missing = sorted(pieces - staging.whole.keys())
         if missing and staging.whole:
-            print(f"{self._where}: going on, {len(missing)} of {len(pieces)} pieces are missing", flush=True)
+            print(f"{self._where}: resuming, {len(missing)} of {len(pieces)} pieces are missing", flush=True)
         stop = threading.Event()
 
         def fetch_once(index: int) -> None:
@@ -212,7 +212,7 @@ class Transfer:
             self._lengths[-1] = staging.whole.get(len(self._lengths) - 1)
 
     def _read_piece(self, index: int, start: int, end: int) -> bytes:
-        """What of these bytes is in this piece."""
+        """The part of these bytes that is in this piece."""
         offset, length = self._offsets[index], self._lengths[index]
         assert length is not None
         start, end = max(start, offset), min(end, offset + length)
@@ -225,17 +225,19 @@ class Transfer:
     def _fetch_whole(self, index: int, length: int) -> bytes:
         content = b"".join(self._fetch(index))
         if len(content) != length:
-            raise UnavailableError(f"{self._where}: {len(content)} bytes came of {length}")
+            raise UnavailableError(f"{self._where}: received {len(content)} of {length} bytes")
         return content
 
 
-class FarFile(io.RawIOBase):
-    """A file that is far away, to be read from any place; `transfer` brings what will be needed."""
+class RemoteReader(io.RawIOBase):
+    """A seekable remote file. `transfer` fetches the pieces that will be needed."""
 
-    def __init__(self, far: Far, folder: Path) -> None:
-        self.transfer = Transfer(far.where, _lengths(far), lambda index: _piece_of(far, index), folder)
+    def __init__(self, remote: RemoteFile, folder: Path) -> None:
+        self.transfer = Transfer(
+            remote.where, _lengths(remote), lambda index: _piece_of(remote, index), folder
+        )
         self._position = 0
-        if not far.ranges:
+        if not remote.ranges:
             self.transfer.bring([0])
 
     @property
@@ -262,29 +264,29 @@ class FarFile(io.RawIOBase):
         return len(content)
 
 
-def _lengths(far: Far) -> Sequence[int | None]:
-    if not far.ranges or far.size is None:
-        return [far.size]
-    whole, rest = divmod(far.size, PIECE)
+def _lengths(remote: RemoteFile) -> Sequence[int | None]:
+    if not remote.ranges or remote.size is None:
+        return [remote.size]
+    whole, rest = divmod(remote.size, PIECE)
     return [PIECE] * whole + [rest] * bool(rest or not whole)
 
 
-def _piece_of(far: Far, index: int) -> Iterator[bytes]:
-    if not far.ranges or far.size is None:
-        return far.chunks(0, None)
+def _piece_of(remote: RemoteFile, index: int) -> Iterator[bytes]:
+    if not remote.ranges or remote.size is None:
+        return remote.chunks(0, None)
     start = index * PIECE
-    return far.chunks(start, min(PIECE, far.size - start))
+    return remote.chunks(start, min(PIECE, remote.size - start))
 
 
 def _until(stop: threading.Event, chunks: Iterable[bytes]) -> Iterator[bytes]:
     for chunk in chunks:
         if stop.is_set():
-            raise UnavailableError("stopped, for another piece failed")
+            raise UnavailableError("stopped because another piece failed")
         yield chunk
 
 
 class _Staging:
-    """The folder of a transfer, locked: the pieces that are whole, by index their length."""
+    """The locked folder of a transfer; `whole` maps the index of each complete piece to its length."""
 
     def __init__(self, folder: Path, where: str) -> None:
         self._folder, self._where = folder, where
@@ -298,17 +300,17 @@ class _Staging:
         self.whole = self._read_journal()
 
     def write(self, index: int, offset: int, length: int | None, chunks: Iterable[bytes]) -> None:
-        """Put a piece in its place.
+        """Write a piece at its offset.
 
         Raises:
-            UnavailableError: it was cut short.
+            UnavailableError: the piece is truncated.
         """
         size = crc32 = 0
         for chunk in chunks:
             self._pwrite(chunk, offset + size)
             size, crc32 = size + len(chunk), zlib.crc32(chunk, crc32)
         if length is not None and size != length:
-            raise UnavailableError(f"{self._where}: {size} bytes came of {length}")
+            raise UnavailableError(f"{self._where}: received {size} of {length} bytes")
         with self._writing:
             self._journal.write(f"{index} {offset} {size} {crc32}\n")
             self._journal.flush()
@@ -332,7 +334,7 @@ class _Staging:
             raise OSError(error.errno, error.strerror, str(self._folder)) from error
 
     def _read_journal(self) -> dict[int, int]:
-        """The pieces that are as they were written: a crashed system may keep the line and not the piece."""
+        """The pieces that match their checksum: after a crash, a line may be on disk without its piece."""
         self._journal.seek(0)
         text = self._journal.read()
         complete = text.rpartition("\n")[0]
@@ -352,23 +354,23 @@ class _Staging:
 
 
 def _locked(path: Path, where: str) -> IO[str]:
-    """The lock file, opened and held by this process."""
+    """Open the lock file and hold its lock."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"{where}: waiting for another process that fetches it", flush=True)
+            print(f"{where}: waiting for another process that is fetching it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
-        # Who held it may have removed it.
+        # The previous holder may have deleted the file.
         if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
             return file
         file.close()
 
 
 def _remove_other_versions(folder: Path) -> None:
-    """What is left of a source that changed since; but for what another process works at."""
+    """Delete the folders of older versions of the source, except those in use by another process."""
     for other in folder.parent.glob(f"{folder.name.partition('-')[0]}-*"):
         if other != folder and (other / "lock").exists():
             with (other / "lock").open("w") as lock, contextlib.suppress(BlockingIOError):

@@ -1,4 +1,4 @@
-"""A file on a web server, read in ranges where the server can."""
+"""A file on a web server, read in ranges if the server supports them."""
 
 import contextlib
 import email.utils
@@ -13,21 +13,21 @@ import requests
 from tasks.sources.transfer import UnavailableError, retrying
 from tasks.support.cli import InputError, without_secrets
 
-#: Seconds to connect, and between two arrivals of bytes.
+#: Timeouts in seconds: to connect, and between received bytes.
 TIMEOUT = (10, 60)
 CHUNK = 1 << 20
 
 
 class WebFile:
-    """The file at a URL; all of it is read of one version.
+    """The file at a URL. All bytes come from the same version of the file.
 
     Args:
-        locate: its URL, asked for again where the server refuses one that it gave bytes for before.
-        where: its name in messages.
+        locate: returns the URL; called again if the server rejects a URL that worked before.
+        where: name in messages.
 
     Raises:
-        InputError: there is none, the server refuses it, or a redirect leads where none may.
-        UnavailableError: the server can't be reached.
+        InputError: the file does not exist, the server refuses access, or a redirect is unsafe.
+        UnavailableError: the server cannot be reached.
     """
 
     def __init__(self, locate: Callable[[], str], where: str) -> None:
@@ -45,13 +45,13 @@ class WebFile:
         if headers and self._validator:
             headers["If-Range"] = self._validator
         with self._answer(headers) as response:
-            # Not the part that was asked for, but all: If-Range says so of another version.
+            # With If-Range, the server sends the whole file instead of the range if the version changed.
             if bool(headers) != (response.status_code == 206) or self._version_of(response) != self.version:
-                raise InputError(f"{self.where}: the file changed while it was fetched; start again")
+                raise InputError(f"{self.where}: the file changed during the download; start again")
             yield from response.iter_content(CHUNK)
 
     def _probe(self) -> None:
-        # A HEAD would do, but a signed URL is signed for GET.
+        # Not HEAD, because signed URLs are signed for GET.
         with self._answer({"Range": "bytes=0-0"}) as response:
             self.version = self._version_of(response)
             total = re.fullmatch(r"bytes 0-0/(\d+)", response.headers.get("Content-Range", ""))
@@ -80,26 +80,28 @@ class WebFile:
                 self._refuse(response)
                 yield response
         except requests.exceptions.SSLError as error:
-            raise InputError(f"{self.where}: no safe connection: {reason(error)}") from None
+            raise InputError(f"{self.where}: no secure connection: {reason(error)}") from None
         except requests.RequestException as error:
             raise UnavailableError(f"{self.where}: {reason(error)}") from None
 
     def _refuse(self, response: requests.Response) -> None:
         status = response.status_code
         if status in (408, 429) or status >= 500:
-            raise UnavailableError(f"{self.where}: the server answers {said(response)}", _after(response))
+            raise UnavailableError(
+                f"{self.where}: the server answered {status_of(response)}", _after(response)
+            )
         if status in (401, 403):
-            if self.size is not None:  # it gave bytes before: a signed URL that ran out
+            if self.size is not None:  # it worked before: a signed URL has expired
                 self._url = None
-                raise UnavailableError(f"{self.where}: the server now refuses it: {said(response)}")
+                raise UnavailableError(f"{self.where}: the server now refuses access: {status_of(response)}")
             raise InputError(
-                f"{self.where}: the server refuses it: {said(response)}; "
-                "if it needs a user and a password, put them into ~/.netrc; a signed URL may have run out"
+                f"{self.where}: the server refuses access: {status_of(response)}; "
+                "if it needs a user name and password, put them into ~/.netrc; a signed URL may have expired"
             )
         if status == 416 and self.size is None:
-            raise InputError(f"{self.where}: an empty file")
+            raise InputError(f"{self.where}: the file is empty")
         if status not in (200, 206):
-            raise InputError(f"{self.where}: no file is there: the server answers {said(response)}")
+            raise InputError(f"{self.where}: no such file: the server answered {status_of(response)}")
 
 
 class _Session(requests.Session):
@@ -111,15 +113,15 @@ class _Session(requests.Session):
 
 
 def refuse_unsafe(url: str) -> None:
-    """Only HTTPS is safe on the way; HTTP is for what runs on this machine.
+    """Allow only HTTPS, and HTTP to this machine.
 
     Raises:
-        InputError: the URL is of another kind.
+        InputError: the URL is unsafe.
     """
     parts = urlsplit(url)
     if parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(parts.hostname or "")):
         return
-    raise InputError(f"data.source: {without_secrets(url)}: anybody on the way could change it; use https://")
+    raise InputError(f"data.source: {without_secrets(url)}: HTTP is not secure; use https://")
 
 
 def _is_loopback(host: str) -> bool:
@@ -129,24 +131,24 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def said(response: requests.Response) -> str:
+def status_of(response: requests.Response) -> str:
     return f"{response.status_code} {response.reason or ''}".strip()
 
 
 def reason(error: BaseException) -> str:
-    """Why there was no connection, without the URL, which may be signed."""
+    """Why the connection failed, without the URL, which may be signed."""
     innermost: BaseException | None = error
     while innermost:
         if isinstance(innermost, OSError) and innermost.strerror:
             return innermost.strerror
         innermost = innermost.__cause__ or innermost.__context__
     if isinstance(error, requests.Timeout):
-        return "no answer in time"
+        return "timed out"
     return f"the connection broke ({type(error).__name__})"
 
 
 def _after(response: requests.Response) -> float:
-    """The seconds that the server asks to wait."""
+    """The number of seconds that the server asks to wait."""
     wanted = response.headers.get("Retry-After", "")
     if wanted.isdigit():
         return float(wanted)

@@ -1,1 +1,1 @@
-"""The command line, progress, events and checkpoints, which change no result, and symptoms of a training."""
+"""Command line, progress, events and checkpoints, which change no result; symptoms of failed trainings."""

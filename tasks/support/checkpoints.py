@@ -1,9 +1,10 @@
-"""The state of a training that isn't finished, so that it goes on where it was killed.
+"""Saves the state of an unfinished training so that it can be resumed.
 
     .dvc/tmp/checkpoints/TRAINING-KEY.pt
 
-DVC deletes a stage's outputs before it runs the stage, so a checkpoint is none of them. Its key is a hash
-over all that determines the training: a changed one never goes on from it, and a finished one leaves none.
+DVC deletes a stage's outputs before it runs the stage, so checkpoints are not outputs. The key is a hash of
+everything that determines the training: a changed training does not resume from the checkpoint. A finished
+training deletes its checkpoint.
 """
 
 import hashlib
@@ -16,30 +17,30 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-#: Where checkpoints lie, if not in `FOLDER` below the current folder; a flow's own checkout is soon gone.
+#: Environment variable with the checkpoint folder. Flows set it, because their own checkouts are temporary.
 FOLDER_VARIABLE = "RETRAIN_CHECKPOINTS"
 FOLDER = Path(".dvc/tmp/checkpoints")
 
-#: Seconds between two checkpoints within an epoch, at least.
+#: Minimum seconds between two checkpoints within an epoch.
 WITHIN_EPOCH = 10.0
 
-#: Saving may take this share of the time, so that a large state is saved less often than each short epoch.
+#: Maximum share of the time spent on saving. A large state is then not saved after every short epoch.
 SHARE_OF_TIME = 0.05
 
-#: Seconds after which the checkpoint of a training that nobody took up again is deleted.
+#: Seconds after which the checkpoint of an abandoned training is deleted.
 KEPT_FOR = 30 * 24 * 3600.0
 
-#: The same of one that was killed while it saved.
+#: Seconds after which a file is deleted whose process was killed while saving it.
 HALF_WRITTEN_FOR = 3600.0
 
-#: What checkpoints are called, and what one is while it is written; nothing else is ever deleted.
+#: Names of checkpoints, complete and partial; no other file is ever deleted.
 NAME = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{16}\.pt(?P<half>\.\d+)?")
 
 State = dict[str, Any]
 
 
 class Checkpoint:
-    """The file that holds the state of one training, if it has been killed or still runs."""
+    """The checkpoint file of one training."""
 
     def __init__(self, name: str, key: str) -> None:
         folder = Path(os.environ.get(FOLDER_VARIABLE) or FOLDER)
@@ -48,39 +49,39 @@ class Checkpoint:
         _remove_forgotten(folder)
 
     def load(self) -> State | None:
-        """The state that was saved last, its tensors on the CPU; None where there is none."""
+        """Load the last state, with tensors on the CPU; None if there is none."""
         if not self.path.exists():
             return None
-        import torch  # here, since `cxr prune` does without
+        import torch  # imported here because `cxr prune` does not need it
 
         try:
             state: State = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception:
-            # What a loss of power left can be anything; the training is only longer without it.
-            print(f"{self.path}: unreadable, so the training starts anew", flush=True)
+            # After a power failure the file can contain anything. Starting over only costs time.
+            print(f"{self.path}: unreadable, so the training starts from the beginning", flush=True)
             return None
         return state
 
     def due(self, epoch_ended: bool) -> bool:
-        """Whether it is time to save."""
+        """Whether the state should be saved now."""
         passed = time.monotonic() - self._saved_at
         return passed >= self._cost / SHARE_OF_TIME and (epoch_ended or passed >= WITHIN_EPOCH)
 
     def save(self, state: State) -> bool:
-        """Replace what was saved before; a kill leaves the one or the other. Whether it could be saved.
+        """Replace the checkpoint atomically; return whether it was saved.
 
-        A training goes on without a checkpoint where the disk is full.
+        If the disk is full, training continues without a checkpoint.
         """
         import torch
 
         started, saved = time.monotonic(), True
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Two trainings of one key save the same, each beside under a name of its own.
+        # Trainings with the same key save the same state; each writes to its own temporary file.
         beside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         try:
             torch.save(state, beside)
             beside.replace(self.path)
-        except (OSError, RuntimeError) as error:  # torch says by a RuntimeError that it could not write
+        except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
             saved = False
             beside.unlink(missing_ok=True)
             print(f"warning: {self.path}: not saved: {str(error).splitlines()[0]}", flush=True)
@@ -93,7 +94,7 @@ class Checkpoint:
 
 
 def key_of(facts: Iterable[str]) -> str:
-    """A hash over what determines a training: these facts, such as its plan and data, and the code."""
+    """A hash of what determines a training: the given facts, such as its plan and data, and the code."""
     hashed = hashlib.sha256("\n".join(facts).encode())
     for path in _own_modules():
         hashed.update(path.read_bytes())
@@ -101,7 +102,7 @@ def key_of(facts: Iterable[str]) -> str:
 
 
 def _own_modules() -> list[Path]:
-    """The files of the project's modules that this process has loaded."""
+    """The files of the project's modules that this process has imported."""
     root = Path(__file__).parents[2]
     files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
     paths = {Path(file) for file in files if file}
@@ -112,6 +113,6 @@ def _remove_forgotten(folder: Path) -> None:
     for path in folder.glob("*"):
         if name := NAME.fullmatch(path.name):
             kept_for = HALF_WRITTEN_FOR if name["half"] else KEPT_FOR
-            with suppress(OSError):  # another training was faster, or it is somebody else's
+            with suppress(OSError):  # deleted by another training, or owned by another user
                 if time.time() - path.stat().st_mtime > kept_for:
                     path.unlink()

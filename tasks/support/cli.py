@@ -1,4 +1,4 @@
-"""How every stage starts from a command line and how it ends when something is wrong."""
+"""Entry point of every stage's command line, with error messages and exit statuses."""
 
 import errno
 import re
@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-#: Exit status of a fault that may be gone at another try, as sysexits.h has it.
+#: Exit status of an error that a retry may fix (EX_TEMPFAIL of sysexits.h).
 TEMPORARY = 75
 
-#: What a network file system says when its server is away.
+#: Errors of a network file system whose server is not reachable.
 _TEMPORARY_ERRORS = frozenset(
     {errno.EAGAIN, errno.EHOSTUNREACH, errno.EIO, errno.ENETDOWN, errno.ENETUNREACH, errno.ESTALE}
 )
@@ -20,25 +20,25 @@ _URL = re.compile(r"\b(?P<scheme>(?!phantom)\w+://)(?:[^/?#\s]*@)?(?P<place>[^?#
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave: its text is the line that the user reads."""
+    """An error in the user's input; its text is the line that the user reads."""
 
 
 def without_secrets(text: str) -> str:
-    """A text as it may be said and stored: its URLs without user, password and query, which may be signed."""
+    """The text with user, password and query removed from its URLs, since these may contain secrets."""
     return _URL.sub(lambda url: f"{url['scheme']}{url['place']}{'?...' if url['query'] else ''}", text)
 
 
 def stage_main(main: Callable[[], None]) -> None:
-    """Run `main`; a user's mistake or a failing disk becomes one line on stderr and exit status 1.
+    """Run `main`; report an InputError or OSError as one line on stderr, with exit status 1.
 
-    A connection that failed exits with TEMPORARY instead. A SIGTERM unwinds the stack like Ctrl-C does,
-    so that half-written files are cleaned up.
+    A failed connection exits with TEMPORARY instead. SIGTERM unwinds the stack like Ctrl-C, so that partial
+    files are removed.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
     except InputError as error:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends by itself, once this is said
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process exits by itself after the message
         sys.exit(f"error: {error}")
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""

@@ -1,11 +1,11 @@
-"""Progress as events that programs read, beside the lines that people read.
+"""Progress as events for programs, in addition to the lines for people.
 
-Where the environment variable RETRAIN_EVENTS names a file, a stage appends a line of JSON for each event:
+If the environment variable RETRAIN_EVENTS names a file, a stage appends one line of JSON per event:
 
     {"time": "2026-11-28T09:30:01.250+00:00", "what": "report1_bce-seed0 epoch 3 of 8", "done": 12,
      "total": 48, "fraction": 0.28125, "scores": {}}
 
-A line is complete once it ends; what was cut off in the middle is to be ignored.
+A line is complete when it ends with a newline; readers must ignore a partial line.
 """
 
 import json
@@ -21,36 +21,36 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-#: The file that events are appended to; without it none are written.
+#: Name of the environment variable; if it is not set, no events are written.
 VARIABLE = "RETRAIN_EVENTS"
 
-#: Seconds between two events of one loop, but for its last.
+#: Minimum seconds between two events of one loop, except for the last one.
 EVERY = 1.0
 
 
 @dataclass(frozen=True)
 class Event:
-    """How far a stage has come."""
+    """The progress of a stage."""
 
     time: str
-    """When, in ISO 8601, UTC."""
+    """Time of the event in ISO 8601, UTC."""
     what: str
-    """What is counted, for people to read."""
+    """What is being counted, as text for people."""
     done: int
     total: int
     fraction: float
-    """How much of the whole is done, 0 to 1: of all epochs, where `done` counts the batches of one."""
+    """Completed share of the whole work, 0 to 1: of all epochs, for example, while `done` counts batches."""
     scores: dict[str, float] = field(default_factory=dict)
-    """After an epoch, its losses and validation scores, as in history.csv; else empty."""
+    """After an epoch, its losses and validation scores, as in history.csv; otherwise empty."""
 
 
-#: The part of the whole that is being done: where it starts, and how long it is.
+#: The current part of the whole work: its start and its length, as shares.
 _start, _length = 0.0, 1.0
 
 
 @contextmanager
 def part(number: int, of: int) -> Iterator[None]:
-    """Within, what is reported is one of so many equal parts of the work: the first has the number 0."""
+    """Within this context, reported progress is that of part `number` (from 0) of `of` equal parts."""
     global _start, _length
     before = _start, _length
     _start, _length = _start + _length * number / of, _length / of
@@ -61,19 +61,19 @@ def part(number: int, of: int) -> Iterator[None]:
 
 
 def report(what: str, done: int, total: int, scores: Mapping[str, float] | None = None) -> None:
-    """Write an event, where somebody asked for events."""
+    """Write an event if the environment variable asks for events."""
     path = os.environ.get(VARIABLE)
     if not path:
         return
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     finite = {name: value for name, value in (scores or {}).items() if math.isfinite(value)}
     event = Event(now, what, done, total, _start + _length * done / total, finite)
-    with suppress(OSError), open(path, "ab", buffering=0) as file:  # the work goes on without
+    with suppress(OSError), open(path, "ab", buffering=0) as file:  # events are optional
         file.write(json.dumps(asdict(event)).encode() + b"\n")
 
 
 def reported(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """Yield the items and report now and then how many of `total` are done."""
+    """Yield the items, and regularly report how many of `total` are done."""
     last = time.monotonic()
     for done, item in enumerate(items, start=1):
         yield item
@@ -84,14 +84,14 @@ def reported(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
 
 
 class Reader:
-    """Reads the events of a file that grows."""
+    """Reads events from a growing file."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._position = path, 0
 
     def new(self) -> list[Event]:
-        """The events since the last call, without lines that are incomplete or no events."""
-        from pydantic import TypeAdapter, ValidationError  # here, since stages that only write do without
+        """The events since the last call; partial and invalid lines are skipped."""
+        from pydantic import TypeAdapter, ValidationError  # imported here because writers do not need it
 
         with suppress(FileNotFoundError), self._path.open("rb") as file:
             file.seek(self._position)

@@ -1,4 +1,4 @@
-"""How long work shows: a bar on a terminal, plain lines now and then in a log, events for programs."""
+"""Shows progress: a bar on a terminal, occasional lines in a log, events for programs."""
 
 import sys
 import time
@@ -31,4 +31,4 @@ def _with_lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
         now = time.monotonic()
         if now - last >= LINE_EVERY:
             last = now
-            print(f"{what}: {done} of {total}, {done / (now - start):.3g} a second", flush=True)
+            print(f"{what}: {done} of {total}, {done / (now - start):.3g} per second", flush=True)

@@ -1,7 +1,7 @@
-"""What a training's history shows of its going wrong: dead predictions and divergence.
+"""Symptoms of a failing training in its history: dead predictions and divergence.
 
-All functions take the history of one seed, a row an epoch, as the stage train writes it. A running training
-says it in plain sentences; of a finished one the report does.
+All functions take the history of one seed, one row per epoch, as written by the stage train. A running
+training prints the symptoms as warnings; the report shows those of a finished one.
 """
 
 from collections.abc import Iterator
@@ -10,30 +10,31 @@ from typing import NamedTuple
 
 import pandas as pd
 
-#: Epochs on end from which on something counts as a symptom.
+#: Minimum number of consecutive epochs that count as a symptom.
 LASTING = 3
-#: A network that marks a smaller share of the Val pixels marks none, one that marks a greater share all. (The
-#: lungs are a quarter of an X-ray; a network that broke down marked 97.6 %, and scored as all foreground.)
+#: A network that marks less than the share NO of the Val pixels counts as marking none, more than EVERY as
+#: marking all. (The lungs cover a quarter of an X-ray; a failed network marked 97.6 %, and scored like all
+#: foreground.)
 NO, EVERY = 1e-4, 0.95
-#: A train loss above this many times its lowest value until then has diverged.
+#: The training loss has diverged if it exceeds its lowest value so far by more than this factor.
 DIVERGED = 2.0
 
 
 class DeadEpochs(NamedTuple):
-    """Epochs on end, both bounds included, in which a network told no pixel from another."""
+    """Consecutive epochs (inclusive bounds) in which the network marked no pixel or nearly every pixel."""
 
     marks: str  # "no" or "nearly every" pixel
-    targets: tuple[str, ...]  # empty where there is a single one
+    targets: tuple[str, ...]  # empty if there is only one
     first_epoch: int
     last_epoch: int
     kept_epoch: int
     throughout: bool  # from the first epoch to the last
     ended: bool  # before the last epoch
-    spoils: bool  # the epoch kept is one of them, so the network's scores show it
+    spoils: bool  # the kept epoch is one of them, so the scores are affected
 
 
 class DivergedEpochs(NamedTuple):
-    """Epochs on end, both bounds included, with a train loss far above its lowest value until then."""
+    """Consecutive epochs (inclusive bounds) with a training loss far above its lowest value so far."""
 
     first_epoch: int
     last_epoch: int
@@ -44,10 +45,10 @@ class DivergedEpochs(NamedTuple):
 
 
 def new_symptoms(history: pd.DataFrame) -> list[str]:
-    """What counts as a symptom since the last row, to be said once, when it begins.
+    """Warnings about symptoms that begin to count with the last row, so that each is printed once.
 
-    A network that is dead from the first epoch on may yet come alive, as most do where an epoch is a few
-    steps. Whether it will is not known in time, so this is said, and said with it.
+    A network that is dead from the first epoch on may still recover; most do if an epoch has only a few
+    steps. It is not known in advance whether it will, so the warning is printed and mentions this.
     """
     return [
         *(_dead_since(spell, targets) for spell, targets in _dead(history).items() if spell.just_counts),
@@ -56,10 +57,10 @@ def new_symptoms(history: pd.DataFrame) -> list[str]:
 
 
 def symptoms(history: pd.DataFrame) -> list[DeadEpochs | DivergedEpochs]:
-    """What a finished training showed, and whether the epoch kept, the best by validation Dice, shows it.
+    """The symptoms of a finished training, and whether they affect the kept epoch (best validation Dice).
 
-    One that was dead in its first epochs alone, and was not kept then, showed nothing: it began slowly. The
-    epoch kept is told of even where it is the only dead one.
+    A network that was dead only in its first epochs, none of which was kept, started slowly: that is no
+    symptom. A dead kept epoch is always a symptom, even if it is the only one.
     """
     kept = int(history["epoch"].iloc[history["val_dice"].argmax()])
     dead = [
@@ -71,20 +72,20 @@ def symptoms(history: pd.DataFrame) -> list[DeadEpochs | DivergedEpochs]:
 
 
 def marking(share: float) -> str:
-    """What a network of this share of marked pixels marks: "no" or "nearly every" pixel; "" where some."""
+    """What a network with this share of marked pixels marks: "no" or "nearly every" pixel; otherwise ""."""
     if share < NO:
         return "no"
     return "nearly every" if share > EVERY else ""
 
 
 class Spell(NamedTuple):
-    """Epochs on end, both bounds included, that show the same."""
+    """Consecutive epochs (inclusive bounds) with the same symptom."""
 
     what: str
     first: int
     last: int
-    opens: bool  # begins with the first epoch
-    ends: bool  # was over before the last epoch
+    opens: bool  # starts with the first epoch
+    ends: bool  # ended before the last epoch
 
     @property
     def throughout(self) -> bool:
@@ -103,7 +104,7 @@ class Spell(NamedTuple):
 
 
 def _spells(history: pd.DataFrame, shown: "pd.Series[str]") -> Iterator[Spell]:
-    """The longest runs of epochs that show the same, those left out that show ""."""
+    """The longest runs of epochs with the same symptom; "" means no symptom."""
     epochs = history["epoch"].astype(int).tolist()
     for what, run in groupby(zip(shown, epochs, strict=True), key=lambda pair: pair[0]):
         of_run = [epoch for _, epoch in run]
@@ -111,11 +112,11 @@ def _spells(history: pd.DataFrame, shown: "pd.Series[str]") -> Iterator[Spell]:
             yield Spell(what, of_run[0], of_run[-1], of_run[0] == epochs[0], of_run[-1] < epochs[-1])
 
 
-# DeadEpochs predictions
+# Dead predictions
 
 
 def _dead(history: pd.DataFrame) -> dict[Spell, list[str]]:
-    """The spells in which the network told no pixel from another, with their targets, "" for a single one."""
+    """The spells of dead predictions, with their targets; "" if there is only one target."""
     columns = [str(column) for column in history if str(column).startswith("val_marked_")]
     found: dict[Spell, list[str]] = {}
     for column in columns or ["val_marked"]:
@@ -125,13 +126,13 @@ def _dead(history: pd.DataFrame) -> dict[Spell, list[str]]:
 
 
 def _pixels(spell: Spell, targets: list[str]) -> str:
-    """For instance "no Val pixel as infection"."""
+    """For example "no Val pixel as infection"."""
     names = (" or " if spell.what == "no" else " and ").join(targets)
     return f"{spell.what} Val pixel{' as ' if names else ''}{names}"
 
 
 def _dead_since(spell: Spell, targets: list[str]) -> str:
-    slow = "usual at first where an epoch is a few steps, else " if spell.opens else ""
+    slow = "normal at first if epochs have few steps; otherwise " if spell.opens else ""
     return (
         f"marks {_pixels(spell, targets)} since epoch {spell.first}; {slow}lower learning_rate or change loss"
     )
@@ -154,7 +155,7 @@ def _diverged(history: pd.DataFrame) -> list[Spell]:
 
 
 def _lowest_before(history: pd.DataFrame, spell: Spell) -> tuple[float, int]:
-    """The lowest train loss before the spell, and its epoch."""
+    """The lowest training loss before the spell, and its epoch."""
     before = history[history["epoch"] < spell.first]
     lowest = before.iloc[before["train_loss"].argmin()]
     return float(lowest["train_loss"]), int(lowest["epoch"])
@@ -163,8 +164,8 @@ def _lowest_before(history: pd.DataFrame, spell: Spell) -> tuple[float, int]:
 def _diverged_since(history: pd.DataFrame, spell: Spell) -> str:
     lowest, epoch = _lowest_before(history, spell)
     return (
-        f"the train loss was {lowest:.4g} in epoch {epoch}, is {history['train_loss'].iloc[-1]:.4g} and "
-        f"above twice that since epoch {spell.first}; lower learning_rate"
+        f"the training loss was {lowest:.4g} in epoch {epoch}, is {history['train_loss'].iloc[-1]:.4g} and "
+        f"more than twice as high since epoch {spell.first}; lower learning_rate"
     )
 
 

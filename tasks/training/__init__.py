@@ -1,1 +1,1 @@
-"""From images to a network: batches, steps, processes."""
+"""Trains a network from packed images: batches, optimiser steps, processes."""

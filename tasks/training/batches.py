@@ -1,4 +1,4 @@
-"""Batches of a split on the device that trains: from its memory where the split fits, else from the disk."""
+"""Batches of a split on the training device: from its memory if the split fits, otherwise from disk."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -11,23 +11,23 @@ from tasks.common.cores import in_order
 from tasks.networks.device import Compute
 from tasks.packed.reader import PackedSplit, scaled
 
-#: Share of a GPU's free memory that the pixels of one split may take.
+#: Largest share of a GPU's free memory that the pixels of one split may take.
 SHARE_OF_MEMORY = 0.25
 
-#: Batches that are read while the GPU works on the ones before.
+#: Batches that are read ahead while the GPU works on earlier ones.
 AHEAD = 4
 
 
 class Batches:
     """The images and masks of a split, gathered in any order and scaled to [0, 1] on the device.
 
-    A GPU keeps the bytes of the whole split in its memory where they fit there; else threads read ahead of
-    it into pinned memory. A CPU reads the memory map, of which the system keeps what there is room for.
-    `waited` is how many seconds the reader of the batches has stood still for them so far.
+    A GPU keeps the bytes of the whole split in its memory if they fit; otherwise threads read ahead into
+    pinned memory. A CPU reads the memory map, and the system caches as much of it as it can. `waited` is the
+    total time, in seconds, that the consumer has waited for batches.
     """
 
     def __init__(self, split: PackedSplit, compute: Compute, resident: bool | None = None) -> None:
-        """`resident` decides what else the free memory does."""
+        """`resident` overrides the decision to keep the split in GPU memory."""
         self._split, self._compute = split, compute
         self._on_gpu = compute.device.type == "cuda"
         if resident is None:
@@ -39,7 +39,7 @@ class Batches:
         return len(self._split)
 
     def __call__(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each batch of places: images (n, 1, S, S) and masks (n, C, S, S), float32 in [0, 1]."""
+        """For each batch of row indices: images (n, 1, S, S) and masks (n, C, S, S), float32 in [0, 1]."""
         gathered = self._gathered(batches)
         while True:
             started = time.perf_counter()

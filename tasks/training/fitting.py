@@ -1,4 +1,4 @@
-"""One training, step by step: what it consists of, and its state, from which it goes on to the same end."""
+"""The training loop's state and steps. A training restored from its state ends with identical results."""
 
 import copy
 import math
@@ -25,20 +25,20 @@ from tasks.training.processes import ALONE, Group
 
 
 class Fitted(NamedTuple):
-    """One pass over the training images: mean loss, the learning rate it began with, its images and time."""
+    """One pass over the training images: mean loss, initial learning rate, number of images and seconds."""
 
     loss: float
     learning_rate: float
     images: int
     seconds: float
     waited: float
-    """Seconds of these that were spent waiting for images."""
+    """How many of these seconds were spent waiting for images."""
 
 
 class Fitter:
     """Network, data, loss, optimiser and schedule of one training.
 
-    `parts` is how many parts a batch is computed in, one after another, their gradients added up.
+    `parts` is the number of parts in which a batch is computed, one after another, adding up gradients.
     """
 
     def __init__(
@@ -64,31 +64,31 @@ class Fitter:
         self._compile, self._images_seen = plan.compile, len(batches) * plan.epochs
         self.loss = make_loss(plan.loss, **plan.loss_options)
         self.epoch, self.step = 0, 0
-        """Epochs that are done, and steps of the next one."""
+        """Completed epochs, and completed steps of the next epoch."""
         self._order = torch.empty(0, dtype=torch.int64)
         self._learning_rate = plan.learning_rate
         self._losses = torch.zeros(self.steps, device=compute.device)
 
     @property
     def network(self) -> nn.Module:
-        """What the training has come to: the fitted network, or the average of its weights."""
+        """The network to validate and save: the trained one, or the average of its weights."""
         return self._average.network if self._average else self._fitted
 
     @cached_property
     def _forward(self) -> nn.Module:
-        # A CUDA graph of the next part would take back the memory of this one's gradients.
+        # The CUDA graph of the next part would reuse the memory of this part's gradients.
         how = "fused" if self._compile == "graphs" and self.parts > 1 else self._compile
         return compiled(self._wrapped, how, self._compute, self._images_seen)
 
     def run_epoch(self, what: str, after_step: Callable[[], None] = lambda: None) -> Fitted:
-        """Pass once over the training images in a new random order, or over what is left of them.
+        """Pass once over the training images in a new random order, or finish a pass that was interrupted.
 
         Args:
-            what: names the epoch to the user.
-            after_step: is called after each step, when `state` holds all that came before.
+            what: name of the epoch in the progress display.
+            after_step: called after each step, when `state` includes that step.
 
         Raises:
-            InputError: the loss stopped being a number.
+            InputError: the loss became NaN or infinite.
         """
         started, waited, done = time.perf_counter(), self._batches.waited, self.step
         if not self.step:
@@ -113,11 +113,11 @@ class Fitter:
         )
 
     def end_epoch(self) -> None:
-        """Count the epoch as done."""
+        """Mark the epoch as completed."""
         self.epoch, self.step = self.epoch + 1, 0
 
     def state(self) -> dict[str, Any]:
-        """All that the rest of the training depends on."""
+        """Everything on which the rest of the training depends."""
         return {
             "network": self._fitted.state_dict(),
             "average": self._average.state() if self._average else None,
@@ -133,7 +133,7 @@ class Fitter:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state, as if there had been no break."""
+        """Continue from a state as if the training had not been interrupted."""
         self._fitted.load_state_dict(state["network"])
         if self._average:
             self._average.restore(state["average"])
@@ -149,7 +149,7 @@ class Fitter:
         self.parts = max(self.parts, state["parts"])
 
     def is_sound(self) -> bool:
-        """Whether all losses of the epoch so far are numbers, and all weights."""
+        """Whether all weights and all losses of the current epoch are finite."""
         numbers = [self._losses[: self.step], *self._fitted.parameters()]
         return all(bool(tensor.isfinite().all()) for tensor in numbers)
 
@@ -161,22 +161,22 @@ class Fitter:
             raise InputError(f"{what} of {self.steps}; lower learning_rate")
 
     def _changed(self, x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """This process's images (n, 1, S, S) and masks (n, C, S, S) of a batch of `count`, augmented."""
+        """This process's share of a batch of `count`, augmented: images (n, 1, S, S), masks (n, C, S, S)."""
         x, y = self._augment(x, y, count, self._group.rows(count))
         return self._compute.place(x), self._compute.place(y)
 
     def _take_step(self, x: Tensor, y: Tensor, count: int) -> None:
-        of_all = max(count, self._group.size)  # images that the processes have, some twice if they are few
-        total = torch.zeros((), device=x.device)  # reading it each step would stall
+        of_all = max(count, self._group.size)  # small batches: some images are in several processes
+        total = torch.zeros((), device=x.device)  # kept on the device; reading it each step would stall
         self._optimiser.zero_grad()
-        count_of_parts = min(self.parts, max(1, count // self._group.size))  # as many in each process
+        count_of_parts = min(self.parts, max(1, count // self._group.size))  # equal in each process
         parts = list(zip(x.tensor_split(count_of_parts), y.tensor_split(count_of_parts), strict=True))
         for part, (images, masks) in enumerate(parts, start=1):
             with self._gradients_shared(part == len(parts)):
                 with self._compute.autocast():
                     logits = self._forward(images)
                 loss = self._loss_of(logits, masks)
-                # Processes get the mean of their gradients: the weights make it the mean over the batch.
+                # The group averages gradients over processes; this weight makes it the mean over the batch.
                 (loss * (len(images) * self._group.size / of_all)).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() * (len(images) * count / of_all)
         self._losses[self.step] = self._group.total(total)
@@ -186,32 +186,33 @@ class Fitter:
             self._average.update()
 
     def _gradients_shared(self, shared: bool) -> AbstractContextManager[None]:
-        """Gradients go to the other processes with the last part alone."""
+        """Exchange gradients between processes only with the last part."""
         if shared or not isinstance(self._wrapped, DistributedDataParallel):
             return nullcontext()
         return self._wrapped.no_sync()
 
     def _loss_of(self, logits: Tensor | tuple[Tensor, ...], y: Tensor) -> Tensor:
-        """The loss; its mean where a network under deep supervision gives several logits."""
+        """The loss; under deep supervision, the mean over all outputs of the network."""
         outputs = logits if isinstance(logits, tuple) else (logits,)
         return torch.stack([self.loss(output, y) for output in outputs]).mean()
 
 
 class Average:
-    """A copy of a network whose weights are the exponential moving average of the network's.
+    """A copy of a network whose weights are the exponential moving average of the network's weights.
 
-    The first steps, whose weights are no better than random, are forgotten faster.
+    The decay is smaller at first, so that the weights of the first steps, which are nearly random, are
+    forgotten faster.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self._decay, self._steps = decay, 0
         self.network = copy.deepcopy(network).requires_grad_(False)
-        # Asked for each step, the tensors' names would cost more than the averages.
+        # Looking tensors up by name in each step would take longer than averaging.
         self._own, self._new = _tensors(self.network), _tensors(network)
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the network's weights as they are now."""
+        """Update the averages with the network's current weights."""
         self._steps += 1
         decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
         (own, own_counts), (new, new_counts) = self._own, self._new
@@ -228,7 +229,7 @@ class Average:
 
 
 def _tensors(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The weights and statistics of a network, and its counts, as of the batches a normalisation has seen."""
+    """Floating-point tensors (weights and statistics), and integer tensors such as the batch counts."""
     tensors = [*network.parameters(), *network.buffers()]
     counts = [tensor for tensor in tensors if not tensor.is_floating_point()]
     return [tensor for tensor in tensors if tensor.is_floating_point()], counts
@@ -237,8 +238,8 @@ def _tensors(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
 class _Eager(torch.optim.Optimizer):
     """An optimiser that is never compiled.
 
-    torch wraps these methods so that torch.compile leaves them alone, for which it loads torch._dynamo: two
-    seconds at the start of every training. Only networks and losses are compiled here.
+    torch wraps these methods so that torch.compile skips them, which imports torch._dynamo: two seconds at
+    the start of every training. Only networks and losses are compiled here.
     """
 
     add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
@@ -264,10 +265,10 @@ def make_optimiser(plan: Plan, network: nn.Module) -> torch.optim.Optimizer:
 
 
 def make_schedule(plan: Plan, optimiser: torch.optim.Optimizer, steps: int) -> LRScheduler:
-    """The learning rate of each of `steps` steps; `learning_rate` is its highest value.
+    """The learning rate schedule over `steps` steps; `learning_rate` is its highest value.
 
-    one_cycle rises for three tenths of the steps and falls to nought, Adam's beta1 the other way, from
-    0.95 to 0.85 and back (Smith and Topin 2018, arXiv 1708.07120).
+    one_cycle rises over three tenths of the steps and then falls to about 0. Adam's beta1 moves the other
+    way, from 0.95 to 0.85 and back (Smith and Topin 2018, arXiv 1708.07120).
     """
     match plan.schedule:
         case "constant":

@@ -1,4 +1,4 @@
-"""Several processes that train one network together, which torchrun's engine starts and watches."""
+"""Runs several processes that train one network together, using torchrun's launcher."""
 
 import logging
 import os
@@ -19,15 +19,15 @@ from torch.nn.parallel import DistributedDataParallel
 from models.normalisation import synchronised
 from tasks.support.cli import InputError
 
-#: Seconds that the other processes have to end after the first one, or after a signal.
+#: Seconds that the other processes get to exit after the first one exits, or after a signal.
 GRACE = 10
 
-#: Exit status of a process whose memory was too short.
+#: Exit status of a process that ran out of memory.
 MEMORY_SHORT = 12
 
 
 class Group(NamedTuple):
-    """This process and how many there are; the first alone says and writes things."""
+    """The rank of this process and the number of processes. Only the first prints and writes files."""
 
     rank: int = 0
     size: int = 1
@@ -37,19 +37,19 @@ class Group(NamedTuple):
         return self.rank == 0
 
     def rows(self, count: int) -> slice | Tensor:
-        """Which images of a batch of `count` are this process's; it shares one where they are too few."""
+        """This process's images of a batch of `count`; if there are too few, processes share an image."""
         if count >= self.size:
             return slice(self.rank, None, self.size)
         return torch.tensor([self.rank % count])
 
     def total(self, tensor: Tensor) -> Tensor:
-        """The tensor, now the sum over all processes."""
+        """Sum the tensor over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def shared(self, text: str) -> str:
-        """What the first process has."""
+        """The text of the first process, in all processes."""
         if self.size == 1:
             return text
         box = [text]
@@ -61,7 +61,7 @@ class Group(NamedTuple):
         return network if self.size == 1 else synchronised(network)
 
     def wrapped(self, network: nn.Module) -> nn.Module:
-        """What gives the network's output, and its gradients as means over all processes."""
+        """The network with gradients averaged over all processes."""
         if self.size == 1:
             return network
         return DistributedDataParallel(network, forward_sync_buffers=False, gradient_as_bucket_view=True)
@@ -69,26 +69,26 @@ class Group(NamedTuple):
 
 ALONE = Group()
 
-#: How a process ends that is told to, as the others are when one has failed.
-TOLD_TO_END = (-signal.SIGTERM, 128 + signal.SIGTERM)
+#: Exit statuses of a process that was terminated, as the others are after one has failed.
+TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
 @contextmanager
 def joined(processes: int) -> Iterator[Group]:
-    """This process's place among those that torchrun started; alone, where it started none.
+    """Join the processes that torchrun started; yields `ALONE` if this is the only process.
 
     Raises:
-        InputError: there are not so many as the plan wants, or fewer GPUs than processes.
+        InputError: the number of processes differs from the plan, or exceeds the number of GPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size != processes:
-        raise InputError(f"processes: {processes}, but torchrun started {size}; they must be as many")
+        raise InputError(f"processes: {processes}, but torchrun started {size}; the numbers must be equal")
     if size == 1:
         yield ALONE
         return
     gpus = torch.cuda.device_count()
     if 0 < gpus < size:
-        raise InputError(f"processes: {processes}, but there are {gpus} GPUs here; each wants one of its own")
+        raise InputError(f"processes: {processes}, but this machine has {gpus} GPUs; each process needs one")
     rank = int(os.environ["RANK"])
     if gpus:
         torch.cuda.set_device(rank)
@@ -103,16 +103,16 @@ def is_member() -> bool:
 
 
 def launch(processes: int, *command: str) -> None:
-    """Run `python COMMAND` so many times, as torchrun does; end as the first that fails does.
+    """Run `python COMMAND` in this many processes, as torchrun does; exit with the status of a failed one.
 
     Raises:
-        torch.OutOfMemoryError: the memory of one was too short.
+        torch.OutOfMemoryError: a process ran out of memory.
     """
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the stage says itself what is wrong
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the stage reports errors itself
     with tempfile.TemporaryDirectory() as folder:
         config = LaunchConfig(
             min_nodes=1,
@@ -134,8 +134,8 @@ def launch(processes: int, *command: str) -> None:
             statuses = {rank: failure.exitcode for rank, failure in error.failures.items()}
             if MEMORY_SHORT in statuses.values():
                 raise torch.OutOfMemoryError from None
-            # A user's mistake is found by all; the first has said it, if it was not ended before.
-            said = statuses.get(0) not in TOLD_TO_END
+            # All processes report a user error. Print it once, unless the first was terminated before.
+            said = statuses.get(0) not in TERMINATED
             for log in sorted(Path(folder).rglob("stderr.log")):
                 lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
                 sys.stderr.writelines(line for line in lines if not (said and line.startswith("error: ")))
@@ -143,8 +143,8 @@ def launch(processes: int, *command: str) -> None:
 
 
 def _status(statuses: dict[int, int]) -> int:
-    """How all end: by the signal that killed one, since the others only fail then; or as the first."""
-    own = {rank: status for rank, status in statuses.items() if status not in TOLD_TO_END}
+    """The common exit status: the signal that killed a process, else the status of the first that failed."""
+    own = {rank: status for rank, status in statuses.items() if status not in TERMINATED}
     if killed := [-status for status in own.values() if status < 0]:
         return 128 + killed[0]
     return own[min(own)] if own else 128 + signal.SIGTERM

@@ -77,7 +77,7 @@ class TestInOrder:
         training = served.tasks(run.id)[TRAIN]
         assert training.state_name == "Completed" and training.run_count == 2
         assert "Retry 1/2 will start 5 second(s) from now" in served.logs(run.id)
-        assert re.search(r"goes on after epoch \d+, step", served.logs(run.id))
+        assert re.search(r"resuming after epoch \d+, step", served.logs(run.id))
 
     @pytest.mark.soak
     def test_if_the_worker_is_killed_everything_ends_with_an_error(self, served: Served) -> None:

@@ -53,8 +53,8 @@ def test_only_changed_files_are_fetched(repository: Repository, source: Path) ->
         ImageOps.invert(before).save(image)
     (source / "README.txt").write_text("no image")
     output = retrain(repository, "--name", "news", "--look-for-new-data")
-    assert "'look for new data' - 0 new, 1 changed and 0 gone of 135 files" in output
-    assert "'download' - 1 of 135 files fetched, 134 as before" in output
+    assert "'look for new data' - 0 new, 1 changed and 0 removed of 135 files" in output
+    assert "'download' - 1 of 135 files fetched, 134 unchanged" in output
     assert finished(output)["train@report1_bce-seed0"] == "Completed"
     changed = repository.run("git", "diff", "--unified=0", "main", "retrain/news", "--", "params.yaml")
     assert re.search(r"^\+  fingerprint: f[0-9a-f]{31}$", changed, re.MULTILINE)

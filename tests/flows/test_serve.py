@@ -70,7 +70,8 @@ class TestInOrder:
         run = served.finished(served.submit(changes=["training.width=x"]).id)
         assert run.state and run.state.is_failed()
         assert run.state.message == (
-            "params.yaml with training.width=x: training.width: 'x' won't do: input should be a valid integer"
+            "params.yaml with training.width=x: training.width: 'x' is invalid: "
+            "input should be a valid integer"
         )
         assert run.total_run_time.total_seconds() < 20
         assert served.tasks(run.id) == {}

@@ -22,7 +22,7 @@ def as_masks(images: Tensor) -> Tensor:
 
 
 def draw(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
-    """Let every even draw be `value`: 0 is the lower bound, 1 the upper, 0.5 no change."""
+    """Make every uniform draw `value`: 0 is the lower bound, 1 the upper, 0.5 means no change."""
     monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, value))
 
 
@@ -31,18 +31,18 @@ def random_images(count: int, height: int, width: int) -> Tensor:
 
 
 def discs(count: int, side: int) -> Tensor:
-    """Masks (count, 1, side, side) of a disc in the middle, half the side across."""
+    """Masks (count, 1, side, side) of a centred disc with a diameter of half the side."""
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     disc = (x - (side - 1) / 2) ** 2 + (y - (side - 1) / 2) ** 2 <= (side / 4) ** 2
     return disc.float().expand(count, 1, side, side)
 
 
 def ramps(count: int, side: int) -> Tensor:
-    """Images (count, 1, side, side) whose grey value is the pixel's place from left to right, as a share."""
+    """Images (count, 1, side, side) whose grey value is the x coordinate as a share of the side."""
     return ((torch.arange(side) + 0.5) / side).expand(count, 1, side, side)
 
 
-def test_without_strength_the_very_tensors_come_back() -> None:
+def test_zero_strength_returns_the_same_tensors() -> None:
     images = random_images(2, 8, 8)
     masks = as_masks(images)
     changed = augmented(images, masks)
@@ -51,9 +51,7 @@ def test_without_strength_the_very_tensors_come_back() -> None:
 
 @pytest.mark.parametrize("strength", [*EACH, GEOMETRIC, ALL], ids=[*ALL._fields, "geometric", "all"])
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 32, 32), (2, 24, 40)])
-def test_images_stay_in_range_and_masks_stay_masks(
-    strength: Strength, channels: int, height: int, width: int
-) -> None:
+def test_images_and_masks_stay_in_range(strength: Strength, channels: int, height: int, width: int) -> None:
     images = random_images(8, height, width)
     masks = as_masks(images).repeat(1, channels, 1, 1)
     before = images.clone(), masks.clone()
@@ -61,7 +59,7 @@ def test_images_stay_in_range_and_masks_stay_masks(
     assert x.shape == images.shape and x.dtype == torch.float32
     assert y.shape == masks.shape and y.dtype == torch.float32
     assert x.min() >= 0 and x.max() <= 1 and y.min() == 0 and y.max() <= 1 + 1e-6
-    assert torch.equal(images, before[0]) and torch.equal(masks, before[1])  # the batch itself is left alone
+    assert torch.equal(images, before[0]) and torch.equal(masks, before[1])  # the inputs are not modified
     assert not torch.equal(x, images)
     geometric = any(
         getattr(strength, name) for name in ("flip", "rotation", "scale", "translation", "elastic")
@@ -70,9 +68,7 @@ def test_images_stay_in_range_and_masks_stay_masks(
 
 
 @pytest.mark.parametrize(("value", "turns"), [(0.0, -1), (1.0, 1)])
-def test_rotation_is_of_pixels_and_not_of_the_grid(
-    monkeypatch: pytest.MonkeyPatch, value: float, turns: int
-) -> None:
+def test_rotation_is_in_pixel_coordinates(monkeypatch: pytest.MonkeyPatch, value: float, turns: int) -> None:
     draw(monkeypatch, value)
     square = random_images(2, 8, 8)
     x, y = augmented(square, rotation=90.0)
@@ -111,7 +107,7 @@ def test_scale_multiplies_or_divides_the_size(
     assert torch.equal(y >= 0.5, expected == 1)
 
 
-def test_a_flip_is_a_mirror_image_alone_and_among_other_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flip_mirrors_alone_and_combined_with_other_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
     images = random_images(3, 8, 12)
     x, y = augmented(images, flip=1.0)
     assert torch.equal(x, images.flip(-1)) and torch.equal(y, as_masks(images).flip(-1))
@@ -121,18 +117,18 @@ def test_a_flip_is_a_mirror_image_alone_and_among_other_changes(monkeypatch: pyt
     torch.testing.assert_close(y, as_masks(images).flip(-1), rtol=0, atol=1e-5)
 
 
-def test_a_mirror_image_is_turned_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flip_is_applied_before_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
     draw(monkeypatch, 0.0)
     images = random_images(2, 8, 8)
     x, _ = augmented(images, flip=1.0, rotation=90.0)
     torch.testing.assert_close(x, torch.rot90(images.flip(-1), -1, dims=(2, 3)), rtol=0, atol=1e-5)
 
 
-def test_elastic_displacement_has_its_standard_deviation_and_does_not_fold() -> None:
+def test_elastic_displacement_has_its_standard_deviation_without_folds() -> None:
     side, elastic = 33, 0.03
     images = ramps(3000, side)
     x, _ = augmented(images, elastic=elastic)
-    middle = x[:, 0, side // 2, side // 2]  # a node of the grid of random displacements
+    middle = x[:, 0, side // 2, side // 2]  # a node of the displacement grid
     assert middle.std().item() == pytest.approx(elastic, rel=0.05)
     assert middle.mean().item() == pytest.approx(0.5, abs=0.003)
 
@@ -145,7 +141,7 @@ def test_elastic_displacement_has_its_standard_deviation_and_does_not_fold() -> 
     [
         ({"brightness": 0.2}, 0.0, [0.2, 0.4]),
         ({"brightness": 0.2}, 1.0, [0.6, 0.8]),
-        ({"brightness": 0.5}, 1.0, [0.9, 1.0]),  # cut off at 1
+        ({"brightness": 0.5}, 1.0, [0.9, 1.0]),  # clipped at 1
         ({"contrast": 1.0}, 0.0, [0.45, 0.55]),
         ({"contrast": 1.0}, 1.0, [0.3, 0.7]),
         ({"gamma": 1.0}, 0.0, [0.4**0.5, 0.6**0.5]),
@@ -173,7 +169,7 @@ def test_noise_is_gaussian_up_to_its_strength(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80)])
-def test_a_mask_moves_with_its_image_exactly(height: int, width: int) -> None:
+def test_mask_moves_exactly_with_its_image(height: int, width: int) -> None:
     blobs = torch.nn.functional.avg_pool2d(random_images(32, height + 8, width + 8), 9, stride=1) > 0.5
     masks = torch.cat([blobs, blobs], dim=1).float()
     x, y = Augmentation(GEOMETRIC, 0, CPU)(blobs.float(), masks)
@@ -181,7 +177,7 @@ def test_a_mask_moves_with_its_image_exactly(height: int, width: int) -> None:
     assert 0.3 < y.float().mean() < 0.7
 
 
-def test_geometric_changes_keep_the_area_on_average() -> None:
+def test_geometric_transforms_keep_the_area_on_average() -> None:
     masks = discs(500, 64)
     _, y = Augmentation(GEOMETRIC, 0, CPU)(masks, masks)
     areas = y.sum(dim=(1, 2, 3)) / masks.sum(dim=(1, 2, 3))
@@ -189,7 +185,7 @@ def test_geometric_changes_keep_the_area_on_average() -> None:
     assert areas.min() > 0.6 and areas.max() < 1.6
 
 
-def test_the_same_seed_gives_the_same_bytes_another_one_others() -> None:
+def test_equal_seeds_give_identical_results() -> None:
     images = random_images(4, 16, 16)
     masks = as_masks(images)
     first, second, other = (Augmentation(ALL, seed, CPU) for seed in (0, 0, 1))
@@ -197,13 +193,13 @@ def test_the_same_seed_gives_the_same_bytes_another_one_others() -> None:
     x, y = first(images, masks)
     assert torch.equal(x, second(images, masks)[0])
     assert not torch.equal(x, other(images, masks)[0])
-    assert not torch.equal(x, first(images, masks)[0])  # the next batch has its own draws
+    assert not torch.equal(x, first(images, masks)[0])  # the next batch gets new random values
     first.generator.set_state(state)
     again = first(images, masks)
     assert torch.equal(x, again[0]) and torch.equal(y, again[1])
 
 
-def test_an_image_s_change_depends_on_no_other_image() -> None:
+def test_transform_does_not_depend_on_other_images() -> None:
     images = random_images(6, 16, 16)
     others = images.clone()
     others[2] = 0.25
@@ -213,7 +209,7 @@ def test_an_image_s_change_depends_on_no_other_image() -> None:
     assert torch.equal(x[rest], x_others[rest]) and torch.equal(y[rest], y_others[rest])
 
 
-def test_places_in_a_batch_are_alike() -> None:
+def test_positions_in_a_batch_are_equivalent() -> None:
     same = random_images(1, 16, 16).expand(8, 1, 16, 16)
     x, _ = augmented(same, **ALL._asdict())
     assert len({image.numpy().tobytes() for image in x}) == 8

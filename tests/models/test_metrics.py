@@ -50,20 +50,20 @@ class Scores(NamedTuple):
     ece: float
 
 
-def scores(predicted: Tensor, truth: Tensor) -> Scores:
-    """Every metric of one image."""
-    counts = confusion(predicted, truth)
-    distances = surface_distances(predicted.numpy(), truth.numpy())
+def scores(predicted: Tensor, reference: Tensor) -> Scores:
+    """All metrics of one image."""
+    counts = confusion(predicted, reference)
+    distances = surface_distances(predicted.numpy(), reference.numpy())
     return Scores(
         iou(counts).item(),
         dice(counts).item(),
         precision(counts).item(),
         sensitivity(counts).item(),
         specificity(counts).item(),
-        mean_absolute_error(predicted, truth).item(),
+        mean_absolute_error(predicted, reference).item(),
         hausdorff95(distances),
         surface_dice(distances, tolerance=1),
-        expected_calibration_error(calibration_bins(predicted, truth)),
+        expected_calibration_error(calibration_bins(predicted, reference)),
     )
 
 
@@ -86,36 +86,38 @@ TABLE = [
 
 
 @pytest.mark.parametrize(
-    ("predicted", "truth", "expected"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
+    ("predicted", "reference", "expected"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
 )
-def test_every_metric_by_hand(predicted: Tensor, truth: Tensor, expected: tuple[float, ...]) -> None:
-    assert sum(int(count) for count in confusion(predicted, truth)) == 16
-    assert scores(predicted, truth)._asdict() == pytest.approx(Scores(*expected)._asdict())
+def test_every_metric_by_hand(predicted: Tensor, reference: Tensor, expected: tuple[float, ...]) -> None:
+    assert sum(int(count) for count in confusion(predicted, reference)) == 16
+    assert scores(predicted, reference)._asdict() == pytest.approx(Scores(*expected)._asdict())
 
 
 @pytest.fixture
 def masks() -> tuple[Tensor, Tensor]:
-    """Five pairs (5, 24, 24) of random masks of unlike sizes, none empty."""
+    """Five pairs (5, 24, 24) of random masks with different areas, none empty."""
     random = torch.Generator().manual_seed(3)
     share = torch.tensor([0.02, 0.1, 0.3, 0.6, 0.95]).view(5, 1, 1)
-    predicted, truth = (torch.rand(5, 24, 24, generator=random) < share for _ in range(2))
-    return predicted, truth
+    predicted, reference = (torch.rand(5, 24, 24, generator=random) < share for _ in range(2))
+    return predicted, reference
 
 
 def test_per_image_against_scikit_learn_and_torchmetrics(masks: tuple[Tensor, Tensor]) -> None:
     counts = confusion(*masks)
-    for n, (predicted, truth) in enumerate(zip(*masks, strict=True)):
-        flat = truth.flatten().numpy(), predicted.flatten().numpy()
+    for n, (predicted, reference) in enumerate(zip(*masks, strict=True)):
+        flat = reference.flatten().numpy(), predicted.flatten().numpy()
         assert iou(counts)[n].item() == pytest.approx(jaccard_score(*flat))
         assert dice(counts)[n].item() == pytest.approx(f1_score(*flat))
-        assert iou(counts)[n].item() == pytest.approx(BinaryJaccardIndex()(predicted, truth).item())
-        assert dice(counts)[n].item() == pytest.approx(BinaryF1Score()(predicted, truth).item())
+        assert iou(counts)[n].item() == pytest.approx(BinaryJaccardIndex()(predicted, reference).item())
+        assert dice(counts)[n].item() == pytest.approx(BinaryF1Score()(predicted, reference).item())
         assert precision(counts)[n].item() == pytest.approx(precision_score(*flat))
-        assert precision(counts)[n].item() == pytest.approx(BinaryPrecision()(predicted, truth).item())
+        assert precision(counts)[n].item() == pytest.approx(BinaryPrecision()(predicted, reference).item())
         assert sensitivity(counts)[n].item() == pytest.approx(recall_score(*flat))
-        assert sensitivity(counts)[n].item() == pytest.approx(BinaryRecall()(predicted, truth).item())
+        assert sensitivity(counts)[n].item() == pytest.approx(BinaryRecall()(predicted, reference).item())
         assert specificity(counts)[n].item() == pytest.approx(recall_score(*flat, pos_label=False))
-        assert specificity(counts)[n].item() == pytest.approx(BinarySpecificity()(predicted, truth).item())
+        assert specificity(counts)[n].item() == pytest.approx(
+            BinarySpecificity()(predicted, reference).item()
+        )
 
 
 def test_pooled_against_scikit_learn(masks: tuple[Tensor, Tensor]) -> None:
@@ -129,32 +131,35 @@ def test_pooled_against_scikit_learn(masks: tuple[Tensor, Tensor]) -> None:
 
 
 def test_mean_absolute_error_of_probabilities_against_numpy() -> None:
-    probability, truth = np.random.default_rng(0).random((2, 6, 6)), np.tri(6, dtype=bool)[None].repeat(2, 0)
-    expected = np.abs(probability - truth).mean(axis=(1, 2))
-    actual = mean_absolute_error(torch.from_numpy(probability), torch.from_numpy(truth))
+    probability, reference = (
+        np.random.default_rng(0).random((2, 6, 6)),
+        np.tri(6, dtype=bool)[None].repeat(2, 0),
+    )
+    expected = np.abs(probability - reference).mean(axis=(1, 2))
+    actual = mean_absolute_error(torch.from_numpy(probability), torch.from_numpy(reference))
     np.testing.assert_allclose(actual, expected)
 
 
-def test_iou_and_dice_of_the_same_counts_keep_their_bounds(masks: tuple[Tensor, Tensor]) -> None:
+def test_iou_and_dice_of_the_same_counts_satisfy_their_bounds(masks: tuple[Tensor, Tensor]) -> None:
     counts = confusion(*masks)
     torch.testing.assert_close(dice(counts), 2 * iou(counts) / (1 + iou(counts)))
 
 
-def test_the_marked_share_is_that_of_the_predicted_pixels(masks: tuple[Tensor, Tensor]) -> None:
+def test_marked_is_the_share_of_predicted_pixels(masks: tuple[Tensor, Tensor]) -> None:
     torch.testing.assert_close(marked(confusion(*masks)), masks[0].double().mean(dim=(-2, -1)))
 
 
 def test_calibration_bins_by_hand() -> None:
     probability = torch.tensor([[0.0, 0.25], [0.5, 1.0]])
-    truth = torch.tensor([[False, True], [False, True]])
-    bins = calibration_bins(probability, truth, bins=2)
+    reference = torch.tensor([[False, True], [False, True]])
+    bins = calibration_bins(probability, reference, bins=2)
     assert bins.tolist() == [[2, 0.25, 1], [2, 1.5, 1]]
     assert expected_calibration_error(bins) == pytest.approx((0.75 + 0.5) / 4)
 
 
 @pytest.fixture
 def probabilities() -> tuple[Tensor, Tensor]:
-    """Over-confident probabilities (3, 64, 64), none on a bin's bound, and their truth."""
+    """Over-confident probabilities (3, 64, 64), none on a bin's bound, and reference masks."""
     random = torch.Generator().manual_seed(5)
     probability = torch.rand(3, 64, 64, generator=random, dtype=torch.float64)
     return probability, torch.rand(3, 64, 64, generator=random) < 0.2 + 0.5 * probability
@@ -162,9 +167,11 @@ def probabilities() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("bins", [1, 10, 15])
 def test_calibration_against_torchmetrics(probabilities: tuple[Tensor, Tensor], bins: int) -> None:
-    probability, truth = probabilities
-    expected = BinaryCalibrationError(n_bins=bins, norm="l1")(probability.flatten(), truth.flatten().int())
-    actual = expected_calibration_error(calibration_bins(probability, truth, bins))
+    probability, reference = probabilities
+    expected = BinaryCalibrationError(n_bins=bins, norm="l1")(
+        probability.flatten(), reference.flatten().int()
+    )
+    actual = expected_calibration_error(calibration_bins(probability, reference, bins))
     assert actual == pytest.approx(expected.item(), abs=1e-6)
     assert bins == 1 or actual > 0.05
 
@@ -175,40 +182,40 @@ def test_calibration_bins_add_up_over_images(probabilities: tuple[Tensor, Tensor
     assert calibration_bins(*probabilities)[:, 0].sum() == 3 * 64 * 64
 
 
-def test_of_numbers_arrays_and_tensors_the_same_counts_score_the_same(masks: tuple[Tensor, Tensor]) -> None:
-    predicted, truth = (torch.cat([mask, torch.zeros(1, 24, 24).bool()]) for mask in masks)
-    truth[3] = False
-    counts = confusion(predicted, truth)
+def test_numbers_arrays_and_tensors_give_equal_scores(masks: tuple[Tensor, Tensor]) -> None:
+    predicted, reference = (torch.cat([mask, torch.zeros(1, 24, 24).bool()]) for mask in masks)
+    reference[3] = False
+    counts = confusion(predicted, reference)
     arrays = Confusion(*(count.numpy() for count in counts))
     for metric in (iou, dice, precision, sensitivity, specificity, marked):
         of_tensors = metric(counts)
         assert of_tensors.dtype == torch.float64
         np.testing.assert_array_equal(metric(arrays), of_tensors)
-        for n, one in enumerate(zip(predicted.numpy(), truth.numpy(), strict=True)):
+        for n, one in enumerate(zip(predicted.numpy(), reference.numpy(), strict=True)):
             numbers = confusion_of_masks(*one)
             assert all(isinstance(count, int) for count in numbers)
             assert metric(numbers) == of_tensors[n].item()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_calibration_bins_are_those_of_torch_to_the_last_bit(dtype: torch.dtype) -> None:
+def test_calibration_bins_equal_those_of_torch_bit_for_bit(dtype: torch.dtype) -> None:
     random = torch.Generator().manual_seed(1)
     probability = torch.rand(50, 40, generator=random, dtype=dtype) ** 4
     probability[0, :3] = torch.tensor([0.0, 1.0, 1 / 15])
-    for truth in (torch.rand(50, 40, generator=random) < 0.3, torch.zeros(50, 40).bool()):
-        p, t = probability.flatten().double(), truth.flatten().double()
+    for reference in (torch.rand(50, 40, generator=random) < 0.3, torch.zeros(50, 40).bool()):
+        p, t = probability.flatten().double(), reference.flatten().double()
         index = (p * 15).long().clamp(max=14)
         columns = [torch.bincount(index, of, minlength=15) for of in (torch.ones_like(t), p, t)]
-        np.testing.assert_array_equal(calibration_bins(probability, truth), torch.stack(columns, dim=1))
+        np.testing.assert_array_equal(calibration_bins(probability, reference), torch.stack(columns, dim=1))
 
 
-def test_the_mean_absolute_error_is_that_of_torch_to_the_last_bit() -> None:
+def test_mean_absolute_error_equals_that_of_torch_bit_for_bit() -> None:
     random = torch.Generator().manual_seed(6)
-    probability, truth = torch.rand(2, 3, 250, 240, generator=random)
+    probability, reference = torch.rand(2, 3, 250, 240, generator=random)
     for p, t in (
-        (probability, truth < 0.2),
-        (probability[0], truth[0] < 0),
-        (truth[0] < 0.5, truth[0] < 0.4),
+        (probability, reference < 0.2),
+        (probability[0], reference[0] < 0),
+        (reference[0] < 0.5, reference[0] < 0.4),
     ):
         expected = (p.double() - t.double()).abs().mean(dim=(-2, -1))
         assert mean_absolute_error(p, t).tolist() == expected.tolist()

@@ -16,7 +16,7 @@ def parameter_count(network: nn.Module) -> int:
 
 
 def silent_parameters(network: nn.Module) -> list[str]:
-    """The parameters that the gradient of the last backward pass left out."""
+    """Names of the parameters without a gradient from the last backward pass."""
     return [n for n, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
 
 
@@ -28,7 +28,7 @@ def test_plain_unet_has_the_known_parameter_count(in_channels: int, out_channels
         assert parameter_count(UNet(in_channels, out_channels, width=64, depth=4)) == expected
 
 
-def test_residual_encoder_differs_from_the_plain_one_by_its_shortcuts_alone() -> None:
+def test_residual_encoder_only_adds_shortcuts() -> None:
     plain, residual = (
         parameter_count(NETWORKS[n](1, 1, width=8, depth=2)) for n in ("unet", "residual_unet")
     )
@@ -36,7 +36,7 @@ def test_residual_encoder_differs_from_the_plain_one_by_its_shortcuts_alone() ->
     assert residual - plain == shortcuts
 
 
-def test_attention_unet_has_the_parameters_of_monai() -> None:
+def test_attention_unet_parameter_count_against_monai() -> None:
     width, depth = 64, 4
     channels = [width * 2**k for k in range(depth + 1)]
     with torch.device("meta"):
@@ -45,29 +45,29 @@ def test_attention_unet_has_the_parameters_of_monai() -> None:
     assert theirs == 31_739_185
 
     for c in channels:
-        theirs -= 2 * c  # biases of the encoder's convolutions, which come before a norm
+        theirs -= 2 * c  # biases of the encoder's convolutions, which batch norm makes redundant
     for narrow, wide in pairwise(channels):
-        theirs -= narrow // 2 + narrow // 2 + 1  # biases of the gate's convolutions, the same
-        theirs -= (9 - 4) * wide * narrow  # transposed convolutions of 3x3, ours of 2x2,
-        theirs -= 2 * narrow  # followed by batch norm, ours not
-        theirs -= narrow + 1  # one convolution a decoder level, with bias, instance norm and PReLU,
-        theirs += 9 * narrow**2 + 2 * 2 * narrow  # ours two, each with batch norm and ReLU
+        theirs -= narrow // 2 + narrow // 2 + 1  # biases of the gate's convolutions, for the same reason
+        theirs -= (9 - 4) * wide * narrow  # 3x3 transposed convolutions; ours are 2x2,
+        theirs -= 2 * narrow  # followed by batch norm; ours are not
+        theirs -= narrow + 1  # one convolution per decoder level, with bias, instance norm and PReLU;
+        theirs += 9 * narrow**2 + 2 * 2 * narrow  # ours has two, each with batch norm and ReLU
     assert ours == theirs
 
 
-def test_attention_gate_is_that_of_monai() -> None:
+def test_attention_gate_against_monai() -> None:
     torch.manual_seed(0)
     theirs, ours = AttentionBlock(2, f_int=4, f_g=8, f_l=8), AttentionGate(8)
     pairs = [(theirs.W_x, ours.of_skip), (theirs.W_g, ours.of_signal), (theirs.psi, ours.weight[1])]
     for (convolution, norm, *_), mine in pairs:
         mine[0].weight.data, mine[1] = convolution.conv.weight.data, norm
     skip, signal = torch.randn(2, 8, 6, 4), torch.randn(2, 8, 6, 4)
-    # While training, batch norm takes the biases away that ours does without.
+    # In training mode, batch norm cancels the biases that ours does not have.
     torch.testing.assert_close(ours(skip, signal), theirs(g=signal, x=skip), rtol=1e-5, atol=1e-6)
 
 
-def test_unet_plus_plus_has_the_parameters_of_monai() -> None:
-    width, depth = 64, 4  # MONAI has this depth alone
+def test_unet_plus_plus_parameter_count_against_monai() -> None:
+    width, depth = 64, 4  # MONAI supports only this depth
     channels = [width * 2**k for k in range(depth + 1)]
     with torch.device("meta"):
         theirs = parameter_count(
@@ -75,15 +75,15 @@ def test_unet_plus_plus_has_the_parameters_of_monai() -> None:
         )
         ours = parameter_count(UNetPlusPlus(1, 1, width=width, depth=depth, deep_supervision=True))
 
-    for _ in range(depth):  # X(0, 1) ... X(0, 4): MONAI's upsampling there keeps the channels
+    for _ in range(depth):  # X(0, 1) ... X(0, 4): MONAI's upsampling keeps the channels here
         theirs -= 4 * channels[1] ** 2 + channels[1]
         theirs += 4 * channels[1] * channels[0] + channels[0]
-        theirs -= 9 * (channels[1] - channels[0]) * channels[0]  # which the next convolution reads
+        theirs -= 9 * (channels[1] - channels[0]) * channels[0]  # which are inputs of the next convolution
     assert ours == theirs
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (16, 48)])
-def test_shapes_are_those_of_monai(height: int, width: int) -> None:
+def test_output_shapes_against_monai(height: int, width: int) -> None:
     images = torch.rand(2, 1, height, width)
     attention = AttentionUnet(2, 1, 2, (4, 8, 16, 32, 64), strides=(2, 2, 2, 2))
     assert NETWORKS["attention_unet"](1, 2, width=4, depth=4)(images).shape == attention(images).shape
@@ -92,7 +92,7 @@ def test_shapes_are_those_of_monai(height: int, width: int) -> None:
     assert [o.shape for o in ours] == [o.shape for o in nested(images)]
 
 
-def test_unet_plus_plus_joins_each_node_to_all_before_it() -> None:
+def test_unet_plus_plus_connects_each_node_to_all_previous_ones() -> None:
     torch.manual_seed(0)
     network = UNetPlusPlus(1, 1, width=4, depth=3).eval()
     images = torch.rand(1, 1, 16, 24)
@@ -115,11 +115,11 @@ class TestDeepSupervision:
         torch.manual_seed(0)
         return NETWORKS["unet_plus_plus"](1, 2, width=4, depth=3, deep_supervision=True)
 
-    def test_gives_the_logits_of_each_column_while_training(self) -> None:
+    def test_returns_the_logits_of_each_column_in_training_mode(self) -> None:
         outputs = self.network()(torch.rand(2, 1, 16, 24))
         assert [o.shape for o in outputs] == [(2, 2, 16, 24)] * 3
 
-    def test_gives_the_last_of_them_otherwise(self) -> None:
+    def test_returns_the_last_logits_in_evaluation_mode(self) -> None:
         network, images = self.network(), torch.rand(2, 1, 16, 24)
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -134,7 +134,7 @@ class TestDeepSupervision:
         assert silent_parameters(network) == []
 
 
-def test_old_weights_keep_their_names() -> None:
+def test_weight_names_are_stable() -> None:
     names = list(NETWORKS["unet"](1, 1, width=2, depth=1).state_dict())
     modules = list(dict.fromkeys(".".join(n.split(".")[:3]) for n in names))
     assert modules == [
@@ -151,14 +151,14 @@ def test_old_weights_keep_their_names() -> None:
 class TestEveryNetwork:
     @pytest.mark.parametrize(("height", "width"), [(16, 16), (48, 32), (8, 72)])
     @pytest.mark.parametrize("targets", [1, 2])
-    def test_gives_one_logit_a_pixel_and_target(
+    def test_returns_one_logit_per_pixel_and_target(
         self, name: str, targets: int, height: int, width: int
     ) -> None:
         network = NETWORKS[name](1, targets, width=4, depth=3)
         assert network(torch.rand(2, 1, height, width)).shape == (2, targets, height, width)
 
     @pytest.mark.parametrize(("height", "width"), [(20, 16), (16, 20), (4, 8)])
-    def test_refuses_a_size_off_its_stride(self, name: str, height: int, width: int) -> None:
+    def test_size_off_the_stride_is_an_error(self, name: str, height: int, width: int) -> None:
         network = NETWORKS[name](1, 1, width=4, depth=3)
         with pytest.raises(ValueError, match=f"{height}x{width}: both sides must be multiples of 8"):
             network(torch.rand(1, 1, height, width))
@@ -170,21 +170,21 @@ class TestEveryNetwork:
         assert silent_parameters(network) == []
 
     def test_overfits_one_batch(self, name: str) -> None:
-        torch.manual_seed(1)  # from seed 0 the attention gates need more than 80 steps
+        torch.manual_seed(1)  # with seed 0, the attention gates need more than 80 steps
         network = NETWORKS[name](1, 1, width=8, depth=2)
         images = torch.rand(2, 1, 16, 16)
-        truth = torch.zeros(2, 1, 16, 16)
-        truth[0, :, 4:12, 2:9] = 1
-        truth[1, :, 1:6, 8:15] = 1
+        reference = torch.zeros(2, 1, 16, 16)
+        reference[0, :, 4:12, 2:9] = 1
+        reference[1, :, 1:6, 8:15] = 1
         optimiser = torch.optim.Adam(network.parameters(), lr=0.02)
         for _ in range(80):
             optimiser.zero_grad()
-            loss = bce(network(images), truth)
+            loss = bce(network(images), reference)
             loss.backward()
             optimiser.step()
         assert loss < 0.02
 
-    def test_same_seed_same_weights(self, name: str) -> None:
+    def test_equal_seeds_give_equal_weights(self, name: str) -> None:
         states = []
         for _ in range(2):
             torch.manual_seed(7)

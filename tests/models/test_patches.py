@@ -9,7 +9,7 @@ from models.patches import Patchwise
 
 
 class Same(nn.Module):
-    """Gives what it gets, or several copies of it."""
+    """Returns its input, or several copies of it."""
 
     def __init__(self, in_channels: int, out_channels: int, copies: int = 0) -> None:
         super().__init__()
@@ -21,14 +21,14 @@ class Same(nn.Module):
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
-def test_folding_loses_nothing(patch: int) -> None:
+def test_folding_is_lossless(patch: int) -> None:
     images = torch.rand(2, 3, 8, 12)
     assert torch.equal(Patchwise(Same, 3, 3, patch)(images), images)
     first, second = Patchwise(partial(Same, copies=2), 3, 3, patch)(images)
     assert torch.equal(first, images) and torch.equal(second, images + 1)
 
 
-def test_a_patch_becomes_the_channels_of_one_pixel() -> None:
+def test_patch_becomes_the_channels_of_one_pixel() -> None:
     seen: list[Tensor] = []
     network = Patchwise(Same, 1, 1, 2)
     network.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -50,7 +50,7 @@ def test_every_network_works_on_patches(name: str, patch: int) -> None:
     assert all(p.grad is not None and p.grad.any() for p in network.parameters())
 
 
-def test_supervised_outputs_are_unfolded_each() -> None:
+def test_all_supervised_outputs_are_unfolded() -> None:
     network = Patchwise(partial(NETWORKS["unet_plus_plus"], width=4, depth=2, deep_supervision=True), 1, 2, 2)
     images = torch.rand(2, 1, 16, 24)
     assert [logits.shape for logits in network(images)] == [(2, 2, 16, 24)] * 2
@@ -58,12 +58,12 @@ def test_supervised_outputs_are_unfolded_each() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(9, 8), (8, 9)])
-def test_a_side_that_is_no_multiple_of_the_patch_is_named(height: int, width: int) -> None:
+def test_side_that_is_not_a_multiple_of_the_patch_is_an_error(height: int, width: int) -> None:
     with pytest.raises(ValueError, match=f"images of {height}x{width}: both sides must be multiples of 2"):
         Patchwise(Same, 1, 1, 2)(torch.rand(1, 1, height, width))
 
 
-def test_a_side_that_the_network_would_round_is_refused() -> None:
+def test_side_that_the_network_would_round_is_an_error() -> None:
     network = Patchwise(partial(NETWORKS["unet"], width=4, depth=2), 1, 1, 2)
-    with pytest.raises(ValueError, match="both sides must be multiples of 4"):  # of its own pixels
+    with pytest.raises(ValueError, match="both sides must be multiples of 4"):  # in folded pixels
         network(torch.rand(1, 1, 12, 16))

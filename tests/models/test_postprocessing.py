@@ -10,7 +10,7 @@ def mask(*rows: str) -> NDArray[np.bool_]:
     return np.array([[pixel == "#" for pixel in row] for row in rows])
 
 
-#: A component of five pixels that hang together by a corner, one of two, one of one.
+#: Components of five pixels (connected at a corner), two pixels and one pixel.
 THREE = mask(
     "##....#",
     "#......",
@@ -30,14 +30,14 @@ THREE = mask(
         (6, np.zeros((4, 7), bool)),
     ],
 )
-def test_small_components_go(min_pixels: float, left: NDArray[np.bool_]) -> None:
+def test_small_components_are_removed(min_pixels: float, left: NDArray[np.bool_]) -> None:
     np.testing.assert_array_equal(remove_small(THREE, min_pixels), left)
 
 
 def flooded(
     mask: NDArray[np.bool_], start: tuple[int, int], steps: list[tuple[int, int]]
 ) -> set[tuple[int, int]]:
-    """The pixels of the mask that can be reached from `start`, by hand."""
+    """The pixels of the mask that are connected to `start`, by flood fill."""
     found, waiting = set(), [start]
     while waiting:
         y, x = waiting.pop()
@@ -53,7 +53,7 @@ EIGHT = [*FOUR, (1, 1), (1, -1), (-1, 1), (-1, -1)]
 
 
 @pytest.mark.parametrize("min_pixels", [1, 4, 30, 10_000])
-def test_small_components_against_a_flood_by_hand(min_pixels: int) -> None:
+def test_small_components_against_flood_fill(min_pixels: int) -> None:
     noise = np.random.default_rng(1).random((30, 25)) < 0.3
     expected = [
         [noise[y, x] and len(flooded(noise, (y, x), EIGHT)) >= min_pixels for x in range(25)]
@@ -62,7 +62,7 @@ def test_small_components_against_a_flood_by_hand(min_pixels: int) -> None:
     np.testing.assert_array_equal(remove_small(noise, min_pixels), expected)
 
 
-def test_holes_against_a_flood_by_hand() -> None:
+def test_holes_against_flood_fill() -> None:
     noise = np.random.default_rng(2).random((30, 25)) < 0.55
     outside = np.pad(~noise, 1, constant_values=True)
     reached = flooded(outside, (0, 0), FOUR)
@@ -75,7 +75,7 @@ def test_holes_are_filled_and_bays_are_not() -> None:
     ring = mask(
         ".####..",
         "#...#..",
-        "#.#..#.",  # closed by corners alone
+        "#.#..#.",  # closed only at corners
         ".####..",
         "..#..#.",
         "..#..#.",
@@ -92,7 +92,7 @@ def test_holes_are_filled_and_bays_are_not() -> None:
 
 
 @pytest.mark.parametrize("value", [False, True])
-def test_plain_masks_stay_and_inputs_are_left_alone(value: bool) -> None:
+def test_uniform_masks_are_unchanged_and_inputs_are_not_modified(value: bool) -> None:
     plain = np.full((8, 5), value)
     for processed in (remove_small(plain, 3), fill_holes(plain)):
         assert processed.dtype == bool
@@ -102,7 +102,7 @@ def test_plain_masks_stay_and_inputs_are_left_alone(value: bool) -> None:
 
 
 def masks(height: int, width: int) -> list[NDArray[np.bool_]]:
-    """Empty, full, single pixels in the middle and at corners, a frame, and noise that touches the border."""
+    """Empty, full, single pixels in the middle and in corners, a frame, and noise that touches the border."""
     plain = [np.zeros((height, width), bool) for _ in range(5)]
     plain[1][:] = True
     plain[2][height // 2, width // 2] = plain[3][0, 0] = plain[4][-1, -1] = True
@@ -113,7 +113,7 @@ def masks(height: int, width: int) -> list[NDArray[np.bool_]]:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 6), (5, 1), (3, 3), (24, 31)])
-def test_within_the_box_of_a_mask_all_is_as_in_the_whole_image(shape: tuple[int, int]) -> None:
+def test_bounding_box_does_not_change_the_result(shape: tuple[int, int]) -> None:
     for one in masks(*shape):
         np.testing.assert_array_equal(fill_holes(one), ndimage.binary_fill_holes(one), strict=True)
         components, _ = ndimage.label(one, structure=np.ones((3, 3)))

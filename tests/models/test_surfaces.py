@@ -15,12 +15,12 @@ from models.surfaces import hausdorff95, surface_dice, surface_distances
 
 Mask = NDArray[np.bool_]
 
-#: MONAI 1.6.1 calls itself by an argument that it deprecated.
+#: MONAI 1.6.1 passes a deprecated argument to its own functions.
 pytestmark = pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")
 
 
 def blobs(random: np.random.Generator, size: tuple[int, int], scale: float, share: float) -> Mask:
-    """A mask of smooth regions that covers that share of the image."""
+    """A mask of smooth regions that cover the given share of the image."""
     field = gaussian_filter(random.standard_normal(size), scale)
     return field > np.quantile(field, 1 - share)
 
@@ -50,8 +50,8 @@ def brute_force_boundary(mask: Mask) -> list[tuple[int, int]]:
     ]
 
 
-def brute_force(predicted: Mask, truth: Mask) -> tuple[list[float], list[float]]:
-    ours, theirs = brute_force_boundary(predicted), brute_force_boundary(truth)
+def brute_force(predicted: Mask, reference: Mask) -> tuple[list[float], list[float]]:
+    ours, theirs = brute_force_boundary(predicted), brute_force_boundary(reference)
     return [min(math.dist(p, q) for q in theirs) for p in ours], [
         min(math.dist(p, q) for q in ours) for p in theirs
     ]
@@ -62,17 +62,17 @@ def monai(mask: Mask) -> torch.Tensor:
 
 
 def test_distances_against_brute_force() -> None:
-    for predicted, truth in pairs()[::4]:
+    for predicted, reference in pairs()[::4]:
         for actual, expected in zip(
-            surface_distances(predicted, truth), brute_force(predicted, truth), strict=True
+            surface_distances(predicted, reference), brute_force(predicted, reference), strict=True
         ):
             np.testing.assert_allclose(actual, expected)
 
 
 def test_scores_against_monai() -> None:
-    for predicted, truth in pairs():
-        distances = surface_distances(predicted, truth)
-        both = monai(predicted), monai(truth)
+    for predicted, reference in pairs():
+        distances = surface_distances(predicted, reference)
+        both = monai(predicted), monai(reference)
         hd95 = compute_hausdorff_distance(*both, include_background=True, percentile=95)
         assert hausdorff95(distances) == pytest.approx(hd95.item(), rel=1e-5)  # MONAI's is float32
         for tolerance in (0, 1, 2, 3.5):
@@ -80,7 +80,7 @@ def test_scores_against_monai() -> None:
             assert surface_dice(distances, tolerance) == pytest.approx(nsd.item(), rel=1e-6)
 
 
-def test_monai_forgives_what_this_counts() -> None:
+def test_missed_lesions_count_although_monai_ignores_them() -> None:
     empty, lesion = np.zeros((6, 8), bool), np.zeros((6, 8), bool)
     lesion[2:4, 3:6] = True
     with warnings.catch_warnings():
@@ -89,46 +89,46 @@ def test_monai_forgives_what_this_counts() -> None:
             monai(empty), monai(lesion), include_background=True, percentile=95
         )
     assert missed.isnan()
-    for predicted, truth in ((empty, lesion), (lesion, empty)):
-        distances = surface_distances(predicted, truth)
+    for predicted, reference in ((empty, lesion), (lesion, empty)):
+        distances = surface_distances(predicted, reference)
         assert hausdorff95(distances) == 10.0  # the diagonal of 6 x 8
         assert surface_dice(distances, tolerance=5) == 0.0
 
 
-def test_both_empty_is_right() -> None:
+def test_both_empty_scores_best() -> None:
     distances = surface_distances(np.zeros((6, 8), bool), np.zeros((6, 8), bool))
     assert hausdorff95(distances) == 0.0
     assert surface_dice(distances, tolerance=0) == 1.0
 
 
-def test_a_shift_by_hand() -> None:
-    truth, predicted = np.zeros((20, 20), bool), np.zeros((20, 20), bool)
-    truth[5, 2:10], predicted[8, 2:10] = True, True  # a line, three rows further down
-    distances = surface_distances(predicted, truth)
+def test_shift_by_hand() -> None:
+    reference, predicted = np.zeros((20, 20), bool), np.zeros((20, 20), bool)
+    reference[5, 2:10], predicted[8, 2:10] = True, True  # a line, shifted down by three rows
+    distances = surface_distances(predicted, reference)
     assert hausdorff95(distances) == 3.0
     assert surface_dice(distances, tolerance=3) == 1.0
     assert surface_dice(distances, tolerance=2.9) == 0.0
 
 
-def test_no_distance_exceeds_the_diagonal_that_a_miss_costs() -> None:
+def test_no_distance_exceeds_the_diagonal() -> None:
     corner, opposite = np.zeros((9, 9), bool), np.zeros((9, 9), bool)
     corner[0, 0], opposite[-1, -1] = True, True
     assert hausdorff95(surface_distances(corner, opposite)) < math.hypot(9, 9)
 
 
-def test_a_pair_of_256_by_256_takes_milliseconds() -> None:
+def test_pair_of_256_by_256_takes_milliseconds() -> None:
     random = np.random.default_rng(0)
-    predicted, truth = (blobs(random, (256, 256), 15, 0.15) for _ in range(2))
+    predicted, reference = (blobs(random, (256, 256), 15, 0.15) for _ in range(2))
     seconds = []
     for _ in range(5):
         start = time.process_time()
-        surface_distances(predicted, truth)
+        surface_distances(predicted, reference)
         seconds.append(time.process_time() - start)
     assert min(seconds) < 0.05  # measured: 0.003
 
 
 def degenerate(height: int, width: int) -> list[Mask]:
-    """Empty, full, one pixel in the middle and in each corner, lines along edges, a frame, pixels apart."""
+    """Empty, full, one pixel in the middle or a corner, lines along borders, isolated pixels, inverses."""
     masks = [np.zeros((height, width), bool) for _ in range(10)]
     masks[1][:] = True
     masks[2][height // 2, width // 2] = True
@@ -145,16 +145,16 @@ def plain_boundary(mask: Mask) -> NDArray[np.intp]:
     return np.argwhere(mask & ~(vertical & horizontal))
 
 
-def plain_distances(predicted: Mask, truth: Mask) -> list[NDArray[np.float64]]:
-    ours, theirs = plain_boundary(predicted), plain_boundary(truth)
+def plain_distances(predicted: Mask, reference: Mask) -> list[NDArray[np.float64]]:
+    ours, theirs = plain_boundary(predicted), plain_boundary(reference)
     if not len(ours) or not len(theirs):
-        return [np.full(len(points), np.hypot(*truth.shape)) for points in (ours, theirs)]
+        return [np.full(len(points), np.hypot(*reference.shape)) for points in (ours, theirs)]
     return [cKDTree(theirs).query(ours)[0], cKDTree(ours).query(theirs)[0]]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 6), (5, 1), (2, 2), (9, 7), (40, 33)])
 @pytest.mark.parametrize(("few", "cached"), [(10**9, 2**16), (10**9, 50), (0, 1)])
-def test_scores_are_those_of_the_plain_formulas_to_the_last_bit(
+def test_scores_equal_the_plain_formulas_bit_for_bit(
     shape: tuple[int, int], few: int, cached: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models.surfaces, "FEW_PAIRS", few)
@@ -162,8 +162,8 @@ def test_scores_are_those_of_the_plain_formulas_to_the_last_bit(
     random = np.random.default_rng(3)
     masks = [*degenerate(*shape), *(random.random((4, *shape)) < [[[0.05]], [[0.3]], [[0.7]], [[0.95]]])]
     for predicted in masks:
-        for truth in masks:
-            distances, plain = surface_distances(predicted, truth), plain_distances(predicted, truth)
+        for reference in masks:
+            distances, plain = surface_distances(predicted, reference), plain_distances(predicted, reference)
             for actual, expected in zip(distances, plain, strict=True):
                 assert actual.dtype == np.float64
                 np.testing.assert_array_equal(actual, expected, strict=True)
@@ -173,17 +173,17 @@ def test_scores_are_those_of_the_plain_formulas_to_the_last_bit(
             assert surface_dice(distances, 2.0) == (np.mean(both <= 2.0) if both.size else 1.0)
 
 
-def test_distances_across_the_largest_image_that_float32_is_trusted_with_are_exact() -> None:
+def test_distances_are_exact_up_to_the_largest_float32_size() -> None:
     side = models.surfaces.EXACT_UP_TO
     corner, apart = np.zeros((side, side), bool), np.zeros((side, side), bool)
     corner[0, 0], apart[-1, -1], apart[-1, -2] = True, True, True
     found = surface_distances(corner, apart)
     assert found.from_predicted.tolist() == [math.sqrt((side - 1) ** 2 + (side - 2) ** 2)]
-    assert found.from_truth.tolist() == [*found.from_predicted, math.sqrt(2 * (side - 1) ** 2)]
+    assert found.from_reference.tolist() == [*found.from_predicted, math.sqrt(2 * (side - 1) ** 2)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 20, 21, 41, 500])
-def test_the_percentile_is_that_of_numpy_to_the_last_bit(size: int) -> None:
+def test_percentile_equals_that_of_numpy_bit_for_bit(size: int) -> None:
     distances = np.sqrt(np.random.default_rng(size).integers(0, 5000, size).astype(float))
     nothing = np.empty(0)
     found = hausdorff95(models.surfaces.SurfaceDistances(distances, nothing))

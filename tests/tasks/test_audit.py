@@ -1,4 +1,4 @@
-"""The audit on a small table of images, with all that it is to find planted."""
+"""The audit on a small table of images with planted problems."""
 
 import json
 from pathlib import Path
@@ -18,17 +18,17 @@ NOISE = np.random.default_rng(0)
 
 
 def another() -> np.ndarray:
-    """A thumbnail like no other."""
+    """A thumbnail that resembles no other."""
     return NOISE.integers(0, 256, (32, 32), dtype=np.uint8)
 
 
 def near(thumbnail: np.ndarray) -> np.ndarray:
-    """One that correlates with it by about 0.998, brighter and of less contrast."""
+    """A brighter copy with less contrast; the correlation is about 0.998."""
     return (60 + thumbnail / 2 + NOISE.normal(0, 2, (32, 32))).astype(np.uint8)
 
 
 class Dataset:
-    """What the stages before the audit leave of images that are made up."""
+    """Outputs of the stages before the audit, for made-up images."""
 
     def __init__(self, root: Path) -> None:
         self.raw, self.packed, self.out = root / "raw", root / "packed", root / "audit"
@@ -81,7 +81,7 @@ def dataset(tmp_path: Path) -> Dataset:
 TRAIN, VAL, TEST = (f"infection/{split}/COVID-19/{{}}" for split in ("Train", "Val", "Test"))
 
 
-def test_planted_pairs_are_found_and_nothing_else(dataset: Dataset) -> None:
+def test_finds_exactly_the_planted_pairs(dataset: Dataset) -> None:
     a, b, c, d = (another() for _ in range(4))
     dataset.add(TEST.format("a"), a, "same")
     dataset.add(TRAIN.format("a"), a, "same")
@@ -133,7 +133,7 @@ def test_planted_pairs_are_found_and_nothing_else(dataset: Dataset) -> None:
 @pytest.mark.parametrize("halves", [("infection", "infection"), ("infection", "lung"), ("lung", "infection")])
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("exact", [False, True])
-def test_the_training_side_of_a_pair_is_dropped_in_either_half(
+def test_drops_the_image_from_the_earlier_split(
     dataset: Dataset,
     splits: tuple[str, str],
     halves: tuple[str, str],
@@ -150,21 +150,21 @@ def test_the_training_side_of_a_pair_is_dropped_in_either_half(
         dataset.thumbnails.reverse()
     figures = dataset.run(DROP)
     assert len(dataset.pairs) == 1
-    left_out = dropped_ids(dataset.out / "dropped.csv")
-    assert left_out == ({ids[0]} if dropped else set())
-    assert figures["dropped"] == len(left_out)
+    ids_dropped = dropped_ids(dataset.out / "dropped.csv")
+    assert ids_dropped == ({ids[0]} if dropped else set())
+    assert figures["dropped"] == len(ids_dropped)
 
 
-def test_of_a_chain_across_all_splits_test_alone_stays(dataset: Dataset) -> None:
+def test_chain_across_splits_keeps_only_the_test_image(dataset: Dataset) -> None:
     for split in (TRAIN, VAL, TEST):
         dataset.add(split.format("a"), digest="same")
     dataset.run(DROP)
     assert dropped_ids(dataset.out / "dropped.csv") == {TRAIN.format("a"), VAL.format("a")}
     reason = dataset.table("dropped").set_index("id")["reason"]
-    assert reason[VAL.format("a")] == f"the same as {TEST.format('a')}"
+    assert reason[VAL.format("a")] == f"identical to {TEST.format('a')}"
 
 
-def test_images_of_one_grey_are_a_problem_and_no_near_pair(dataset: Dataset) -> None:
+def test_uniform_images_are_problems_and_not_near_duplicates(dataset: Dataset) -> None:
     black, grey = np.zeros((32, 32), np.uint8), np.full((32, 32), 9, np.uint8)
     for name, thumbnail, digest in (("a", black, "black"), ("b", black, "black"), ("c", grey, "grey")):
         dataset.add(TRAIN.format(name), thumbnail, digest)
@@ -173,23 +173,23 @@ def test_images_of_one_grey_are_a_problem_and_no_near_pair(dataset: Dataset) -> 
     assert dataset.pairs == {(TRAIN.format("a"), TRAIN.format("b"), True)}
     problems = dataset.table("problems")
     assert list(problems["id"]) == [TRAIN.format(name) for name in "abc"]
-    assert set(problems["problem"]) == {"the image is one grey"}
+    assert set(problems["problem"]) == {"all pixels of the image have the same value"}
 
 
-def test_what_was_set_aside_and_infection_outside_the_lung_are_problems(dataset: Dataset) -> None:
+def test_excluded_images_and_infection_outside_the_lung_are_problems(dataset: Dataset) -> None:
     dataset.add(TRAIN.format("a"), outside=0.125)
     dataset.add(TRAIN.format("b"))
     dataset.add("lung/Train/Normal/c")
     dataset.rejected.append(("lung/Test/Normal/d", "the lung mask is missing in 'lung masks'"))
     figures = dataset.run(REPORT)
     assert dataset.table("problems").to_numpy().tolist() == [
-        ["lung/Test/Normal/d", "set aside: the lung mask is missing in 'lung masks'"],
+        ["lung/Test/Normal/d", "excluded: the lung mask is missing in 'lung masks'"],
         [TRAIN.format("a"), "12.5 % of the infection lies outside the lung"],
     ]
     assert (figures["images"], figures["unusable"], figures["infection_outside_lung"]) == (4, 1, 1)
 
 
-def test_counts_stand_beside_the_published_ones(dataset: Dataset) -> None:
+def test_counts_include_published_counts(dataset: Dataset) -> None:
     dataset.add(TRAIN.format("a"))
     dataset.add("lung/Val/Normal/b")
     dataset.rejected.append((TRAIN.format("c"), "not a PNG"))
@@ -198,7 +198,7 @@ def test_counts_stand_beside_the_published_ones(dataset: Dataset) -> None:
     assert counts.loc[("infection", "Train", "COVID-19")].tolist() == [2, 1, 1864]
     assert counts.loc[("infection", "all", "all")].tolist() == [2, 1, 5826]
     assert counts.loc[("lung", "all", "Normal")].tolist() == [1, 1, 10701]
-    assert np.isnan(counts.loc[("lung", "Val", "Normal"), "published"])  # not known
+    assert np.isnan(counts.loc[("lung", "Val", "Normal"), "published"])  # unknown
     assert counts.loc[("lung", "Val", "all"), "published"] == 5417
     assert "missing_from_published" not in dataset.run(REPORT, phantoms=True)
     assert dataset.table("counts")["published"].isna().all()
@@ -214,7 +214,7 @@ def test_published_counts_add_up(half: str) -> None:
     assert sum(single) in (0, published["all", "all"])
 
 
-def test_blocks_find_what_numpy_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_find_the_same_pairs_as_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_module, "BLOCK", 7)
     smooth = np.repeat(np.repeat(NOISE.integers(0, 256, (30, 4, 4)), 8, axis=1), 8, axis=2).astype(np.uint8)
     ids = [f"lung/Train/Normal/{number:02}" for number in range(30)]
@@ -227,22 +227,23 @@ def test_blocks_find_what_numpy_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(correlations(smooth, np.array(places)), [expected[p] for p in places])
 
 
-def test_more_pairs_than_anybody_reads_are_refused(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_pairs_are_an_error(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_module, "MAX_PAIRS", 5)
     first = another()
     for number in range(4):
         dataset.add(TRAIN.format(number), near(first))
     with pytest.raises(
-        InputError, match=r"more than 5 pairs of images that correlate by audit\.correlation = 0\.98"
+        InputError,
+        match=r"more than 5 pairs of images that have a correlation of at least audit\.correlation = 0\.98",
     ):
         dataset.run(REPORT)
     assert not dataset.out.exists()
     for row in dataset.rows:
         row["sha256"] = "same"
-    with pytest.raises(InputError, match="more than 5 pairs of images that share all their pixels"):
+    with pytest.raises(InputError, match="more than 5 pairs of images that have identical pixels"):
         dataset.run(REPORT)
 
 
-def test_nothing_to_drop_is_a_table_too() -> None:
+def test_no_images_to_drop_gives_an_empty_table() -> None:
     pairs = pd.DataFrame({"first": [], "second": [], "correlation": [], "exact": [], "across": []})
     assert to_drop(pairs.astype({"across": bool})).empty

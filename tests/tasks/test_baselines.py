@@ -10,17 +10,17 @@ from tasks.inference.predict import read_mask
 from tasks.scoring.images import Calibration, score
 
 
-def test_scores_are_those_of_probabilities_of_0_and_1(tiny_packed: Path, tmp_path: Path) -> None:
+def test_predictors_are_scored_as_probabilities_0_and_1(tiny_packed: Path, tmp_path: Path) -> None:
     raw = tiny_packed.parent / "raw"
     baselines(tiny_packed / "images.csv", raw, tmp_path / "out", "infection")
     rows = pd.read_csv(tmp_path / "out" / "images.csv").set_index(["predictor", "target", "id"])
     calibrations = {name: Calibration() for name in PREDICTORS}
     for (name, target, image_id), row in rows.iterrows():
-        lung, truth = (read_mask(RawDataset(raw), image_id, kind) for kind in ("lung", target))
+        lung, reference = (read_mask(RawDataset(raw), image_id, kind) for kind in ("lung", target))
         of_all = {"all_background": torch.zeros(lung.shape), "all_foreground": torch.ones(lung.shape)}
         probability = of_all.get(name, lung.float())
-        calibrations[name].add(target, row["class"], probability, truth)
-        for metric, expected in score(probability > 0, probability, truth).items():
+        calibrations[name].add(target, row["class"], probability, reference)
+        for metric, expected in score(probability > 0, probability, reference).items():
             assert row[metric] == float(f"{expected:.8g}"), (name, target, image_id, metric)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert list(metrics) == list(PREDICTORS)

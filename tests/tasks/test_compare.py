@@ -21,7 +21,7 @@ def work(tmp_path: Path) -> Work:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Work:
-    """A comparison that is only read."""
+    """A comparison that no test changes."""
     work = Work(tmp_path_factory.mktemp("written"))
     work.compare()
     return work
@@ -34,7 +34,7 @@ def rows(work: Work, name: str, **wanted: Any) -> pd.DataFrame:
     return table
 
 
-def test_the_folder_holds_a_document_its_tables_and_the_pictures(written: Work) -> None:
+def test_output_folder_contains_document_tables_and_pictures(written: Work) -> None:
     assert made(written.comparison).keys() == {
         "comparison.json",
         "differences.csv",
@@ -45,10 +45,10 @@ def test_the_folder_holds_a_document_its_tables_and_the_pictures(written: Work) 
     }
 
 
-def test_scores_stand_with_their_intervals(written: Work) -> None:
+def test_scores_have_intervals(written: Work) -> None:
     place = {"half": "infection", "target": "infection", "image_set": "covid"}
     iou = rows(written, "scores", **place, metric="iou").set_index("name")
-    # the 24 x 24 square moved by two and by six rows
+    # the 24 x 24 square shifted by two and by six rows
     assert iou["value"].round(6).to_dict() == {
         "bce_iou": round(22 / 26, 6),
         "bce": round(18 / 30, 6),
@@ -68,14 +68,14 @@ def test_differences_name_their_winners(written: Work) -> None:
     assert winners["bce", "whole_lung"] == "bce"
 
 
-def test_same_inputs_give_the_same_bytes(work: Work) -> None:
+def test_same_inputs_give_identical_bytes(work: Work) -> None:
     work.compare()
     first = made(work.comparison)
     work.compare()
     assert made(work.comparison) == first
 
 
-def test_the_pictures_are_those_of_the_images_shown_and_no_others(work: Work) -> None:
+def test_archive_contains_exactly_the_shown_pictures(work: Work) -> None:
     work.audit([(IDS["Normal (1)"], IDS["covid_6"], 1.0)])
     document = work.compare(work.params(shown=(4,)))
     with zipfile.ZipFile(work.comparison / "pictures.zip") as archive:
@@ -97,7 +97,7 @@ def pictures_of(document: Document) -> Iterator[str]:
             yield f"predictions/{p.experiment}/{p.target}/{shown.image_id}.png"
 
 
-def test_a_failure_leaves_what_was_there(work: Work) -> None:
+def test_failure_keeps_the_previous_output(work: Work) -> None:
     work.compare()
     before = made(work.comparison)
     with pytest.raises(InputError, match="there is no image 181 among 6 COVID-19 Test images"):
@@ -106,7 +106,7 @@ def test_a_failure_leaves_what_was_there(work: Work) -> None:
     assert not list(work.comparison.parent.glob(".*"))
 
 
-def test_trivial_predictors_stand_where_no_experiment_predicts_their_target(work: Work) -> None:
+def test_trivial_predictors_have_sections_for_targets_without_experiments(work: Work) -> None:
     work.experiments.clear()
     work.add("lung", shift=1, targets=("lung",))
     document = work.compare()
@@ -138,7 +138,7 @@ def experiment(name: str, half: str, *targets: str) -> ExperimentResults:
     )
 
 
-def test_each_half_has_sections_of_its_own() -> None:
+def test_each_half_has_its_own_sections() -> None:
     ious = {"infection": 0.1, "lung": 0.2}
     trivial = {half: {"all_background": {"lung": {"covid": {"iou": iou}}}} for half, iou in ious.items()}
     images = {

@@ -20,7 +20,7 @@ ONE = f"{DATA}/Train/COVID-19/images/covid_1.png"
 
 
 class CountingSource(FolderSource):
-    """A folder that notes what is read of it."""
+    """A folder that records which files are read."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -32,7 +32,7 @@ class CountingSource(FolderSource):
 
 
 class RestlessSource(FolderSource):
-    """A folder of which a file changes as soon as it was listed."""
+    """A folder in which a file changes after it was listed."""
 
     def stamps(self, names: Iterable[str], /) -> dict[str, Stamp]:
         stamps = super().stamps(names)
@@ -53,7 +53,7 @@ def listing_of(folder: Path) -> Listing:
 
 @pytest.fixture
 def earlier(kaggle_folder: Path, tmp_path: Path) -> Path:
-    """The dataset as downloaded once; after that one file of the folder changes, one goes and one comes."""
+    """A downloaded dataset; afterwards one file of the folder was changed, one removed and one added."""
     download(FolderSource(kaggle_folder), tmp_path / "earlier", "here")
     (kaggle_folder / ONE).write_bytes(b"another image")
     (kaggle_folder / DATA / "Val/Normal/lung masks/Normal (2).png").unlink()
@@ -63,12 +63,12 @@ def earlier(kaggle_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fresh(earlier: Path, kaggle_folder: Path, tmp_path: Path) -> dict[str, bytes]:
-    """What a download of the folder gives with nothing to start from."""
+    """The result of downloading the folder without an earlier dataset."""
     download(FolderSource(kaggle_folder), tmp_path / "fresh", "here")
     return contents(tmp_path / "fresh")
 
 
-def test_only_what_differs_is_fetched_and_the_bytes_are_the_same(
+def test_only_changed_files_are_fetched_and_the_bytes_are_identical(
     earlier: Path,
     fresh: dict[str, bytes],
     kaggle_folder: Path,
@@ -79,10 +79,10 @@ def test_only_what_differs_is_fetched_and_the_bytes_are_the_same(
     download(source, tmp_path / "raw", "here", previous=earlier)
     assert sorted(Path(name).name for name in source.was_read) == ["covid_1.png", "covid_99.png"]
     assert contents(tmp_path / "raw") == fresh
-    assert "2 of 27 files fetched, 25 as before" in capsys.readouterr().out.splitlines()
+    assert "2 of 27 files fetched, 25 unchanged" in capsys.readouterr().out.splitlines()
 
 
-def test_a_zip_takes_up_what_its_folder_began(
+def test_zip_reuses_the_files_of_its_folder(
     earlier: Path,
     fresh: dict[str, bytes],
     kaggle_folder: Path,
@@ -92,10 +92,10 @@ def test_a_zip_takes_up_what_its_folder_began(
     archive = zipped(kaggle_folder, tmp_path / "a.zip")
     download(open_source(str(archive), Path()), tmp_path / "raw", "here", previous=earlier)
     assert contents(tmp_path / "raw") == fresh
-    assert "2 of 27 files fetched, 25 as before" in capsys.readouterr().out.splitlines()
+    assert "2 of 27 files fetched, 25 unchanged" in capsys.readouterr().out.splitlines()
 
 
-def test_the_earlier_dataset_may_be_the_one_to_replace(
+def test_earlier_dataset_may_be_the_one_to_replace(
     earlier: Path, fresh: dict[str, bytes], kaggle_folder: Path
 ) -> None:
     download(FolderSource(kaggle_folder), earlier, "here", previous=earlier)
@@ -103,9 +103,9 @@ def test_the_earlier_dataset_may_be_the_one_to_replace(
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"), [("nothing there", ""), ("no shard", "no whole dataset, ignored: ")]
+    ("damage", "said"), [("missing", ""), ("missing shard", "ignored, not a complete dataset: ")]
 )
-def test_without_a_whole_earlier_dataset_all_is_fetched(
+def test_everything_is_fetched_without_a_complete_earlier_dataset(
     earlier: Path,
     fresh: dict[str, bytes],
     kaggle_folder: Path,
@@ -114,7 +114,7 @@ def test_without_a_whole_earlier_dataset_all_is_fetched(
     damage: str,
     said: str,
 ) -> None:
-    if damage == "no shard":
+    if damage == "missing shard":
         (earlier / "infection-test.zip").unlink()
     else:
         earlier = tmp_path / "nothing"
@@ -122,10 +122,10 @@ def test_without_a_whole_earlier_dataset_all_is_fetched(
     assert contents(tmp_path / "raw") == fresh
     output = capsys.readouterr().out
     assert said in output
-    assert "27 of 27 files fetched, 0 as before" in output
+    assert "27 of 27 files fetched, 0 unchanged" in output
 
 
-def test_with_an_earlier_file_that_rotted_all_is_fetched(
+def test_everything_is_fetched_if_an_earlier_file_is_damaged(
     earlier: Path,
     fresh: dict[str, bytes],
     kaggle_folder: Path,
@@ -141,18 +141,18 @@ def test_with_an_earlier_file_that_rotted_all_is_fetched(
     output = capsys.readouterr().out
     assert "Bad CRC-32" in output
     assert "; the earlier dataset is ignored\n" in output
-    assert "27 of 27 files fetched, 0 as before" in output
+    assert "27 of 27 files fetched, 0 unchanged" in output
 
 
-def test_phantoms_are_drawn_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_phantoms_are_drawn_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = open_source("phantom://9?size=32", Path())
     download(source, tmp_path / "a", "here")
     download(source, tmp_path / "b", "here", previous=tmp_path / "a")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    assert "27 of 27 files fetched, 0 as before" in capsys.readouterr().out
+    assert "27 of 27 files fetched, 0 unchanged" in capsys.readouterr().out
 
 
-def test_another_fingerprint_stops_it_before_anything_is_read(kaggle_folder: Path, tmp_path: Path) -> None:
+def test_fingerprint_mismatch_fails_before_anything_is_read(kaggle_folder: Path, tmp_path: Path) -> None:
     found, pinned = fingerprint(listing_of(kaggle_folder)), "f" + 31 * "0"
     source = CountingSource(kaggle_folder)
     with pytest.raises(InputError, match=rf"^here: .*found {found}, pinned {pinned}; .*fingerprint={found}$"):
@@ -162,16 +162,14 @@ def test_another_fingerprint_stops_it_before_anything_is_read(kaggle_folder: Pat
     download(source, tmp_path / "raw", "here", found)
 
 
-def test_a_source_that_changes_underneath_is_refused_and_nothing_is_left(
-    kaggle_folder: Path, tmp_path: Path
-) -> None:
+def test_source_that_changes_during_the_download_is_an_error(kaggle_folder: Path, tmp_path: Path) -> None:
     pinned = fingerprint(listing_of(kaggle_folder))
-    with pytest.raises(InputError, match=r"^here: files changed while they were read"):
+    with pytest.raises(InputError, match=r"^here: files changed during the download"):
         download(RestlessSource(kaggle_folder), tmp_path / "out" / "raw", "here", pinned)
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_the_command_reads_pin_and_earlier_dataset(
+def test_command_reads_fingerprint_and_earlier_dataset(
     earlier: Path, fresh: dict[str, bytes], kaggle_folder: Path, tmp_path: Path
 ) -> None:
     def run(pinned: str) -> "subprocess.CompletedProcess[str]":
@@ -191,10 +189,10 @@ def test_the_command_reads_pin_and_earlier_dataset(
     refused = run(pinned)
     assert refused.returncode == 1
     assert refused.stderr == (
-        f"error: archive: holds other files than data.fingerprint pins: found {found}, pinned {pinned}; "
-        f"to accept what is there now: cxr params --set data.fingerprint={found}\n"
+        f"error: archive: the files do not match data.fingerprint: found {found}, pinned {pinned}; "
+        f"to accept the current files, run: cxr params --set data.fingerprint={found}\n"
     )
     accepted = run(found)
     assert accepted.returncode == 0, accepted.stderr
-    assert accepted.stdout.splitlines()[-1] == "2 of 27 files fetched, 25 as before"
+    assert accepted.stdout.splitlines()[-1] == "2 of 27 files fetched, 25 unchanged"
     assert contents(tmp_path / "raw") == fresh

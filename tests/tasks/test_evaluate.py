@@ -44,7 +44,7 @@ def evaluated(plan: Plan, trained: Path, tiny_packed: Path, tmp_path_factory: py
 
 
 @pytest.mark.parametrize("cores", [1, 4])
-def test_any_number_of_cores_writes_the_same_bytes(
+def test_number_of_cores_does_not_change_the_bytes(
     cores: int,
     plan: Plan,
     trained: Path,
@@ -58,10 +58,10 @@ def test_any_number_of_cores_writes_the_same_bytes(
     assert made(tmp_path / "again") == made(evaluated)
 
 
-def test_the_tables_are_those_of_one_image_after_another(
+def test_tables_equal_those_of_images_scored_one_by_one(
     plan: Plan, trained: Path, evaluated: Path, tiny_packed: Path
 ) -> None:
-    """Each mask made and scored alone, by tensors."""
+    """Compute and score each mask separately, with tensors."""
     compute = set_up(plan.seed, plan.precision, plan.threads)
     network = load_network(trained, compute)
     thresholds = json.loads((evaluated / "settings.json").read_text())["thresholds"]
@@ -72,14 +72,14 @@ def test_the_tables_are_those_of_one_image_after_another(
     assert len(rows) == 2 * len(cases)
     for case in cases:
         masks = to_masks(case.probabilities, thresholds, PREDICTION)
-        for target, truth in case.truths.items():
-            expected = score(torch.from_numpy(masks[target]), case.probabilities[target], truth)
+        for target, reference in case.references.items():
+            expected = score(torch.from_numpy(masks[target]), case.probabilities[target], reference)
             assert rows.loc[(target, case.image_id), list(expected)].to_dict() == {
                 name: float(f"{value:.8g}") for name, value in expected.items()
             }
         for step, (at, prediction) in steps(PREDICTION, thresholds).items():
             masks = to_masks(case.probabilities, at, prediction)
-            for target, truth in case.truths.items():
-                counts = confusion(torch.from_numpy(masks[target]), truth)
+            for target, reference in case.references.items():
+                counts = confusion(torch.from_numpy(masks[target]), reference)
                 found = stepped.loc[(step, target, case.image_id), ["iou", "dice"]]
                 assert list(found) == [float(f"{metric(counts).item():.8g}") for metric in (iou, dice)]

@@ -22,7 +22,7 @@ def change_one(kaggle_folder: Path) -> None:
     (kaggle_folder / DATA / "Train/COVID-19/images/covid_1.png").write_bytes(b"another image")
 
 
-def test_the_same_files_are_no_news_from_a_zip_or_a_folder(
+def test_unchanged_files_are_recognised_in_a_zip_or_folder(
     kaggle_folder: Path, tmp_path: Path, raw: Path
 ) -> None:
     zipped(kaggle_folder, tmp_path / "a.zip")
@@ -31,15 +31,15 @@ def test_the_same_files_are_no_news_from_a_zip_or_a_folder(
     assert (news.differs, news.known, news.text) == (False, True, "unchanged: 27 files")
 
 
-def test_one_changed_file_is_counted_and_changes_the_fingerprint(kaggle_folder: Path, raw: Path) -> None:
+def test_changed_file_is_counted_and_changes_the_fingerprint(kaggle_folder: Path, raw: Path) -> None:
     before = look(str(kaggle_folder), Path(), raw)
     change_one(kaggle_folder)
     after = look(str(kaggle_folder), Path(), raw)
-    assert (after.differs, after.text) == (True, "0 new, 1 changed and 0 gone of 27 files")
+    assert (after.differs, after.text) == (True, "0 new, 1 changed and 0 removed of 27 files")
     assert before.fingerprint != after.fingerprint
 
 
-def test_new_changed_and_gone_are_told_apart(kaggle_folder: Path, raw: Path) -> None:
+def test_new_changed_and_removed_files_are_counted(kaggle_folder: Path, raw: Path) -> None:
     change_one(kaggle_folder)
     for name in ("covid_7.png", "covid_8.png"):
         (kaggle_folder / DATA / "Val/COVID-19/images" / name).write_bytes(b"new")
@@ -47,30 +47,30 @@ def test_new_changed_and_gone_are_told_apart(kaggle_folder: Path, raw: Path) -> 
         path.unlink()
     news = look(str(kaggle_folder), Path(), raw)
     assert (news.new, news.changed, news.gone, news.total) == (2, 1, 3, 26)
-    assert news.text == "2 new, 1 changed and 3 gone of 26 files"
+    assert news.text == "2 new, 1 changed and 3 removed of 26 files"
 
 
 @pytest.mark.parametrize("there", ["none", "missing", "damaged"])
-def test_without_an_earlier_dataset_all_is_new(kaggle_folder: Path, raw: Path, there: str) -> None:
+def test_without_an_earlier_dataset_all_files_are_new(kaggle_folder: Path, raw: Path, there: str) -> None:
     (raw / "infection-val.zip").unlink()
     earlier = {"none": None, "missing": raw / "missing", "damaged": raw}[there]
     news = look(str(kaggle_folder), Path(), earlier)
     assert (news.differs, news.known, news.new, news.gone) == (True, False, 27, 0)
-    assert news.text == "27 files, and no earlier dataset to compare them with"
+    assert news.text == "27 files; there is no earlier dataset to compare with"
 
 
-def test_phantoms_are_never_news(raw: Path) -> None:
+def test_phantoms_never_change(raw: Path) -> None:
     news = look("phantom://45?size=64", Path(), raw)
     assert news == News(None, total=135, new=0, changed=0, gone=0, known=True)
     assert (news.differs, news.text) == (False, "never changes: 135 files")
 
 
-def test_nothing_there_is_said_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^data\.source: a\.zip: nothing is there"):
+def test_missing_source_is_a_one_line_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^data\.source: a\.zip: does not exist"):
         look("a.zip", tmp_path, None)
 
 
-def test_the_command_says_what_differs_and_how_to_accept_it(
+def test_command_prints_differences_and_how_to_accept_them(
     kaggle_folder: Path, tmp_path: Path, raw: Path
 ) -> None:
     def run(*assignments: str) -> list[str]:
@@ -81,14 +81,17 @@ def test_the_command_says_what_differs_and_how_to_accept_it(
 
     change_one(kaggle_folder)
     found = look("archive", tmp_path, None).fingerprint
-    accept = f"to accept what is there now: cxr params --set data.fingerprint={found}"
-    changed = "archive: 0 new, 1 changed and 0 gone of 27 files"
-    assert run("data.source=archive") == [changed, f"fingerprint {found}, nothing is pinned; {accept}"]
+    accept = f"to accept the current files, run: cxr params --set data.fingerprint={found}"
+    changed = "archive: 0 new, 1 changed and 0 removed of 27 files"
+    assert run("data.source=archive") == [
+        changed,
+        f"fingerprint {found}, data.fingerprint is not set; {accept}",
+    ]
     pin = "data.fingerprint=f" + 31 * "0"
     assert run("data.source=archive", pin)[1] == (
         f"fingerprint {found}, data.fingerprint pins {pin.partition('=')[2]}; {accept}"
     )
     assert run("data.source=archive", f"data.fingerprint={found}")[1] == (
-        f"fingerprint {found}, as data.fingerprint pins it"
+        f"fingerprint {found}, as pinned by data.fingerprint"
     )
     assert run("data.source=phantom://9") == ["phantom://9: never changes: 27 files"]

@@ -38,7 +38,7 @@ def restricted(lung_plan: Plan, tiny_packed: Path, tmp_path_factory: pytest.Temp
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_outside_the_predicted_lungs_all_is_blank(restricted: Path, tiny_packed: Path, split: str) -> None:
+def test_images_are_zero_outside_the_predicted_lungs(restricted: Path, tiny_packed: Path, split: str) -> None:
     seen, whole = (
         PackedSplit(root, "infection", split, ("infection",)) for root in (restricted, tiny_packed)
     )
@@ -50,11 +50,11 @@ def test_outside_the_predicted_lungs_all_is_blank(restricted: Path, tiny_packed:
     assert whole.regions() is None
 
 
-def test_no_true_lung_mask_is_there_to_look_at(restricted: Path) -> None:
+def test_reference_lung_masks_are_not_copied(restricted: Path) -> None:
     assert not list(restricted.rglob("lung.npy"))
 
 
-def test_the_second_network_is_scored_in_the_image_and_in_the_lungs(
+def test_second_network_is_scored_on_the_image_and_within_the_lungs(
     restricted: Path, tiny_params: Params, tiny_packed: Path, tmp_path: Path
 ) -> None:
     plan = tiny_params.plans["report1_bce-seed0"].model_copy(update={"batch_size": 4})
@@ -65,7 +65,7 @@ def test_the_second_network_is_scored_in_the_image_and_in_the_lungs(
     )  # fmt: skip
     rows = pd.read_csv(tmp_path / "out" / "images.csv").set_index(["target", "id"])
     whole, inside = rows.loc["infection"], rows.loc["infection_in_lungs"]
-    assert (inside["fp"] == whole["fp"]).all()  # nothing is predicted outside
+    assert (inside["fp"] == whole["fp"]).all()  # no prediction outside the lungs
     assert (inside["tp"] == whole["tp"]).all()
     assert (inside["fn"] <= whole["fn"]).all() and (inside["fn"] < whole["fn"]).any()
     assert (inside["tn"] < whole["tn"]).all()
@@ -74,7 +74,7 @@ def test_the_second_network_is_scored_in_the_image_and_in_the_lungs(
     assert metrics["infection_in_lungs"]["covid"]["iou"] >= metrics["infection"]["covid"]["iou"]
 
 
-def test_no_threshold_is_chosen_on_what_is_left_out(
+def test_dropped_images_are_not_used_to_choose_a_threshold(
     restricted: Path, lung_plan: Plan, tiny_packed: Path, tmp_path: Path
 ) -> None:
     val = set(PackedSplit(tiny_packed, "infection", "Val").table["id"])
@@ -85,7 +85,7 @@ def test_no_threshold_is_chosen_on_what_is_left_out(
             stage(lung_plan, chosen, trained, tiny_packed, raw, tmp_path / "out", val)
 
 
-def test_the_lung_half_has_nothing_to_restrict(lung_plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
+def test_lung_half_is_an_error(lung_plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
     plan = lung_plan.model_copy(update={"half": "lung"})
-    with pytest.raises(InputError, match="the lung half holds no infection masks"):
+    with pytest.raises(InputError, match="the lung half has no infection masks"):
         restrict(plan, PLAIN, tmp_path, tiny_packed, tiny_packed.parent / "raw", tmp_path / "out")

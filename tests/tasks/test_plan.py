@@ -5,7 +5,7 @@ from tasks.plan import plan
 from tasks.settings.schema import Params, Plan, Prediction
 
 
-def test_writes_a_file_a_training_and_one_an_experiment(tiny_params: Params, tmp_path: Path) -> None:
+def test_writes_one_file_per_training_and_per_experiment(tiny_params: Params, tmp_path: Path) -> None:
     plan(tiny_params, tmp_path / "plans")
     names = [f"{name}.json" for name in tiny_params.plans]
     names += [f"{name}.prediction.json" for name in tiny_params.experiments]
@@ -19,7 +19,7 @@ def test_writes_a_file_a_training_and_one_an_experiment(tiny_params: Params, tmp
         assert Prediction.from_json(prediction) == experiment.prediction
 
 
-def test_a_second_run_replaces_the_first_s_files(tiny_params: Params, tmp_path: Path) -> None:
+def test_second_run_replaces_the_files_of_the_first(tiny_params: Params, tmp_path: Path) -> None:
     plan(tiny_params, tmp_path / "plans")
     before = {path.name: path.read_bytes() for path in (tmp_path / "plans").iterdir()}
     (tmp_path / "plans" / "gone.json").write_text("{}")

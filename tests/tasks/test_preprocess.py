@@ -23,7 +23,7 @@ TRAIN = "Infection Segmentation Data/Infection Segmentation Data/Train/COVID-19"
 
 
 def file_of(folder: Path, kind: Kind) -> Path:
-    """The one file of that kind among the COVID-19 Train images."""
+    """The only file of this kind among the COVID-19 Train images."""
     (path,) = (folder / TRAIN / KIND_FOLDERS[kind]).iterdir()
     return path
 
@@ -53,7 +53,7 @@ def test_packs_each_image_with_its_masks(kaggle_folder: Path, tmp_path: Path) ->
             else:
                 shares = pixels.reshape(32, 2, 32, 2).mean(axis=(1, 3))
                 np.testing.assert_allclose(array[row["row"]], shares, rtol=0, atol=1)
-        # The mean of each two by two pixels; Pillow rounds after each of the two axes.
+        # The mean of each 2x2 block; Pillow rounds after each of the two axes.
         means = original["image"].reshape(32, 2, 32, 2).mean(axis=(1, 3))
         np.testing.assert_allclose(thumbnails[place], means, rtol=0, atol=1)
         assert (row["height"], row["width"]) == (64, 64)
@@ -65,20 +65,20 @@ def test_packs_each_image_with_its_masks(kaggle_folder: Path, tmp_path: Path) ->
     assert pd.read_csv(tmp_path / "packed" / "rejected.csv").empty
 
 
-def test_at_its_own_size_nothing_is_resampled(kaggle_folder: Path, tmp_path: Path) -> None:
+def test_original_size_is_not_resampled(kaggle_folder: Path, tmp_path: Path) -> None:
     row = packed(kaggle_folder, tmp_path, size=64).iloc[0]
     array = np.load(tmp_path / "packed/infection/Train/image.npy")[row["row"]]
     np.testing.assert_array_equal(array, RawDataset(tmp_path / "raw").read(row["id"], "image"))
 
 
-def test_same_input_same_bytes(kaggle_folder: Path, tmp_path: Path) -> None:
+def test_same_input_gives_identical_bytes(kaggle_folder: Path, tmp_path: Path) -> None:
     packed(kaggle_folder, tmp_path / "a")
     packed(kaggle_folder, tmp_path / "b")
     a, b = (sorted((tmp_path / n / "packed").rglob("*.*")) for n in "ab")
     assert [path.read_bytes() for path in a] == [path.read_bytes() for path in b]
 
 
-def test_many_processes_give_what_one_does(
+def test_many_processes_give_the_result_of_one(
     kaggle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed(kaggle_folder, tmp_path / "whole")
@@ -90,15 +90,15 @@ def test_many_processes_give_what_one_does(
     assert [path.read_bytes() for path in whole] == [path.read_bytes() for path in split]
 
 
-def test_no_usable_image_at_all_fails_whatever_is_allowed(kaggle_folder: Path, tmp_path: Path) -> None:
+def test_no_usable_image_is_an_error_for_any_limit(kaggle_folder: Path, tmp_path: Path) -> None:
     for path in kaggle_folder.rglob("images/*.png"):
         path.write_bytes(b"")
-    with pytest.raises(InputError, match="9 of 9 images can't be used"):
+    with pytest.raises(InputError, match="9 of 9 images cannot be used"):
         packed(kaggle_folder, tmp_path, max_rejected=1.0)
 
 
 def claiming(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header claims that size."""
+    """A PNG of a few bytes whose header claims this size."""
     content = bytearray(png(np.zeros((1, 1), np.uint8)))
     content[16:24] = struct.pack(">II", width, height)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
@@ -108,19 +108,19 @@ def claiming(width: int, height: int) -> bytes:
 GREY_MASK = png(np.full((64, 64), 7, np.uint8))
 SMALL_MASK = png(np.zeros((32, 64), np.uint8))
 BAD = {
-    "zero bytes": ("image", b"", "the image is a file of zero bytes"),
-    "no PNG": ("image", b"GIF89a" + bytes(50), "the image can't be read: not a PNG"),
-    "cut short": ("image", None, "the image can't be read"),
-    "16 bit": ("image", png(np.zeros((64, 64), np.uint16)), "the image has pixels of kind I;16, not 8 bit"),
+    "empty": ("image", b"", "the image is an empty file"),
+    "not a PNG": ("image", b"GIF89a" + bytes(50), "the image cannot be read: not a PNG"),
+    "truncated": ("image", None, "the image cannot be read"),
+    "16 bit": ("image", png(np.zeros((64, 64), np.uint16)), "the image has pixels of mode I;16, not 8-bit"),
     "bomb": ("image", claiming(10_000, 8000), "the image is 10000x8000, more than 64 megapixels"),
     "bigger bomb": ("lung", claiming(2**31 - 1, 9), "the lung mask is 2147483647x9, more than 64 megapixels"),
-    "grey mask": ("lung", GREY_MASK, "the lung mask is not binary: it holds 7 beside 0 and 255"),
+    "grey mask": ("lung", GREY_MASK, "the lung mask is not binary: it contains 7 besides 0 and 255"),
     "small mask": ("infection", SMALL_MASK, "the infection mask is 64x32 but the image 64x64"),
 }
 
 
 @pytest.mark.parametrize(("kind", "content", "reason"), BAD.values(), ids=BAD)
-def test_an_unusable_image_is_set_aside_with_its_reason(
+def test_unusable_image_is_excluded_with_its_reason(
     kaggle_folder: Path, tmp_path: Path, kind: Kind, content: bytes | None, reason: str
 ) -> None:
     path = file_of(kaggle_folder, kind)
@@ -144,13 +144,13 @@ def test_infection_outside_the_lung_is_measured(kaggle_folder: Path, tmp_path: P
     assert table["infection_area"][0] == 0.25
 
 
-def test_workers_need_no_torch() -> None:
-    # It takes seconds and hundreds of megabytes a process.
+def test_workers_do_not_import_torch() -> None:
+    # torch takes seconds to import, and hundreds of megabytes per process.
     code = "import sys, tasks.preprocess; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_a_missing_mask_is_named(kaggle_folder: Path, tmp_path: Path) -> None:
+def test_missing_mask_is_named(kaggle_folder: Path, tmp_path: Path) -> None:
     path = file_of(kaggle_folder, "infection")
     path.unlink()
     packed(kaggle_folder, tmp_path)
@@ -159,17 +159,17 @@ def test_a_missing_mask_is_named(kaggle_folder: Path, tmp_path: Path) -> None:
     )
 
 
-def test_too_many_unusable_images_fail_and_leave_nothing(kaggle_folder: Path, tmp_path: Path) -> None:
+def test_too_many_unusable_images_are_an_error(kaggle_folder: Path, tmp_path: Path) -> None:
     file_of(kaggle_folder, "image").write_bytes(b"")
     with pytest.raises(
-        InputError, match=r"1 of 9 images can't be used, more than .* = 0\.1 allows.*zero bytes"
+        InputError, match=r"1 of 9 images cannot be used, more than .* = 0\.1 allows.*empty file"
     ):
         packed(kaggle_folder, tmp_path, max_rejected=0.1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "raw"]
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(kaggle_folder: Path, tmp_path: Path) -> None:
-    # A limit on the size of files fails a write as a full disk does, with another error number.
+def test_full_disk_is_a_one_line_error(kaggle_folder: Path, tmp_path: Path) -> None:
+    # A file size limit makes a write fail like a full disk, with another error number.
     download(open_source(str(kaggle_folder), Path()), tmp_path / "raw", "here")
     code = (
         "import resource, signal, sys\n"
@@ -191,14 +191,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(kaggle_folder: Path, tmp_pat
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
-def test_a_really_full_disk(kaggle_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system requires root")
+def test_real_full_disk(kaggle_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(tmp_path / "disk")], check=False
     )
     if mounted.returncode:
-        pytest.skip("this machine lets nobody mount a file system")
+        pytest.skip("file systems cannot be mounted on this machine")
     try:
         download(open_source(str(kaggle_folder), Path()), tmp_path / "raw", "here")
         with pytest.raises(OSError, match="No space left on device") as error:
@@ -210,7 +210,7 @@ def test_a_really_full_disk(kaggle_folder: Path, tmp_path: Path) -> None:
         subprocess.run(["umount", str(tmp_path / "disk")], check=True)
 
 
-def test_array_writer_gives_what_numpy_saves(tmp_path: Path) -> None:
+def test_array_writer_writes_the_same_file_as_numpy(tmp_path: Path) -> None:
     items = np.arange(24, dtype=np.uint8).reshape(6, 2, 2)
     with ArrayWriter(tmp_path / "a.npy", (2, 2)) as writer:
         for item in items:

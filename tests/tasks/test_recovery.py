@@ -1,4 +1,4 @@
-"""A training that is broken off, at any moment and in any way, ends as one that never was."""
+"""A training that is interrupted, at any time and in any way, ends like an uninterrupted one."""
 
 import errno
 import multiprocessing
@@ -31,7 +31,7 @@ from tests.helpers import EVERY_CHANGE, ROOT, made
 
 @pytest.fixture
 def plan(tiny_params: Params) -> Plan:
-    """A training with all that has a state: moments, a schedule, an average, random changes, two targets."""
+    """A training with every kind of state: moments, schedule, weight average, augmentation, two targets."""
     plan = tiny_params.plans["report1_bce_iou-seed0"]
     augment = plan.augment.model_copy(update=EVERY_CHANGE)
     changes = {"augment": augment, "ema": 0.9, "batch_size": 4, "epochs": 8, "schedule": "one_cycle"}
@@ -40,14 +40,14 @@ def plan(tiny_params: Params) -> Plan:
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the checkpoints are."""
+    """The folder of the checkpoints."""
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "checkpoints"))
     return tmp_path / "checkpoints"
 
 
 @pytest.fixture(scope="module")
 def fresh() -> ForkServerContext:
-    """Processes that have loaded all they need, but share nothing that has a state."""
+    """Processes with all modules imported, but no shared state."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tasks.train"])
     return context
@@ -79,7 +79,7 @@ def wait_for_a_save(folder: Path, process: BaseProcess) -> None:
 
 
 @pytest.mark.parametrize("times", [8, pytest.param(40, marks=pytest.mark.soak)])
-def test_killed_at_any_moment_it_ends_with_the_same_bytes(
+def test_killed_training_resumes_to_identical_bytes(
     plan: Plan, tiny_packed: Path, tmp_path: Path, folder: Path, fresh: ForkServerContext, times: int
 ) -> None:
     arguments = (plan, tiny_packed, tmp_path / "out", folder)
@@ -88,10 +88,10 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     draw, kills, steps = random.Random(7), 0, set()
     while kills < times:
         process = started(fresh, *arguments)
-        if kills % 4:  # in the training itself, not while it sets out
+        if kills % 4:  # during the training itself, not its start
             wait_for_a_save(folder, process)
         process.join(draw.uniform(0.0, 0.2))
-        if process.exitcode == 0:  # done before all kills: once more from nothing
+        if process.exitcode == 0:  # finished before all kills: start over
             assert made(tmp_path / "out") == whole
             shutil.rmtree(tmp_path / "out")
             continue
@@ -102,15 +102,15 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
         steps |= {torch.load(path)["fitter"]["step"] for path in folder.glob("*.pt")}
     assert ended(fresh, *arguments) == 0
     assert made(tmp_path / "out") == whole
-    assert len(steps) > 1  # it was within epochs too
+    assert len(steps) > 1  # some kills were within epochs
     assert not list(folder.glob("*.pt"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_end_it_saves_and_ends(
+def test_sigterm_saves_the_state_and_exits(
     plan: Plan, tiny_packed: Path, tmp_path: Path, folder: Path, number: int
 ) -> None:
-    """As a command, with checkpoints as far apart as they are: what is saved is saved on the signal."""
+    """As a command with the default interval between checkpoints, so the signal causes the saving."""
     (tmp_path / "plan.json").write_text(plan.model_copy(update={"epochs": 400}).to_json())
     command = [sys.executable, "-m", "tasks.train", tmp_path / "plan.json", tiny_packed, tmp_path / "out"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -121,7 +121,7 @@ def test_told_to_end_it_saves_and_ends(
         process.send_signal(number)
         said = list(lines)
     assert process.returncode == 128 + number
-    assert said[-1] == f"{plan.name}: stopped; the same command goes on from here\n"
+    assert said[-1] == f"{plan.name}: stopped; the same command continues from here\n"
     (path,) = folder.glob("*")
     assert torch.load(path)["fitter"]["epoch"] >= 2
     assert not (tmp_path / "out").exists()
@@ -137,7 +137,7 @@ def saved(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Path:
-    """The checkpoint of a training whose disk was full at the end."""
+    """The checkpoint of a training that failed at the end because the disk was full."""
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -155,7 +155,7 @@ def epochs_said(capsys: pytest.CaptureFixture[str]) -> int:
     return sum("val Dice" in line for line in capsys.readouterr().out.splitlines())
 
 
-def test_only_the_same_training_goes_on_from_a_checkpoint(
+def test_only_the_same_training_resumes_from_a_checkpoint(
     plan: Plan, tiny_packed: Path, tmp_path: Path, saved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     others = {
@@ -176,12 +176,12 @@ def test_only_the_same_training_goes_on_from_a_checkpoint(
 
     train(plan, tiny_packed, tmp_path / "again")
     assert epochs_said(capsys) < plan.epochs
-    train(plan, tiny_packed, tmp_path / "anew")  # finished, it left none
+    train(plan, tiny_packed, tmp_path / "fresh")  # a finished training leaves no checkpoint
     assert epochs_said(capsys) == plan.epochs
-    assert made(tmp_path / "again") == made(tmp_path / "anew")
+    assert made(tmp_path / "again") == made(tmp_path / "fresh")
 
 
-def test_other_pixels_or_another_program_start_anew(
+def test_changed_pixels_or_code_change_the_key(
     plan: Plan, tiny_packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def key() -> str:
@@ -206,22 +206,22 @@ def test_other_pixels_or_another_program_start_anew(
     assert key() != other
 
 
-def test_what_cant_be_read_is_no_checkpoint(
+def test_unreadable_checkpoint_is_ignored(
     plan: Plan, tiny_packed: Path, tmp_path: Path, saved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved.write_bytes(saved.read_bytes()[:1000])
     train(plan, tiny_packed, tmp_path / "out")
-    assert f"{saved}: unreadable, so the training starts anew" in capsys.readouterr().out
+    assert f"{saved}: unreadable, so the training starts from the beginning" in capsys.readouterr().out
 
 
-def test_loading_a_checkpoint_runs_nothing(tmp_path: Path, folder: Path) -> None:
+def test_loading_a_checkpoint_runs_no_code(tmp_path: Path, folder: Path) -> None:
     checkpoint = Checkpoint("any", "key")
     folder.mkdir()
-    torch.save({"fitter": Path(tmp_path)}, checkpoint.path)  # an object that needs code to come back
+    torch.save({"fitter": Path(tmp_path)}, checkpoint.path)  # an object whose loading would run code
     assert checkpoint.load() is None
 
 
-def test_a_full_disk_costs_the_checkpoint_only(
+def test_full_disk_costs_only_the_checkpoint(
     plan: Plan,
     tiny_packed: Path,
     tmp_path: Path,
@@ -230,7 +230,7 @@ def test_a_full_disk_costs_the_checkpoint_only(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def full(_state: object, path: Path) -> None:
-        path.write_bytes(b"half of it")
+        path.write_bytes(b"partial")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -240,7 +240,7 @@ def test_a_full_disk_costs_the_checkpoint_only(
     assert not list(folder.iterdir())
 
 
-def test_the_last_good_state_survives_a_loss_that_is_no_number(
+def test_last_finite_state_survives_a_nan_loss(
     plan: Plan, tiny_packed: Path, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoints, "WITHIN_EPOCH", 0.0)
@@ -254,7 +254,7 @@ def test_the_last_good_state_survives_a_loss_that_is_no_number(
     assert all(weight.isfinite().all() for weight in state["fitter"]["network"].values())
 
 
-def test_forgotten_checkpoints_are_deleted(folder: Path) -> None:
+def test_abandoned_checkpoints_are_deleted(folder: Path) -> None:
     folder.mkdir()
     key = "0123456789abcdef"
     kept = {f"new-0-{key}.pt": 29, f"now-0-{key}.pt.78": 0, "model.pt": 90, "notes": 90}

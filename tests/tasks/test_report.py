@@ -26,14 +26,14 @@ def work(tmp_path: Path) -> Work:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Work:
-    """A report that is only read."""
+    """A report that no test changes."""
     work = Work(tmp_path_factory.mktemp("written"))
     work.run()
     return work
 
 
 class Loads(HTMLParser):
-    """Collects what a browser would fetch, and the tags that a page left open."""
+    """Collects the URLs that a browser would fetch, and the tags that the page leaves open."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -63,15 +63,15 @@ def test_page_shows_every_part(written: Work) -> None:
     assert "123,456" in page
     assert page.count("<h4>Loss</h4>") == 2
     assert "MedSegBench" in page
-    assert "infection/Train/Normal/&lt;b&gt;" in page, "what comes from outside is escaped"
+    assert "infection/Train/Normal/&lt;b&gt;" in page, "text from outside must be escaped"
 
 
-def test_the_figures_stand_alone_as_one_svg(written: Work) -> None:
+def test_figures_are_one_standalone_svg(written: Work) -> None:
     svg = ElementTree.parse(written.out / "figures.svg").getroot()
     space = {"": "http://www.w3.org/2000/svg"}
     texts = [text.text or "" for text in svg.iterfind("text", space)]
     assert sum(text.startswith("Figure ") for text in texts) == len(written.params().report.figures)
-    assert {"X-ray", "Truth: infection", *written.experiments} <= set(texts)
+    assert {"X-ray", "Reference: infection", *written.experiments} <= set(texts)
     drawn = {use.get("href") for use in svg.iterfind("svg/use", space)}
     assert drawn == {f"#{image.get('id')}" for image in svg.iterfind("defs/image", space)}
     links = [image.get("href", "") for image in svg.iter("{http://www.w3.org/2000/svg}image")]
@@ -79,9 +79,7 @@ def test_the_figures_stand_alone_as_one_svg(written: Work) -> None:
 
 
 @pytest.mark.parametrize("order", [["bce", "bce_iou", "a"], ["bce_iou", "a", "bce"]])
-def test_experiments_stand_in_the_order_of_params_yaml_and_scores_by_iou(
-    work: Work, order: list[str]
-) -> None:
+def test_experiments_follow_params_yaml_and_scores_follow_iou(work: Work, order: list[str]) -> None:
     work.add("a", shift=1)
     work.experiments = {name: work.experiments[name] for name in order}
     page = work.run()
@@ -90,10 +88,10 @@ def test_experiments_stand_in_the_order_of_params_yaml_and_scores_by_iou(
     assert re.findall(r"^\| (a|bce|bce_iou) \|", summary, re.MULTILINE) == ["a", "bce_iou", "bce"]
 
 
-def test_no_line_breaks_within_covid_19(written: Work) -> None:
+def test_covid_19_does_not_wrap(written: Work) -> None:
     page = written.page()
     assert "6 COVID‑19 Test images" in page and "COVID-19 " not in page
-    assert "<code>infection/Test/COVID-19/covid_1</code>" in page, "an id stays as it is"
+    assert "<code>infection/Test/COVID-19/covid_1</code>" in page, "ids keep their plain hyphen"
     assert 'aria-label="X-ray infection/Test/COVID-19/covid_1"' in page
     for path in (written.out / "summary.md", written.metrics):
         assert "‑" not in path.read_text(encoding="utf-8")
@@ -103,18 +101,18 @@ def test_no_line_breaks_within_covid_19(written: Work) -> None:
     ("count", "said"),
     [
         (0, None),
-        (1, "Preprocessing set 1 image of that class and split aside; the positions do not count it."),
-        (3, "Preprocessing set 3 images of that class and split aside; the positions do not count them."),
+        (1, "Preprocessing excluded 1 image of this class and split; the positions do not count it."),
+        (3, "Preprocessing excluded 3 images of this class and split; the positions do not count them."),
     ],
 )
-def test_page_tells_which_images_the_figure_positions_count(work: Work, count: int, said: str | None) -> None:
+def test_page_explains_how_figure_positions_are_counted(work: Work, count: int, said: str | None) -> None:
     others = ["infection/Train/COVID-19/x", "infection/Test/Normal/x", "lung/Test/COVID-19/x"]
     ids = [f"infection/Test/COVID-19/covid_{90 + number}" for number in range(count)]
     rejected = pd.DataFrame({"id": others + ids, "reason": "not a PNG"})
     rejected.to_csv(work.paths["packed"] / "rejected.csv", index=False)
     page = work.run()
-    assert "Test images 1, 2, 4 of the COVID‑19 Test images that passed preprocessing, in the order" in page
-    assert said in page if said else "of that class and split" not in page
+    assert "Test images 1, 2, 4, counted from 1 in file-name order over the COVID‑19 Test images" in page
+    assert said in page if said else "of this class and split" not in page
 
 
 def test_page_is_well_formed_and_loads_nothing(written: Work) -> None:
@@ -127,9 +125,7 @@ def test_page_is_well_formed_and_loads_nothing(written: Work) -> None:
     }
     assert "<script" not in page and "@import" not in page and "url(" not in page
     keys = set(re.findall(r'<image id="([^"]+)"', page))
-    assert {url[1:] for url in loads.urls if url.startswith("#")} == keys, (
-        "each X-ray shown is embedded, once"
-    )
+    assert {url[1:] for url in loads.urls if url.startswith("#")} == keys, "each X-ray is embedded once"
 
 
 def test_metrics_are_nested_by_experiment_target_and_image_set(written: Work) -> None:
@@ -159,18 +155,20 @@ def test_same_inputs_give_the_same_bytes(work: Work) -> None:
     assert written() == written()
 
 
-def test_summary_holds_the_sentences_of_the_page(written: Work) -> None:
+def test_summary_repeats_the_sentences_of_the_page(written: Work) -> None:
     page = written.page()
     summary = (written.out / "summary.md").read_text(encoding="utf-8")
-    sentence = "bce and bce_iou beat all background, all foreground and the whole lung on IoU, Dice and MAE."
+    sentence = (
+        "bce and bce_iou beat “all background”, “all foreground” and “the whole lung” on IoU, Dice and MAE."
+    )
     assert f"- On the COVID-19 Test images, {sentence}" in summary and sentence in page
     assert "| bce_iou | 0.846 (0.846–0.846) | 0.917 (0.917–0.917) | 5.98 (5.98–5.98) | 0.885 (" in summary
     assert "| Report 1, BCE (as printed) | 0.138 | – | 16.321 | – | – |" in summary
 
 
-def test_phantoms_are_said_to_be_phantoms(work: Work) -> None:
+def test_page_warns_about_phantoms(work: Work) -> None:
     page = work.run(work.params(source="phantom://"))
-    assert "Synthetic phantoms: figures say nothing about patients." in page
+    assert "Synthetic phantoms: these scores say nothing about patients." in page
     assert "MedSegBench" not in page
     assert "COVID-QU-Ex" not in page
 
@@ -200,18 +198,18 @@ def test_diverged_training_is_drawn_with_a_gap(work: Work) -> None:
     assert not re.search(r'points="[^"]*(nan|inf)', page)
 
 
-def test_a_dead_experiment_is_told_wherever_its_figures_stand(work: Work) -> None:
+def test_dead_experiment_is_flagged_wherever_its_scores_appear(work: Work) -> None:
     work.add("dead", shift=0, dead=True)
     page = work.run()
     said = (
-        "The epoch kept, 1, marks no Val pixel, as epochs 1 to 3 do: "
-        "such figures say nothing of network or loss."
+        "Epochs 1 to 3, including the kept epoch 1, mark no Val pixel, "
+        "so the scores say nothing about the network or the loss."
     )
     assert re.findall(r'<p><a href="#curves">(\w+)</a>: ([^.]*\.)', page) == [("dead", said)]
     assert re.findall(r'<h3>(\w+)</h3>\s*<p class="symptom small bad">([^.]*\.)', page) == [("dead", said)]
     fault = r'<th scope="row">([^<]*)<small class="bad">marks no pixel</small>'
     assert set(re.findall(fault, page)) == {"dead"}
-    assert len(re.findall(fault, page)) == 1 + 2 * 3  # a bar, and two tables on three sets of images
+    assert len(re.findall(fault, page)) == 1 + 2 * 3  # a bar, and two tables for each of three image sets
     dead_row = re.search(r'<tr class="ours">\s*<th scope="row">dead.*?</tr>', page, re.DOTALL)
     assert dead_row and "best" not in dead_row[0]
     summary = (work.out / "summary.md").read_text(encoding="utf-8")
@@ -219,38 +217,41 @@ def test_a_dead_experiment_is_told_wherever_its_figures_stand(work: Work) -> Non
     assert "\n| dead (marks no pixel) | 0.000" in summary
 
 
-def test_of_several_seeds_the_dead_one_is_named(work: Work) -> None:
+def test_dead_seed_is_named(work: Work) -> None:
     work.add("half", shift=0, seeds=2, dead=True)
     said = text_of(work.run())
-    assert "half : Seed 1: The epoch kept, 1, marks no Val pixel" in said
+    assert "half : Seed 1: Epochs 1 to 3, including the kept epoch 1, mark no Val pixel" in said
     assert "half marks no pixel in 1 of 2 seeds" in said
 
 
-def test_what_went_wrong_without_harm_stands_by_its_curves_alone(work: Work) -> None:
+def test_harmless_symptom_is_shown_only_beside_its_curves(work: Work) -> None:
     path = work.paths["trained"] / "bce-seed0" / "history.csv"
     epochs = pd.concat([pd.read_csv(path)] * 2).assign(epoch=range(1, 7))
     epochs.assign(train_loss=[0.3, 0.2, 0.9, 0.8, 0.7, 0.6]).to_csv(path, index=False)
     page = work.run()
-    said = "The train loss diverged: it was 0.2 in epoch 2 and up to 0.9 in epochs 3 to 6, the last."
+    said = (
+        "The training loss diverged: it was 0.2 in epoch 2, then up to 0.9 in epochs 3 to 6, "
+        "and did not recover."
+    )
     assert re.findall(r'<h3>(\w+)</h3>\s*<p class="symptom small">([^<]*)', page) == [
-        ("bce", f"{said} What may help: a lower learning_rate.")
+        ("bce", f"{said} Try a lower learning_rate.")
     ]
     assert said in (work.out / "summary.md").read_text(encoding="utf-8")
     assert 'class="warning"' not in page and '<small class="bad">marks' not in page
 
 
-def test_sound_trainings_are_not_called_out(written: Work) -> None:
+def test_healthy_trainings_show_no_symptom(written: Work) -> None:
     assert 'class="symptom' not in written.page()
     assert "**" not in (written.out / "summary.md").read_text(encoding="utf-8")
 
 
-def test_figure_beyond_the_images_is_refused(work: Work) -> None:
+def test_figure_position_out_of_range_is_an_error(work: Work) -> None:
     with pytest.raises(InputError, match="there is no image 181 among 6 COVID-19 Test images"):
         work.run(work.params(shown=(1, 181)))
     assert not work.out.exists() and not work.metrics.exists()
 
 
-def test_failure_leaves_what_was_there(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_report_keeps_the_previous_files(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     before = work.run()
     kept = work.metrics.read_bytes()
     (work.paths["baselines"] / "infection" / "metrics.json").write_text("{}")
@@ -270,7 +271,7 @@ def test_failure_leaves_what_was_there(work: Work, monkeypatch: pytest.MonkeyPat
     assert sorted(path.name for path in work.out.iterdir()) == ["figures.svg", "index.html", "summary.md"]
 
 
-def test_missing_prediction_and_missing_plans_are_told(work: Work) -> None:
+def test_missing_prediction_and_missing_plan_are_errors(work: Work) -> None:
     with zipfile.ZipFile(work.paths["evaluated"] / "bce-seed0" / "predictions.zip", "w"):
         pass
     with pytest.raises(InputError, match="no prediction of infection for infection/Test/COVID-19/covid_1"):
@@ -287,83 +288,83 @@ BOTH = ("lung", "infection")
 
 
 def text_of(page: str) -> str:
-    """What a reader sees, tags out and blanks folded."""
+    """The visible text: tags removed and white space collapsed."""
     words = re.sub(r"<[^>]*>", " ", page.replace("<wbr>", ""))
     return " ".join(html.unescape(words).replace("‑", "-").split())
 
 
 def section(page: str, name: str) -> str:
-    """The text of the section of that id."""
+    """The visible text of the section with this id."""
     return text_of(page.partition(f'<h2 id="{name}">')[2].partition("<h2 ")[0])
 
 
-def test_only_what_an_interval_tells_apart_is_said_to_beat(work: Work) -> None:
+def test_beats_requires_an_interval_that_excludes_zero(work: Work) -> None:
     work.add("same", shift=2)
     said = section(work.run(), "comparison")
     assert "bce +0.246 +0.246 to +0.246 bce_iou beats bce" in said
-    assert "same +0.000 +0.000 to +0.000 can’t be told apart" in said
-    assert "not the luck of training" in said
+    assert "same +0.000 +0.000 to +0.000 no significant difference" in said
+    assert "not variation between trainings" in said
     lead = section(work.page(), "scores")
-    assert "On IoU bce_iou can’t be told apart from same and beats bce, by +0.246" in lead
+    assert "In IoU, bce_iou is not significantly different from same and beats bce by +0.246 (95 % CI" in lead
 
 
-def test_seeds_are_averaged_with_their_spread(work: Work) -> None:
+def test_seeds_are_averaged_with_their_standard_deviation(work: Work) -> None:
     work.add("twice", shift=0, seeds=2)
     page = work.run()
-    # moved by 0 and by 1 of 24 rows: IoU 1 and 23 / 25
+    # shifted by 0 and by 1 of 24 rows: IoU 1 and 23 / 25
     assert "0.960 0.960–0.960 SD 0.057 2 seeds" in section(page, "scores")
     assert "twice beats 2 others" in section(page, "scores")
 
 
-def test_the_other_rule_for_empty_masks_stands_where_it_differs(written: Work) -> None:
+def test_other_rule_for_empty_masks_is_shown_where_it_differs(written: Work) -> None:
     said = section(written.page(), "scores")
-    assert said.count("IoU, truth not empty") == 1
+    assert said.count("IoU, non-empty reference") == 1
     assert "bce_iou 0.885 0.846–0.923 0.938 0.917–0.958 0.846 0.846–0.846 0.917 0.917–0.917" in said
 
 
-def test_printed_pairs_are_tested_and_ours_hold(written: Work) -> None:
+def test_printed_pairs_are_checked_and_own_pairs_are_possible(written: Work) -> None:
     said = section(written.page(), "consistency")
     assert "Report 2, lung 0.9344 0.5767 Dice 0.5767 is below the IoU" in said
-    assert "nor can any two of the 4 scores belong together" in said
+    assert "No other pairing of the 4 scores is possible either" in said
     assert "Tahir et al. 2021, lung 0.9611 0.9799 possible" in said
     # 2 experiments and 3 predictors on 3 image sets, in 3 kinds of average, of which controls have 2
-    assert "Of the 40 pairs of IoU and Dice on this page none breaks the bounds." in said
+    assert "Of the 40 pairs of IoU and Dice on this page, none violates the bounds." in said
 
 
-def test_an_impossible_pair_of_ours_is_told(work: Work) -> None:
+def test_impossible_own_pair_is_reported(work: Work) -> None:
     path = work.paths["evaluated"] / "bce-seed0" / "metrics.json"
     found = json.loads(path.read_text())
     found["infection"]["all"]["dice"] = 0.999
     path.write_text(json.dumps(found))
     said = section(work.run(), "consistency")
-    assert "1 breaks the bounds: bce, infection, all, mean per image: Dice 0.999000 is above" in said
+    assert "1 violates the bounds: bce, infection, all, mean per image: Dice 0.999000 is above" in said
 
 
-def test_report_2_is_shown_for_what_predicts_lung_and_infection(work: Work) -> None:
+def test_report_2_table_shows_experiments_that_predict_lung_and_infection(work: Work) -> None:
     for name, shift in (("report2", 4), ("other", 3), ("another", 2), ("leading", 1)):
         work.add(name, shift=shift, targets=BOTH)
     page = work.run()
     said = section(page, "report-2")
-    # last epoch: of the first seed's history
+    # the last epoch is from the history of the first seed
     assert "leading 0.9792 0.9592 0.9688 0.9400 0.3000 0.4000 0.6000 0.5000" in said
     assert "Report 2, as printed 0.5767 0.9344 0.8692 0.3421 0.2947 – 0.6785 0.6473" in said
     for image in ("COVID-19/covid_1", "Non-COVID/non_COVID (1)", "Normal/Normal (1)"):
-        assert f"infection/Test/{image} X-ray Truth: lung Truth: infection leading: lung" in said
+        assert f"infection/Test/{image} X-ray Reference: lung Reference: infection leading: lung" in said
     assert "report2: lung" in said and "other: lung" not in said
     assert 'href="#report-2"' in page
 
 
-def test_without_lung_and_infection_together_there_is_no_report_2(written: Work) -> None:
+def test_report_2_section_needs_an_experiment_with_both_targets(written: Work) -> None:
     assert "report-2" not in written.page()
 
 
-def test_post_processing_is_compared_with_plain_masks(work: Work) -> None:
+def test_postprocessing_is_compared_with_plain_masks(work: Work) -> None:
     work.add("chosen", shift=1, seeds=2, prediction={"threshold": "val", "min_area": 0.0005})
     page = work.run()
     said = section(page, "postprocessing")
-    assert "nothing is switched on in bce, bce_iou" in said
+    assert "no post-processing: bce, bce_iou" in said
     assert "threshold 0.43, chosen on Val −0.020 −0.020 to −0.020 +0.000 +0.000 to +0.000" in said
-    assert "all that is switched on +0.010" in said
+    assert "all enabled steps +0.010" in said
     assert "threshold chosen on Val; components below 0.05 % of the image removed" in section(page, "trained")
 
 
@@ -371,19 +372,21 @@ def test_calibration_and_infected_share(work: Work) -> None:
     work.add("both", shift=1, targets=BOTH)
     page = work.run()
     assert page.count('aria-label="Reliability of both, infection: ECE 0.0123"') == 1
-    assert "as both predicts them (upwards) over the true ones: on average 0.040 apart" in text_of(page)
+    assert "predicted by both (y) against the reference masks (x). Mean absolute error 0.040," in text_of(
+        page
+    )
     assert 'class="dots" d="M' in page
 
 
-def test_an_experiment_within_predicted_lungs(work: Work) -> None:
+def test_experiment_restricted_to_predicted_lungs(work: Work) -> None:
     work.add("inside", shift=1, targets=("infection", "infection_in_lungs"), images="lungs/lungs")
     page = work.run()
     assert "Infection within the predicted lungs on the COVID-19 Test images" in section(page, "scores")
-    assert "the lungs that lungs predicts, alone" in section(page, "trained")
-    assert "Infection segmentation in chest X-rays" in page, "its truth is no mask of its own"
+    assert "lungs predicted by lungs" in section(page, "trained")
+    assert "Infection segmentation in chest X-rays" in page, "the dataset has no separate mask for it"
 
 
-def test_the_lung_half(work: Work) -> None:
+def test_report_on_the_lung_half(work: Work) -> None:
     for name in ("bce-seed0", "bce_iou-seed0"):
         shutil.rmtree(work.paths["evaluated"] / name)
         shutil.rmtree(work.paths["trained"] / name)
@@ -397,7 +400,7 @@ def test_the_lung_half(work: Work) -> None:
     assert "Figure 1: test image 1" in page and "report 1, both losses" not in page
 
 
-def test_one_image_has_no_interval(work: Work) -> None:
+def test_single_image_has_no_interval(work: Work) -> None:
     for path in (
         *work.paths["evaluated"].glob("*/images.csv"),
         work.paths["baselines"] / "infection" / "images.csv",
@@ -405,44 +408,46 @@ def test_one_image_has_no_interval(work: Work) -> None:
         rows = pd.read_csv(path)
         rows[rows["id"].isin([IDS["covid_1"], IDS["Normal (1)"]])].to_csv(path, index=False)
     page = work.run(work.params(shown=()))
-    assert "can’t be told apart" in section(page, "comparison")
+    assert "no significant difference" in section(page, "comparison")
     assert "nan" not in page.replace("nance", "")
 
 
-def test_the_dataset_is_told_of(written: Work) -> None:
+def test_dataset_audit(written: Work) -> None:
     said = section(written.page(), "dataset")
-    assert "No image has a twin in another split, nor one that correlates by 0.98 or more with it." in said
-    assert "2 such pairs within a split" in said and "1 such pair across the two halves" in said
-    assert "left out" not in said
-    assert "Class Train Val Test Sum Published" in said
+    assert "No duplicate or near-duplicate images in different splits (correlation of 0.98 or more" in said
+    assert "2 duplicate or near-duplicate pairs within a split" in said
+    assert "1 duplicate or near-duplicate pair across the two halves" in said
+    assert "dropped" not in said
+    assert "Class Train Val Test Total Published" in said
     assert "COVID-19 2 of 3 found 9 published 3 9 published 3 9 published 3 9 published 9" in said
-    assert "infection/Train/Normal/<b> set aside: mask & image differ" in said
+    assert "infection/Train/Normal/<b> excluded: mask & image differ" in said
 
 
-def test_pairs_across_splits_are_shown(work: Work) -> None:
-    # Any images do, so Test ones play all parts.
+def test_duplicates_across_splits_are_shown(work: Work) -> None:
+    # The audit does not check splits here, so Test images can serve for all of them.
     pairs = [(IDS["covid_1"], IDS["covid_2"], 1.0), (IDS["covid_3"], IDS["covid_4"], 0.98765)]
     work.audit(pairs, duplicates="drop")
     page = work.run()
     said = section(page, "dataset")
-    assert "2 pairs of images in different splits: 1 the same pixel for pixel, 1 of a correlation" in said
-    assert "2 Test images are among them. " in said
-    assert "2 images left out of training and validation: audit.duplicates is drop." in said
-    assert "Test and Test the same, pixel for pixel covid_1 Test, COVID-19 covid_2" in said
+    assert "different splits: 1 identical pixel for pixel, 1 with a correlation of 0.98 or more" in said
+    assert "2 pairs of duplicate or near-duplicate images in" in said
+    assert "They include 2 Test images. " in said
+    assert "2 images dropped from training and validation: audit.duplicates is drop." in said
+    assert "Test and Test identical, pixel for pixel covid_1 Test, COVID-19 covid_2" in said
     assert "correlation 0.9877 covid_3" in said
     assert Loads(page).open == []
 
 
-def test_the_most_alike_of_many_pairs_are_shown(work: Work) -> None:
+def test_most_similar_of_many_pairs_are_shown(work: Work) -> None:
     work.audit([(IDS["covid_1"], IDS["covid_2"], 1 - number / 2000) for number in range(23)])
     said = section(work.run(), "dataset")
-    assert "1 Test image is among them and may score better than a new one would." in said
-    assert "Nothing is left out of training for that: audit.duplicates is report, not drop." in said
+    assert "They include 1 Test image, which may score better than new images would." in said
+    assert "No image is dropped from training for this reason: audit.duplicates is report, not drop." in said
     assert said.count("Test and Test") == 20
-    assert "the 20 most alike, 3 more are in artifacts/audit/pairs.csv" in said
+    assert "The 20 most similar pairs are shown; 3 more are in artifacts/audit/pairs.csv." in said
 
 
-def test_of_two_halves_each_is_named(work: Work) -> None:
+def test_with_two_halves_each_is_named(work: Work) -> None:
     work.audit([(IDS["covid_1"], IDS["covid_2"], 1.0)])
     path = work.paths["audit"] / "counts.csv"
     counts = pd.read_csv(path)
@@ -452,13 +457,13 @@ def test_of_two_halves_each_is_named(work: Work) -> None:
     assert "covid_1 Test, COVID-19, infection half" in said
 
 
-def test_where_nothing_was_published_nothing_stands_beside(work: Work) -> None:
+def test_counts_without_published_values(work: Work) -> None:
     work.audit(published=None)
     said = section(work.run(work.params(source="phantom://")), "dataset")
-    assert "Class Train Val Test Sum COVID-19 2 of 3 found 3 3 3 Non-COVID" in said
+    assert "Class Train Val Test Total COVID-19 2 of 3 found 3 3 3 Non-COVID" in said
 
 
-def test_a_saved_document_is_all_that_a_report_needs(work: Work, tmp_path: Path) -> None:
+def test_report_needs_only_the_saved_document(work: Work, tmp_path: Path) -> None:
     work.add("both", shift=1, targets=BOTH)
     work.audit([(IDS["covid_1"], IDS["covid_2"], 1.0)])
     before = work.run()
@@ -475,7 +480,7 @@ def test_a_saved_document_is_all_that_a_report_needs(work: Work, tmp_path: Path)
     assert work.metrics.read_bytes() == metrics
 
 
-def test_a_document_of_another_schema_gives_no_report(work: Work) -> None:
+def test_document_of_another_schema_version_is_an_error(work: Work) -> None:
     work.compare()
     path = work.comparison / COMPARISON_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
@@ -484,7 +489,7 @@ def test_a_document_of_another_schema_gives_no_report(work: Work) -> None:
     assert not work.out.exists() and not work.metrics.exists()
 
 
-def test_two_halves_stand_apart(work: Work) -> None:
+def test_two_halves_have_separate_sections(work: Work) -> None:
     work.add("both", shift=1, targets=BOTH)
     document = work.compare()
     others = tuple(section.model_copy(update={"half": "lung"}) for section in document.sections)
@@ -495,10 +500,10 @@ def test_two_halves_stand_apart(work: Work) -> None:
     said = text_of(page)
     for half in ("infection", "lung"):
         assert f"Infection, {half} half on the COVID-19 Test images" in said
-        assert f"Lung, {half} half against the trivial predictors" not in said
-        assert f"Infection, {half} half against the trivial predictors" in said
+        assert f"Lung, {half} half: comparison with the trivial predictors" not in said
+        assert f"Infection, {half} half: comparison with the trivial predictors" in said
     assert "Figure 6: test image 4" in said
 
 
-def test_templates_stand_beside_the_code() -> None:
+def test_templates_are_installed_beside_the_code() -> None:
     assert TEMPLATE.is_file() and FIGURES.is_file()

@@ -99,21 +99,21 @@ def test_writes_weights_history_and_a_description(plan: Plan, packed: Path, tmp_
     }
 
 
-def test_what_is_left_out_is_not_trained_on(plan: Plan, packed: Path, tmp_path: Path) -> None:
+def test_dropped_images_are_not_trained_on(plan: Plan, packed: Path, tmp_path: Path) -> None:
     whole = {
         split: PackedSplit(packed, plan.half, split, (), plan.train_classes) for split in ("Train", "Val")
     }
-    left_out = {str(whole[split].table["id"][place]) for split in whole for place in (0, 2)}
-    train(plan, packed, tmp_path / "out", left_out)
+    dropped = {str(whole[split].table["id"][place]) for split in whole for place in (0, 2)}
+    train(plan, packed, tmp_path / "out", dropped)
     description = json.loads((tmp_path / "out" / "network" / "network.json").read_text())
     assert description["train_images"] == len(whole["Train"]) - 2
     assert description["val_images"] == len(whole["Val"]) - 2
-    split = PackedSplit(packed, plan.half, "Train", plan.targets, plan.train_classes, left_out)
+    split = PackedSplit(packed, plan.half, "Train", plan.targets, plan.train_classes, dropped)
     kept = [place for place in range(len(whole["Train"])) if place not in (0, 2)]
     np.testing.assert_array_equal(split.images(), whole["Train"].images()[kept])
 
 
-def test_several_targets_have_their_own_scores_and_the_mean(plan: Plan, packed: Path, tmp_path: Path) -> None:
+def test_several_targets_have_separate_scores_and_a_mean(plan: Plan, packed: Path, tmp_path: Path) -> None:
     classes = ("COVID-19", "Non-COVID", "Normal")
     plan = altered(plan, targets=("infection", "lung"), train_classes=classes, epochs=1)
     train(plan, packed, tmp_path / "out")
@@ -134,7 +134,7 @@ def test_several_targets_have_their_own_scores_and_the_mean(plan: Plan, packed: 
         mean = history[[f"{metric}_infection", f"{metric}_lung"]].mean(axis=1)
         np.testing.assert_allclose(history[metric], mean, rtol=1e-6)
 
-    # A network that finds all of the lungs and nothing else, on images of which a third is infected.
+    # A network that predicts exactly the lungs, on images of which a third have infection.
     class Lungs(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             lungs = (split.masks()[:, 1] >= 127.5) * 18.0 - 9
@@ -154,7 +154,7 @@ def test_several_targets_have_their_own_scores_and_the_mean(plan: Plan, packed: 
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_the_network_read_back_scores_as_its_best_epoch_did(
+def test_loaded_network_scores_like_its_best_epoch(
     plan: Plan, packed: Path, tmp_path: Path, ema: float
 ) -> None:
     plan = altered(plan, targets=("lung",), ema=ema, precision="fp32", batch_size=2, epochs=4)
@@ -167,7 +167,9 @@ def test_the_network_read_back_scores_as_its_best_epoch_did(
         assert value == pytest.approx(best[name], abs=1e-7)
 
 
-def test_same_plan_same_bytes_another_seed_others(plan: Plan, packed: Path, tmp_path: Path) -> None:
+def test_same_plan_gives_identical_bytes_and_another_seed_does_not(
+    plan: Plan, packed: Path, tmp_path: Path
+) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(altered(plan, EVERY_CHANGE, seed=seed, ema=0.9), packed, tmp_path / name)
     a, b, c = ((tmp_path / name / "network" / "weights.safetensors").read_bytes() for name in "abc")
@@ -191,7 +193,7 @@ def test_each_epoch_is_an_event_with_its_scores(
         assert event.scores == pytest.approx({name: row[name] for name in event.scores}, abs=1e-6)
 
 
-def test_averaged_weights_by_hand(plan: Plan, packed: Path) -> None:
+def test_averaged_weights_against_manual_computation(plan: Plan, packed: Path) -> None:
     fitter = make_fitter(altered(plan, ema=0.5, batch_size=2), packed)
     expected, steps = weights(fitter.network), 0
     decays = [2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 7 / 16, 8 / 17, 0.5, 0.5, 0.5]
@@ -213,7 +215,7 @@ def test_averaged_weights_by_hand(plan: Plan, packed: Path) -> None:
     assert fitter.network is not fitter._fitted
 
 
-def test_an_average_of_one_value_is_that_value() -> None:
+def test_average_of_a_constant_is_the_constant() -> None:
     network = nn.Linear(2, 1)
     average = Average(network, 0.99)
     for _ in range(3):
@@ -222,7 +224,7 @@ def test_an_average_of_one_value_is_that_value() -> None:
     assert not average.network.weight.requires_grad
 
 
-def test_averaged_weights_are_those_that_are_saved(plan: Plan, packed: Path, tmp_path: Path) -> None:
+def test_averaged_weights_are_saved(plan: Plan, packed: Path, tmp_path: Path) -> None:
     plan = altered(plan, ema=0.9, epochs=1, precision="fp32")
     train(plan, packed, tmp_path / "out")
     saved = safetensors.torch.load_file(tmp_path / "out" / "network" / "weights.safetensors")
@@ -246,7 +248,7 @@ def test_deep_supervision_trains(plan: Plan, packed: Path, patch: int) -> None:
     assert 0 <= score(fitter.network, plan, packed)["val_dice"] <= 1
 
 
-def test_the_loss_of_several_outputs_is_their_mean(plan: Plan, packed: Path) -> None:
+def test_loss_of_several_outputs_is_their_mean(plan: Plan, packed: Path) -> None:
     fitter = make_fitter(plan, packed)
     outputs = tuple(torch.randn(2, 1, 8, 8) for _ in range(3))
     y = (torch.rand(2, 1, 8, 8) < 0.5).to(torch.uint8)
@@ -257,23 +259,23 @@ def test_the_loss_of_several_outputs_is_their_mean(plan: Plan, packed: Path) -> 
 
 @pytest.mark.parametrize("patch", [1, 2])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_network_comes_back_from_its_files(plan: Plan, tmp_path: Path, name: str, patch: int) -> None:
+def test_every_network_can_be_saved_and_loaded(plan: Plan, tmp_path: Path, name: str, patch: int) -> None:
     plan = altered(plan, network=name, patch=patch, deep_supervision=name == "unet_plus_plus")
     compute: Compute = set_up(0, "fp32", 1)
     network, images = build_network(plan, compute), torch.rand(2, 1, 32, 32)
-    network(images)  # moves the statistics of the normalisations too
+    network(images)  # also updates the statistics of batch normalisation
     save_network(tmp_path / "network", network.state_dict(), plan)
     set_up(1, "fp32", 1)
     assert torch.equal(load_network(tmp_path / "network", compute)(images), network.eval()(images))
 
 
-def test_trains_in_bf16_too(plan: Plan, packed: Path, tmp_path: Path) -> None:
+def test_trains_in_bf16(plan: Plan, packed: Path, tmp_path: Path) -> None:
     train(altered(plan, EVERY_CHANGE, precision="bf16"), packed, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "network" / "network.json").read_text())["precision"] == "bf16"
     assert np.isfinite(pd.read_csv(tmp_path / "out" / "history.csv")).all(axis=None)
 
 
-def test_learns_a_phantom_by_heart(plan: Plan, packed: Path) -> None:
+def test_overfits_a_phantom(plan: Plan, packed: Path) -> None:
     plan = altered(plan, epochs=30, width=8, batch_size=8)
     fitter = make_fitter(plan, packed)
     losses = [run_epoch(fitter).loss for _ in range(plan.epochs)]
@@ -332,7 +334,7 @@ def test_schedules_peak_at_the_learning_rate(plan: Plan, schedule: str, highest:
     assert rates[-1] == pytest.approx(last, abs=2e-4)
 
 
-def test_a_loss_that_is_no_number_stops_with_the_epoch(plan: Plan, packed: Path, tmp_path: Path) -> None:
+def test_nan_loss_is_an_error_that_names_the_epoch(plan: Plan, packed: Path, tmp_path: Path) -> None:
     plan = altered(plan, learning_rate=1e30, batch_size=4)
     with pytest.raises(
         InputError, match=r"the loss became nan in epoch [12], step \d of \d; lower learning_rate"
@@ -341,7 +343,7 @@ def test_a_loss_that_is_no_number_stops_with_the_epoch(plan: Plan, packed: Path,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_split_without_an_image_is_named(plan: Plan, packed: Path, tmp_path: Path) -> None:
+def test_empty_split_is_an_error(plan: Plan, packed: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the lung half has no Train image of COVID-19"):
         train(altered(plan, half="lung", targets=("lung",)), packed, tmp_path / "out")
 
@@ -357,7 +359,7 @@ def test_packed_split_aligns_images_and_masks(packed: Path) -> None:
     assert split.regions() is None
 
 
-def test_packed_split_aligns_the_regions_too(packed: Path, tmp_path: Path) -> None:
+def test_packed_split_aligns_regions(packed: Path, tmp_path: Path) -> None:
     shutil.copytree(packed, tmp_path / "lungs")
     folder = tmp_path / "lungs" / "infection" / "Test"
     np.save(folder / "region.npy", np.load(folder / "lung.npy"))
@@ -367,7 +369,7 @@ def test_packed_split_aligns_the_regions_too(packed: Path, tmp_path: Path) -> No
     assert torch.equal(regions, split.masks(slice(1, 3))[:, 0])
 
 
-def test_patience_ends_a_training_that_gets_no_better(plan: Plan, packed: Path, tmp_path: Path) -> None:
+def test_patience_stops_a_training_without_improvement(plan: Plan, packed: Path, tmp_path: Path) -> None:
     plan = altered(plan, epochs=60, patience=2, batch_size=4, learning_rate=1e-9)
     train(plan, packed, tmp_path / "out")
     history = pd.read_csv(tmp_path / "out" / "history.csv")

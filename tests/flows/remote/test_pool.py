@@ -248,7 +248,7 @@ class TestFaults:
         assert "Crashed" in output
         logs = [(stage.state_name, cluster.user.logs(stage.id)) for stage in stages(cluster, "power")]
         ((state, log),) = [(state, log) for state, log in logs if "continuing from the checkpoint" in log]
-        assert state == "Completed" and "goes on after epoch" in log
+        assert state == "Completed" and "resuming after epoch" in log
         assert saved(cluster) == before
 
     @pytest.mark.soak

@@ -7,7 +7,7 @@ import pytest
 from tasks.common.cores import in_order, in_threads
 
 
-def test_results_keep_their_order_and_no_more_is_asked_for_than_said() -> None:
+def test_results_keep_their_order_and_few_jobs_are_submitted_ahead() -> None:
     asked: list[int] = []
 
     def jobs() -> Iterator[int]:
@@ -22,7 +22,7 @@ def test_results_keep_their_order_and_no_more_is_asked_for_than_said() -> None:
     assert done == 20
 
 
-def test_jobs_are_taken_in_this_thread_and_worked_on_in_others() -> None:
+def test_jobs_are_generated_in_this_thread_and_run_in_others() -> None:
     makers = set()
 
     def jobs() -> Iterator[int]:
@@ -36,7 +36,7 @@ def test_jobs_are_taken_in_this_thread_and_worked_on_in_others() -> None:
     assert threading.get_ident() not in {thread for _, thread in results}
 
 
-def test_what_a_thread_or_a_job_raises_is_raised_here() -> None:
+def test_exceptions_of_jobs_and_threads_are_raised_here() -> None:
     with pytest.raises(ZeroDivisionError):
         list(in_threads(lambda job: 1 // job, iter([1, 0, 2]), at_a_time=2))
     with pytest.raises(ZeroDivisionError):

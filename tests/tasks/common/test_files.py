@@ -10,7 +10,7 @@ from tasks.common.files import replacing
 from tests.helpers import ROOT
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_file_is_replaced_atomically(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
     with replacing(path) as beside:
@@ -20,7 +20,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+def test_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "folder"
     for content in ("1", "2"):
         with replacing(path) as beside:
@@ -30,7 +30,7 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_after_a_failure_the_old_content_stands_alone(tmp_path: Path) -> None:
+def test_failure_keeps_only_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     path.mkdir()
     (path / "old").touch()
@@ -41,13 +41,13 @@ def test_after_a_failure_the_old_content_stands_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_error_without_a_name_gets_one(tmp_path: Path) -> None:
+def test_os_error_without_a_file_name_gets_one(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="full") as error, replacing(tmp_path / "x"):
         raise OSError(28, "full")
     assert error.value.filename == str(tmp_path / "x")
 
 
-def test_a_terminated_stage_leaves_nothing(tmp_path: Path) -> None:
+def test_terminated_stage_leaves_no_partial_files(tmp_path: Path) -> None:
     code = (
         "import pathlib, time\n"
         "from tasks.support.cli import stage_main\n"

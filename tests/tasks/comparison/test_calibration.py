@@ -4,7 +4,7 @@ import pytest
 from tasks.comparison.calibration import pooled_bins
 
 
-def test_bins_of_several_seeds_are_pooled_by_their_pixels() -> None:
+def test_bins_of_several_seeds_are_weighted_by_pixels() -> None:
     table = pd.DataFrame(
         [
             (0, "lung", "all", 14, 300, 0.96, 0.9),

@@ -18,22 +18,22 @@ from tasks.scoring.intervals import Interval
         ((0.02, math.nan, math.nan), None),
     ],
 )
-def test_one_wins_only_where_the_interval_excludes_zero(
+def test_winner_requires_an_interval_that_excludes_zero(
     interval: tuple[float, float, float], winner: str | None
 ) -> None:
     assert difference("iou", "a", "b", 100, Interval(*interval)).winner == winner
 
 
-def test_less_error_wins() -> None:
+def test_smaller_error_wins() -> None:
     assert difference("mae", "a", "b", 100, Interval(-0.02, -0.03, -0.01)).winner == "a"
     assert difference("mae", "a", "b", 100, Interval(0.02, 0.01, 0.03)).winner == "b"
 
 
-def test_a_single_image_has_no_interval() -> None:
+def test_single_image_has_no_interval() -> None:
     assert difference("iou", "a", "b", 1, Interval(0.02, math.nan, math.nan)).interval is None
 
 
-def test_a_seed_without_a_step_changes_nothing_by_it() -> None:
+def test_seed_without_a_step_counts_as_unchanged() -> None:
     rows = [
         {"seed": seed, "step": step, "id": image, "iou": iou, "dice": 0.5}
         for image in ("x", "y")

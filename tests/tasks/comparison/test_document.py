@@ -12,7 +12,7 @@ from tests.results import Work
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Work:
-    """A document that is only read, of experiments with all that it can hold."""
+    """A document with every kind of content; no test changes it."""
     work = Work(tmp_path_factory.mktemp("written"))
     work.add("both", shift=1, targets=("infection", "lung"))
     work.add("chosen", shift=3, seeds=2, prediction={"threshold": "val", "min_area": 0.0005})
@@ -21,28 +21,28 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Work:
     return work
 
 
-def test_a_document_is_read_back_as_it_was_written(written: Work, tmp_path: Path) -> None:
+def test_document_survives_a_round_trip(written: Work, tmp_path: Path) -> None:
     path = written.comparison / COMPARISON_FILE
     document = Document.read(path)
     assert document.to_json() == path.read_text(encoding="utf-8")
     copy = tmp_path / "copy.json"
     copy.write_text(document.to_json(), encoding="utf-8")
-    assert repr(Document.read(copy)) == repr(document)  # NaN equals nothing, but is written as itself
+    assert repr(Document.read(copy)) == repr(document)  # NaN is not equal to itself, but its text is
 
 
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 22 / 26, 1.0])
-def test_floats_are_read_back_exactly(value: float) -> None:
+def test_floats_survive_a_round_trip_exactly(value: float) -> None:
     score = Score(value=value)
     assert Score.model_validate(json.loads(score.model_dump_json())).value.hex() == value.hex()
 
 
-def test_nan_and_infinity_survive_and_the_file_stays_json() -> None:
+def test_nan_and_infinity_survive_in_valid_json() -> None:
     values = (0.5, math.nan, math.inf, -math.inf)
     curves = Curves(epoch=(1, 2, 3, 4), train_loss=values, val_loss=values, val_dice=values)
     text = curves.model_dump_json()
 
     def refuse(constant: str) -> Any:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     content = json.loads(text, parse_constant=refuse)
     assert content["train_loss"] == [0.5, "NaN", "Infinity", "-Infinity"]
@@ -50,7 +50,7 @@ def test_nan_and_infinity_survive_and_the_file_stays_json() -> None:
     assert str(read.train_loss) == str(values)
 
 
-def test_nan_survives_in_a_whole_document(tmp_path: Path) -> None:
+def test_nan_survives_in_a_document(tmp_path: Path) -> None:
     work = Work(tmp_path)
     path = work.paths["evaluated"] / "bce-seed0" / "metrics.json"
     found = json.loads(path.read_text())
@@ -70,9 +70,7 @@ def changed(work: Work, tmp_path: Path, **fields: Any) -> Path:
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None])
-def test_another_version_of_the_schema_is_refused_in_one_line(
-    written: Work, tmp_path: Path, version: Any
-) -> None:
+def test_other_schema_version_is_a_one_line_error(written: Work, tmp_path: Path, version: Any) -> None:
     path = changed(written, tmp_path, schema_version=version)
     with pytest.raises(InputError) as refused:
         Document.read(path)
@@ -82,7 +80,7 @@ def test_another_version_of_the_schema_is_refused_in_one_line(
     )
 
 
-def test_what_is_no_document_is_refused_in_one_line(written: Work, tmp_path: Path) -> None:
+def test_invalid_document_is_a_one_line_error(written: Work, tmp_path: Path) -> None:
     path = changed(written, tmp_path, more=1)
     with pytest.raises(InputError, match=r": more: Extra inputs are not permitted; `dvc repro compare`"):
         Document.read(path)
@@ -97,7 +95,7 @@ def test_what_is_no_document_is_refused_in_one_line(written: Work, tmp_path: Pat
         Document.read(path)
 
 
-def test_a_section_stands_for_a_half_and_a_target(written: Work) -> None:
+def test_sections_are_halves_and_targets(written: Work) -> None:
     document = Document.read(written.comparison / COMPARISON_FILE)
     infection, lung = document.sections
     assert (infection.half, infection.target) == ("infection", "infection")

@@ -14,7 +14,7 @@ def difference(second: str, value: float, winner: str | None) -> Difference:
     )
 
 
-def test_the_lead_names_what_is_beaten_and_what_is_level() -> None:
+def test_lead_lists_beaten_and_level_experiments() -> None:
     near, far, further = difference("b", 0.01, None), difference("c", 0.1, "a"), difference("d", 0.2, "a")
     found = lead(["a", "b", "c", "d"], [further, far, near])
     assert found
@@ -22,6 +22,6 @@ def test_the_lead_names_what_is_beaten_and_what_is_level() -> None:
     assert found.nearest == far
 
 
-def test_one_experiment_leads_nobody() -> None:
+def test_single_experiment_has_no_lead() -> None:
     assert lead(["a"], []) is None
     assert lead([], []) is None

@@ -28,7 +28,7 @@ from tasks.settings.schema import Params
 
 
 class Darkness(nn.Module):
-    """Takes what is dark for infected, surer on the left, whatever it is shown."""
+    """Predicts infection on dark pixels, with higher probability on the left."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         ramp = torch.linspace(1, -1, x.shape[-1])
@@ -48,7 +48,7 @@ def raw(tiny_packed: Path) -> RawDataset:
 COMPUTE = set_up(0, "fp32", 1)
 
 
-def test_probabilities_are_resized_to_the_mask_and_kept_where_they_fit() -> None:
+def test_probabilities_are_resized_to_the_mask_if_sizes_differ() -> None:
     probability = torch.rand(8, 8)
     assert resized(probability, torch.Size([8, 8])) is probability
     larger = resized(probability, torch.Size([20, 12]))
@@ -58,7 +58,7 @@ def test_probabilities_are_resized_to_the_mask_and_kept_where_they_fit() -> None
     assert resized(torch.full((4, 4), 0.3), torch.Size([9, 9])).allclose(torch.tensor(0.3))
 
 
-def test_masks_survive_their_png(tmp_path: Path) -> None:
+def test_masks_survive_a_png_round_trip(tmp_path: Path) -> None:
     mask = np.random.default_rng(0).random((13, 7)) > 0.5
     (tmp_path / "m.png").write_bytes(encode_mask(mask))
     with Image.open(tmp_path / "m.png") as image:
@@ -66,7 +66,7 @@ def test_masks_survive_their_png(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(image), mask)
 
 
-def test_the_mean_over_the_mirror_image_does_not_know_left_from_right(val: PackedSplit) -> None:
+def test_flip_average_is_symmetric(val: PackedSplit) -> None:
     plain = torch.stack(list(predict_batches(Darkness(), val, COMPUTE, False, "")))
     averaged = torch.stack(list(predict_batches(Darkness(), val, COMPUTE, True, "")))
     images = val.images().float() / 255
@@ -75,23 +75,23 @@ def test_the_mean_over_the_mirror_image_does_not_know_left_from_right(val: Packe
     assert not torch.allclose(averaged, plain)
 
 
-def test_dice_at_each_threshold_is_that_of_thresholding() -> None:
+def test_dice_at_each_threshold_equals_explicit_thresholding() -> None:
     generator = torch.Generator().manual_seed(0)
     probability = torch.rand(16, 16, generator=generator)
-    probability[0, :3] = torch.tensor([0.05, 0.5, 0.95])  # on the very threshold
-    for truth in (torch.rand(16, 16, generator=generator) > 0.7, torch.zeros(16, 16).bool()):
-        each = [dice(confusion(probability >= float(t), truth)) for t in THRESHOLDS]
-        torch.testing.assert_close(_dice_at_each(probability, truth), torch.stack(each))
+    probability[0, :3] = torch.tensor([0.05, 0.5, 0.95])  # exactly on thresholds
+    for reference in (torch.rand(16, 16, generator=generator) > 0.7, torch.zeros(16, 16).bool()):
+        each = [dice(confusion(probability >= float(t), reference)) for t in THRESHOLDS]
+        torch.testing.assert_close(_dice_at_each(probability, reference), torch.stack(each))
 
 
-def test_of_equally_good_thresholds_the_one_nearest_to_a_half() -> None:
+def test_tied_thresholds_prefer_the_closest_to_a_half() -> None:
     scores = torch.zeros(len(THRESHOLDS))
     assert _best_threshold(scores) == 0.5
     scores[[2, 12, 15]] = 1.0
     assert _best_threshold(scores) == 0.65
 
 
-def test_the_threshold_is_as_params_say_or_the_best_on_val(
+def test_threshold_is_the_configured_one_or_the_best_on_val(
     tiny_params: Params, val: PackedSplit, raw: RawDataset
 ) -> None:
     plan = tiny_params.plans["report1_bce-seed0"].model_copy(update={"targets": ("infection", "lung")})
@@ -104,7 +104,7 @@ def test_the_threshold_is_as_params_say_or_the_best_on_val(
     for target in ("infection", "lung"):
         means = {
             float(t): np.mean(
-                [float(dice(confusion(c.probabilities[target] >= t, c.truths[target]))) for c in cases]
+                [float(dice(confusion(c.probabilities[target] >= t, c.references[target]))) for c in cases]
             )
             for t in THRESHOLDS
         }
@@ -112,7 +112,7 @@ def test_the_threshold_is_as_params_say_or_the_best_on_val(
 
 
 def case() -> Case:
-    """A lung with an infection that has a hole and reaches out, and a speck."""
+    """A lung, an infection with a hole that extends beyond the lung, and a speck."""
     lung, infection = torch.zeros(20, 20), torch.zeros(20, 20)
     lung[2:18, 2:10] = 0.9
     infection[4:12, 4:12] = 0.8
@@ -144,7 +144,7 @@ def test_each_step_from_probabilities_to_masks() -> None:
     )
 
 
-def test_the_steps_are_those_that_are_on() -> None:
+def test_steps_are_the_enabled_ones() -> None:
     assert steps(PLAIN, HALVES) == {}
     some = PLAIN.model_copy(update={"fill_holes": True, "min_area": 0.01})
     assert list(steps(some, HALVES)) == ["plain", "small", "holes", "chosen"]
@@ -156,12 +156,12 @@ def test_the_steps_are_those_that_are_on() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.05, 0.5, 1.0])
 def test_dice_at_each_threshold_of_constant_probabilities(value: float) -> None:
     probability = torch.full((6, 5), value)
-    for truth in (torch.zeros(6, 5).bool(), torch.ones(6, 5).bool(), torch.eye(6, 5).bool()):
-        each = [dice(confusion(probability >= t, truth)) for t in THRESHOLDS]
-        assert _dice_at_each(probability, truth).tolist() == torch.stack(each).tolist()
+    for reference in (torch.zeros(6, 5).bool(), torch.ones(6, 5).bool(), torch.eye(6, 5).bool()):
+        each = [dice(confusion(probability >= t, reference)) for t in THRESHOLDS]
+        assert _dice_at_each(probability, reference).tolist() == torch.stack(each).tolist()
 
 
-def test_steps_share_the_masks_that_they_have_in_common() -> None:
+def test_steps_reuse_common_masks() -> None:
     everything = PLAIN.model_copy(update={"within_lungs": True, "min_area": 2 / 400, "fill_holes": True})
     thresholds = HALVES | {"infection": 0.7}
     made: dict[Recipe, np.ndarray] = {}
@@ -169,6 +169,6 @@ def test_steps_share_the_masks_that_they_have_in_common() -> None:
         shared = to_masks(case().probabilities, at, prediction, made)
         for target, mask in to_masks(case().probabilities, at, prediction).items():
             np.testing.assert_array_equal(shared[target], mask, strict=True)
-    # Plain, small parts off, holes filled, all of these; the infection also at 0.7 and within lungs.
+    # Plain, small components removed, holes filled, all steps; infection also at 0.7 and within the lungs.
     assert sum(recipe.target == "lung" for recipe in made) == 4
     assert sum(recipe.target == "infection" for recipe in made) == 6

@@ -25,8 +25,8 @@ class Small(nn.Module):
         return y
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
-def test_compiled_it_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(not shutil.which("g++"), reason="requires a C++ compiler")
+def test_compiled_network_gives_the_same_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     compute = set_up(0, "fp32", 1)
     plain = Small()
@@ -47,14 +47,16 @@ def test_auto_compiles_nothing_on_a_cpu() -> None:
     assert compiled(network, "none", compute, 10**9) is network
 
 
-def test_where_there_is_no_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_compiler_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(InputError, match=r"compile: fused needs a C\+\+ compiler, g\+\+, and there is none"):
+    with pytest.raises(
+        InputError, match=r"compile: fused needs a C\+\+ compiler \(g\+\+\), and none was found"
+    ):
         compiled(nn.Conv2d(1, 1, 1), "fused", set_up(0, "fp32", 1), 1)
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this is not glibc")
-def test_a_step_takes_the_memory_of_the_step_before() -> None:
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="requires glibc")
+def test_step_reuses_the_memory_of_the_previous_step() -> None:
     set_up(0, "fp32", 1)
     network, x = Small(), torch.rand(16, 1, 256, 256)  # maps of 16 MiB
 
@@ -66,12 +68,12 @@ def test_a_step_takes_the_memory_of_the_step_before() -> None:
     for _ in range(3):
         page_faults()
     pages_of_a_map = (16 << 20) // resource.getpagesize()
-    # Of the half dozen maps of a step one may find no hole of its size.
+    # One of the half dozen feature maps of a step may not fit into any freed block.
     assert sum(page_faults() for _ in range(5)) < 5 * 2 * pages_of_a_map
 
 
-def test_setting_up_is_deterministic_and_loads_no_compiler() -> None:
-    """It would take two seconds of each evaluation."""
+def test_set_up_is_deterministic_and_does_not_load_the_compiler() -> None:
+    """Loading the compiler would add two seconds to each evaluation."""
     command = """if True:
         import sys, torch
         from tasks.networks.device import set_up

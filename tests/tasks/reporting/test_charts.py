@@ -8,11 +8,11 @@ from PIL import Image
 from tasks.reporting import charts as figures
 
 
-def test_overlay_tells_hits_false_alarms_and_misses_apart() -> None:
-    truth, guess = np.zeros((2, 64, 64), bool)
-    truth[8:40, 8:40] = True
-    guess[24:56, 24:56] = True
-    uri = figures.prediction_overlay(truth, guess)
+def test_overlay_distinguishes_hits_false_alarms_and_misses() -> None:
+    reference, predicted = np.zeros((2, 64, 64), bool)
+    reference[8:40, 8:40] = True
+    predicted[24:56, 24:56] = True
+    uri = figures.prediction_overlay(reference, predicted)
     with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as picture:
         codes, colours = np.asarray(picture), picture.convert("RGBA")
     assert codes[30, 30] == figures.HIT and codes[50, 50] == figures.FALSE_ALARM

@@ -3,8 +3,7 @@ import math
 import pytest
 
 from tasks.comparison import differences as computed
-from tasks.comparison.document import Difference, StepChange
-from tasks.comparison.document import Interval as Bounds
+from tasks.comparison.document import Bounds, Difference, StepChange
 from tasks.reporting.differences import DifferenceCell, postprocessing, step_cell, verdict, whiskers
 from tasks.scoring.intervals import Interval
 
@@ -20,25 +19,25 @@ def difference(value: float, low: float, high: float) -> Difference:
     [
         ((0.02, 0.01, 0.03), "a beats b"),
         ((-0.02, -0.03, -0.01), "b beats a"),
-        ((0.02, -0.01, 0.05), "can’t be told apart"),
-        ((0.0, 0.0, 0.0), "can’t be told apart"),
-        ((0.02, math.nan, math.nan), "can’t be told apart"),
+        ((0.02, -0.01, 0.05), "no significant difference"),
+        ((0.0, 0.0, 0.0), "no significant difference"),
+        ((0.02, math.nan, math.nan), "no significant difference"),
     ],
 )
-def test_beats_is_said_only_where_the_interval_excludes_zero(
+def test_verdict_is_beats_only_if_the_interval_excludes_zero(
     interval: tuple[float, float, float], expected: str
 ) -> None:
     assert verdict(difference(*interval)) == expected
 
 
-def test_whiskers_share_an_axis_that_holds_zero() -> None:
+def test_whiskers_share_an_axis_that_includes_zero() -> None:
     drawn = whiskers([difference(0.2, 0.1, 0.3), difference(0, -0.1, 0.1)])
     assert [(w.zero, w.low, w.value, w.high) for w in drawn] == [(25, 50, 75, 100), (25, 0, 25, 50)]
     unknown = whiskers([difference(0.2, math.nan, math.nan)])[0]
     assert (unknown.zero, unknown.low, unknown.value, unknown.high) == (0, 100, 100, 100)
 
 
-def test_a_step_is_grey_where_its_interval_holds_zero() -> None:
+def test_step_is_inconclusive_if_its_interval_includes_zero() -> None:
     gain = StepChange(
         image_set="all", metric="iou", value=0.1, interval=Bounds(low=0.1, high=0.1), excludes_zero=True
     )
@@ -46,10 +45,10 @@ def test_a_step_is_grey_where_its_interval_holds_zero() -> None:
     none = StepChange(
         image_set="all", metric="dice", value=0.0, interval=Bounds(low=0.0, high=0.0), excludes_zero=False
     )
-    assert step_cell(none) == DifferenceCell("+0.000", "+0.000 to +0.000", "unsure")
+    assert step_cell(none) == DifferenceCell("+0.000", "+0.000 to +0.000", "inconclusive")
 
 
-def test_what_is_switched_on_between_probabilities_and_masks() -> None:
+def test_words_for_the_enabled_postprocessing_steps() -> None:
     assert postprocessing(PLAIN | {"flip_average": True}) == []
     assert postprocessing(PLAIN | {"threshold": 0.4}) == ["threshold 0.4"]
     everything = {"threshold": "val", "min_area": 0.002, "fill_holes": True, "within_lungs": True}

@@ -7,28 +7,26 @@ from tasks.reporting.findings import _verdict, on_printed_iou
 @pytest.mark.parametrize(
     ("iou", "same", "phantoms", "expected"),
     [
-        (0.139, True, False, "the score of a network that marks every pixel"),
+        (0.139, True, False, "as a network that marks every pixel would"),
         (0.1431, False, False, "differs from the 0.138"),
-        (0.139, True, True, "the two don't compare"),
+        (0.139, True, True, "not comparable"),
     ],
 )
-def test_what_is_said_of_the_printed_iou_follows_from_the_scores(
-    iou: float, same: bool, phantoms: bool, expected: str
-) -> None:
+def test_sentences_on_the_printed_iou(iou: float, same: bool, phantoms: bool, expected: str) -> None:
     found = PrintedIou(
         printed_iou=0.138, printed_mae_255=16.321, images=583, iou=iou, mae_255=219.6, same=same
     )
     assert expected in " ".join(on_printed_iou(found, phantoms))
 
 
-def test_verdict_names_what_is_not_beaten() -> None:
+def test_verdict_names_the_predictors_that_are_not_beaten() -> None:
     lost = {"all_background": [], "all_foreground": [], "whole_lung": ["iou", "dice"]}
     assert _verdict(["bce"], lost) == (
-        "bce beats all background and all foreground on IoU, Dice and MAE; "
-        "it does not beat the whole lung on IoU or Dice."
+        "bce beats “all background” and “all foreground” on IoU, Dice and MAE; "
+        "it does not beat “the whole lung” on IoU or Dice."
     )
     alike = {"all_background": ["mae"], "whole_lung": ["mae"]}
     assert (
         _verdict(["bce", "focal"], alike)
-        == "bce and focal do not beat all background or the whole lung on MAE."
+        == "bce and focal do not beat “all background” or “the whole lung” on MAE."
     )

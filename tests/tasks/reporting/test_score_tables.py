@@ -11,7 +11,7 @@ def row(**values: float) -> ScoreRow:
     return ScoreRow(name="a", kind="experiment", images=9, scores=scores)
 
 
-def test_the_best_of_a_column_is_marked_as_printed() -> None:
+def test_best_is_decided_on_displayed_digits() -> None:
     rivals = [
         row(iou=0.70001, mae=0.2, missed=0.01),
         row(iou=0.70002, mae=0.1, missed=math.nan),
@@ -25,7 +25,7 @@ def test_the_best_of_a_column_is_marked_as_printed() -> None:
     assert _cells(noted, {"iou": COLUMNS["iou"]}, 2) == (Cell("0.700", notes),)
 
 
-def test_a_column_stands_only_where_it_tells_something() -> None:
+def test_column_without_information_is_omitted() -> None:
     assert not _tells("missed", [row(iou=0.5), row(missed=math.nan)])
     assert not _tells("iou_nonempty", [row(iou=0.5, iou_nonempty=0.5)])
     assert _tells("iou_nonempty", [row(iou=0.5, iou_nonempty=0.5), row(iou=0.5, iou_nonempty=0.6)])

@@ -5,53 +5,53 @@ from tasks.comparison.trainings import symptoms_of
 from tasks.reporting.symptoms import symptom_words
 from tests.histories import ALL, FINE, NONE, history, of_two
 
-STEPS = "What may help: more steps (epochs, a smaller batch_size), another learning_rate, another loss."
-LOWER = "What may help: a lower learning_rate, another loss."
-USELESS = "such figures say nothing of network or loss"
+STEPS = "Try more steps (more epochs, a smaller batch_size), another learning_rate or another loss."
+LOWER = "Try a lower learning_rate or another loss."
+USELESS = "so the scores say nothing about the network or the loss"
 
 
 CASES = {
     "healthy": (history(FINE, FINE, FINE, FINE), []),
     "one epoch, healthy": (history(FINE), []),
-    "a dead epoch or two on the way": (history(FINE, NONE, NONE, FINE, ALL, FINE), []),
-    "now no pixel, now every one": (history(FINE, NONE, ALL, NONE, FINE), []),
-    "few pixels are some, many are not all": (history(1.1e-4, 1.1e-4, 1.1e-4, 0.95, 0.95, 0.95), []),
-    "dead at first alone": (history(NONE, NONE, NONE, NONE, FINE, FINE), []),
+    "one or two dead epochs in between": (history(FINE, NONE, NONE, FINE, ALL, FINE), []),
+    "alternating between no pixel and every pixel": (history(FINE, NONE, ALL, NONE, FINE), []),
+    "few pixels are not none, many are not all": (history(1.1e-4, 1.1e-4, 1.1e-4, 0.95, 0.95, 0.95), []),
+    "dead only at first": (history(NONE, NONE, NONE, NONE, FINE, FINE), []),
     "dead throughout": (
         history(NONE, 9e-5, NONE, dice=[0.0] * 3),
-        [(f"The epoch kept, 1, marks no Val pixel, as epochs 1 to 3 do: {USELESS}. {STEPS}", True)],
+        [(f"Epochs 1 to 3, including the kept epoch 1, mark no Val pixel, {USELESS}. {STEPS}", True)],
     ),
-    "dead for as few epochs as there are": (
+    "dead in the only epoch": (
         history(ALL, dice=[0.2]),
-        [(f"The epoch kept, 1, marks nearly every Val pixel: {USELESS}. {STEPS}", True)],
+        [(f"The kept epoch, 1, marks nearly every Val pixel, {USELESS}. {STEPS}", True)],
     ),
-    "the first epoch is kept and dead, the others are not": (
+    "the first epoch is dead and kept": (
         history(ALL, FINE, FINE, dice=[0.3, 0.2, 0.1]),
-        [(f"The epoch kept, 1, marks nearly every Val pixel: {USELESS}. {LOWER}", True)],
+        [(f"The kept epoch, 1, marks nearly every Val pixel, {USELESS}. {LOWER}", True)],
     ),
-    "the one dead epoch is kept": (
+    "the only dead epoch is kept": (
         history(FINE, FINE, ALL, FINE, dice=[0.1, 0.2, 0.3, 0.1]),
-        [(f"The epoch kept, 3, marks nearly every Val pixel: {USELESS}. {LOWER}", True)],
+        [(f"The kept epoch, 3, marks nearly every Val pixel, {USELESS}. {LOWER}", True)],
     ),
-    "died, an earlier epoch is kept": (
+    "died, but an earlier epoch is kept": (
         history(FINE, FINE, ALL, 0.96, ALL, dice=[0.1, 0.7, 0.2, 0.2, 0.2]),
         [
             (
-                "Epochs 3 to 5, the last, mark nearly every Val pixel; "
-                f"the epoch kept, 2, is from before. {LOWER}",
+                "Epochs 3 to 5 (the last) mark nearly every Val pixel; "
+                f"the kept epoch, 2, is an earlier one. {LOWER}",
                 False,
             )
         ],
     ),
-    "died and came back": (
+    "died and recovered": (
         history(FINE, NONE, NONE, NONE, FINE),
-        [(f"Epochs 2 to 4 mark no Val pixel; later ones do not. {LOWER}", False)],
+        [(f"Epochs 2 to 4 mark no Val pixel; training then recovered. {LOWER}", False)],
     ),
-    "one target of two": (
+    "one of two targets": (
         of_two([NONE] * 4, [0.25] * 4),
         [
             (
-                "The epoch kept, 4, marks no Val pixel as infection, as epochs 1 to 4 do: "
+                "Epochs 1 to 4, including the kept epoch 4, mark no Val pixel as infection, "
                 f"{USELESS}. {STEPS}",
                 True,
             )
@@ -61,39 +61,39 @@ CASES = {
         of_two([ALL] * 2, [ALL] * 2),
         [
             (
-                "The epoch kept, 2, marks nearly every Val pixel as infection and lung, as epochs 1 to 2 do: "
-                f"{USELESS}. {STEPS}",
+                "Epochs 1 to 2, including the kept epoch 2, mark nearly every Val pixel as infection and "
+                f"lung, {USELESS}. {STEPS}",
                 True,
             )
         ],
     ),
-    "one target of two at first alone": (of_two([NONE, NONE, NONE, FINE], [FINE] * 4), []),
-    "no pixel of one, every one of the other": (of_two([NONE, FINE], [ALL, FINE]), []),
-    "the loss above twice its lowest": (
+    "one of two targets, only at first": (of_two([NONE, NONE, NONE, FINE], [FINE] * 4), []),
+    "no pixel of one target, every pixel of the other": (of_two([NONE, FINE], [ALL, FINE]), []),
+    "the loss rises above twice its lowest value": (
         history(*[FINE] * 6, loss=[0.8, 0.5, 1.1, 2.25, 1.2, 0.9]),
         [
             (
-                "The train loss diverged: it was 0.5 in epoch 2 and up to 2.25 in epochs 3 to 5; later it "
-                "recovered. What may help: a lower learning_rate.",
+                "The training loss diverged: it was 0.5 in epoch 2, then up to 2.25 in epochs 3 to 5; "
+                "training then recovered. Try a lower learning_rate.",
                 False,
             )
         ],
     ),
-    "the loss, to the end": (
+    "the loss stays high to the end": (
         history(*[FINE] * 4, loss=[0.5, 1.1, 1.2, 1.3]),
         [
             (
-                "The train loss diverged: it was 0.5 in epoch 1 and up to 1.3 in epochs 2 to 4, the last. "
-                "What may help: a lower learning_rate.",
+                "The training loss diverged: it was 0.5 in epoch 1, then up to 1.3 in epochs 2 to 4, "
+                "and did not recover. Try a lower learning_rate.",
                 False,
             )
         ],
     ),
-    "just twice is not above": (history(*[FINE] * 4, loss=[0.5, 1.0, 1.0, 1.0]), []),
-    "two epochs of a high loss": (history(*[FINE] * 5, loss=[0.5, 1.1, 1.2, 0.9, 1.1]), []),
+    "exactly twice the lowest loss": (history(*[FINE] * 4, loss=[0.5, 1.0, 1.0, 1.0]), []),
+    "high loss in two epochs only": (history(*[FINE] * 5, loss=[0.5, 1.1, 1.2, 0.9, 1.1]), []),
 }
 
 
 @pytest.mark.parametrize(("found", "expected"), CASES.values(), ids=CASES)
-def test_what_a_finished_training_showed(found: pd.DataFrame, expected: list[tuple[str, bool]]) -> None:
+def test_sentences_on_a_finished_training(found: pd.DataFrame, expected: list[tuple[str, bool]]) -> None:
     assert [(symptom_words(symptom), symptom.spoils) for symptom in symptoms_of(found)] == expected

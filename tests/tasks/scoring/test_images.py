@@ -14,19 +14,19 @@ NONE = torch.zeros(2, 2).bool()
 DIAGONAL = math.hypot(2, 2)
 
 
-def row(image_class: str, probability: list[list[float]], truth: torch.Tensor) -> dict[str, object]:
+def row(image_class: str, probability: list[list[float]], reference: torch.Tensor) -> dict[str, object]:
     p = torch.tensor(probability, dtype=torch.float32)
-    return {"target": "infection", "id": "id", "class": image_class, **score(p >= 0.5, p, truth)}
+    return {"target": "infection", "id": "id", "class": image_class, **score(p >= 0.5, p, reference)}
 
 
 def calibration(rows: list[tuple[str, list[list[float]], torch.Tensor]]) -> Calibration:
     counted = Calibration()
-    for image_class, probability, truth in rows:
-        counted.add("infection", image_class, torch.tensor(probability, dtype=torch.float32), truth)
+    for image_class, probability, reference in rows:
+        counted.add("infection", image_class, torch.tensor(probability, dtype=torch.float32), reference)
     return counted
 
 
-def test_a_row_by_hand() -> None:
+def test_row_by_hand() -> None:
     assert row("COVID-19", [[0.5, 0.4], [0.9, 0.0]], HALF) == {
         "target": "infection",
         "id": "id",
@@ -78,7 +78,7 @@ def test_image_sets_by_hand() -> None:
 
 
 def test_calibration_by_hand() -> None:
-    """Of 20 pixels 16 have probability 0, of which 3 are true; 4 have probability 1, of which 3 are."""
+    """Of 20 pixels, 16 have probability 0 (3 in the reference mask) and 4 have probability 1 (3 in it)."""
     found = summarise(pd.DataFrame([row(*case) for case in CASES]), calibration(CASES))
     assert found["infection"]["all"]["ece"] == pytest.approx((3 + 1) / 20)
     table = calibration(CASES).table().set_index(["image_set", "bin"])
@@ -86,15 +86,15 @@ def test_calibration_by_hand() -> None:
     assert list(table.loc["all"]["true_share"]) == [3 / 16, 3 / 4]
 
 
-def test_pooled_scores_are_those_of_scikit_learn() -> None:
+def test_pooled_scores_against_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     masks = [(rng.random((2, 8, 8)) > 0.6) for _ in range(5)]
     images = pd.DataFrame([row("COVID-19", p.astype(float).tolist(), torch.from_numpy(t)) for p, t in masks])
     counted = calibration([("COVID-19", p.astype(float).tolist(), torch.from_numpy(t)) for p, t in masks])
     found = summarise(images, counted)["infection"]["covid"]
-    predicted, truth = (np.concatenate([pair[i].ravel() for pair in masks]) for i in (0, 1))
-    assert found["iou_pooled"] == pytest.approx(jaccard_score(truth, predicted), abs=1e-6)
-    assert found["dice_pooled"] == pytest.approx(f1_score(truth, predicted), abs=1e-6)
+    predicted, reference = (np.concatenate([pair[i].ravel() for pair in masks]) for i in (0, 1))
+    assert found["iou_pooled"] == pytest.approx(jaccard_score(reference, predicted), abs=1e-6)
+    assert found["dice_pooled"] == pytest.approx(f1_score(reference, predicted), abs=1e-6)
     assert found["iou"] == pytest.approx(
         np.mean([jaccard_score(t.ravel(), p.ravel()) for p, t in masks]), abs=1e-6
     )
@@ -110,13 +110,13 @@ def test_infected_shares_by_hand() -> None:
     assert "share_correlation" not in summarise(images, calibration(CASES))["infection"]["covid"]
 
 
-def test_a_set_without_images_is_left_out() -> None:
+def test_image_set_without_images_is_omitted() -> None:
     normal = ("Normal", [[0.0, 0.0], [0.0, 0.0]], NONE)
     found = summarise(pd.DataFrame([row(*normal)]), calibration([normal]))
     assert list(found["infection"]) == ["controls", "all"]
 
 
-def test_within_a_region_nothing_else_counts() -> None:
+def test_pixels_outside_the_region_are_ignored() -> None:
     region = torch.tensor([[1, 0], [1, 0]]).bool()
     probability = torch.tensor([[0.8, 0.9], [0.6, 0.9]])
     inside = score_within(region, probability >= 0.5, probability, HALF)
@@ -127,5 +127,5 @@ def test_within_a_region_nothing_else_counts() -> None:
     assert nothing["iou"] == 1 and nothing["mae"] == 0 and nothing["tn"] == 0
 
 
-def test_the_report_names_the_tolerance_that_was_scored_with() -> None:
+def test_report_states_the_tolerance_of_the_scores() -> None:
     assert NSD_TOLERANCE == TOLERANCE

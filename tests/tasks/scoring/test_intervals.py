@@ -17,12 +17,12 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> Interval:
 
 @pytest.fixture
 def scores() -> np.ndarray:
-    """Scores in [0, 1] of 300 images, skewed as Dice is."""
+    """Scores in [0, 1] of 300 images, skewed like Dice scores."""
     return np.random.default_rng(2).beta(5, 2, size=300)
 
 
 @pytest.mark.parametrize(("images", "least"), [(40, 0.91), (200, 0.925)])
-def test_the_interval_of_a_mean_covers_the_true_mean_as_often_as_it_says(images: int, least: float) -> None:
+def test_interval_of_a_mean_has_the_nominal_coverage(images: int, least: float) -> None:
     samples = np.random.default_rng(4).beta(5, 2, size=(images, 2000))
     covered = np.mean([i.low <= 5 / 7 <= i.high for i in mean_intervals(samples)])
     assert least < covered < COVERED + 0.015
@@ -59,21 +59,21 @@ def test_ratio_against_scipy(scores: np.ndarray) -> None:
     assert interval.high == pytest.approx(expected.high, abs=1.5e-3)
 
 
-def test_columns_are_resampled_as_if_alone(scores: np.ndarray) -> None:
+def test_columns_are_resampled_independently_of_each_other(scores: np.ndarray) -> None:
     columns = np.stack([scores, 1 - scores], axis=1)
     alone = [mean_interval(columns[:, 0]), mean_interval(columns[:, 1])]
     for actual, expected in zip(mean_intervals(columns), alone, strict=True):
         assert actual == pytest.approx(expected)
 
 
-def test_every_call_gives_the_same(scores: np.ndarray) -> None:
+def test_repeated_calls_give_the_same_interval(scores: np.ndarray) -> None:
     first = mean_interval(scores)
     np.random.default_rng().random(10)
     mean_interval(scores[:20])
     assert mean_interval(scores) == first
 
 
-def test_pairing_finds_a_difference_that_the_single_intervals_hide(scores: np.ndarray) -> None:
+def test_pairing_detects_a_difference_that_single_intervals_hide(scores: np.ndarray) -> None:
     better = scores + np.random.default_rng(6).normal(0.01, 0.02, size=300)
     assert mean_interval(better).low < mean_interval(scores).high
     difference = paired_difference(better, scores)
@@ -84,18 +84,18 @@ def test_pairing_finds_a_difference_that_the_single_intervals_hide(scores: np.nd
     assert turned == pytest.approx((-difference.value, -difference.high, -difference.low))
 
 
-def test_noise_alone_is_no_difference(scores: np.ndarray) -> None:
+def test_noise_is_not_a_significant_difference(scores: np.ndarray) -> None:
     other = scores + np.random.default_rng(8).normal(0.0, 0.02, size=300)
     assert not paired_difference(other, scores).excludes_zero
     assert paired_difference(scores, scores) == (0, 0, 0)
     assert not paired_difference(scores, scores).excludes_zero
 
 
-def test_a_constant_has_an_interval_without_width() -> None:
+def test_constant_has_an_interval_of_zero_width() -> None:
     assert mean_interval(np.full(30, 0.25)) == pytest.approx((0.25, 0.25, 0.25))
 
 
-def test_of_one_image_nothing_is_sure() -> None:
+def test_single_image_has_nan_bounds() -> None:
     for interval in (
         mean_interval(np.array([0.7])),
         ratio_interval(np.array([7.0]), np.array([10.0])),
@@ -107,7 +107,7 @@ def test_of_one_image_nothing_is_sure() -> None:
         assert not interval.excludes_zero
 
 
-def test_a_ratio_of_nothing_is_one() -> None:
+def test_ratio_with_an_empty_whole_is_one() -> None:
     empty = np.zeros(5)
     assert ratio_interval(empty, empty) == (1, 1, 1)
     mostly_empty = np.array([0.0] * 9 + [4.0])

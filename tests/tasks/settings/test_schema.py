@@ -22,12 +22,12 @@ def changed(*assignments: str) -> params.Params:
     return parse_params(with_changes(TEXT, {a: parse_assignment(a) for a in assignments}))
 
 
-def test_changes_are_judged_together_in_any_order() -> None:
+def test_changes_are_validated_together_in_any_order() -> None:
     assignments = ["training.image_size=24", "training.depth=2"]
     assert changed(*assignments) == changed(*reversed(assignments))
 
 
-def test_what_was_wrong_before_a_change_is_not_the_change_s_fault(tmp_path: Path) -> None:
+def test_errors_before_a_change_do_not_name_the_change(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^params.yaml: not valid YAML"):
         with_changes("alpha: [", {"x": {"alpha": 1}})
     with pytest.raises(InputError, match=r"^params.yaml: expected keys and values"):
@@ -37,13 +37,13 @@ def test_what_was_wrong_before_a_change_is_not_the_change_s_fault(tmp_path: Path
         read_preset(tmp_path / "latin.yaml")
 
 
-def test_words_are_those_of_the_registries() -> None:
+def test_literals_match_the_registries() -> None:
     assert get_args(params.Network) == tuple(NETWORKS)
     assert get_args(params.Loss) == tuple(LOSSES)
     assert set(PREDICTORS) == params.BASELINES
 
 
-def test_the_options_of_losses_are_those_that_they_read() -> None:
+def test_loss_options_match_the_loss_functions() -> None:
     assert {name for name, options in LOSS_OPTIONS.items() if "alpha" in options} == params.LOSSES_WITH_ALPHA
     constants = {
         name: tuple(getattr(load_params(ROOT / "params.yaml").losses, name).model_dump())
@@ -54,11 +54,11 @@ def test_the_options_of_losses_are_those_that_they_read() -> None:
     assert {name: tuple(plans[f"{name}-seed0"].loss_options) for name in LOSSES} == LOSS_OPTIONS
 
 
-def test_every_change_to_images_can_be_set() -> None:
+def test_every_augmentation_can_be_configured() -> None:
     assert tuple(params.Augment.model_fields) == Strength._fields
 
 
-def test_report_1_stands_in_params_with_its_settings() -> None:
+def test_params_contain_report_1_with_its_settings() -> None:
     plans = load_params(ROOT / "params.yaml").plans
     both = [plans[f"{name}-seed0"] for name in ("report1_bce", "report1_bce_iou")]
     assert [plan.loss for plan in both] == ["bce", "bce_iou"]
@@ -72,7 +72,7 @@ def test_report_1_stands_in_params_with_its_settings() -> None:
         assert (plan.train_classes, plan.augment.model_dump()) == (("COVID-19",), Strength()._asdict())
 
 
-def test_report_2_stands_in_params_with_its_settings_and_its_next_steps_differ_by_one() -> None:
+def test_params_contain_report_2_and_variants_that_differ_in_one_setting() -> None:
     plans = {plan.experiment: plan for plan in load_params(ROOT / "params.yaml").plans.values()}
     report2 = plans["report2"]
     assert (report2.network, report2.loss, report2.epochs) == ("unet", "bce", 30)
@@ -96,7 +96,7 @@ def differing(one: params.Plan, other: params.Plan) -> set[str]:
     return {name for name in names if getattr(one, name) != getattr(other, name)}
 
 
-def test_the_second_step_s_network_sees_the_lungs_of_the_first() -> None:
+def test_second_step_uses_the_lungs_of_the_first() -> None:
     experiments = load_params(ROOT / "params.yaml").experiments
     assert experiments["two_step_lungs"].targets == ("lung",)
     assert experiments["two_step_infection"].lungs_from == "two_step_lungs"
@@ -107,13 +107,13 @@ PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_every_preset_fits_and_keeps_every_comment(preset: Path) -> None:
+def test_every_preset_is_valid_and_keeps_comments(preset: Path) -> None:
     text = with_changes(TEXT, {str(preset): read_preset(preset)})
     parse_params(text)
     assert comments(text) == comments(TEXT)
 
 
-def test_a_preset_changes_those_experiments_alone_that_there_are() -> None:
+def test_preset_ignores_missing_experiments() -> None:
     laptop = {"laptop": read_preset(ROOT / "presets" / "laptop.yaml")}
     kept = parse_params(with_changes(with_changes(TEXT, {}, ["report2"]), laptop))
     assert list(kept.experiments) == ["report2"]
@@ -121,7 +121,7 @@ def test_a_preset_changes_those_experiments_alone_that_there_are() -> None:
     assert every["combined"].epochs > every["report2"].epochs
 
 
-def test_a_preset_may_choose_experiments_but_deletes_none() -> None:
+def test_preset_selects_experiments_without_deleting_others() -> None:
     demo = read_preset(ROOT / "presets" / "demo.yaml")
     assert demo.only == ("report1_bce", "report1_bce_iou", "report2", "combined")
     assert "only" not in demo
@@ -141,7 +141,7 @@ def comments(text: str) -> list[str]:
     ]
 
 
-def test_an_experiment_overrides_what_is_shared() -> None:
+def test_experiment_overrides_shared_values() -> None:
     plans = changed(
         "training.epochs=7", "experiments.report1_bce.epochs=3", "experiments.report1_bce.width=8"
     ).experiments
@@ -149,7 +149,7 @@ def test_an_experiment_overrides_what_is_shared() -> None:
     assert (plans["report1_bce"].width, plans["report1_bce_iou"].width) == (8, 64)
 
 
-def test_a_section_is_merged_key_by_key() -> None:
+def test_sections_are_merged_key_by_key() -> None:
     experiments = changed(
         "training.augment.noise=0.1",
         "prediction.min_area=0.001",
@@ -162,7 +162,7 @@ def test_a_section_is_merged_key_by_key() -> None:
     assert (other.augment.noise, other.prediction.min_area, other.prediction.threshold) == (0.1, 0.001, 0.5)
 
 
-def test_alpha_stands_in_the_plans_of_losses_that_read_it_alone() -> None:
+def test_alpha_is_only_in_plans_of_losses_that_use_it() -> None:
     before, after = changed("alpha=0.5").plans, changed("alpha=0.3").plans
     for name, plan in before.items():
         if plan.loss in params.LOSSES_WITH_ALPHA:
@@ -171,32 +171,32 @@ def test_alpha_stands_in_the_plans_of_losses_that_read_it_alone() -> None:
             assert plan == after[name]
 
 
-def test_a_loss_s_constants_stand_in_its_plans_alone() -> None:
+def test_loss_constants_are_only_in_plans_of_their_loss() -> None:
     before, after = changed().plans, changed("losses.focal.gamma=3.0").plans
     assert {name for name in before if before[name] != after[name]} == {"report2_focal-seed0"}
     assert after["report2_focal-seed0"].loss_options == {"gamma": 3.0, "balance": 0.25}
 
 
-def test_how_masks_are_made_stands_in_no_plan() -> None:
+def test_plans_do_not_depend_on_prediction_settings() -> None:
     assert changed("prediction.threshold=val", "prediction.flip_average=true").plans == changed().plans
 
 
 @pytest.mark.parametrize(("key", "value"), [("epochs", 7), ("alpha", 0.3)])
-def test_epochs_or_alpha_at_the_top_overrides_all_experiments_and_null_none(key: str, value: float) -> None:
+def test_top_level_epochs_and_alpha_override_all_experiments_unless_null(key: str, value: float) -> None:
     own = f"experiments.report2_dice_bce.{key}=1"
 
     def values(*assignments: str) -> set[Any]:
         experiments = changed(*assignments).experiments.values()
         return {getattr(experiment, key) for experiment in experiments} - {None}
 
-    # In whichever way and order they are set; `dvc exp run --set-param` writes the top alone.
+    # The way and the order of setting them do not matter; `dvc exp run --set-param` changes only the top.
     assert values(own, f"{key}={value}") == values(f"{key}={value}", own) == {value}
     assert values(own, f"{key}=null") == values() | {1}
     by_hand = TEXT.replace(f"\n{key}: null", f"\n{key}: {value}")
     assert {getattr(e, key) for e in parse_params(by_hand).experiments.values()} - {None} == {value}
 
 
-def test_experiments_are_kept_with_those_that_they_build_on() -> None:
+def test_kept_experiments_include_those_that_they_build_on() -> None:
     kept = parse_params(with_changes(TEXT, {}, ["report2", "two_step_infection"]))
     assert list(kept.experiments) == ["report2", "two_step_lungs", "two_step_infection"]
     assert list(kept.stages.lungs) == ["two_step_lungs"]
@@ -209,7 +209,7 @@ def test_experiments_are_kept_with_those_that_they_build_on() -> None:
         with_changes(TEXT, {}, ["bset"])
 
 
-def test_lines_outside_of_the_experiments_stay_when_some_are_kept() -> None:
+def test_keeping_experiments_does_not_change_other_lines() -> None:
     end = TEXT[TEXT.index("\nreport:") : TEXT.index("\nstages:")]
     assert with_changes(TEXT, {}, ["combined"]).endswith(
         f"""{end}
@@ -223,7 +223,7 @@ stages:
     )
 
 
-def test_the_stages_that_dvc_yaml_makes_follow_from_the_experiments() -> None:
+def test_stages_are_derived_from_the_experiments() -> None:
     stages = changed(
         "experiments.report2.seeds=2",
         "training.seed=5",
@@ -249,7 +249,7 @@ def test_the_stages_that_dvc_yaml_makes_follow_from_the_experiments() -> None:
     assert stages.train["lungs-seed5"].experiment == "lungs"
 
 
-def test_what_is_as_it_should_be_is_written_as_it_was() -> None:
+def test_valid_text_is_not_changed() -> None:
     assert with_changes(TEXT, {}) == TEXT
 
 
@@ -272,7 +272,7 @@ def test_what_is_as_it_should_be_is_written_as_it_was() -> None:
             "    two_step_lungs: {training: two_step_lungs-seed0, images: packed/256}",
             "    two_step_lungs: {training: two_step_lungs-seed0, images: packed/256}\n"
             "    report2: {training: report2-seed0, images: packed/256}",
-            "lungs: no experiment has report2",
+            "lungs: no experiment needs report2",
         ),
         (
             "  seeds: 1 ",
@@ -281,9 +281,7 @@ def test_what_is_as_it_should_be_is_written_as_it_was() -> None:
         ),
     ],
 )
-def test_lists_that_do_not_follow_are_refused_and_written_by_a_change(
-    before: str, after: str, line: str
-) -> None:
+def test_wrong_stage_lists_are_errors_and_a_change_rewrites_them(before: str, after: str, line: str) -> None:
     assert TEXT.count(before) == 1
     edited = TEXT.replace(before, after)
     with pytest.raises(InputError) as error:
@@ -292,14 +290,14 @@ def test_lists_that_do_not_follow_are_refused_and_written_by_a_change(
     assert parse_params(with_changes(edited, {}))
 
 
-def test_a_key_of_the_section_training_at_the_top_is_told_its_place() -> None:
+def test_training_key_at_the_top_gets_a_hint() -> None:
     with pytest.raises(
         InputError, match=r": image_size: unknown key \(did you mean training\.image_size\?\)"
     ):
         changed("image_size=128")
 
 
-def test_a_plan_survives_its_json() -> None:
+def test_plan_survives_a_json_round_trip() -> None:
     for plan in load_params(ROOT / "params.yaml").plans.values():
         assert params.Plan.from_json(plan.to_json()) == plan
 
@@ -315,7 +313,7 @@ def test_null_stays_null() -> None:
     assert "\n  fingerprint: null\n" in with_changes(TEXT, {"test": {"data": {"fingerprint": None}}})
 
 
-def test_a_pin_is_refused_for_phantoms_and_the_demo_takes_it_away() -> None:
+def test_fingerprint_of_phantoms_is_an_error_and_the_demo_removes_it() -> None:
     pin = f"data.fingerprint=f{31 * '0'}"
     with pytest.raises(InputError, match=r": data: phantom:// never changes .* set data\.fingerprint=null$"):
         changed(pin, "data.source=phantom://9")
@@ -327,7 +325,7 @@ def test_a_pin_is_refused_for_phantoms_and_the_demo_takes_it_away() -> None:
 SHA256 = f"data.sha256={64 * 'a'}"
 
 
-def test_another_source_takes_the_pins_of_the_one_before_away() -> None:
+def test_another_source_removes_the_previous_pins() -> None:
     pinned = with_changes(TEXT, {"pin": {"data": {"fingerprint": f"f{31 * '0'}"}}})
     assert parse_params(pinned).data.sha256
     data = parse_params(with_changes(pinned, {"test": {"data": {"source": "x.zip"}}})).data
@@ -336,20 +334,21 @@ def test_another_source_takes_the_pins_of_the_one_before_away() -> None:
     assert parse_params(same) == parse_params(pinned)
 
 
-def test_a_pin_that_is_set_beside_a_source_stays_in_any_order() -> None:
+def test_pin_set_together_with_a_source_is_kept_in_any_order() -> None:
     for order in (("data.source=x.zip", SHA256), (SHA256, "data.source=x.zip")):
         assert changed(*order).data == params.DataSource(source="x.zip", sha256=64 * "a")
 
 
-def test_a_sha256_is_refused_for_phantoms() -> None:
-    with pytest.raises(InputError, match=r": data: phantom:// is no zip .*; set data\.sha256=null$"):
+def test_sha256_of_phantoms_is_an_error() -> None:
+    with pytest.raises(InputError, match=r": data: phantom:// is not a zip file .*; set data\.sha256=null$"):
         changed(SHA256, "data.source=phantom://9")
 
 
 @pytest.mark.parametrize("source", ["https://user:password@host/a.zip", "http://user@127.0.0.1/a.zip"])
-def test_a_password_in_a_url_is_refused_and_not_said(source: str) -> None:
+def test_password_in_a_url_is_an_error_that_does_not_reveal_it(source: str) -> None:
     with pytest.raises(
-        InputError, match=r": data: source: a user or password .*; put it into ~/\.netrc$"
+        InputError,
+        match=r": data: source: params.yaml must not contain credentials; put them into ~/\.netrc$",
     ) as caught:
         changed(f"data.source={source}")
     assert "password@" not in str(caught.value)
@@ -367,22 +366,25 @@ def test_a_password_in_a_url_is_refused_and_not_said(source: str) -> None:
             "experiments.report1_bce.los=bce",
             ": experiments.report1_bce.los: unknown key (did you mean loss?)",
         ),
-        ("alpha=1.5", ": alpha: 1.5 won't do: input should be less than or equal to 1"),
-        ("alpha=half", ": alpha: 'half' won't do: input should be a valid number"),
-        ("epochs=0", ": epochs: 0 won't do: input should be greater than or equal to 1"),
-        ("epochs=true", ": epochs: True won't do: input should be a valid integer"),
+        ("alpha=1.5", ": alpha: 1.5 is invalid: input should be less than or equal to 1"),
+        ("alpha=half", ": alpha: 'half' is invalid: input should be a valid number"),
+        ("epochs=0", ": epochs: 0 is invalid: input should be greater than or equal to 1"),
+        ("epochs=true", ": epochs: True is invalid: input should be a valid integer"),
         (
             "experiments.report1_bce.loss=bec",
             "experiments.report1_bce.loss: 'bec' is not one of 'bce', 'bce_iou', 'dice', ",
         ),
         ("experiments.report1_bce.network=vnet", "'vnet' is not one of 'unet', 'residual_unet', "),
-        ("experiments.report1_bce=bce", "experiments.report1_bce: 'bce' won't do: expected keys and values"),
-        ("data=zip", ": data: 'zip' won't do: expected keys and values"),
+        (
+            "experiments.report1_bce=bce",
+            "experiments.report1_bce: 'bce' is invalid: expected keys and values",
+        ),
+        ("data=zip", ": data: 'zip' is invalid: expected keys and values"),
         (
             "experiments.report2.patch=3",
-            ": experiments.report2: image_size 256 is not 2, 3, ... times patch * 2^depth = 48",
+            ": experiments.report2: image_size 256 must be 2, 3, ... times patch * 2^depth = 48",
         ),
-        ("training.patch=16", ": training.patch: 16 won't do: input should be less than or equal to 8"),
+        ("training.patch=16", ": training.patch: 16 is invalid: input should be less than or equal to 8"),
         (
             "prediction.threshold=1.5",
             ": prediction.threshold: 1.5 is neither val nor a number between 0 and 1",
@@ -397,40 +399,40 @@ def test_a_password_in_a_url_is_refused_and_not_said(source: str) -> None:
             ": experiments.combined.augment.rotaton: "
             "unknown key (did you mean rotation?); the keys here are ",
         ),
-        ("training.augment.flip=2", ": training.augment.flip: 2 won't do"),
+        ("training.augment.flip=2", ": training.augment.flip: 2 is invalid"),
         (
             "experiments.combined.augment=none",
-            ": experiments.combined.augment: 'none' won't do: expected keys and values",
+            ": experiments.combined.augment: 'none' is invalid: expected keys and values",
         ),
         ("losses.focal.gama=1", ": losses.focal.gama: unknown key (did you mean gamma?)"),
-        ("losses.focal_tversky.gamma=0.5", ": losses.focal_tversky.gamma: 0.5 won't do"),
-        ("training.seeds=0", ": training.seeds: 0 won't do"),
-        ("training.ema=1.0", ": training.ema: 1.0 won't do"),
+        ("losses.focal_tversky.gamma=0.5", ": losses.focal_tversky.gamma: 0.5 is invalid"),
+        ("training.seeds=0", ": training.seeds: 0 is invalid"),
+        ("training.ema=1.0", ": training.ema: 1.0 is invalid"),
         (
             "experiments.report2_attention.width=1",
             ": experiments.report2_attention: network attention_unet needs a width of at least 2",
         ),
         (
             "experiments.report2={compile: graphs, accumulate: 2}",
-            ": experiments.report2: compile: graphs computes a batch whole; set accumulate: 1, "
+            ": experiments.report2: compile: graphs cannot split a batch; set accumulate: 1 "
             "or compile: fused",
         ),
         (
             "experiments.report2={processes: 8, accumulate: 4}",
-            ": experiments.report2: batch_size: 16 images are too few for 8 processes and accumulate: 4",
+            ": experiments.report2: batch_size: 16 images are not enough for 8 processes and accumulate: 4",
         ),
         (
             "experiments.report2.deep_supervision=true",
-            ": experiments.report2: network unet has no deep_supervision; unet_plus_plus has",
+            ": experiments.report2: network unet does not support deep_supervision; use unet_plus_plus",
         ),
         (
             "experiments.report1_bce.prediction={within_lungs: true}",
             ": experiments.report1_bce: prediction.within_lungs needs targets: [infection, lung]",
         ),
-        ("experiments.combined.images=raw", ": experiments.combined.images: 'raw' won't do"),
+        ("experiments.combined.images=raw", ": experiments.combined.images: 'raw' is invalid"),
         (
             "experiments.report2.images=lungs/two_step_lungs",
-            "images: lungs/two_step_lungs holds infection alone; set targets: [infection]",
+            "images: lungs/two_step_lungs has only infection masks; set targets: [infection]",
         ),
         (
             "experiments.two_step_infection.images=lungs/nought",
@@ -447,41 +449,47 @@ def test_a_password_in_a_url_is_refused_and_not_said(source: str) -> None:
         (
             "experiments.two_step_lungs.image_size=128",
             ": experiments.two_step_infection: image_size is 256, "
-            "but two_step_lungs, whose lungs it sees, has 128",
+            "but two_step_lungs, which predicts its lungs, has 128",
         ),
         (
             "experiments.two_step_lungs.half=lung",
             ": experiments.two_step_infection: half is infection, "
-            "but two_step_lungs, whose lungs it sees, has lung",
+            "but two_step_lungs, which predicts its lungs, has lung",
         ),
         (
             "experiments.report1_bce.image_size=24",
-            ": experiments.report1_bce: image_size 24 is not 2, 3, ... times patch * 2^depth = 16",
+            ": experiments.report1_bce: image_size 24 must be 2, 3, ... times patch * 2^depth = 16",
         ),
-        ("training.image_size=8", ": training.image_size: 8 won't do"),
+        ("training.image_size=8", ": training.image_size: 8 is invalid"),
         (
             "experiments.report1_bce.half=lung",
-            ": experiments.report1_bce: the lung half holds no infection masks; set targets: [lung]",
+            ": experiments.report1_bce: the lung half has no infection masks; set targets: [lung]",
         ),
         ("experiments.report1_bce.name=x", ": experiments.report1_bce.name: unknown key"),
-        ("experiments.report1_bce.alpha=0.3", ": experiments.report1_bce: loss bce reads no alpha"),
-        ("experiments.report1_bce_iou.alpha=null", "loss bce_iou reads alpha, which is missing"),
-        ("experiments.report1_bce.targets=[lung, lung]", ".targets: a word stands there twice"),
-        (f"experiments.whole_lung={ENTRY}", ": experiments.whole_lung: a trivial predictor has this name"),
-        (f"experiments.dataset={ENTRY}", ": experiments.dataset: metrics.json has this name for the dataset"),
-        ("audit.correlation=0", ": audit.correlation: 0 won't do"),
+        ("experiments.report1_bce.alpha=0.3", ": experiments.report1_bce: loss bce does not use alpha"),
+        ("experiments.report1_bce_iou.alpha=null", "loss bce_iou needs alpha, which is missing"),
+        ("experiments.report1_bce.targets=[lung, lung]", ".targets: a value is listed twice"),
+        (
+            f"experiments.whole_lung={ENTRY}",
+            ": experiments.whole_lung: this is the name of a trivial predictor",
+        ),
+        (
+            f"experiments.dataset={ENTRY}",
+            ": experiments.dataset: metrics.json uses this name for the dataset",
+        ),
+        ("audit.correlation=0", ": audit.correlation: 0 is invalid"),
         ("audit.duplicates=remove", ": audit.duplicates: 'remove' is not one of 'report' or 'drop'"),
         (f"experiments.a b={ENTRY}", ": experiments.a b"),
         ("training.half=chest", ": training.half: 'chest' is not one of 'infection' or 'lung'"),
-        ("training=", ": training: None won't do: expected keys and values"),
-        ("training.seed=100000000000000000000", ": training.seed: 100000000000000000000 won't do"),
-        ("report.figures=[0]", ": report.figures.0: 0 won't do"),
-        ("data.fingerprint=12345", ": data.fingerprint: 12345 won't do: input should be a valid string"),
-        ("data.sha256=abc", ": data.sha256: 'abc' won't do: string should match pattern"),
-        ("data.fingerprint=f00", ": data.fingerprint: 'f00' won't do: string should match pattern"),
+        ("training=", ": training: None is invalid: expected keys and values"),
+        ("training.seed=100000000000000000000", ": training.seed: 100000000000000000000 is invalid"),
+        ("report.figures=[0]", ": report.figures.0: 0 is invalid"),
+        ("data.fingerprint=12345", ": data.fingerprint: 12345 is invalid: input should be a valid string"),
+        ("data.sha256=abc", ": data.sha256: 'abc' is invalid: string should match pattern"),
+        ("data.fingerprint=f00", ": data.fingerprint: 'f00' is invalid: string should match pattern"),
     ],
 )
-def test_a_wrong_word_gets_one_line_with_place_and_remedy(assignment: str, line: str) -> None:
+def test_invalid_value_is_a_one_line_error_with_key_and_remedy(assignment: str, line: str) -> None:
     with pytest.raises(InputError) as error:
         changed(assignment)
     assert line in str(error.value)
@@ -496,7 +504,7 @@ def test_a_wrong_word_gets_one_line_with_place_and_remedy(assignment: str, line:
         ("alpha: 1\nalpha: 2", "p.yaml: not valid YAML"),
     ],
 )
-def test_what_is_no_params_file_is_refused_in_one_line(text: str, line: str) -> None:
+def test_invalid_params_file_is_a_one_line_error(text: str, line: str) -> None:
     with pytest.raises(InputError) as error:
         parse_params(text, "p.yaml")
     assert str(error.value).startswith(line)
@@ -506,7 +514,7 @@ def test_what_is_no_params_file_is_refused_in_one_line(text: str, line: str) -> 
 @pytest.mark.parametrize(
     "key", ["alpha", "experiments", "training", "losses", "prediction", "report", "stages"]
 )
-def test_a_misspelt_key_is_one_fault_not_two(key: str) -> None:
+def test_misspelt_key_is_reported_once(key: str) -> None:
     misspelt = f"{key[0]}{key[2]}{key[1]}{key[3:]}"
     with pytest.raises(InputError) as error:
         parse_params(TEXT.replace(f"\n{key}:", f"\n{misspelt}:"))
@@ -515,6 +523,6 @@ def test_a_misspelt_key_is_one_fault_not_two(key: str) -> None:
 
 
 @pytest.mark.parametrize("assignment", ["alpha", "=1", ".a=1", "alpha=[1"])
-def test_a_malformed_assignment_is_refused(assignment: str) -> None:
+def test_malformed_assignment_is_an_error(assignment: str) -> None:
     with pytest.raises(InputError, match=r"expected KEY=VALUE|not valid YAML"):
         parse_assignment(assignment)

@@ -28,7 +28,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """A new bucket, to which the environment leads."""
+    """A new bucket, with the environment set for it."""
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
@@ -46,7 +46,7 @@ def folder(bucket: str, s3: S3Server, kaggle_folder: Path) -> str:
 
 @pytest.fixture
 def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the objects that are asked for."""
+    """The names of the requested objects."""
     names: list[str] = []
     read = Bucket.read
 
@@ -71,12 +71,12 @@ def staged(base: Path) -> list[Path]:
     return list((base / ".dvc/tmp/transfers").glob("*"))
 
 
-def test_a_folder_gives_the_same_bytes(folder: str, kaggle_folder: Path, tmp_path: Path) -> None:
+def test_prefix_gives_identical_bytes(folder: str, kaggle_folder: Path, tmp_path: Path) -> None:
     assert downloaded(folder, tmp_path) == downloaded(str(kaggle_folder), tmp_path, "local")
     assert staged(tmp_path) == []
 
 
-def test_a_zip_gives_the_same_bytes_and_fingerprint(
+def test_zip_gives_identical_bytes_and_fingerprint(
     bucket: str, s3: S3Server, kaggle_folder: Path, tmp_path: Path
 ) -> None:
     archive = zipped(kaggle_folder, tmp_path / "a.zip")
@@ -90,10 +90,10 @@ def test_a_zip_gives_the_same_bytes_and_fingerprint(
     assert contents(tmp_path / "checked") == contents(tmp_path / "local")
 
 
-def test_only_objects_that_changed_are_fetched(
+def test_only_changed_objects_are_fetched(
     folder: str, s3: S3Server, kaggle_folder: Path, tmp_path: Path, fetched: list[str]
 ) -> None:
-    # From whatever source the earlier dataset came.
+    # The earlier dataset may come from another source.
     downloaded(str(kaggle_folder), tmp_path, "earlier")
     news = look(folder, tmp_path, tmp_path / "earlier")
     assert (news.text, fetched) == ("unchanged: 27 files", [])
@@ -102,14 +102,14 @@ def test_only_objects_that_changed_are_fetched(
     s3.files().rm(f"{folder.removeprefix('s3://')}/{DATA}/Val/Normal/lung masks/Normal (2).png")
     (kaggle_folder / DATA / "Val/Normal/lung masks/Normal (2).png").unlink()
     changed = look(folder, tmp_path, tmp_path / "earlier")
-    assert changed.text == "0 new, 1 changed and 1 gone of 26 files"
+    assert changed.text == "0 new, 1 changed and 1 removed of 26 files"
     assert changed.fingerprint != news.fingerprint
     raw = downloaded(folder, tmp_path, previous=tmp_path / "earlier")
     assert raw == downloaded(str(kaggle_folder), tmp_path, "local")
     assert [Path(name).name for name in fetched] == ["covid_1.png"]
 
 
-def test_an_etag_that_is_no_md5_counts_as_changed(
+def test_etag_that_is_not_an_md5_counts_as_changed(
     bucket: str, s3: S3Server, kaggle_folder: Path, tmp_path: Path, fetched: list[str]
 ) -> None:
     files = s3.files()
@@ -132,22 +132,24 @@ def test_an_etag_that_is_no_md5_counts_as_changed(
     assert [Path(name).name for name in fetched] == ["covid_1.png"]
 
 
-def test_an_object_that_changes_meanwhile_is_found_out(folder: str, s3: S3Server, tmp_path: Path) -> None:
+def test_object_that_changes_during_the_download_is_an_error(
+    folder: str, s3: S3Server, tmp_path: Path
+) -> None:
     source = open_source(folder, tmp_path)
     s3.files().pipe_file(f"{folder.removeprefix('s3://')}/{FIRST}", b"another image")
-    with pytest.raises(InputError, match=r"^s3://.*: a file changed while it was fetched; start again$"):
+    with pytest.raises(InputError, match=r"^s3://.*: a file changed during the download; start again$"):
         download(source, tmp_path / "raw", folder)
     assert not (tmp_path / "raw").exists()
 
 
-def test_a_pinned_listing_is_accepted(folder: str, tmp_path: Path) -> None:
+def test_matching_fingerprint_is_accepted(folder: str, tmp_path: Path) -> None:
     source = open_source(folder, tmp_path)
     listing = list_files(source, find_images(source, folder))
     assert listing
     download(source, tmp_path / "raw", folder, pinned=fingerprint(listing))
 
 
-def test_a_break_is_gone_on_from(
+def test_interrupted_download_is_resumed(
     folder: str, kaggle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetched: list[str]
 ) -> None:
     read, left = Bucket.read, iter(range(10))
@@ -166,9 +168,7 @@ def test_a_break_is_gone_on_from(
     assert len(fetched) == 17
 
 
-def test_what_is_wrong_is_said_in_one_line(
-    bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_errors_are_one_line(bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def said(source: str) -> str:
         with pytest.raises(InputError) as caught:
             open_source(source, tmp_path)
@@ -176,11 +176,11 @@ def test_what_is_wrong_is_said_in_one_line(
         return str(caught.value)
 
     gone = "s3://no-such-bucket-anywhere/x"
-    assert said(gone) == f"{gone}: no such bucket; is AWS_ENDPOINT_URL set where it should be?"
-    assert said(f"s3://{bucket}/nothing") == f"s3://{bucket}/nothing: nothing is below this prefix"
+    assert said(gone) == f"{gone}: no such bucket; check AWS_ENDPOINT_URL"
+    assert said(f"s3://{bucket}/nothing") == f"s3://{bucket}/nothing: there are no objects below this prefix"
     assert said(f"s3://{bucket}/a.zip") == f"s3://{bucket}/a.zip: no such object"
-    assert "no such kind of source" in said("s3://")
-    with pytest.raises(InputError, match=r"a folder, but data\.sha256 pins a zip"):
+    assert "unknown kind of source" in said("s3://")
+    with pytest.raises(InputError, match=r"data\.sha256 pins a zip, but this is a folder"):
         open_source(f"s3://{bucket}/x", tmp_path, 64 * "0")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     assert "the credentials are wrong (SignatureDoesNotMatch); set AWS_ACCESS_KEY_ID" in said(
@@ -190,12 +190,12 @@ def test_what_is_wrong_is_said_in_one_line(
     assert "the credentials are wrong (InvalidAccessKeyId)" in said(f"s3://{bucket}/x")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    assert "not open to everybody (AccessDenied); set AWS_ACCESS_KEY_ID" in said(f"s3://{bucket}/x")
+    assert "no anonymous access (AccessDenied); set AWS_ACCESS_KEY_ID" in said(f"s3://{bucket}/x")
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     assert "The config profile (nobody) could not be found" in said(f"s3://{bucket}/x")
 
 
-def test_a_public_bucket_needs_no_credentials(
+def test_public_bucket_needs_no_credentials(
     folder: str, s3: S3Server, kaggle_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     files, name = s3.files(), folder.removeprefix("s3://").partition("/")[0]
@@ -207,7 +207,9 @@ def test_a_public_bucket_needs_no_credentials(
     assert downloaded(folder, tmp_path) == downloaded(str(kaggle_folder), tmp_path, "local")
 
 
-def test_no_server_is_a_temporary_fault(bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unreachable_server_is_a_temporary_error(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free.getsockname()[1]}")

@@ -1,4 +1,4 @@
-"""Kaggle as a source: kagglehub's own client, led to a server on loopback."""
+"""Kaggle as a source: kagglehub's own client with a local server."""
 
 import os
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ SEVEN = "kaggle://owner/data-set/versions/7"
 
 @pytest.fixture
 def kaggle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FileServer]:
-    # No environment variable leads kagglehub to any server but Kaggle's own.
+    # kagglehub has no environment variable for another server.
     for name in [name for name in os.environ if name.startswith("KAGGLE")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("tasks.sources.transfer.FIRST_WAIT", 0.001)
-    # For its name at Kaggle it looks at the source of all its callers, which under pytest are many.
+    # The client inspects the source of all its callers, which is slow under pytest.
     monkeypatch.setattr("kagglehub.clients.search_lib_in_call_stack", lambda _: None)
     with file_server() as server:
         monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, server.url)
@@ -37,7 +37,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("source", "version"), [(SEVEN, 7), ("kaggle://owner/data-set", 0)])
 @pytest.mark.parametrize("account", [True, False])
-def test_kaggles_zip_gives_the_same_bytes(
+def test_kaggle_zip_gives_identical_bytes(
     kaggle: FileServer,
     kaggle_folder: Path,
     tmp_path: Path,
@@ -58,9 +58,7 @@ def test_kaggles_zip_gives_the_same_bytes(
     assert (kaggle.authorised > 0) == account
 
 
-def test_a_signed_url_that_runs_out_is_asked_for_again(
-    kaggle: FileServer, kaggle_folder: Path, tmp_path: Path
-) -> None:
+def test_expired_signed_url_is_renewed(kaggle: FileServer, kaggle_folder: Path, tmp_path: Path) -> None:
     archive = zipped(kaggle_folder, tmp_path / "a.zip")
     for path in ("/first", "/second"):
         kaggle.put(path, archive)
@@ -74,32 +72,36 @@ def test_a_signed_url_that_runs_out_is_asked_for_again(
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (401, r"Kaggle refuses \(401 Unauthorized\); make a token at kaggle.com/settings and put it"),
-        (403, r"Kaggle refuses \(403 Forbidden\); make a token .* set data.source to its path$"),
-        (404, r"Kaggle has no such dataset or version, or hides it; make a token"),
+        (
+            401,
+            r"Kaggle refused access \(401 Unauthorized\); "
+            "create a token at kaggle.com/settings and put it",
+        ),
+        (403, r"Kaggle refused access \(403 Forbidden\); create a token .* set data.source to its path$"),
+        (404, r"Kaggle has no such dataset or version, or it is private; create a token"),
     ],
 )
-def test_a_refusal_says_what_to_do(kaggle: FileServer, tmp_path: Path, status: int, said: str) -> None:
+def test_refusal_says_what_to_do(kaggle: FileServer, tmp_path: Path, status: int, said: str) -> None:
     kaggle.refusals["/owner/data-set/7"] = (status, {})
     with pytest.raises(InputError, match=f"^{SEVEN}: {said}"):
         open_source(SEVEN, tmp_path)
 
 
-def test_too_many_requests_are_tried_again_then_said(kaggle: FileServer, tmp_path: Path) -> None:
+def test_too_many_requests_are_retried_then_reported(kaggle: FileServer, tmp_path: Path) -> None:
     kaggle.refusals["/owner/data-set/7"] = (429, {})
     with pytest.raises(UnavailableError, match=r"Kaggle is too busy \(429 Too Many Requests\); try later"):
         open_source(SEVEN, tmp_path)
 
 
-def test_a_redirect_to_where_anybody_listens_is_refused(kaggle: FileServer, tmp_path: Path) -> None:
+def test_redirect_to_plain_http_is_an_error(kaggle: FileServer, tmp_path: Path) -> None:
     kaggle.files["/a.zip"] = b""
-    # Which also leads to this machine, but is no address of it.
+    # Reaches this machine too, but is not a loopback address.
     kaggle.redirects["/owner/data-set/7"] = f"http://0.0.0.0:{kaggle.server_port}/a.zip"
-    with pytest.raises(InputError, match="anybody on the way could change it; use https://"):
+    with pytest.raises(InputError, match="HTTP is not secure; use https://"):
         open_source(SEVEN, tmp_path)
 
 
-def test_a_broken_kaggle_json_is_said(
+def test_invalid_kaggle_json_is_an_error(
     kaggle: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "kaggle.json").write_text("{")
@@ -108,21 +110,19 @@ def test_a_broken_kaggle_json_is_said(
         open_source(SEVEN, tmp_path)
 
 
-def test_no_connection_is_a_temporary_fault(
+def test_failed_connection_is_a_temporary_error(
     kaggle: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with file_server() as gone:
         url = gone.url
     monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, url)
-    with pytest.raises(UnavailableError, match=r"Kaggle can't be reached: Connection refused$"):
+    with pytest.raises(UnavailableError, match=r"Kaggle cannot be reached: Connection refused$"):
         open_source(SEVEN, tmp_path)
 
 
 @pytest.mark.parametrize(
     "source", ["kaggle://owner", "kaggle://owner/x/versions/new", "kaggle://o/x/y", "kaggle://o/../x"]
 )
-def test_another_form_is_refused(source: str, tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match="right would be kaggle://OWNER/NAME or kaggle://OWNER/NAME/versions/7"
-    ):
+def test_malformed_kaggle_url_is_an_error(source: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected kaggle://OWNER/NAME or kaggle://OWNER/NAME/versions/7"):
         open_source(source, tmp_path)

@@ -33,7 +33,7 @@ def raw(kaggle_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "raw"
 
 
-def test_a_zip_its_folder_and_what_is_made_of_them_list_the_same(
+def test_zip_folder_and_resulting_dataset_have_the_same_listing(
     kaggle_folder: Path, tmp_path: Path, raw: Path
 ) -> None:
     listing = listed(kaggle_folder)
@@ -46,7 +46,7 @@ def test_a_zip_its_folder_and_what_is_made_of_them_list_the_same(
     assert Stored(raw).listing == listing
 
 
-def test_what_is_not_of_the_dataset_changes_nothing(kaggle_folder: Path) -> None:
+def test_other_files_do_not_change_the_listing(kaggle_folder: Path) -> None:
     before = listed(kaggle_folder)
     (kaggle_folder / "README.txt").write_text("read me")
     (kaggle_folder / TRAIN / "._covid_1.png").write_bytes(b"AppleDouble")
@@ -54,7 +54,9 @@ def test_what_is_not_of_the_dataset_changes_nothing(kaggle_folder: Path) -> None
     assert listed(kaggle_folder) == before
 
 
-def test_a_file_of_many_blocks_is_summed_whole(kaggle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_of_several_blocks_is_hashed_completely(
+    kaggle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = listed(kaggle_folder)
     monkeypatch.setattr("tasks.sources.archives.BLOCK", 7)
     assert listed(kaggle_folder) == expected
@@ -64,8 +66,8 @@ def test_phantoms_never_change() -> None:
     assert listed("phantom://9?size=64") is None
 
 
-def test_a_fingerprint_stays_what_it_was() -> None:
-    """Users keep it in their params.yaml."""
+def test_fingerprint_is_stable() -> None:
+    """Users have fingerprints in their params.yaml, so the algorithm must not change."""
     a, b = (
         PlaceInLayout("infection-train.zip", "COVID-19/images/a.png"),
         PlaceInLayout("lung-val.zip", "Normal/images/é.png"),
@@ -75,7 +77,7 @@ def test_a_fingerprint_stays_what_it_was() -> None:
     assert fingerprint(dict(reversed(listing.items()))) == fingerprint(listing)
 
 
-def test_place_size_and_content_all_change_the_fingerprint() -> None:
+def test_place_size_and_content_change_the_fingerprint() -> None:
     place = PlaceInLayout("infection-train.zip", "COVID-19/images/a.png")
     moved, renamed = place._replace(shard="infection-val.zip"), place._replace(member="COVID-19/images/b.png")
     rows = [(place, Stamp(3, 7)), (place, Stamp(4, 7)), (place, Stamp(3, 8))]
@@ -83,39 +85,41 @@ def test_place_size_and_content_all_change_the_fingerprint() -> None:
     assert len({fingerprint({place: stamp}) for place, stamp in rows}) == 5
 
 
-def test_a_link_out_of_a_folder_is_not_even_listed(kaggle_folder: Path, tmp_path: Path) -> None:
+def test_link_out_of_a_folder_is_not_listed(kaggle_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
     (kaggle_folder / TRAIN / "covid_9.png").symlink_to(tmp_path / "secret")
-    with pytest.raises(InputError, match=r"covid_9\.png: a link that leads out"):
+    with pytest.raises(InputError, match=r"covid_9\.png: this link points outside"):
         listed(kaggle_folder)
 
 
-def test_a_name_that_is_no_text_is_refused(kaggle_folder: Path) -> None:
+def test_file_name_that_is_not_utf_8_is_an_error(kaggle_folder: Path) -> None:
     (kaggle_folder / TRAIN / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
-    with pytest.raises(InputError, match=r"caf\\udce9\.png': this name is not UTF-8; rename the file"):
+    with pytest.raises(InputError, match=r"caf\\udce9\.png': this file name is not UTF-8; rename the file"):
         listed(kaggle_folder)
 
 
-@pytest.mark.parametrize("damage", ["no manifest", "no table", "other columns", "no shard", "half a shard"])
-def test_a_damaged_dataset_counts_as_none(raw: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "damage", ["missing manifest", "invalid table", "other columns", "missing shard", "truncated shard"]
+)
+def test_damaged_dataset_is_ignored(raw: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     manifest, shard = raw / "manifest.csv", raw / "infection-val.zip"
     match damage:
-        case "no manifest":
+        case "missing manifest":
             manifest.unlink()
-        case "no table":
+        case "invalid table":
             manifest.write_bytes(b'\xff\x00\n"')
         case "other columns":
             manifest.write_text("a,b\n1,2\n")
-        case "no shard":
+        case "missing shard":
             shard.unlink()
-        case "half a shard":
+        case "truncated shard":
             shard.write_bytes(shard.read_bytes()[:-300])
     assert open_earlier(raw) is None
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"{raw}: no whole dataset, ignored: ")
+    assert line.startswith(f"{raw}: ignored, not a complete dataset: ")
 
 
-def test_where_nothing_is_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_dataset_is_ignored_silently(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert open_earlier(None) is None
     assert open_earlier(tmp_path / "nothing") is None
     assert capsys.readouterr().out == ""

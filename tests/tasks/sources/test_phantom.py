@@ -30,7 +30,7 @@ def decode(png: bytes) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[int, list[Phantom]]:
-    """Twenty phantoms of each class, 128 pixels a side."""
+    """Twenty phantoms of each class, with 128 pixels per side."""
     return {
         group: [draw_phantom(0, group, i, seed=5, size=128) for i in range(20)]
         for group in range(len(CLASSES))
@@ -51,7 +51,7 @@ def test_names_are_kaggles() -> None:
 
 
 @pytest.mark.parametrize("few", [1, 1000])
-def test_many_are_drawn_in_order(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_phantoms_are_drawn_in_order(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.sources.phantom.FEW", few)
     source = PhantomSource("phantom://36?size=32")
     names = source.names()[::-1]
@@ -66,7 +66,7 @@ def test_default_counts() -> None:
     assert all(cells[s, c, kind] == cells[s, c, "images"] for s, c, kind in product(SPLITS, CLASSES, KINDS))
 
 
-def test_a_number_stands_for_one_case_of_its_class() -> None:
+def test_numbers_are_unique_within_a_class() -> None:
     images = [name for name in PhantomSource("phantom://200").names() if "/images/" in name]
     assert len({name.rsplit("/", 1)[1] for name in images}) == len(images) == 200
 
@@ -78,7 +78,7 @@ def test_spread_gives_the_total_and_fills_every_cell(total: int) -> None:
     assert min(cells) >= 1
 
 
-def test_spread_of_the_real_total_is_the_real_one() -> None:
+def test_spread_of_the_real_total_gives_the_real_counts() -> None:
     assert spread(5826) == KAGGLE_COUNTS
 
 
@@ -106,14 +106,14 @@ def test_seed_and_case_change_the_picture() -> None:
 
 
 @pytest.mark.parametrize(("query", "size"), [("", 256), ("?size=32", 32), ("?size=101", 101)])
-def test_files_are_grey_pngs_of_the_asked_size(query: str, size: int) -> None:
+def test_files_are_grey_pngs_of_the_requested_size(query: str, size: int) -> None:
     source = PhantomSource(f"phantom://9{query}")
     for name in source.names():
         picture = decode(source.read(name))
         assert (picture.format, picture.mode, picture.size) == ("PNG", "L", (size, size))
 
 
-def test_a_file_is_what_its_folder_says() -> None:
+def test_file_matches_its_folder() -> None:
     source = PhantomSource("phantom://9?size=64&seed=2")
     phantom = draw_phantom(0, COVID, 0, seed=2, size=64)
     for kind, pixels in zip(KINDS, phantom, strict=True):
@@ -146,8 +146,8 @@ def test_lungs_are_two_dark_regions_within_the_frame(drawn: dict[int, list[Phant
         assert middle[inside[32:96, 16:112]].mean() < middle[~inside[32:96, 16:112]].mean() - 25
 
 
-def test_trivial_predictors_are_poor(drawn: dict[int, list[Phantom]]) -> None:
-    """All foreground scores the infected area as IoU; the whole lung, infection's share of it."""
+def test_trivial_predictors_score_low(drawn: dict[int, list[Phantom]]) -> None:
+    """The IoU of all foreground is the infected area; that of the whole lung is the infected share of it."""
     infected = np.array([(p.infection > 0).mean() for p in drawn[COVID]])
     share = np.array([(p.infection > 0).sum() / (p.lungs > 0).sum() for p in drawn[COVID]])
     assert 0.08 < infected.mean() < 0.16
@@ -165,7 +165,7 @@ def test_infection_is_brighter_than_clear_lung_but_overlaps_with_it(drawn: dict[
     assert np.mean(gaps) > 10
 
 
-# --- What is refused
+# --- Errors
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_infection_is_brighter_than_clear_lung_but_overlaps_with_it(drawn: dict[
         ("phantom://-9", "from 9 to 33920"),
         ("phantom://9?", "seed=S and size=P"),
         ("phantom://9?depth=3", "seed=S and size=P"),
-        ("phantom://9?seed=1&seed=2", "each once"),
+        ("phantom://9?seed=1&seed=2", "each at most once"),
         ("phantom://9?seed=x", "from 0 to 4294967295"),
         ("phantom://9?seed", "from 0 to 4294967295"),
         ("phantom://9?size=31", "from 32 to 1024"),
@@ -189,7 +189,7 @@ def test_infection_is_brighter_than_clear_lung_but_overlaps_with_it(drawn: dict[
         ("phantom://9?size=٦٤", "from 32 to 1024"),
     ],
 )
-def test_bad_url_is_refused_in_one_line_that_names_what_is_right(url: str, right: str) -> None:
+def test_invalid_url_is_a_one_line_error_with_the_valid_form(url: str, right: str) -> None:
     with pytest.raises(ValueError, match=right) as refused:
         PhantomSource(url)
     assert right in str(refused.value)
@@ -209,6 +209,6 @@ def test_bad_url_is_refused_in_one_line_that_names_what_is_right(url: str, right
         f"{ROOT}/Train/COVID-19/masks/covid_1.png",
     ],
 )
-def test_unknown_file_is_refused(name: str) -> None:
+def test_unknown_file_is_an_error(name: str) -> None:
     with pytest.raises(FileNotFoundError, match="no file"):
         PhantomSource("phantom://9").read(name)

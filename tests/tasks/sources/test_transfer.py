@@ -1,4 +1,4 @@
-"""How pieces come from afar, by `tasks.sources.transfer` and `web`: against a server that fails."""
+"""Transfers by `tasks.sources.transfer` and `web`, against a server that fails."""
 
 import hashlib
 import os
@@ -55,23 +55,23 @@ def staged(base: Path) -> list[Path]:
     return list((base / ".dvc/tmp/transfers").glob("*"))
 
 
-def test_the_same_bytes_come_over_http_and_nothing_stays(
+def test_http_gives_identical_bytes_and_leaves_no_staged_files(
     server: FileServer, archive: Path, tmp_path: Path
 ) -> None:
     url = server.put("/a.zip", archive)
     assert downloaded(url, tmp_path) == downloaded(str(archive), tmp_path, "local")
     assert staged(tmp_path) == []
-    # The directory and the members are in different requests; little comes twice.
+    # Directory and members are separate requests, so little is fetched twice.
     assert server.served < 1.1 * len(archive.read_bytes())
 
 
-def test_a_bad_server_gives_the_same_bytes(server: FileServer, archive: Path, tmp_path: Path) -> None:
+def test_unreliable_server_gives_identical_bytes(server: FileServer, archive: Path, tmp_path: Path) -> None:
     url = server.put("/a.zip", archive)
     server.busy, server.cut = 1 / 3, 1 / 10
     assert downloaded(url, tmp_path) == downloaded(str(archive), tmp_path, "local")
 
 
-def test_a_listing_takes_the_directory_alone(server: FileServer, archive: Path, tmp_path: Path) -> None:
+def test_listing_fetches_only_the_directory(server: FileServer, archive: Path, tmp_path: Path) -> None:
     source = open_source(server.put("/a.zip", archive), tmp_path)
     local = open_source(str(archive), tmp_path)
     assert source.stamps(source.names()) == local.stamps(local.names())
@@ -79,7 +79,7 @@ def test_a_listing_takes_the_directory_alone(server: FileServer, archive: Path, 
     assert staged(tmp_path) == []
 
 
-def test_a_look_downloads_nothing(server: FileServer, archive: Path, tmp_path: Path) -> None:
+def test_look_fetches_no_members(server: FileServer, archive: Path, tmp_path: Path) -> None:
     url = server.put("/a.zip", archive)
     downloaded(str(archive), tmp_path)
     news = look(url, tmp_path, tmp_path / "raw")
@@ -92,7 +92,7 @@ def test_a_look_downloads_nothing(server: FileServer, archive: Path, tmp_path: P
     assert staged(tmp_path) == []
 
 
-def test_of_a_changed_zip_only_what_changed_comes(
+def test_only_changed_members_of_a_zip_are_fetched(
     server: FileServer, kaggle_folder: Path, archive: Path, tmp_path: Path
 ) -> None:
     url = server.put("/a.zip", archive)
@@ -107,7 +107,7 @@ def test_of_a_changed_zip_only_what_changed_comes(
 
 
 @pytest.mark.parametrize("validators", [True, False])
-def test_a_server_without_ranges_gives_the_whole(
+def test_server_without_ranges_sends_the_whole_file(
     server: FileServer, archive: Path, tmp_path: Path, validators: bool
 ) -> None:
     server.ranges, server.validators = False, validators
@@ -117,17 +117,15 @@ def test_a_server_without_ranges_gives_the_whole(
     assert staged(tmp_path) == []
 
 
-def test_a_server_that_stays_away_is_a_temporary_fault(
-    server: FileServer, archive: Path, tmp_path: Path
-) -> None:
+def test_unavailable_server_is_a_temporary_error(server: FileServer, archive: Path, tmp_path: Path) -> None:
     url = server.put("/a.zip", archive)
     server.busy = 1
-    with pytest.raises(UnavailableError, match=r"/a\.zip: the server answers 503 Service Unavailable$"):
+    with pytest.raises(UnavailableError, match=r"/a\.zip: the server answered 503 Service Unavailable$"):
         open_source(url, tmp_path)
     assert server.requests == 8
 
 
-def test_what_came_before_a_fault_stays_for_the_next_try(
+def test_pieces_fetched_before_an_error_are_kept(
     server: FileServer, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = server.put("/a.zip", archive)
@@ -139,22 +137,22 @@ def test_what_came_before_a_fault_stays_for_the_next_try(
     assert len(staged(tmp_path)) == 1
     server.cut = 0
     assert downloaded(url, tmp_path) == downloaded(str(archive), tmp_path, "local")
-    assert f"{url}: going on, " in capsys.readouterr().out
+    assert f"{url}: resuming, " in capsys.readouterr().out
     assert staged(tmp_path) == []
 
 
-def test_a_file_that_changes_meanwhile_is_found_out(
+def test_file_that_changes_during_the_download_is_an_error(
     server: FileServer, archive: Path, tmp_path: Path
 ) -> None:
     url = server.put("/a.zip", archive)
     source = open_source(url, tmp_path)
     server.files["/a.zip"] = server.files["/a.zip"][::-1]
-    with pytest.raises(InputError, match=r"a\.zip: the file changed while it was fetched; start again$"):
+    with pytest.raises(InputError, match=r"a\.zip: the file changed during the download; start again$"):
         download(source, tmp_path / "raw", url)
     assert not (tmp_path / "raw").exists()
 
 
-def test_another_version_starts_afresh(server: FileServer, archive: Path, tmp_path: Path) -> None:
+def test_another_version_starts_over(server: FileServer, archive: Path, tmp_path: Path) -> None:
     url = server.put("/a.zip", archive)
     source = open_source(url, tmp_path)
     server.cut = 0.9
@@ -169,7 +167,7 @@ def test_another_version_starts_afresh(server: FileServer, archive: Path, tmp_pa
     assert not before.exists()
 
 
-def test_an_exact_time_to_wait_is_honoured() -> None:
+def test_requested_waiting_time_is_honoured() -> None:
     asked: list[float] = []
 
     def work() -> str:
@@ -185,11 +183,11 @@ def test_an_exact_time_to_wait_is_honoured() -> None:
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (403, "the server refuses it: 403 Forbidden; if it needs a user and a password, .*netrc"),
-        (404, "no file is there: the server answers 404 Not Found"),
+        (403, "the server refuses access: 403 Forbidden; if it needs a user name and password, .*netrc"),
+        (404, "no such file: the server answered 404 Not Found"),
     ],
 )
-def test_a_refusal_is_said_without_the_signature(
+def test_refusal_does_not_reveal_the_signature(
     server: FileServer, archive: Path, tmp_path: Path, status: int, said: str
 ) -> None:
     url = server.put("/a.zip", archive)
@@ -199,7 +197,7 @@ def test_a_refusal_is_said_without_the_signature(
     assert "secret" not in str(caught.value)
 
 
-def test_no_server_is_a_temporary_fault_without_the_signature(tmp_path: Path) -> None:
+def test_unreachable_server_error_does_not_reveal_the_signature(tmp_path: Path) -> None:
     with file_server() as server:
         url = f"{server.url}/a.zip"
     with pytest.raises(UnavailableError, match=r"a\.zip\?\.\.\.: Connection refused$"):
@@ -207,50 +205,46 @@ def test_no_server_is_a_temporary_fault_without_the_signature(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("target", ["http://example.org/a.zip", "ftp://example.org/a.zip", "file:///a.zip"])
-def test_a_redirect_to_where_anybody_listens_is_refused(
-    server: FileServer, tmp_path: Path, target: str
-) -> None:
+def test_redirect_to_plain_http_is_an_error(server: FileServer, tmp_path: Path, target: str) -> None:
     server.redirects["/a.zip"] = target
-    with pytest.raises(InputError, match="anybody on the way could change it; use https://"):
+    with pytest.raises(InputError, match="HTTP is not secure; use https://"):
         open_source(f"{server.url}/a.zip", tmp_path)
 
 
-def test_a_redirect_is_followed(server: FileServer, archive: Path, tmp_path: Path) -> None:
+def test_redirect_is_followed(server: FileServer, archive: Path, tmp_path: Path) -> None:
     server.put("/b.zip", archive)
     server.redirects["/a.zip"] = "/b.zip?signature=secret"
     url = f"{server.url}/a.zip"
     assert downloaded(url, tmp_path) == downloaded(str(archive), tmp_path, "local")
 
 
-def test_plain_http_from_afar_is_refused(tmp_path: Path) -> None:
+def test_plain_http_to_another_machine_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"http://example\.org/a\.zip: .*; use https://$"):
         open_source("http://example.org/a.zip", tmp_path)
 
 
-def test_the_whole_zip_is_checked_before_anything_is_taken(
-    server: FileServer, archive: Path, tmp_path: Path
-) -> None:
+def test_sha256_is_checked_before_anything_is_read(server: FileServer, archive: Path, tmp_path: Path) -> None:
     url, found = server.put("/a.zip", archive), hashlib.sha256(archive.read_bytes()).hexdigest()
     for source in (url, str(archive)):
-        with pytest.raises(InputError, match=rf"came {found}, pinned {64 * '0'}; .*data\.sha256={found}$"):
+        with pytest.raises(InputError, match=rf"found {found}, pinned {64 * '0'}; .*data\.sha256={found}$"):
             downloaded(source, tmp_path, sha256=64 * "0")
         assert not (tmp_path / "raw").exists()
     server.served = 0
     assert downloaded(url, tmp_path, sha256=found) == downloaded(str(archive), tmp_path, "local", found)
-    assert server.served < 3 * 4096, "what came stays until it is accepted"
+    assert server.served < 3 * 4096, "the download is kept until it is accepted"
     assert staged(tmp_path) == []
 
 
-def test_a_damaged_zip_does_not_stay(server: FileServer, archive: Path, tmp_path: Path) -> None:
+def test_damaged_zip_is_deleted(server: FileServer, archive: Path, tmp_path: Path) -> None:
     content = bytearray(archive.read_bytes())
     content[len(content) // 2] ^= 0xFF
     archive.write_bytes(content)
-    with pytest.raises(InputError, match=r"a\.zip: member 'Infection.*png' can't be read"):
+    with pytest.raises(InputError, match=r"a\.zip: member 'Infection.*png' cannot be read"):
         downloaded(server.put("/a.zip", archive), tmp_path)
     assert staged(tmp_path) == []
 
 
-def test_two_at_once_do_not_spoil_each_other(
+def test_concurrent_downloads_do_not_interfere(
     server: FileServer, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = server.put("/a.zip", archive)
@@ -266,11 +260,11 @@ def test_two_at_once_do_not_spoil_each_other(
     for thread in threads:
         thread.join()
     assert results["one"] == results["two"] == downloaded(str(archive), tmp_path, "local")
-    assert "waiting for another process that fetches it" in capsys.readouterr().out
+    assert "waiting for another process that is fetching it" in capsys.readouterr().out
     assert staged(tmp_path) == []
 
 
-def test_a_piece_that_rotted_on_the_disk_comes_again(tmp_path: Path) -> None:
+def test_damaged_staged_piece_is_fetched_again(tmp_path: Path) -> None:
     fetched: list[int] = []
 
     def fetch(index: int) -> Iterator[bytes]:
@@ -285,7 +279,7 @@ def test_a_piece_that_rotted_on_the_disk_comes_again(tmp_path: Path) -> None:
     first.close()
     (tmp_path / "a-b/content").write_bytes(10 * b"\0" + b"rot" + 7 * b"\1" + 10 * b"\2")
     with (tmp_path / "a-b/journal").open("a") as journal:
-        journal.write("2 20")  # and its last line is not whole
+        journal.write("2 20")  # the last line is truncated
     second = transfer()
     second.bring([0, 1, 2])
     assert sorted(fetched) == [0, 1, 1, 2]
@@ -294,8 +288,8 @@ def test_a_piece_that_rotted_on_the_disk_comes_again(tmp_path: Path) -> None:
     assert not (tmp_path / "a-b").exists()
 
 
-def test_a_download_that_is_killed_goes_on(server: FileServer, archive: Path, tmp_path: Path) -> None:
-    """At three random points, in a process of its own."""
+def test_killed_download_is_resumed(server: FileServer, archive: Path, tmp_path: Path) -> None:
+    """Killed at three random times, in a separate process."""
     url = server.put("/a.zip", archive)
     server.delay = 0.03
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -317,13 +311,13 @@ def test_a_download_that_is_killed_goes_on(server: FileServer, archive: Path, tm
         assert not (tmp_path / "raw").exists()
         assert len(staged(tmp_path)) <= 1
     assert start().wait(timeout=60) == 0
-    # All went on from what was there: only the directory and what was under way came more than once.
+    # Each run resumed: only the directory and unfinished pieces were fetched more than once.
     assert server.served < 2 * size
     assert contents(tmp_path / "raw") == downloaded(str(archive), tmp_path, "local")
     assert staged(tmp_path) == []
 
 
-def test_the_command_ends_as_a_fault_that_passes(tmp_path: Path) -> None:
+def test_command_exits_with_the_status_of_a_temporary_error(tmp_path: Path) -> None:
     with file_server() as server:
         url = f"{server.url}/a.zip?signature=secret"
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")

@@ -8,14 +8,14 @@ from tasks.support.cli import TEMPORARY, InputError, stage_main, without_secrets
 @pytest.mark.parametrize(
     ("error", "status", "line"),
     [
-        (InputError("alpha: 2 won't do"), 1, "error: alpha: 2 won't do"),
+        (InputError("alpha: 2 is invalid"), 1, "error: alpha: 2 is invalid"),
         (OSError(errno.ENOSPC, "No space left on device", "out"), 1, "error: out: No space left on device"),
         (ConnectionResetError(errno.ECONNRESET, "Connection reset"), TEMPORARY, "error: Connection reset"),
         (TimeoutError("timed out"), TEMPORARY, "error: timed out"),
         (OSError(errno.ESTALE, "Stale file handle", "x.zip"), TEMPORARY, "error: x.zip: Stale file handle"),
     ],
 )
-def test_a_fault_is_one_line_and_tells_whether_another_try_may_help(
+def test_error_is_one_line_and_its_status_tells_whether_to_retry(
     error: Exception, status: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def main() -> None:
@@ -38,5 +38,5 @@ def test_a_fault_is_one_line_and_tells_whether_another_try_may_help(
         ("data/a@b?c.zip", "data/a@b?c.zip"),
     ],
 )
-def test_no_secret_of_a_url_is_said(source: str, said: str) -> None:
+def test_secrets_are_removed_from_urls(source: str, said: str) -> None:
     assert without_secrets(source) == said

@@ -12,13 +12,13 @@ from tasks.support.progress import progress
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where events are written."""
+    """The file to which events are written."""
     monkeypatch.setenv(VARIABLE, str(tmp_path / "events.jsonl"))
     monkeypatch.setattr(module, "EVERY", 0.0)
     return tmp_path / "events.jsonl"
 
 
-def test_an_event_is_a_line_of_json_as_documented(file: Path) -> None:
+def test_event_is_a_json_line_as_documented(file: Path) -> None:
     report("report1_bce epoch 3 of 8", 12, 48)
     report("epochs of report1_bce", 3, 8, {"train_loss": 0.5, "val_loss": float("nan")})
     first, second = (json.loads(line) for line in file.read_text().splitlines())
@@ -33,7 +33,7 @@ def test_an_event_is_a_line_of_json_as_documented(file: Path) -> None:
     assert second["scores"] == {"train_loss": 0.5}
 
 
-def test_progress_reports_each_item_once_it_is_done(file: Path) -> None:
+def test_progress_reports_items_after_they_are_done(file: Path) -> None:
     items = progress("abcd", 4, "download")
     next(items)
     assert not file.exists()
@@ -47,13 +47,15 @@ def test_progress_reports_each_item_once_it_is_done(file: Path) -> None:
     assert reader.new() == []
 
 
-def test_between_events_pass_a_second_but_for_the_last(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_are_at_least_a_second_apart_except_the_last(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "EVERY", 3600.0)
     list(progress(range(1000), 1000, "download"))
     assert [event.done for event in Reader(file).new()] == [1000]
 
 
-def test_a_part_counts_towards_the_whole(file: Path) -> None:
+def test_parts_count_towards_the_whole(file: Path) -> None:
     for epoch in range(2):
         with part(epoch, 2):
             list(progress("ab", 2, f"epoch {epoch + 1} of 2"))
@@ -78,12 +80,12 @@ def test_without_the_variable_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_cant_be_written_stops_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_file_does_not_stop_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "missing" / "events.jsonl"))
     assert "".join(progress("ab", 2, "download")) == "ab"
 
 
-def test_a_line_is_read_once_it_is_complete_and_a_broken_one_never(file: Path) -> None:
+def test_complete_lines_are_read_and_invalid_ones_skipped(file: Path) -> None:
     report("download", 1, 4)
     whole = file.read_bytes()
     reader = Reader(file)

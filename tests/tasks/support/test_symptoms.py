@@ -11,7 +11,7 @@ from tasks.train import train
 from tests.histories import ALL, FINE, NONE, history, of_two
 
 
-def test_symptoms_tell_their_epochs() -> None:
+def test_symptoms_have_their_epochs() -> None:
     dead = of_two([FINE, ALL, ALL, ALL], [FINE, ALL, ALL, ALL], dice=[0.5, 0.1, 0.1, 0.1])
     both = ("infection", "lung")
     assert symptoms(dead) == [
@@ -22,12 +22,12 @@ def test_symptoms_tell_their_epochs() -> None:
 
 
 def said_after(found: pd.DataFrame) -> dict[int, list[str]]:
-    """What is new after each epoch, where anything is."""
+    """Epoch -> new warnings, for epochs that have any."""
     new = {epoch: new_symptoms(found[:epoch]) for epoch in range(1, len(found) + 1)}
     return {epoch: said for epoch, said in new.items() if said}
 
 
-SLOW = "usual at first where an epoch is a few steps, else lower learning_rate or change loss"
+SLOW = "normal at first if epochs have few steps; otherwise lower learning_rate or change loss"
 
 
 @pytest.mark.parametrize(
@@ -50,30 +50,30 @@ SLOW = "usual at first where an epoch is a few steps, else lower learning_rate o
             history(*[FINE] * 12, loss=[0.5, 1.1, 1.2, 1.3, 1.4, 0.4, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9]),
             {
                 4: [
-                    "the train loss was 0.5 in epoch 1, is 1.3 and above twice that since epoch 2; "
+                    "the training loss was 0.5 in epoch 1, is 1.3 and more than twice as high since epoch 2; "
                     "lower learning_rate"
                 ],
                 9: [
-                    "the train loss was 0.4 in epoch 6, is 0.9 and above twice that since epoch 7; "
+                    "the training loss was 0.4 in epoch 6, is 0.9 and more than twice as high since epoch 7; "
                     "lower learning_rate"
                 ],
             },
         ),
     ],
 )
-def test_a_symptom_is_news_once(found: pd.DataFrame, expected: dict[int, list[str]]) -> None:
+def test_warning_is_printed_once(found: pd.DataFrame, expected: dict[int, list[str]]) -> None:
     assert said_after(found) == expected
 
 
-def test_marking_has_a_bound_at_either_end() -> None:
+def test_marking_has_a_lower_and_an_upper_bound() -> None:
     shares = (0.0, 9.9e-5, 1e-4, 0.5, 0.95, 0.951, 1.0)
     assert [marking(share) for share in shares] == ["no", "no", "", "", "", *["nearly every"] * 2]
 
 
-def test_a_training_that_dies_says_so(
+def test_dead_training_prints_a_warning(
     tiny_params: Params, tiny_packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Too low a learning rate for anything to be learnt in as few steps."""
+    """With a learning rate that is too low to learn anything in this many steps."""
     plan = tiny_params.plans["report1_bce-seed0"].model_copy(update={"learning_rate": 1e-7, "epochs": 4})
     train(plan, tiny_packed, tmp_path / "out")
     lines = capsys.readouterr().out.splitlines()

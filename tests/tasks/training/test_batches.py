@@ -15,7 +15,7 @@ def split(tiny_packed: Path) -> PackedSplit:
 
 
 @pytest.mark.parametrize("resident", [False, True])
-def test_batches_hold_the_images_at_their_places(split: PackedSplit, resident: bool) -> None:
+def test_batches_contain_the_requested_images(split: PackedSplit, resident: bool) -> None:
     batches = Batches(split, set_up(0, "fp32", 1), resident)
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(3))
     images, masks = split.images().numpy() / np.float32(255), split.masks().numpy() / np.float32(255)
@@ -32,18 +32,16 @@ def test_batches_hold_the_images_at_their_places(split: PackedSplit, resident: b
     assert list(batches(())) == []
 
 
-def test_the_time_that_its_reader_stood_still_is_counted(
-    split: PackedSplit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_waiting_time_is_counted(split: PackedSplit, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = Batches(split, set_up(0, "fp32", 1))
     clock = iter(range(100))
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     list(batches(torch.split(torch.arange(20), 8)))
-    assert batches.waited == 4  # three batches, and the end
+    assert batches.waited == 4  # three batches and the end
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_what_does_not_fit_on_a_gpu_is_read_ahead(split: PackedSplit) -> None:
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="requires a GPU")
+def test_split_larger_than_gpu_memory_is_read_ahead(split: PackedSplit) -> None:
     compute = set_up(0, "fp32", 1)
     places = torch.split(torch.arange(len(split)), 4)
     kept, read = (list(Batches(split, compute, resident)(places)) for resident in (True, False))

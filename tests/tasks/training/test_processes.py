@@ -1,4 +1,4 @@
-"""Several processes train as one does, and a batch in parts as a whole one: real processes, real shortage."""
+"""Several processes give the result of one, and parts that of a whole batch. Uses real memory limits."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def plan(tiny_params: Params) -> Plan:
     plan = tiny_params.plans["report1_bce_iou-seed0"]
     augment = plan.augment.model_copy(update=EVERY_CHANGE)
     changes = {"augment": augment, "batch_size": 13, "epochs": 6, "ema": 0.9}  # a last batch of one image
-    # In bf16, which some machines take by themselves, rounding hides what is compared here.
+    # In bf16, the default on some machines, rounding would hide the differences compared here.
     return plan.model_copy(update=changes | {"targets": ("infection", "lung"), "precision": "fp32"})
 
 
@@ -62,13 +62,13 @@ def by_two(plan: Plan, tiny_packed: Path, tmp_path_factory: pytest.TempPathFacto
         return trained(plan.model_copy(update={"processes": 2}), folder, tiny_packed)
 
 
-def test_two_processes_come_to_what_one_does(
+def test_two_processes_give_the_result_of_one(
     plan: Plan, tiny_packed: Path, tmp_path: Path, by_two: tuple[Path, str]
 ) -> None:
     two, said = by_two
     one, _ = trained(plan, tmp_path / "one", tiny_packed)
     assert "in fp32, 2 processes, 14 Train" in said
-    assert sum("epoch 3/6" in line for line in said.splitlines()) == 1  # one of them speaks
+    assert sum("epoch 3/6" in line for line in said.splitlines()) == 1  # only one process prints
     events = Reader(two.parent / "events.jsonl").new()
     assert [event.done for event in events if event.what.startswith("epochs")] == [1, 2, 3, 4, 5, 6]
     histories = [pd.read_csv(out / "history.csv") for out in (one, two)]
@@ -80,7 +80,7 @@ def test_two_processes_come_to_what_one_does(
     assert weights[0].keys() == weights[1].keys()
 
 
-def test_two_processes_go_on_where_they_were_ended_or_killed(
+def test_two_processes_resume_after_a_signal_or_kill(
     plan: Plan, tiny_packed: Path, tmp_path: Path, by_two: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "checkpoints"))
@@ -107,20 +107,20 @@ def test_two_processes_go_on_where_they_were_ended_or_killed(
         assert not any(member.is_running() for member in members)
         assert not (tmp_path / "out").exists()
         if epoch == 2:
-            assert any("stopped; the same command goes on from here" in line for line in said)
+            assert any("stopped; the same command continues from here" in line for line in said)
     assert ends == [128 + signal.SIGTERM, 128 + signal.SIGKILL]
     subprocess.run(arguments, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     assert made(tmp_path / "out") == made(by_two[0])
 
 
-def test_processes_and_parts_together(plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
+def test_processes_combined_with_parts(plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
     changes = {"processes": 2, "accumulate": 2, "batch_size": 11, "epochs": 1}  # the last 3: 2 and 1
     out, _ = trained(plan.model_copy(update=changes), tmp_path, tiny_packed)
     assert json.loads((out / "network" / "network.json").read_text())["parts"] == 2
     assert np.isfinite(pd.read_csv(out / "history.csv")).all(axis=None)
 
 
-def test_a_mistake_is_one_line_from_all_processes(plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
+def test_user_error_is_printed_once_for_all_processes(plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
     plan = plan.model_copy(update={"processes": 2, "learning_rate": 1e20})
     done = subprocess.run(
         command(plan, tmp_path, tiny_packed),
@@ -136,13 +136,13 @@ def test_a_mistake_is_one_line_from_all_processes(plan: Plan, tiny_packed: Path,
     )
 
 
-def test_as_many_processes_as_the_plan_says(plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="processes: 2, but torchrun started 1; they must be as many"):
+def test_number_of_processes_must_match_the_plan(plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="processes: 2, but torchrun started 1; the numbers must be equal"):
         train(plan.model_copy(update={"processes": 2}), tiny_packed, tmp_path / "out")
 
 
 @pytest.mark.parametrize(("batch", "size"), [(16, 2), (16, 3), (5, 4), (1, 4), (2, 2), (3, 1)])
-def test_a_batch_is_shared_out(batch: int, size: int) -> None:
+def test_batch_is_distributed_over_processes(batch: int, size: int) -> None:
     places = torch.arange(10, 10 + batch)
     groups = [Group(rank, size) for rank in range(size)]
     shares = [places[group.rows(batch)] for group in groups]
@@ -160,7 +160,7 @@ def without_normalisation(network: nn.Module) -> nn.Module:
     return network
 
 
-def test_parts_add_up_to_the_batch(plan: Plan, tiny_packed: Path) -> None:
+def test_gradients_of_parts_add_up_to_the_batch(plan: Plan, tiny_packed: Path) -> None:
     plan = plan.model_copy(update={"batch_size": 14})
     split = PackedSplit(tiny_packed, plan.half, "Train", plan.targets, plan.train_classes)
     ends = []
@@ -175,7 +175,7 @@ def test_parts_add_up_to_the_batch(plan: Plan, tiny_packed: Path) -> None:
         torch.testing.assert_close(parted, whole, atol=1e-7, rtol=1e-4)
 
 
-#: Runs a stage within what it has got by now and so many MiB more.
+#: Runs a stage with a limit of its current memory plus a number of MiB.
 WITHIN = """
 import resource, sys
 import psutil, torch
@@ -192,25 +192,27 @@ def within(mebibytes: int, arguments: list[Any]) -> subprocess.CompletedProcess[
     return subprocess.run(short, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
-def test_a_short_memory_means_more_parts(plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
+def test_insufficient_memory_doubles_the_parts(plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
     plan = plan.model_copy(update={"batch_size": 14, "epochs": 1, "width": 64, "depth": 1})
     done = within(110, command(plan, tmp_path, tiny_packed))
     assert done.returncode == 0, done.stderr
-    assert "the memory is too short for 14 images at a time: each batch is computed in 2 parts" in done.stdout
+    assert "not enough memory for 14 images at a time; computing each batch in 2 parts" in done.stdout
     parts = json.loads((tmp_path / "out" / "network" / "network.json").read_text())["parts"]
     assert parts > 1
     asked, said = trained(plan.model_copy(update={"accumulate": parts}), tmp_path / "asked", tiny_packed)
-    assert "too short" not in said
+    assert "not enough memory" not in said
     weights = "network/weights.safetensors"
     assert made(asked)[weights] == made(tmp_path / "out")[weights]
 
 
-def test_memory_too_short_for_single_images(plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
+def test_insufficient_memory_for_single_images_is_an_error(
+    plan: Plan, tiny_packed: Path, tmp_path: Path
+) -> None:
     plan = plan.model_copy(update={"batch_size": 2, "epochs": 1, "width": 512, "depth": 1})
     done = within(100, command(plan, tmp_path, tiny_packed))
     assert done.returncode == 1
     assert done.stderr == (
-        "error: report1_bce_iou-seed0: the memory is too short for 1 image at a time; "
+        "error: report1_bce_iou-seed0: not enough memory for 1 image at a time; "
         "lower image_size, width or depth\n"
     )
     assert not (tmp_path / "out").exists()
