@@ -25,6 +25,7 @@ class Small(nn.Module):
         return y
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not shutil.which("g++"), reason="requires a C++ compiler")
 def test_compiled_network_gives_the_same_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

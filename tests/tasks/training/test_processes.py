@@ -80,6 +80,7 @@ def test_two_processes_give_the_result_of_one(
     assert weights[0].keys() == weights[1].keys()
 
 
+@pytest.mark.soak
 def test_two_processes_resume_after_a_signal_or_kill(
     plan: Plan, tiny_packed: Path, tmp_path: Path, by_two: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
