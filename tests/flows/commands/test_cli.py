@@ -97,7 +97,7 @@ def test_params_applies_a_preset_by_name_and_values(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     params = load_params(file)
-    assert params.image_size == 128  # from the preset
+    assert params.training.image_size == 128  # from the preset
     assert params.alpha == 0.3
     assert {plan.epochs for plan in params.plans.values()} == {7}
     assert "# " in file.read_text()
