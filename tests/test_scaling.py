@@ -105,7 +105,7 @@ def test_the_server_bounds_the_throughput_and_idle_workers_slow_it() -> None:
     used = simulate(slowed, 10, 10)
     assert used.wall == used.server == 80
     assert bounds(slowed, 10, used, used)["Prefect server"] == 80
-    with pytest.raises(InputError, match="server_worker: 20 workers"):
+    with pytest.raises(InputError, match="server_worker: 20 idle workers"):
         simulate(slowed, 20, 1)
 
 
