@@ -36,7 +36,10 @@ from tasks.settings.schema import Experiment, Settings, Stages, TrainingSettings
 from tasks.sources.phantom import PhantomSource
 from tests.helpers import ROOT, Repository
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 #: Languages of blocks that hold commands: none, and a terminal's session, whose commands follow "$ ".
 COMMAND_LANGUAGES = ("", "console")
