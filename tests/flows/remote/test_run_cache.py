@@ -18,7 +18,7 @@ from tests.helpers import Repository
 DAY = 24 * 3600.0
 
 KEY = "0123456789abcdef" * 4
-NAME = f"report1_bce-1-{KEY[:16]}.pt"
+NAME = f"report1_bce-seed1-{KEY[:16]}.pt"
 
 #: Files of other people, some of them in folders with our names.
 NOT_OURS = (
@@ -79,7 +79,7 @@ def test_the_path_of_a_saved_checkpoint_matches_the_pattern(
 ) -> None:
     monkeypatch.setenv(checkpoints.FOLDER_VARIABLE, str(tmp_path))
     assert checkpoints.NAME.fullmatch(NAME)
-    assert checkpoints.Checkpoint("report1_bce", 1, KEY).path.name == NAME
+    assert checkpoints.Checkpoint("report1_bce-seed1", KEY).path.name == NAME
 
 
 #: Writes different bytes each time, as different models of GPU do.
