@@ -27,7 +27,7 @@ from tasks.train import train
 from tasks.training.batches import Batches
 from tasks.training.fitting import Fitter
 from tasks.training.processes import Group
-from tests.helpers import EVERY_CHANGE, PATIENCE, ROOT, made
+from tests.helpers import EVERY_CHANGE, ROOT, TIMEOUT, made
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def command(plan: Plan, folder: Path, packed: Path, out: str = "out") -> list[An
 
 def trained(plan: Plan, folder: Path, packed: Path) -> tuple[Path, str]:
     done = subprocess.run(
-        command(plan, folder, packed), cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE
+        command(plan, folder, packed), cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr
@@ -129,7 +129,7 @@ def test_user_error_is_printed_once_for_all_processes(plan: Plan, tiny_packed: P
         capture_output=True,
         text=True,
         check=False,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
     )
     assert done.returncode == 1
     assert re.fullmatch(
@@ -190,7 +190,7 @@ stage_main(main)
 
 def within(mebibytes: int, arguments: list[Any]) -> subprocess.CompletedProcess[str]:
     short = [sys.executable, "-c", WITHIN, str(mebibytes), *arguments[3:]]
-    return subprocess.run(short, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    return subprocess.run(short, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT)
 
 
 def test_insufficient_memory_doubles_the_parts(plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
