@@ -20,6 +20,11 @@ def preset_names(folder: Path = PROJECT) -> list[str]:
     return sorted(path.stem for path in (folder / PRESETS).glob("*.yaml"))
 
 
+def is_preset_name(text: str) -> bool:
+    """Return whether a command line names a preset by its name, such as laptop, rather than by its path."""
+    return Path(text).name == text and not text.endswith(".yaml")
+
+
 def _offer_presets(schema: dict[str, Any]) -> None:
     schema["enum"] = preset_names()
 

@@ -49,7 +49,7 @@ from flows.remote.pool import RemoteRun, remote_places
 from flows.repository.checkout import RUNS, checked_out, remove_leftovers
 from flows.repository.git import commit, find_repository, git, resolve, uncommitted
 from flows.repository.refs import has_origin
-from flows.request import PRESETS, RetrainRequest
+from flows.request import PRESETS, RetrainRequest, is_preset_name
 from tasks.common.files import replacing
 from tasks.settings.changes import with_changes
 from tasks.settings.schema import fault_line, load_params
@@ -363,9 +363,9 @@ def preset_of(preset: str, repository: Path) -> str:
     Raises:
         InputError: the path is not in presets/. A run reads its presets from the commit.
     """
+    if is_preset_name(preset):
+        return preset
     named = Path(preset)
-    if named.name == preset and named.suffix != ".yaml":
-        return named.name
     path = named.parent.resolve() / named.name
     if path.parent != repository / PRESETS or path.suffix != ".yaml":
         raise InputError(

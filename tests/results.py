@@ -25,7 +25,7 @@ from tasks.common.raw import (
 from tasks.compare import compare
 from tasks.comparison.document import COMPARISON_FILE, Document
 from tasks.report import report
-from tasks.settings.schema import Params
+from tasks.settings.schema import DataSource, Params
 
 SIZE = 64
 CLASS_OF = {f"covid_{number}": "COVID-19" for number in range(1, 7)}
@@ -125,7 +125,7 @@ class Work:
         return cast(
             Params,
             SimpleNamespace(
-                data=SimpleNamespace(source=source),
+                data=DataSource(source=source),
                 experiments=dict.fromkeys(self.experiments),
                 plans={
                     f"{name}-seed{seed}": SimpleNamespace(experiment=name, seed=seed)

@@ -124,7 +124,7 @@ def section(page: Path, heading: str) -> str:
 
 
 def named(text: str) -> set[str]:
-    """What stands in code spans."""
+    """Return the text of all code spans."""
     return set(re.findall(r"`([^`\n]+)`", text))
 
 

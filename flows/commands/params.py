@@ -41,5 +41,7 @@ def params(
 
 def _preset_file(named: str) -> Path:
     """Return the file of a preset. A plain word is a name in presets/. Anything else is a path."""
-    is_word = Path(named).name == named and not named.endswith(".yaml")
-    return Path(os.path.relpath(ROOT / "presets" / f"{named}.yaml")) if is_word else Path(named)
+    from flows.request import PRESETS, is_preset_name
+
+    in_presets = Path(os.path.relpath(ROOT / PRESETS / f"{named}.yaml"))
+    return in_presets if is_preset_name(named) else Path(named)

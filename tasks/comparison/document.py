@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.support.cli import InputError
+from tasks.support.symptoms import DeadEpochs, DivergedEpochs
 
 #: Increment this with every change that an older report could not read.
 SCHEMA_VERSION = 1
@@ -82,34 +83,7 @@ class Dataset(Model):
 # Experiments
 
 
-class Dead(Model):
-    """Epochs in which a network marked no pixel, or nearly every pixel."""
-
-    kind: Literal["dead"] = "dead"
-    marks: Literal["no", "nearly every"]
-    targets: tuple[str, ...]  # empty if there is only one
-    first_epoch: int
-    last_epoch: int
-    kept_epoch: int
-    throughout: bool  # from the first epoch to the last
-    ended: bool  # before the last epoch
-    spoils: bool  # the kept epoch is one of them
-
-
-class Diverged(Model):
-    """Epochs in which the training loss was far above its lowest value so far."""
-
-    kind: Literal["diverged"] = "diverged"
-    first_epoch: int
-    last_epoch: int
-    lowest_loss: float
-    lowest_loss_epoch: int
-    highest_loss: float
-    ended: bool
-    spoils: Literal[False] = False
-
-
-Symptom = Annotated[Dead | Diverged, Field(discriminator="kind")]
+Symptom = Annotated[DeadEpochs | DivergedEpochs, Field(discriminator="kind")]
 
 
 class Curves(Model):

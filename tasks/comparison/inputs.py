@@ -21,7 +21,6 @@ from tasks.support.cli import InputError, without_secrets
 
 Scores = dict[str, float]  # metric -> value
 Results = dict[str, dict[str, Scores]]  # target -> image set -> metric -> value
-PHANTOM_SCHEME = "phantom://"
 
 
 @dataclass(frozen=True)
@@ -156,10 +155,7 @@ class Inputs:
     fingerprint: str
     raw: RawDataset
     source: str
-
-    @property
-    def phantoms(self) -> bool:
-        return self.source.startswith(PHANTOM_SCHEME)
+    phantoms: bool
 
     def scored(self) -> list[Scored]:
         """Every half and target: targets with experiments first, and infection first among these."""
@@ -220,7 +216,12 @@ def read_inputs(
     Raises:
         InputError: an experiment has no plan.
     """
-    experiments = tuple(_experiment(name, params, plans, trained, evaluated) for name in params.experiments)
+    trainings: dict[str, dict[int, str]] = {name: {} for name in params.experiments}
+    for training, plan in params.plans.items():
+        trainings[plan.experiment][plan.seed] = training
+    experiments = tuple(
+        _experiment(name, of_seeds, plans, trained, evaluated) for name, of_seeds in trainings.items()
+    )
     halves = dict.fromkeys(experiment.half for experiment in experiments)
     return Inputs(
         experiments=experiments,
@@ -232,12 +233,14 @@ def read_inputs(
         fingerprint=hashlib.sha256((packed / "images.csv").read_bytes()).hexdigest(),
         raw=RawDataset(raw),
         source=without_secrets(params.data.source),
+        phantoms=params.data.phantoms,
     )
 
 
-def _experiment(name: str, params: Params, plans: Path, trained: Path, evaluated: Path) -> ExperimentResults:
-    """An experiment with the outputs of all its trainings, which differ only in the seed."""
-    trainings = {plan.seed: training for training, plan in params.plans.items() if plan.experiment == name}
+def _experiment(
+    name: str, trainings: dict[int, str], plans: Path, trained: Path, evaluated: Path
+) -> ExperimentResults:
+    """An experiment with the outputs of all its trainings, seed -> name, which differ only in the seed."""
     of_first = plans / f"{next(iter(trainings.values()))}.json"
     if not of_first.is_file():
         raise InputError(f"{of_first}: no such file; the stage plan writes it for {name} of params.yaml")

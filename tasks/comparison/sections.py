@@ -69,7 +69,7 @@ def _image_set(scored: Scored, name: str) -> ImageSet:
 
 def _report_2(inputs: Inputs, scored: Sequence[Scored]) -> Report2 | None:
     """None if no experiment predicts both lung and infection."""
-    for one in scored if scored else ():
+    for one in scored:
         shown = [
             e
             for e in one.experiments

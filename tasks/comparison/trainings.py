@@ -3,17 +3,12 @@
 from statistics import mean
 from typing import Any
 
-import pandas as pd
-from pydantic import TypeAdapter
-
-from tasks.comparison.document import Curves, ExperimentRecord, Report2Scores, Symptom, TrainingRecord
+from tasks.comparison.document import Curves, ExperimentRecord, Report2Scores, TrainingRecord
 from tasks.comparison.inputs import ExperimentResults
-from tasks.support.symptoms import DeadEpochs, symptoms
+from tasks.support.symptoms import symptoms
 
 BOTH = ("lung", "infection")
 LOADED = ("parameters", "train_images", "val_images", "best_epoch", "val_dice", "precision", "torch")
-
-_SYMPTOM: TypeAdapter[Symptom] = TypeAdapter(Symptom)
 
 
 def experiment(e: ExperimentResults) -> ExperimentRecord:
@@ -41,17 +36,7 @@ def _training(e: ExperimentResults, seed: int) -> TrainingRecord:
             val_loss=tuple(history["val_loss"].tolist()),
             val_dice=tuple(history["val_dice"].tolist()),
         ),
-        symptoms=symptoms_of(history),
-    )
-
-
-def symptoms_of(history: pd.DataFrame) -> tuple[Symptom, ...]:
-    """Symptoms of failure in the history of one training."""
-    return tuple(
-        _SYMPTOM.validate_python(
-            {"kind": "dead" if isinstance(found, DeadEpochs) else "diverged", **found._asdict()}
-        )
-        for found in symptoms(history)
+        symptoms=tuple(symptoms(history)),
     )
 
 

@@ -148,13 +148,12 @@ def render_page(document: Document, pictures: Path) -> str:
 
 
 def _section(document: Document, section: Section, gallery: Gallery) -> SectionView:
-    experiments = {e.name: e for e in document.experiments}
     key = section.target if len(document.halves) == 1 else f"{section.half}-{section.target}"
     return SectionView(
         target=section.target,
         words=section_words(document, section),
         key=key,
-        bars=iou_bars(experiments, section, document.phantoms),
+        bars=iou_bars(document, section),
         on_the_lead=on_the_lead(document, section),
         against_trivial=against_trivial(section),
         image_sets=[_image_set(document, section, found, key) for found in section.image_sets],
@@ -166,14 +165,13 @@ def _section(document: Document, section: Section, gallery: Gallery) -> SectionV
 
 
 def _image_set(document: Document, section: Section, image_set: ImageSet, key: str) -> ImageSetView:
-    experiments = {e.name: e for e in document.experiments}
     found = against_best(image_set)
     return ImageSetView(
         name=image_set.name,
         words=IMAGE_SET_WORDS[image_set.name],
         key=f"{key}-{image_set.name}",
-        main=score_table(experiments, section, image_set, MAIN_COLUMNS),
-        pooled=score_table(experiments, section, image_set, POOLED_COLUMNS),
+        main=score_table(document, section, image_set, MAIN_COLUMNS),
+        pooled=score_table(document, section, image_set, POOLED_COLUMNS),
         has_printed=bool(section.printed) and image_set.name == "covid",
         best=image_set.experiments[0].name,
         images=found[0].images if found else 0,

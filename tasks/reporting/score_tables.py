@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tasks.comparison.document import Bounds, ExperimentRecord, ImageSet, Marking, Score, ScoreRow, Section
+from tasks.comparison.document import Bounds, Document, ImageSet, Marking, Score, ScoreRow, Section
 from tasks.reporting.words import formatted, listed, percentage, row_words
 
 Value = float | None
@@ -49,8 +49,6 @@ POOLED_COLUMNS = {
 REPEATS = {"iou_nonempty": "iou", "dice_nonempty": "dice"}  # columns omitted if all rows equal these columns
 ROW_KINDS = {"experiment": "ours", "baseline": "trivial"}  # class names in the style sheet
 
-Experiments = Mapping[str, ExperimentRecord]  # by name
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -74,7 +72,7 @@ class Table:
 
 
 def score_table(
-    experiments: Experiments, section: Section, image_set: ImageSet, columns: Mapping[str, Column]
+    document: Document, section: Section, image_set: ImageSet, columns: Mapping[str, Column]
 ) -> Table:
     """The experiments by decreasing IoU, the trivial predictors and the scores that report 1 printed.
 
@@ -88,8 +86,8 @@ def score_table(
         Row(
             row_words(row.name, row.kind),
             ROW_KINDS[row.kind],
-            _cells(row, columns, _seeds(experiments, row), rivals if row in rivals else ()),
-            marking_words(experiments, section, row.name),
+            _cells(row, columns, _seeds(document, row), rivals if row in rivals else ()),
+            marking_words(document, section, row.name),
         )
         for row in image_set.rows
     ]
@@ -100,8 +98,8 @@ def score_table(
     return Table(tuple(column.heading for column in columns.values()), tuple(rows))
 
 
-def _seeds(experiments: Experiments, row: ScoreRow) -> int:
-    return len(experiments[row.name].trainings) if row.kind == "experiment" else 1
+def _seeds(document: Document, row: ScoreRow) -> int:
+    return len(document.experiment(row.name).trainings) if row.kind == "experiment" else 1
 
 
 def _tells(metric: str, rows: Sequence[ScoreRow]) -> bool:
@@ -115,10 +113,10 @@ def comparable(value: float | None) -> float:
     return -math.inf if value is None or math.isnan(value) else value
 
 
-def marking_words(experiments: Experiments, section: Section, name: str) -> str:
+def marking_words(document: Document, section: Section, name: str) -> str:
     """For example "marks no pixel in 1 of 2 seeds"; empty for an experiment with no such fault."""
     found = section.markings.get(name)
-    return _marking_words(found, len(experiments[name].trainings)) if found else ""
+    return _marking_words(found, len(document.experiment(name).trainings)) if found else ""
 
 
 def _marking_words(found: Marking, seeds: int) -> str:
@@ -193,7 +191,7 @@ class IouBar:
     fault: str = ""  # see `Row`
 
 
-def iou_bars(experiments: Experiments, section: Section, phantoms: bool) -> list[IouBar]:
+def iou_bars(document: Document, section: Section) -> list[IouBar]:
     """Everything that has an IoU on the COVID-19 Test images, in order of decreasing IoU."""
     rows = {row.name: row for row in section.covid.rows}
     ordered = [rows[name] for name in section.experiments if name in rows] + list(section.covid.baselines)
@@ -205,12 +203,12 @@ def iou_bars(experiments: Experiments, section: Section, phantoms: bool) -> list
                 ROW_KINDS[row.kind],
                 row.scores["iou"].value,
                 row.scores["iou"].interval,
-                marking_words(experiments, section, row.name),
+                marking_words(document, section, row.name),
             ),
         )
         for row in ordered
     ]
-    if section.printed and not phantoms:
+    if section.printed and not document.phantoms:
         iou = section.printed[0].scores["iou"]  # the same for both losses
         entries.append((iou, _bar("report 1, both losses", "printed", iou)))
     return [bar for _, bar in sorted(entries, key=lambda entry: -comparable(entry[0]))]

@@ -42,9 +42,8 @@ SUMMARY_COLUMNS = {
 
 def _summary_table(document: Document, section: Section) -> list[str]:
     """One row per experiment and predictor: scores on the COVID-19 Test images, then on all Test images."""
-    experiments = {e.name: e for e in document.experiments}
     covid, everywhere = (
-        score_table(experiments, section, image_set, columns)
+        score_table(document, section, image_set, columns)
         for name, columns in SUMMARY_COLUMNS.items()
         if (image_set := section.image_set(name))
     )

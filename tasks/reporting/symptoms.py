@@ -1,14 +1,14 @@
 """The symptoms of a finished training as sentences."""
 
-from tasks.comparison.document import Dead, Diverged, Symptom
+from tasks.support.symptoms import DeadEpochs, DivergedEpochs, pixel_words
 
 
-def symptom_words(symptom: Symptom) -> str:
-    return _dead(symptom) if isinstance(symptom, Dead) else _diverged(symptom)
+def symptom_words(symptom: DeadEpochs | DivergedEpochs) -> str:
+    return _dead(symptom) if isinstance(symptom, DeadEpochs) else _diverged(symptom)
 
 
-def _dead(s: Dead) -> str:
-    epochs, pixels, kept = f"{s.first_epoch} to {s.last_epoch}", _pixels(s), s.kept_epoch
+def _dead(s: DeadEpochs) -> str:
+    epochs, pixels, kept = f"{s.first_epoch} to {s.last_epoch}", pixel_words(s.marks, s.targets), s.kept_epoch
     if s.spoils:
         several = f"Epochs {epochs}, including the kept epoch {kept}, mark"
         which = several if s.last_epoch > s.first_epoch else f"The kept epoch, {kept}, marks"
@@ -21,13 +21,7 @@ def _dead(s: Dead) -> str:
     return f"{sentence}. Try {change} learning_rate or another loss."
 
 
-def _pixels(s: Dead) -> str:
-    """For example "no Val pixel as infection"."""
-    names = (" or " if s.marks == "no" else " and ").join(s.targets)
-    return f"{s.marks} Val pixel{' as ' if names else ''}{names}"
-
-
-def _diverged(s: Diverged) -> str:
+def _diverged(s: DivergedEpochs) -> str:
     end = "; training then recovered" if s.ended else ", and did not recover"
     return (
         f"The training loss diverged: it was {s.lowest_loss:.4g} in epoch {s.lowest_loss_epoch}, then up to "

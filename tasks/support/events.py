@@ -87,11 +87,14 @@ class Reader:
     """Reads events from a growing file."""
 
     def __init__(self, path: Path) -> None:
+        from pydantic import TypeAdapter  # imported here because writers do not need it
+
         self._path, self._position = path, 0
+        self._schema = TypeAdapter(Event)
 
     def new(self) -> list[Event]:
         """The events since the last call; partial and invalid lines are skipped."""
-        from pydantic import TypeAdapter, ValidationError  # imported here because writers do not need it
+        from pydantic import ValidationError
 
         with suppress(FileNotFoundError), self._path.open("rb") as file:
             file.seek(self._position)
@@ -100,6 +103,6 @@ class Reader:
             events = []
             for line in lines.splitlines():
                 with suppress(ValidationError):
-                    events.append(TypeAdapter(Event).validate_json(line))
+                    events.append(self._schema.validate_json(line))
             return events
         return []

@@ -4,11 +4,15 @@ All functions take the history of one seed, one row per epoch, as written by the
 training prints the symptoms as warnings; the report shows those of a finished one.
 """
 
-from collections.abc import Iterator
-from itertools import groupby
-from typing import NamedTuple
+from __future__ import annotations
 
-import pandas as pd
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+if TYPE_CHECKING:  # pandas takes half a second to load, and the report needs only the words
+    import pandas as pd
 
 #: Minimum number of consecutive epochs that count as a symptom.
 LASTING = 3
@@ -20,10 +24,18 @@ NO, EVERY = 1e-4, 0.95
 DIVERGED = 2.0
 
 
-class DeadEpochs(NamedTuple):
+#: How pydantic reads and writes symptoms as part of comparison.json.
+JSON = {"extra": "forbid", "ser_json_inf_nan": "strings"}
+
+
+@dataclass(frozen=True)
+class DeadEpochs:
     """Consecutive epochs (inclusive bounds) in which the network marked no pixel or nearly every pixel."""
 
-    marks: str  # "no" or "nearly every" pixel
+    __pydantic_config__: ClassVar = JSON
+
+    kind: Literal["dead"] = field(default="dead", kw_only=True)
+    marks: Literal["no", "nearly every"]
     targets: tuple[str, ...]  # empty if there is only one
     first_epoch: int
     last_epoch: int
@@ -33,15 +45,20 @@ class DeadEpochs(NamedTuple):
     spoils: bool  # the kept epoch is one of them, so the scores are affected
 
 
-class DivergedEpochs(NamedTuple):
+@dataclass(frozen=True)
+class DivergedEpochs:
     """Consecutive epochs (inclusive bounds) with a training loss far above its lowest value so far."""
 
+    __pydantic_config__: ClassVar = JSON
+
+    kind: Literal["diverged"] = field(default="diverged", kw_only=True)
     first_epoch: int
     last_epoch: int
     lowest_loss: float
     lowest_loss_epoch: int
     highest_loss: float
     ended: bool  # before the last epoch
+    spoils: Literal[False] = False
 
 
 def new_symptoms(history: pd.DataFrame) -> list[str]:
@@ -71,7 +88,7 @@ def symptoms(history: pd.DataFrame) -> list[DeadEpochs | DivergedEpochs]:
     return [*dead, *(_diverged_through(history, spell) for spell in _diverged(history) if spell.lasts)]
 
 
-def marking(share: float) -> str:
+def marking(share: float) -> Literal["no", "nearly every", ""]:
     """What a network with this share of marked pixels marks: "no" or "nearly every" pixel; otherwise ""."""
     if share < NO:
         return "no"
@@ -103,7 +120,7 @@ class Spell(NamedTuple):
         return self.first <= epoch <= self.last
 
 
-def _spells(history: pd.DataFrame, shown: "pd.Series[str]") -> Iterator[Spell]:
+def _spells(history: pd.DataFrame, shown: pd.Series[str]) -> Iterator[Spell]:
     """The longest runs of epochs with the same symptom; "" means no symptom."""
     epochs = history["epoch"].astype(int).tolist()
     for what, run in groupby(zip(shown, epochs, strict=True), key=lambda pair: pair[0]):
@@ -125,23 +142,23 @@ def _dead(history: pd.DataFrame) -> dict[Spell, list[str]]:
     return found
 
 
-def _pixels(spell: Spell, targets: list[str]) -> str:
+def pixel_words(marks: str, targets: Sequence[str]) -> str:
     """For example "no Val pixel as infection"."""
-    names = (" or " if spell.what == "no" else " and ").join(targets)
-    return f"{spell.what} Val pixel{' as ' if names else ''}{names}"
+    names = (" or " if marks == "no" else " and ").join(targets)
+    return f"{marks} Val pixel{' as ' if names else ''}{names}"
 
 
 def _dead_since(spell: Spell, targets: list[str]) -> str:
     slow = "normal at first if epochs have few steps; otherwise " if spell.opens else ""
-    return (
-        f"marks {_pixels(spell, targets)} since epoch {spell.first}; {slow}lower learning_rate or change loss"
-    )
+    pixels = pixel_words(spell.what, targets)
+    return f"marks {pixels} since epoch {spell.first}; {slow}lower learning_rate or change loss"
 
 
 def _dead_through(spell: Spell, targets: list[str], kept: int) -> DeadEpochs:
     named = tuple(target for target in targets if target)
+    marks: Literal["no", "nearly every"] = "no" if spell.what == "no" else "nearly every"
     return DeadEpochs(
-        spell.what, named, spell.first, spell.last, kept, spell.throughout, spell.ends, spell.holds(kept)
+        marks, named, spell.first, spell.last, kept, spell.throughout, spell.ends, spell.holds(kept)
     )
 
 

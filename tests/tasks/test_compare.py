@@ -1,7 +1,6 @@
 import json
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,11 +11,6 @@ from tasks.comparison.inputs import ExperimentResults, Inputs
 from tasks.support.cli import InputError
 from tests.helpers import made
 from tests.results import IDS, Work
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Work:
-    return Work(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +155,7 @@ def test_each_half_has_its_own_sections() -> None:
         fingerprint="",
         raw=anything,
         source="",
+        phantoms=False,
     )
     found = inputs.scored()
     assert [(s.half, s.target, [e.name for e in s.experiments]) for s in found] == [

@@ -19,11 +19,6 @@ from tasks.support.cli import InputError
 from tests.results import IDS, Work
 
 
-@pytest.fixture
-def work(tmp_path: Path) -> Work:
-    return Work(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Work:
     """A report that no test changes."""

@@ -1,8 +1,8 @@
 import pandas as pd
 import pytest
 
-from tasks.comparison.trainings import symptoms_of
 from tasks.reporting.symptoms import symptom_words
+from tasks.support.symptoms import symptoms
 from tests.histories import ALL, FINE, NONE, history, of_two
 
 STEPS = "Try more steps (more epochs, a smaller batch_size), another learning_rate or another loss."
@@ -96,4 +96,4 @@ CASES = {
 
 @pytest.mark.parametrize(("found", "expected"), CASES.values(), ids=CASES)
 def test_sentences_on_a_finished_training(found: pd.DataFrame, expected: list[tuple[str, bool]]) -> None:
-    assert [(symptom_words(symptom), symptom.spoils) for symptom in symptoms_of(found)] == expected
+    assert [(symptom_words(symptom), symptom.spoils) for symptom in symptoms(found)] == expected
