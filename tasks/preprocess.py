@@ -14,6 +14,7 @@ import argparse
 import functools
 import io
 import itertools
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -143,6 +144,7 @@ def pack_image(dataset: RawDataset, image_id: str, image_size: int) -> Packed | 
         "width": image.width,
         "sha256": sha256([str(pixels.shape).encode(), pixels.tobytes()]),
         "lung_area": _share(masks["lung"], pixels.size),
+        "lung_correlation": lung_correlation(pixels, masks["lung"]),
         "infection_area": None,
         "infection_outside_lung": None,
     }
@@ -191,6 +193,26 @@ def _checked(kind: Kind, mask: Image.Image, image: Image.Image) -> np.ndarray:
 def _share(marked: np.ndarray, of: int) -> float:
     """Number of marked pixels divided by `of`; 0 if that is 0."""
     return int(np.count_nonzero(marked)) / of if of else 0.0
+
+
+def lung_correlation(pixels: np.ndarray, lung: np.ndarray) -> float | None:
+    """Pearson correlation of grey values and lung mask, within the mask's bounding box; None if undefined.
+
+    It is negative for X-rays, where lungs are darker than the rest of the chest, and positive for inverted
+    ones. The bounding box excludes the background beside the body, which may be black or white.
+    """
+    if not lung.any():
+        return None
+    rows, columns = (np.flatnonzero(lung.any(axis=axis)) for axis in (1, 0))
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    pixels, inside, grey = pixels[box], lung[box], np.arange(256)
+    levels = np.bincount(pixels.ravel(), minlength=256)
+    levels_inside = np.bincount(pixels[inside], minlength=256)
+    # Python's integers: the result is the same on every machine, and large images cannot overflow.
+    n, area = inside.size, int(np.count_nonzero(inside))
+    total, square, total_inside = map(int, (levels @ grey, levels @ grey**2, levels_inside @ grey))
+    scale = (n * square - total**2) * area * (n - area)
+    return (n * total_inside - area * total) / math.sqrt(scale) if scale else None
 
 
 def _resized(picture: Image.Image, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:

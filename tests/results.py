@@ -271,6 +271,7 @@ class Work:
         pairs: Sequence[tuple[str, str, float]] = (),
         duplicates: str = "report",
         published: int | None = 9,
+        **faults: int,
     ) -> None:
         """Write an audit with one excluded image and the given pairs; a correlation of 1 means identical."""
         folder = self.paths["audit"]
@@ -288,11 +289,13 @@ class Work:
         dropped = table[["first"]].set_axis(["id"], axis=1)[: len(pairs) if duplicates == "drop" else 0]
         dropped.assign(reason="identical").to_csv(folder / "dropped.csv", index=False)
         figures = {
-            "images": 9, "unusable": 1, "infection_outside_lung": 0, "dropped": len(dropped),
+            "images": 9, "unusable": 1, "dropped": len(dropped),
+            "controls_with_infection": 0, "covid_without_infection": 0, "empty_lung_masks": 0,
+            "infection_outside_lung": 0, "unusual_lung_areas": 0, "bright_lungs": 0,
             "exact_pairs_across_splits": int((table["correlation"] == 1).sum()),
             "near_pairs_across_splits": int((table["correlation"] < 1).sum()),
             "test_images_touched": table["second"].nunique(),
-            "pairs_within_splits": 2, "pairs_across_halves": 1,
+            "pairs_within_splits": 2, "pairs_across_halves": 1, **faults,
         }  # fmt: skip
         found = {"params": {"correlation": 0.98, "duplicates": duplicates}, "figures": figures}
         (folder / "audit.json").write_text(json.dumps(found))

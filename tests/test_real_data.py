@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.audit import audit
+from tasks.audit import BRIGHT, audit
 from tasks.baselines import baselines
+from tasks.common.raw import RawDataset
 from tasks.download import download
 from tasks.packed.reader import PackedSplit
-from tasks.preprocess import preprocess
+from tasks.preprocess import lung_correlation, preprocess
 from tasks.settings.schema import Audit
 from tasks.sources.open import open_source
 from tests.helpers import REAL_ZIP
@@ -61,7 +62,12 @@ def test_the_audit_finds_the_duplicate_and_near_duplicates(data: Path) -> None:
         "images": 5826,
         "unusable": 0,
         "missing_from_published": 0,
+        "controls_with_infection": 0,
+        "covid_without_infection": 0,
+        "empty_lung_masks": 0,
         "infection_outside_lung": 0,
+        "unusual_lung_areas": 1,
+        "bright_lungs": 2,
         "exact_pairs_across_splits": 1,
         "near_pairs_across_splits": 16,
         "test_images_touched": 8,
@@ -69,6 +75,19 @@ def test_the_audit_finds_the_duplicate_and_near_duplicates(data: Path) -> None:
         "pairs_across_halves": 0,
         "dropped": 16,
     }
+
+
+def test_the_audit_recognises_inverted_images(data: Path) -> None:
+    table = pd.read_csv(data / "packed" / "images.csv")
+    bright = table["id"][table["lung_correlation"] > BRIGHT]
+    # The first is upside down, unlike its mask. The second is inverted.
+    assert list(bright) == ["infection/Train/COVID-19/covid_4191", "infection/Train/Normal/Normal (1535)"]
+    raw, inverted = RawDataset(data / "raw"), 0
+    for image_id in table["id"].sample(500, random_state=0):
+        correlation = lung_correlation(255 - raw.read(image_id, "image"), raw.read(image_id, "lung") > 0)
+        assert correlation is not None
+        inverted += correlation > BRIGHT
+    assert inverted >= 495
 
 
 def test_trivial_predictors_have_the_known_scores(data: Path) -> None:

@@ -69,8 +69,12 @@ class Leak:
 
 def leaks(dataset: Dataset, gallery: Gallery) -> list[Leak]:
     """The most similar pairs first."""
-    several_halves = len({count.half for count in dataset.counts}) > 1
+    several_halves = _has_several_halves(dataset)
     return [_leak(pair, gallery, several_halves) for pair in dataset.shown_pairs]
+
+
+def _has_several_halves(dataset: Dataset) -> bool:
+    return len({count.half for count in dataset.counts}) > 1
 
 
 def _leak(pair: AlikePair, gallery: Gallery, several_halves: bool) -> Leak:
@@ -95,15 +99,22 @@ def _picture(image_id: str, gallery: Gallery, several_halves: bool) -> Picture:
 def findings(dataset: Dataset) -> list[str]:
     """The audit's findings on the dataset, one sentence each."""
     on_dropped = [_on_dropped(dataset)] if dataset.pairs_across_splits else []
-    return [_on_leaks(dataset), *_on_other_pairs(dataset.audit), *on_dropped]
+    return [
+        _on_leaks(dataset),
+        *_on_other_pairs(dataset.audit),
+        *on_dropped,
+        _on_masks(dataset),
+        *_on_unusual(dataset.audit),
+    ]
 
 
 def _on_leaks(dataset: Dataset) -> str:
     figures, least = dataset.audit, dataset.correlation
     exact, near = figures["exact_pairs_across_splits"], figures["near_pairs_across_splits"]
+    place = "different splits of one half" if _has_several_halves(dataset) else "different splits"
     if not exact + near:
         return (
-            "No duplicate or near-duplicate images in different splits "
+            f"No duplicate or near-duplicate images in {place} "
             f"(correlation of {least:g} or more at 32x32 pixels)."
         )
     touched = figures["test_images_touched"]
@@ -112,7 +123,7 @@ def _on_leaks(dataset: Dataset) -> str:
         flattered = "" if dataset.drops_duplicates else ", which may score better than new images would"
         on_test = f"They include {_some(touched, 'Test image')}{flattered}."
     return (
-        f"{_some(exact + near, 'pair')} of duplicate or near-duplicate images in different splits: "
+        f"{_some(exact + near, 'pair')} of duplicate or near-duplicate images in {place}: "
         f"{exact:,} identical pixel for pixel, {near:,} with a correlation of {least:g} or more at 32x32 "
         f"pixels. {on_test}"
     )
@@ -126,10 +137,49 @@ def _on_other_pairs(figures: dict[str, int]) -> list[str]:
     )
     if halves:
         sentences.append(
-            f"{_some(halves, alike)} across the two halves, in the same split: "
-            "the infection half consists of images from the lung half."
+            f"{_some(halves, alike)} across the two halves. They are no leak: each network is trained and "
+            "tested on images of one half."
         )
     return sentences
+
+
+def _on_masks(dataset: Dataset) -> str:
+    figures = dataset.audit
+    found = _listed(
+        (figures["controls_with_infection"], "control with infection", "controls with infection"),
+        (figures["covid_without_infection"], "COVID-19 image without", "COVID-19 images without"),
+        (figures["empty_lung_masks"], "empty lung mask", "empty lung masks"),
+        (
+            figures["infection_outside_lung"],
+            "image with more than 1 % of its infection outside the lungs",
+            "images with more than 1 % of their infection outside the lungs",
+        ),
+    )
+    if found:
+        return f"Masks that contradict the classes or each other: {found}."
+    if all(count.half == "lung" for count in dataset.counts):
+        return "No lung mask is empty."
+    return (
+        "The masks agree with the classes: all COVID-19 images and no controls have infection. No lung mask "
+        "is empty, and at most 1 % of any infection lies outside the lungs."
+    )
+
+
+def _on_unusual(figures: dict[str, int]) -> list[str]:
+    found = _listed(
+        (
+            figures["bright_lungs"],
+            "X-ray with lungs brighter than the rest of the chest",
+            "X-rays with lungs brighter than the rest of the chest",
+        ),
+        (figures["unusual_lung_areas"], "lung mask of unusual area", "lung masks of unusual area"),
+    )
+    return [f"Images to look at: {found}."] if found else []
+
+
+def _listed(*found: tuple[int, str, str]) -> str:
+    """The counts that are not 0, each with its noun in the singular or plural."""
+    return ", ".join(f"{count:,} {one if count == 1 else several}" for count, one, several in found if count)
 
 
 def _on_dropped(dataset: Dataset) -> str:

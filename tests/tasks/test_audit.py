@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tasks import audit as audit_module
-from tasks.audit import audit, correlations, find_pairs, to_drop
+from tasks.audit import audit, correlations, find_pairs, to_drop, usual_lung_areas
 from tasks.packed.reader import dropped_ids
 from tasks.settings.schema import Audit
 from tasks.support.cli import InputError
@@ -41,12 +41,14 @@ class Dataset:
         image_id: str,
         thumbnail: np.ndarray | None = None,
         digest: str | None = None,
-        outside: float = 0.0,
+        **facts: float | None,
     ) -> str:
+        """Add an image; `facts` are columns of images.csv that differ from those of a sound image."""
         half, split, image_class, _ = image_id.split("/")
         place = {"id": image_id, "half": half, "split": split, "class": image_class}
-        share = outside if half == "infection" else None
-        self.rows.append(place | {"sha256": digest or image_id, "infection_outside_lung": share})
+        row = place | {"sha256": digest or image_id, "lung_area": 0.25, "lung_correlation": -0.7}
+        infection = {"infection_area": 0.1 * (image_class == "COVID-19"), "infection_outside_lung": 0.0}
+        self.rows.append(row | (infection if half == "infection" else dict.fromkeys(infection)) | facts)
         self.thumbnails.append(another() if thumbnail is None else thumbnail)
         return image_id
 
@@ -78,6 +80,17 @@ def dataset(tmp_path: Path) -> Dataset:
     return Dataset(tmp_path)
 
 
+NO_FAULTS = dict.fromkeys(
+    (
+        "controls_with_infection",
+        "covid_without_infection",
+        "empty_lung_masks",
+        "infection_outside_lung",
+        "unusual_lung_areas",
+        "bright_lungs",
+    ),
+    0,
+)
 TRAIN, VAL, TEST = (f"infection/{split}/COVID-19/{{}}" for split in ("Train", "Val", "Test"))
 
 
@@ -107,13 +120,19 @@ def test_finds_exactly_the_planted_pairs(dataset: Dataset) -> None:
         "images": 14,
         "unusable": 0,
         "missing_from_published": 5826 + 33920 - 14,
-        "infection_outside_lung": 0,
-        "exact_pairs_across_splits": 3,
+        **NO_FAULTS,
+        "exact_pairs_across_splits": 2,
         "near_pairs_across_splits": 1,
-        "test_images_touched": 3,
+        "test_images_touched": 2,
         "pairs_within_splits": 1,
-        "pairs_across_halves": 1,
+        "pairs_across_halves": 2,
         "dropped": 0,
+    }
+    pairs = dataset.table("pairs")
+    assert set(pairs["second"][pairs["across"]]) == {
+        TEST.format("a"),
+        VAL.format("b"),
+        "lung/Test/COVID-19/d",
     }
     assert dataset.table("dropped").empty and list(dataset.table("dropped")) == ["id", "reason"]
     correlation = dataset.table("pairs")["correlation"]
@@ -130,18 +149,13 @@ def test_finds_exactly_the_planted_pairs(dataset: Dataset) -> None:
         (("Test", "Test"), None),
     ],
 )
-@pytest.mark.parametrize("halves", [("infection", "infection"), ("infection", "lung"), ("lung", "infection")])
+@pytest.mark.parametrize("half", ["infection", "lung"])
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("exact", [False, True])
 def test_drops_the_image_from_the_earlier_split(
-    dataset: Dataset,
-    splits: tuple[str, str],
-    halves: tuple[str, str],
-    dropped: str | None,
-    turned: bool,
-    exact: bool,
+    dataset: Dataset, splits: tuple[str, str], half: str, dropped: str | None, turned: bool, exact: bool
 ) -> None:
-    ids = [f"{half}/{split}/Normal/{n}" for n, (half, split) in enumerate(zip(halves, splits, strict=True))]
+    ids = [f"{half}/{split}/Normal/{n}" for n, split in enumerate(splits)]
     first = another()
     for image_id, thumbnail in zip(ids, (first, first if exact else near(first)), strict=True):
         dataset.add(image_id, thumbnail, "same" if exact else None)
@@ -153,6 +167,25 @@ def test_drops_the_image_from_the_earlier_split(
     ids_dropped = dropped_ids(dataset.out / "dropped.csv")
     assert ids_dropped == ({ids[0]} if dropped else set())
     assert figures["dropped"] == len(ids_dropped)
+
+
+@pytest.mark.parametrize("halves", [("infection", "lung"), ("lung", "infection")])
+@pytest.mark.parametrize("exact", [False, True])
+def test_pairs_across_halves_are_no_leaks(dataset: Dataset, halves: tuple[str, str], exact: bool) -> None:
+    first = another()
+    for half, split, thumbnail in zip(
+        halves, ("Train", "Test"), (first, first if exact else near(first)), strict=True
+    ):
+        dataset.add(f"{half}/{split}/Normal/a", thumbnail, "same" if exact else None)
+    figures = dataset.run(DROP)
+    assert dataset.pairs == {(f"{halves[0]}/Train/Normal/a", f"{halves[1]}/Test/Normal/a", exact)}
+    assert not dataset.table("pairs")["across"].any()
+    assert dataset.table("dropped").empty
+    assert {name: count for name, count in figures.items() if count} == {
+        "images": 2,
+        "missing_from_published": 5826 + 33920 - 2,
+        "pairs_across_halves": 1,
+    }
 
 
 def test_chain_across_splits_keeps_only_the_test_image(dataset: Dataset) -> None:
@@ -177,8 +210,8 @@ def test_uniform_images_are_problems_and_not_near_duplicates(dataset: Dataset) -
 
 
 def test_excluded_images_and_infection_outside_the_lung_are_problems(dataset: Dataset) -> None:
-    dataset.add(TRAIN.format("a"), outside=0.125)
-    dataset.add(TRAIN.format("b"))
+    dataset.add(TRAIN.format("a"), infection_outside_lung=0.125)
+    dataset.add(TRAIN.format("b"), infection_outside_lung=0.01)
     dataset.add("lung/Train/Normal/c")
     dataset.rejected.append(("lung/Test/Normal/d", "the lung mask is missing in 'lung masks'"))
     figures = dataset.run(REPORT)
@@ -187,6 +220,93 @@ def test_excluded_images_and_infection_outside_the_lung_are_problems(dataset: Da
         [TRAIN.format("a"), "12.5 % of the infection lies outside the lung"],
     ]
     assert (figures["images"], figures["unusable"], figures["infection_outside_lung"]) == (4, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("image_id", "facts", "name", "problem"),
+    [
+        (
+            "infection/Val/Normal/a",
+            {"infection_area": 0.0123},
+            "controls_with_infection",
+            "a control, but 1.23 % of the image is marked as infection",
+        ),
+        (
+            TRAIN.format("a"),
+            {"infection_area": 0.0},
+            "covid_without_infection",
+            "a COVID-19 image, but its infection mask is empty",
+        ),
+        (
+            "lung/Test/Normal/a",
+            {"lung_area": 0.0, "lung_correlation": None},
+            "empty_lung_masks",
+            "the lung mask is empty",
+        ),
+        (
+            TRAIN.format("a"),
+            {"infection_outside_lung": 0.0101},
+            "infection_outside_lung",
+            "1.01 % of the infection lies outside the lung",
+        ),
+        (
+            "lung/Val/COVID-19/a",
+            {"lung_correlation": 0.11},
+            "bright_lungs",
+            "the lungs are brighter than the rest of the chest: black and white are swapped, or the lung "
+            "mask does not fit the image",
+        ),
+        # The limits are the median's odds, a third, times and divided by exp(5 * 0.3).
+        (
+            TRAIN.format("a"),
+            {"lung_area": 0.069},
+            "unusual_lung_areas",
+            "the lung mask covers 6.9 % of the image; 6.92 % to 59.9 % is usual",
+        ),
+        (
+            "lung/Test/Normal/a",
+            {"lung_area": 0.6},
+            "unusual_lung_areas",
+            "the lung mask covers 60 % of the image; 6.92 % to 59.9 % is usual",
+        ),
+        (
+            TEST.format("a"),
+            {"lung_area": 1.0},
+            "unusual_lung_areas",
+            "the lung mask covers 100 % of the image; 6.92 % to 59.9 % is usual",
+        ),
+    ],
+)
+def test_each_fault_of_an_image_is_counted_and_listed(
+    dataset: Dataset, image_id: str, facts: dict[str, float | None], name: str, problem: str
+) -> None:
+    for other in ("infection/Train/COVID-19/b", "infection/Test/Normal/b", "lung/Train/COVID-19/b"):
+        dataset.add(other)
+        dataset.add(f"{other}2")
+    dataset.add(image_id, **facts)
+    figures = dataset.run(REPORT)
+    assert {key: figures[key] for key in NO_FAULTS} == NO_FAULTS | {name: 1}
+    assert dataset.table("problems").to_numpy().tolist() == [[image_id, problem]]
+
+
+def test_values_at_the_limits_are_no_faults(dataset: Dataset) -> None:
+    dataset.add(TRAIN.format("a"), lung_correlation=0.1, infection_outside_lung=0.01)
+    dataset.add(TRAIN.format("b"), lung_correlation=None)
+    for name, area in (("c", 0.07), ("d", 0.25), ("e", 0.25), ("f", 0.59)):
+        dataset.add(TRAIN.format(name), lung_area=area)
+    figures = dataset.run(REPORT)
+    assert {key: figures[key] for key in NO_FAULTS} == NO_FAULTS
+    assert dataset.table("problems").empty
+
+
+def test_usual_lung_areas_follow_the_spread_of_their_half() -> None:
+    odds = np.exp(np.array([-2.0, -1.0, 0.0, 1.0, 2.0]))  # median deviation 1
+    spread = pd.DataFrame({"half": "lung", "lung_area": odds / (1 + odds)})
+    narrow = pd.DataFrame({"half": "infection", "lung_area": [0.5, 0.5, 0.5, 0.0]})
+    least, most = usual_lung_areas(pd.concat([spread, narrow], ignore_index=True))
+    reach = np.array([5 * 1.4826] * 5 + [5 * 0.3] * 4)
+    np.testing.assert_allclose(least, 1 / (1 + np.exp(reach)))
+    np.testing.assert_allclose(most, 1 / (1 + np.exp(-reach)))
 
 
 def test_counts_include_published_counts(dataset: Dataset) -> None:

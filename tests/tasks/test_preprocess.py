@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from PIL import Image
 from tasks.common.raw import KIND_FOLDERS, Kind, RawDataset
 from tasks.download import download
 from tasks.packed.writer import ArrayWriter
-from tasks.preprocess import preprocess
+from tasks.preprocess import lung_correlation, preprocess
 from tasks.sources.open import open_source
 from tasks.support.cli import InputError
 from tests.helpers import ROOT, png
@@ -142,6 +143,76 @@ def test_infection_outside_the_lung_is_measured(kaggle_folder: Path, tmp_path: P
     table = packed(kaggle_folder, tmp_path)
     assert table["infection_outside_lung"].tolist() == [0.5] + 8 * [0]
     assert table["infection_area"][0] == 0.25
+
+
+def test_lungs_correlate_with_the_mask_as_numpy_says(kaggle_folder: Path, tmp_path: Path) -> None:
+    table = packed(kaggle_folder, tmp_path)
+    raw = RawDataset(tmp_path / "raw")
+    for _, row in table.iterrows():
+        image, lung = (raw.read(row["id"], kind) for kind in ("image", "lung"))
+        rows, columns = np.nonzero(lung)
+        box = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        expected = np.corrcoef(image[box].ravel(), lung[box].ravel())[0, 1]
+        assert row["lung_correlation"] == pytest.approx(expected, abs=1e-6)
+        assert lung_correlation(255 - image, lung > 0) == pytest.approx(-expected, abs=1e-9)
+    assert (table["lung_correlation"] < -0.2).all()
+
+
+def test_correlation_with_a_lung_mask_by_hand() -> None:
+    lung = np.zeros((4, 4), bool)
+    lung[1:3, 1] = lung[1, 2] = True  # in a box of four pixels, three are lung
+    image = np.full((4, 4), 255, np.uint8)  # outside the box, nothing counts
+    image[1:3, 1:3] = [[0, 100], [200, 100]]
+    assert lung_correlation(image, lung) == 0.0
+    image[1:3, 1:3] = [[0, 0], [0, 255]]
+    assert lung_correlation(image, lung) == -1.0
+    assert lung_correlation(255 - image, lung) == 1.0
+
+
+def test_correlation_with_a_lung_mask_is_undefined_for_constants() -> None:
+    grey, image = np.full((4, 4), 9, np.uint8), np.arange(16, dtype=np.uint8).reshape(4, 4)
+    lung = np.eye(4) > 0
+    assert lung_correlation(image, ~(lung | ~lung)) is None  # no lung
+    assert lung_correlation(image, lung | ~lung) is None  # only lung
+    assert lung_correlation(grey, lung) is None
+
+
+def test_tables_are_the_same_for_every_image_size(kaggle_folder: Path, tmp_path: Path) -> None:
+    packed(kaggle_folder, tmp_path / "a", size=32)
+    packed(kaggle_folder, tmp_path / "b", size=48)
+    for name in ("images.csv", "rejected.csv", "thumbnails.npy"):
+        a, b = (tmp_path / folder / "packed" / name for folder in "ab")
+        assert a.read_bytes() == b.read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "rotten"])
+def test_damaged_shard_is_a_one_line_error(kaggle_folder: Path, tmp_path: Path, damage: str) -> None:
+    download(open_source(str(kaggle_folder), Path()), tmp_path / "raw", "here")
+    shard = tmp_path / "raw" / "infection-train.zip"
+    content = bytearray(shard.read_bytes())
+    if damage == "truncated":
+        del content[-100:]
+    else:
+        content[200] ^= 0xFF
+    shard.write_bytes(content)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tasks.preprocess", str(ROOT / "params.yaml"), "raw", "packed"),
+            *("--image-size", "32"),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"error: raw/infection-train\.zip: this file is damaged \(.+\); to create it again, run: "
+        r"dvc repro --force download\n",
+        done.stderr,
+    ), done.stderr
+    assert not (tmp_path / "packed").exists()
 
 
 def test_workers_do_not_import_torch() -> None:

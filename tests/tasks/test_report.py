@@ -411,11 +411,38 @@ def test_dataset_audit(written: Work) -> None:
     said = section(written.page(), "dataset")
     assert "No duplicate or near-duplicate images in different splits (correlation of 0.98 or more" in said
     assert "2 duplicate or near-duplicate pairs within a split" in said
-    assert "1 duplicate or near-duplicate pair across the two halves" in said
+    assert "1 duplicate or near-duplicate pair across the two halves. They are no leak: each network" in said
     assert "dropped" not in said
     assert "Class Train Val Test Total Published" in said
     assert "COVID-19 2 of 3 found 9 published 3 9 published 3 9 published 3 9 published 9" in said
     assert "infection/Train/Normal/<b> excluded: mask & image differ" in said
+
+
+def test_faults_of_images_and_masks_are_counted(work: Work) -> None:
+    sound = (
+        "The masks agree with the classes: all COVID-19 images and no controls have infection. No lung mask "
+        "is empty, and at most 1 % of any infection lies outside the lungs."
+    )
+    said = section(work.run(), "dataset")
+    assert sound in said and "Images to look at" not in said
+    work.audit(
+        controls_with_infection=2,
+        empty_lung_masks=1,
+        infection_outside_lung=1,
+        bright_lungs=1,
+        unusual_lung_areas=1200,
+    )
+    said = section(work.run(), "dataset")
+    assert sound not in said
+    assert (
+        "Masks that contradict the classes or each other: 2 controls with infection, 1 empty lung mask, "
+        "1 image with more than 1 % of its infection outside the lungs."
+    ) in said
+    assert (
+        "Images to look at: 1 X-ray with lungs brighter than the rest of the chest, "
+        "1,200 lung masks of unusual area."
+    ) in said
+    assert json.loads(work.metrics.read_text())["dataset"]["unusual_lung_areas"] == 1200
 
 
 def test_duplicates_across_splits_are_shown(work: Work) -> None:
@@ -450,6 +477,7 @@ def test_with_two_halves_each_is_named(work: Work) -> None:
     said = section(work.run(), "dataset")
     assert "COVID-19, infection half 2 of 3 found" in said and "All, lung half 2 of 3 found 3 3 3 –" in said
     assert "covid_1 Test, COVID-19, infection half" in said
+    assert "1 pair of duplicate or near-duplicate images in different splits of one half: 1 identical" in said
 
 
 def test_counts_without_published_values(work: Work) -> None:
