@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
@@ -44,6 +46,8 @@ HALF_KINDS: dict[str, tuple[Kind, ...]] = {
     "infection": ("image", "lung", "infection"),
     "lung": ("image", "lung"),
 }
+#: What zipfile raises for a damaged archive, besides OSError.
+DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, RuntimeError, ValueError)
 MANIFEST = "manifest.csv"
 MANIFEST_COLUMNS = ["id", "half", "split", "class", "image_sha256", "lung_sha256", "infection_sha256"]
 
@@ -84,18 +88,29 @@ class RawDataset:
         }
 
     def read_bytes(self, image_id: str, kind: Kind) -> bytes | None:
-        """The PNG file of an image or of one of its masks; None if the dataset has no such file."""
+        """The PNG file of an image or of one of its masks; None if the dataset has no such file.
+
+        Raises:
+            InputError: the shard with the file is damaged.
+        """
         if image_id not in self._files[kind]:
             return None
         half, split, image_class, name = image_id.split("/")
+        shard = shard_name(half, split)
         with self._lock:
-            return self._shard(shard_name(half, split)).read(member_name(image_class, kind, name))
+            try:
+                return self._shard(shard).read(member_name(image_class, kind, name))
+            except DAMAGED as error:
+                raise InputError(
+                    f"{self._root / shard}: this file is damaged ({error}); to create it again, run: "
+                    "dvc repro --force download"
+                ) from None
 
     def read(self, image_id: str, kind: Kind) -> np.ndarray:
         """The pixels as uint8 (H, W); masks contain only 0 and 255.
 
         Raises:
-            InputError: the dataset has no such file.
+            InputError: the dataset has no such file, or the shard with the file is damaged.
         """
         import numpy as np
         from PIL import Image

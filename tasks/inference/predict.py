@@ -1,6 +1,6 @@
 """Predicts probabilities at the masks' original size with a trained network, and turns them into masks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,14 +13,15 @@ from models.metrics import Confusion, dice
 from models.postprocessing import fill_holes, remove_small
 from tasks.common.cores import in_threads
 from tasks.common.raw import RawDataset
-from tasks.networks.device import Compute
+from tasks.networks.device import Compute, is_memory_short
 from tasks.packed.reader import PackedSplit, scaled
 from tasks.settings.schema import Plan, Prediction, Target
+from tasks.support.cli import InputError
 from tasks.support.progress import progress
 
 Mask = NDArray[np.bool_]
 
-#: Images per forward pass.
+#: Images per forward pass, if memory is sufficient.
 BATCH = 32
 
 #: The candidates for `threshold: val`.
@@ -77,25 +78,61 @@ def predict_batches(
 ) -> Iterator[Tensor]:
     """Yield the network's probabilities (C, S, S) for each image of the split.
 
-    With `flip_average`, they are averaged over the image and its mirror image.
+    With `flip_average`, they are averaged over the image and its mirror image. While memory is insufficient,
+    the number of images per forward pass is halved.
+
+    Raises:
+        InputError: memory is insufficient even for a single image.
     """
-    starts = range(0, len(split), BATCH)
+    starts, at_once = range(0, len(split), BATCH), BATCH
     for start in progress(starts, len(starts), what):
-        x = compute.place(scaled(split.images(slice(start, start + BATCH))))
-        with compute.autocast():
-            probabilities = torch.sigmoid(network(x).float())
-            if flip_average:
-                mirrored = torch.sigmoid(network(x.flip(-1)).float()).flip(-1)
-                probabilities = (probabilities + mirrored) / 2
-        yield from probabilities.cpu()
+        images = scaled(split.images(slice(start, start + BATCH)))
+        while (batches := _predicted(network, torch.split(images, at_once), compute, flip_average)) is None:
+            at_once = _half(at_once, what)
+            torch.cuda.empty_cache()
+        for batch in batches:
+            yield from batch
+
+
+def _predicted(
+    network: nn.Module, batches: Sequence[Tensor], compute: Compute, flip_average: bool
+) -> list[Tensor] | None:
+    """The probabilities of each batch, on the CPU; None if memory is insufficient."""
+    try:
+        return [_forward(network, compute.place(batch), compute, flip_average).cpu() for batch in batches]
+    except (RuntimeError, MemoryError) as error:
+        if not is_memory_short(error):
+            raise
+    return None
+
+
+def _forward(network: nn.Module, x: Tensor, compute: Compute, flip_average: bool) -> Tensor:
+    with compute.autocast():
+        probabilities = torch.sigmoid(network(x).float())
+        if flip_average:
+            mirrored = torch.sigmoid(network(x.flip(-1)).float()).flip(-1)
+            probabilities = (probabilities + mirrored) / 2
+    return probabilities
+
+
+def _half(images: int, what: str) -> int:
+    if images == 1:
+        raise InputError(f"{what}: not enough memory for a single image; lower image_size, width or depth")
+    print(f"{what}: not enough memory for {images} images at a time; using {images // 2}", flush=True)
+    return images // 2
 
 
 def resized(probability: Tensor, shape: torch.Size) -> Tensor:
-    """Resize probabilities (h, w) bilinearly to `shape`; unchanged if they have it already."""
+    """Resize probabilities (h, w) bilinearly to `shape`; unchanged if they have it already.
+
+    Downscaling averages over all pixels. Without `antialias`, it would read only two rows and columns around
+    each position and skip the others.
+    """
     if probability.shape == shape:
         return probability
+    smaller = any(new < old for new, old in zip(shape, probability.shape, strict=True))
     resized = functional.interpolate(
-        probability[None, None], size=shape, mode="bilinear", align_corners=False
+        probability[None, None], size=shape, mode="bilinear", align_corners=False, antialias=smaller
     )
     return resized[0, 0]
 

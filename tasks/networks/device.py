@@ -43,8 +43,9 @@ def set_up(seed: int, precision: str, threads: int, processes: int = 1) -> Compu
 
     Args:
         precision: auto, fp32 or bf16; auto is bf16 where the hardware is faster at it than at fp32.
-        threads: CPU threads; 0 uses OMP_NUM_THREADS, or all cores that this process may use. The number
-            affects the last digits of a result.
+        threads: CPU threads; 0 uses OMP_NUM_THREADS if that is a positive number (or a list that starts with
+            one), otherwise all cores that this process may use. The number affects the last digits of a
+            result.
         processes: number of processes that share the threads.
     """
     # cuBLAS is deterministic only with a workspace of fixed size.
@@ -53,8 +54,7 @@ def set_up(seed: int, precision: str, threads: int, processes: int = 1) -> Compu
     torch.set_deterministic_debug_mode("error")
     # Deterministic mode also fills new memory with NaN, a tenth of a step. Nothing reads unwritten memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if not threads:
-        threads = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or available_cores())
+    threads = threads or _threads_of_environment() or available_cores()
     torch.set_num_threads(max(1, threads // processes))
     _keep_freed_memory()
     torch.manual_seed(seed)
@@ -62,6 +62,12 @@ def set_up(seed: int, precision: str, threads: int, processes: int = 1) -> Compu
     if precision == "auto":
         precision = "bf16" if _has_fast_bf16(device) else "fp32"
     return Compute(device, precision)
+
+
+def _threads_of_environment() -> int:
+    """The number in OMP_NUM_THREADS; 0 if there is none. Like OpenMP, ignores words such as `auto`."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() else 0
 
 
 def _has_fast_bf16(device: torch.device) -> bool:

@@ -128,8 +128,14 @@ class ZipSource:
     def _refuse_unsafe(self, info: zipfile.ZipInfo) -> None:
         name = PurePosixPath(info.orig_filename)
         drive = ":" in next(iter(name.parts), "")
-        if name.is_absolute() or ".." in name.parts or "\\" in info.orig_filename or drive:
+        if name.is_absolute() or ".." in name.parts or drive:
             raise InputError(f"{self._where}: member {info.orig_filename!r} leads outside the archive")
+        if "\\" in info.orig_filename:
+            raise InputError(
+                f"{self._where}: member {info.orig_filename!r} has backslashes in its name, as some Windows "
+                "programs write them instead of slashes; unpack the archive and use the folder, or create "
+                "the archive again with another program"
+            )
         if stat.S_ISLNK(info.external_attr >> 16):
             raise InputError(f"{self._where}: member {info.orig_filename!r} is a link; links are not allowed")
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional
 
 from models.metrics import confusion, dice
 from tasks.common.raw import RawDataset, encode_mask
@@ -25,6 +26,7 @@ from tasks.inference.predict import (
 from tasks.networks.device import set_up
 from tasks.packed.reader import PackedSplit
 from tasks.settings.schema import Params
+from tasks.support.cli import InputError
 
 
 class Darkness(nn.Module):
@@ -56,6 +58,82 @@ def test_probabilities_are_resized_to_the_mask_if_sizes_differ() -> None:
     assert larger.min() >= probability.min()
     assert larger.max() <= probability.max()
     assert resized(torch.full((4, 4), 0.3), torch.Size([9, 9])).allclose(torch.tensor(0.3))
+
+
+def test_downscaled_probabilities_are_means_over_all_pixels() -> None:
+    rows = torch.zeros(64, 64)
+    rows[::4] = 1  # without antialiasing, 64 -> 16 reads only rows 1 and 2 of each four
+    smaller = resized(rows, torch.Size([16, 16]))
+    torch.testing.assert_close(smaller[2:-2], torch.full((12, 16), 0.25))
+    assert resized(rows, torch.Size([16, 80]))[8, 40] == pytest.approx(0.25)
+    assert resized(torch.full((9, 9), 0.3), torch.Size([4, 4])).allclose(torch.tensor(0.3))
+
+
+@pytest.mark.parametrize("shape", [(20, 12), (8, 30), (16, 8)])
+def test_upscaled_probabilities_are_interpolated(shape: tuple[int, int]) -> None:
+    probability = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
+    plain = functional.interpolate(probability[None, None], shape, mode="bilinear", align_corners=False)
+    assert torch.equal(resized(probability, torch.Size(shape)), plain[0, 0])
+
+
+class Small(nn.Module):
+    """Predicts as `Darkness` does, but has memory for a few images only."""
+
+    def __init__(self, fits: int, error: Exception) -> None:
+        super().__init__()
+        self._fits, self._error = fits, error
+        self.asked: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.asked.append(len(x))
+        if len(x) > self._fits:
+            raise self._error
+        probabilities: torch.Tensor = Darkness()(x)
+        return probabilities
+
+
+@pytest.fixture
+def many(val: PackedSplit, monkeypatch: pytest.MonkeyPatch) -> PackedSplit:
+    """Images for two batches, the second one smaller."""
+    assert len(val) >= 5
+    monkeypatch.setattr("tasks.inference.predict.BATCH", min(32, len(val) - 1))
+    return val
+
+
+SHORT = (
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError(),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory"),
+)
+
+
+@pytest.mark.parametrize("error", SHORT, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("flip_average", [False, True])
+def test_prediction_uses_smaller_batches_while_memory_is_short(
+    many: PackedSplit, capsys: pytest.CaptureFixture[str], error: Exception, flip_average: bool
+) -> None:
+    expected = torch.stack(list(predict_batches(Darkness(), many, COMPUTE, flip_average, "")))
+    network = Small(1, error)
+    found = torch.stack(list(predict_batches(network, many, COMPUTE, flip_average, "Val batches")))
+    assert torch.equal(found, expected)
+    first = len(many) - 1
+    assert f"Val batches: not enough memory for {first} images at a time; using {first // 2}" in (
+        capsys.readouterr().out
+    )
+    # Later batches begin with the size that fitted.
+    attempts = [asked for asked in network.asked if asked > 1]
+    assert attempts == sorted(set(attempts), reverse=True)
+    assert network.asked[len(attempts) :] == [1] * (len(many) * (1 + flip_average))
+
+
+def test_too_little_memory_for_one_image_is_an_error(many: PackedSplit) -> None:
+    with pytest.raises(InputError, match="best Val batches: not enough memory for a single image; lower"):
+        list(predict_batches(Small(0, MemoryError()), many, COMPUTE, False, "best Val batches"))
+
+
+def test_other_errors_of_a_network_are_raised(many: PackedSplit) -> None:
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        list(predict_batches(Small(0, RuntimeError("shapes differ")), many, COMPUTE, False, ""))
 
 
 def test_masks_survive_a_png_round_trip(tmp_path: Path) -> None:

@@ -25,6 +25,25 @@ class Small(nn.Module):
         return y
 
 
+@pytest.mark.parametrize(
+    ("value", "threads"),
+    [("3", 3), (" 2 ,1", 2), *((word, 5) for word in ("", "auto", "0", "-1", "1.5", ",2", "\u00b2"))],
+)
+def test_threads_are_those_of_the_environment_if_it_has_a_positive_number(
+    monkeypatch: pytest.MonkeyPatch, value: str, threads: int
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    monkeypatch.setattr("tasks.networks.device.available_cores", lambda: 5)
+    try:
+        set_up(0, "fp32", 0)
+        assert torch.get_num_threads() == threads
+        set_up(0, "fp32", 4)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.soak
 @pytest.mark.skipif(not shutil.which("g++"), reason="requires a C++ compiler")
 def test_compiled_network_gives_the_same_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

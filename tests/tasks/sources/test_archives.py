@@ -91,13 +91,25 @@ def test_damaged_member_is_an_error_and_leaves_no_files(kaggle_folder: Path, tmp
 
 
 @pytest.mark.parametrize(
-    "name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "..\\evil.png", "C:/evil.png"]
+    "name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "C:/evil.png", "C:\\evil.png"]
 )
 def test_member_outside_the_archive_is_an_error(tmp_path: Path, name: str) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(NAME, b"")
         archive.writestr(name, b"")
     with pytest.raises(InputError, match="leads outside the archive"):
+        open_source(str(tmp_path / "a.zip"), Path())
+
+
+@pytest.mark.parametrize("name", [NAME.replace("/", "\\"), "..\\evil.png"])
+def test_names_with_backslashes_are_an_error_with_a_remedy(tmp_path: Path, name: str) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(name, b"")
+    with pytest.raises(
+        InputError,
+        match=r"a\.zip: member '.*png' has backslashes in its name, as some Windows programs write them "
+        "instead of slashes; unpack the archive and use the folder, or create the archive again",
+    ):
         open_source(str(tmp_path / "a.zip"), Path())
 
 
