@@ -49,7 +49,7 @@ from common import DEVICE, HALF, ROOT, packed_dataset, plan_words, prepare
 from gpu_tables import Entry, table
 
 from tasks.common.files import replacing
-from tasks.common.raw import CLASSES
+from tasks.common.raw import CLASSES, IMAGE_SETS
 from tasks.comparison.consistency import check_pair
 from tasks.plan import plan as write_plans
 from tasks.settings.changes import parse_assignment, with_changes
@@ -407,8 +407,21 @@ class Experiment:
     def _evaluate(self, bench: Bench, places: list[Path], limit: float) -> Entry:
         out = bench.work / "evaluation" / self._name
         lines = bench.commands.run(["tasks.evaluate", *map(str, places), str(out)], limit)
-        scores = json.loads((out / "metrics.json").read_text("utf-8"))
+        scores = scores_on_test(pd.read_csv(out / "images.csv"))
         return {"evaluation_seconds": round(lines[-1].after, 1), "scores": scores}
+
+
+def scores_on_test(rows: pd.DataFrame) -> dict[str, Any]:
+    """Mean IoU and Dice on Test images: target -> image set -> metric."""
+    rows = rows[rows["split"] == "Test"]
+    return {
+        str(target): {
+            name: of_set[["iou", "dice"]].mean().round(6).to_dict()
+            for name, classes in IMAGE_SETS.items()
+            if len(of_set := of_target[of_target["class"].isin(classes)])
+        }
+        for target, of_target in rows.groupby("target", sort=False)
+    }
 
 
 def plan_of(params: Params) -> Plan:
@@ -420,7 +433,7 @@ def plan_of(params: Params) -> Plan:
 def facts_of(trained: Path) -> Entry:
     """Return the results of a training."""
     description = json.loads((trained / "network" / "network.json").read_text("utf-8"))
-    wanted = ("precision", "parameters", "train_images", "val_images", "best_epoch", "val_dice")
+    wanted = ("precision", "parameters", "train_images", "val_images", "best_epoch", "val_score")
     return {name: description[name] for name in wanted}
 
 

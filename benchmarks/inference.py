@@ -5,7 +5,7 @@
 First trains a network for a few epochs, so that its masks have realistic outlines. Then runs these
 contestants, each in a process of its own, on the same Test images of all classes:
 
-    network         probabilities at the network's size, tasks.inference.predict.predict_batches network,
+    network         probabilities at the network's size, tasks.inference.predict.predict_images network,
     twice  the same, averaged with those of the mirrored images own size        probabilities and reference
     masks at the masks' size, tasks.inference.predict.predict_cases evaluation      the whole stage: every
     score, calibration, masks as PNGs, tables plain, N        typical user code: batches of N PNG files
@@ -21,7 +21,6 @@ requirements on a GPU machine, see benchmarks/train.py.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from common import (
     DEVICE,
@@ -63,7 +63,7 @@ import tasks.evaluate
 import tasks.inference.predict
 import tasks.scoring.images
 from tasks.common.raw import CLASSES, RawDataset
-from tasks.inference.predict import PLAIN, predict_batches, predict_cases
+from tasks.inference.predict import PLAIN, predict_cases, predict_images
 from tasks.networks.device import Compute, set_up
 from tasks.networks.network import load_network
 from tasks.packed.reader import PackedSplit
@@ -125,7 +125,7 @@ class Predicting(Contestant):
 
 class Network(Predicting):
     def work(self) -> None:
-        for _ in predict_batches(self.network, self.split, self.compute, self.setting.flip, "network"):
+        for _ in predict_images(self.network, self.split, self.compute, self.setting.flip, "network"):
             pass
 
 
@@ -141,8 +141,8 @@ class Evaluation(Predicting):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        watch, batches = self.watch, tasks.inference.predict.predict_batches
-        tasks.inference.predict.predict_batches = lambda *args: watch.each("network", batches(*args))
+        watch, batches = self.watch, tasks.inference.predict.predict_images
+        tasks.inference.predict.predict_images = lambda *args: watch.each("network", batches(*args))
         for place, name, part in (
             (tasks.inference.predict, "read_mask", "true masks decoded"),
             (tasks.inference.predict, "resized", "probabilities resized"),
@@ -162,8 +162,8 @@ class Evaluation(Predicting):
             out = Path(folder) / "evaluation"
             prediction = PLAIN.model_copy(update={"flip_average": s.flip})
             tasks.evaluate.evaluate(s.plan, prediction, s.trained / "network", s.packed, s.raw, out)
-            metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-        return float(metrics[TARGET]["all"]["iou"])
+            rows = pd.read_csv(out / "images.csv")
+        return float(rows.loc[(rows["target"] == TARGET) & (rows["split"] == "Test"), "iou"].mean())
 
 
 class PlainLoop(Contestant):

@@ -3,9 +3,9 @@
 `cxr retrain` runs the flow from a command line. `make serve` deploys it to the Prefect UI.
 """
 
-import json
 import logging
 import os
+import re
 import shutil
 import sys
 from base64 import b64encode
@@ -24,7 +24,7 @@ from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 from pydantic import ValidationError
 
-from flows.comparison import as_lines, as_rows, metric_changes
+from flows.comparison import NOTE, as_lines, as_rows, compare_with
 from flows.deployment.temporary import start_server
 from flows.engine.order import LocalMachine, priority_of, run_stages
 from flows.engine.pipeline import restore_output, restore_pipeline, sort_lock
@@ -205,18 +205,17 @@ def _publish(
 ) -> Published | State[Any]:
     logger, name = get_run_logger(), checkout.name
     params = load_params(checkout / "params.yaml")
-    now = json.loads((checkout / "metrics.json").read_text(encoding="utf-8"))
-    scores = metric_changes(now, _metrics_at(repository, base), params.experiments)
+    changes = compare_with(checkout, base, params)
     began = f"Started from {base[:10]} ({request.revision})."
     what = ", ".join(f"{key}={value}" for key, value in request.requested().items())
     title = f"Retrain {name}: {what}" if what else f"Retrain {name}"
-    parts = [title, began, _describe(request), "\n".join(as_lines(scores)), f"{TRAILER}: {name}"]
+    parts = [title, began, _describe(request), "\n".join(as_lines(changes)), f"{TRAILER}: {name}"]
     final = commit(checkout, "\n\n".join(filter(None, parts)), *RESULTS)
     table = partial(
         create_table_artifact,
-        as_rows(scores, f"{request.revision} ({base[:10]})"),
+        as_rows(changes, f"{request.revision} ({base[:10]})"),
         key="retrain-metrics",
-        description=f"# Test metrics of {name}\n\n{began}",
+        description=f"# Scores of {name}\n\n{began}\n\n{NOTE}",
     )
     if same := published_already(repository, base, final):
         since, to_push = (request.revision, None) if same == base else (same, at_origin)
@@ -228,7 +227,7 @@ def _publish(
     branch, fault = None, ""
     if request.publish != "nowhere":
         branch = make_branch(repository, name, final)
-    results = _copy_results(checkout, repository / RUNS / _name_of(branch or name))
+    results = _copy_results(checkout, repository / RUNS / _name_of(branch or name), final)
     if branch and request.publish == "remotes":
         branch, fault = _push(repository, checkout, branch)
         results = results.with_name(_name_of(branch))
@@ -259,7 +258,7 @@ def _report_of(repository: Path, checkout: Path, branch: str) -> Path | None:
     """Return the report of a branch with the checkout's results, or None if runs/ has another report."""
     folder = repository / RUNS / _name_of(branch)
     if branch.startswith(PREFIX) and not folder.exists():
-        _copy_results(checkout, folder)
+        _copy_results(checkout, folder, resolve(repository, branch))
     return report_with(folder, (checkout / "metrics.json").read_text(encoding="utf-8"))
 
 
@@ -307,20 +306,23 @@ def publish(repository: Path, checkout: Path, branch: str) -> State[Any]:
         return Failed(message=str(error))
 
 
-def _metrics_at(repository: Path, commit: str) -> dict[str, Any]:
-    try:
-        metrics: dict[str, Any] = json.loads(git(repository, "show", f"{commit}:metrics.json"))
-    except (InputError, ValueError):  # a revision before the first run has no metrics
-        return {}
-    return metrics
+def _copy_results(checkout: Path, results: Path, commit: str) -> Path:
+    """Copy the report and the metrics out of the checkout, which is removed at the end of the run.
 
-
-def _copy_results(checkout: Path, results: Path) -> Path:
-    """Copy the report and the metrics out of the checkout, which is removed at the end of the run."""
+    The copied page names the commit. The page in `reports/` cannot, because equal results have equal bytes.
+    """
     with replacing(results) as beside:
         shutil.copytree(checkout / "reports", beside, copy_function=shutil.copyfile)
+        page = beside / "index.html"
+        page.write_text(with_commit(page.read_text(encoding="utf-8"), commit), encoding="utf-8")
         shutil.copyfile(checkout / "metrics.json", beside / "metrics.json")
     return results
+
+
+def with_commit(page: str, commit: str) -> str:
+    """The report's page with this commit in its section about what the scores rest on."""
+    named = f'<span class="commit"><code>{commit}</code></span>'
+    return re.sub(r'<span class="commit">.*?</span>', named, page, count=1)
 
 
 def _link_report(results: Path) -> None:

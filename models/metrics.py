@@ -2,15 +2,16 @@
 
 Functions of counts accept tensors, arrays or plain numbers, and return the same kind.
 
-Rules for empty masks, per image: reference and prediction both empty score 1; an empty reference with any
-predicted pixel scores 0, and so does a missed mask.
+Rules for empty masks, per image: IoU and Dice are 1 if reference and prediction are both empty, and 0 if only
+one is. Precision, sensitivity and average precision do not exist for an empty reference: they are NaN.
 Definitions: Metrics Reloaded, Maier-Hein et al. 2024, doi 10.1038/s41592-023-02151-z.
 Distances between outlines are in `models.surfaces`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import math
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +21,9 @@ if TYPE_CHECKING:  # torch takes seconds to import, and scoring masks does not n
 
 #: A float64 tensor, an array or a number; functions of counts use only their operators.
 Numbers = Any
+
+#: Names of the scores by which epochs, thresholds and experiments are chosen; see `DiceSums.score`.
+Selection = Literal["lesions", "all", "balanced"]
 
 
 class Confusion(NamedTuple):
@@ -63,13 +67,13 @@ def dice(counts: Confusion) -> Numbers:
 
 
 def precision(counts: Confusion) -> Numbers:
-    """TP / (TP + FP), in [0, 1]. If nothing is predicted: 1 for an empty reference, else 0."""
-    return _ratio(counts.tp, counts.tp + counts.fp, empty=counts.fn == 0)
+    """TP / (TP + FP), in [0, 1]. NaN for an empty reference; otherwise 0 if nothing is predicted."""
+    return _nan_where(counts.tp + counts.fn == 0, _ratio(counts.tp, counts.tp + counts.fp, empty=0.0))
 
 
 def sensitivity(counts: Confusion) -> Numbers:
-    """Recall, TP / (TP + FN), in [0, 1]. If the reference is empty: 1 if nothing is predicted, else 0."""
-    return _ratio(counts.tp, counts.tp + counts.fn, empty=counts.fp == 0)
+    """Recall, TP / (TP + FN), in [0, 1]. NaN for an empty reference."""
+    return _nan_where(counts.tp + counts.fn == 0, _ratio(counts.tp, counts.tp + counts.fn))
 
 
 def specificity(counts: Confusion) -> Numbers:
@@ -82,6 +86,47 @@ def marked(counts: Confusion) -> Numbers:
     return _ratio(counts.tp + counts.fp, counts.tp + counts.fp + counts.fn + counts.tn)
 
 
+class DiceSums(NamedTuple):
+    """Sums of Dice over images with a non-empty reference mask and over the others, with their numbers.
+
+    With an empty reference, Dice is 1 if nothing is predicted and else 0, so `empty / empty_images` is the
+    share of these images that are left unmarked.
+    """
+
+    nonempty: Numbers
+    empty: Numbers
+    nonempty_images: int
+    empty_images: int
+
+    def score(self, selection: Selection) -> Numbers:
+        """The score by which epochs, thresholds and experiments are chosen, in [0, 1]; higher is better.
+
+        lesions:  mean Dice over images with a non-empty reference mask
+        all:      mean Dice over all images
+        balanced: mean of `lesions` and of the share of the other images that are left unmarked
+
+        Without images of one kind, all three are the mean over the other kind.
+        """
+        images = self.nonempty_images + self.empty_images
+        if selection == "all" or not self.nonempty_images or not self.empty_images:
+            return (self.nonempty + self.empty) / images
+        lesions = self.nonempty / self.nonempty_images
+        return lesions if selection == "lesions" else (lesions + self.empty / self.empty_images) / 2
+
+
+def selection_weights(nonempty: NDArray[np.bool_], selection: Selection) -> NDArray[np.float64]:
+    """Weights of images, (N,), with which the mean of weight * Dice is `DiceSums.score`.
+
+    `nonempty` says which images have a non-empty reference mask.
+    """
+    images, found = len(nonempty), int(np.count_nonzero(nonempty))
+    if selection == "all" or found in (0, images):
+        return np.ones(images)
+    if selection == "lesions":
+        return np.where(nonempty, images / found, 0.0)
+    return np.where(nonempty, images / (2 * found), images / (2 * (images - found)))
+
+
 def mean_absolute_error(probability: Tensor, reference: Tensor) -> Tensor:
     """Mean over pixels of |probability - reference|, in [0, 1]; (..., H, W) -> (...).
 
@@ -92,6 +137,22 @@ def mean_absolute_error(probability: Tensor, reference: Tensor) -> Tensor:
     # NumPy runs in this thread. Each torch operation would wake torch's threads, which then spin for a while.
     errors = np.abs(np.asarray(probability, np.float64) - np.asarray(reference))
     return torch.from_numpy(errors).mean(dim=(-2, -1))
+
+
+def average_precision(probability: ArrayLike, reference: ArrayLike) -> float:
+    """Area under the precision-recall curve of the pixels, in [0, 1]; NaN for an empty reference.
+
+    The mean, over the reference pixels, of the precision at the threshold that just includes the pixel. No
+    threshold is chosen, so networks with different operating points compare. Chance level is the reference's
+    share of the pixels. Davis and Goadrich 2006, doi 10.1145/1143844.1143874.
+    """
+    pixels, true = np.ravel(probability), np.ravel(reference)
+    ordered, ordered_true = np.sort(pixels), np.sort(pixels[true])
+    if not ordered_true.size:
+        return math.nan
+    predicted = ordered.size - np.searchsorted(ordered, ordered_true)
+    hits = ordered_true.size - np.searchsorted(ordered_true, ordered_true)
+    return float((hits / predicted).mean())
 
 
 def calibration_bins(probability: ArrayLike, reference: ArrayLike, bins: int = 15) -> NDArray[np.float64]:
@@ -126,3 +187,9 @@ def _ratio(part: Numbers, whole: Numbers, empty: Numbers = 1.0) -> Numbers:
     """part / whole, or `empty` if the whole is 0."""
     none = whole == 0
     return part / (whole + none) + none * empty
+
+
+def _nan_where(undefined: Numbers, value: Numbers) -> Numbers:
+    if hasattr(value, "masked_fill"):
+        return value.masked_fill(undefined, math.nan)
+    return np.where(undefined, math.nan, value)[()]

@@ -6,8 +6,8 @@ and therefore in their scores (Podobnik and Vrtovec 2024, arXiv 2410.02630). For
 functions equal MONAI's `compute_hausdorff_distance(percentile=95)` and
 `compute_surface_dice(use_subvoxels=False)`.
 
-Rules for empty masks: if both are empty, HD95 is 0 and surface Dice is 1. If only one is empty, the distance
-is the image's diagonal, so HD95 is the diagonal and surface Dice is 0: missed lesions count.
+Rules for empty masks: HD95 is NaN if either mask is empty, because there is no distance. Surface Dice is NaN
+if the reference is empty, and 0 if only the prediction is.
 """
 
 from typing import NamedTuple
@@ -35,34 +35,34 @@ class SurfaceDistances(NamedTuple):
 
 
 def surface_distances(predicted: Mask, reference: Mask) -> SurfaceDistances:
-    """Distances in both directions for two boolean masks (H, W)."""
+    """Distances in both directions for two boolean masks (H, W); infinite if one is empty."""
     ours, theirs = _boundary_points(predicted), _boundary_points(reference)
     if not len(ours) or not len(theirs):
-        diagonal = float(np.hypot(*reference.shape))
-        return SurfaceDistances(np.full(len(ours), diagonal), np.full(len(theirs), diagonal))
+        return SurfaceDistances(np.full(len(ours), np.inf), np.full(len(theirs), np.inf))
     if len(ours) * len(theirs) <= FEW_PAIRS and max(reference.shape) <= EXACT_UP_TO:
         return _from_all_pairs(ours, theirs)
     return SurfaceDistances(_from_tree(ours, theirs), _from_tree(theirs, ours))
 
 
 def hausdorff95(distances: SurfaceDistances) -> float:
-    """The larger of the two directions' 95th percentiles, in pixels, >= 0; 0 is best.
+    """The larger of the two directions' 95th percentiles, in pixels, >= 0; 0 is best. NaN for an empty mask.
 
     Percentiles are interpolated linearly. Huttenlocher et al. 1993, doi 10.1109/34.232073; Metrics
     Reloaded, Maier-Hein et al. 2024, doi 10.1038/s41592-023-02151-z.
     """
-    return max((_percentile(d, 0.95) for d in distances if d.size), default=0.0)
+    return max(_percentile(d, 0.95) for d in distances) if all(d.size for d in distances) else np.nan
 
 
 def surface_dice(distances: SurfaceDistances, tolerance: float) -> float:
     """The share of both boundaries' pixels within `tolerance` pixels of the other boundary, in [0, 1].
 
+    NaN if the reference is empty; 0 if only the prediction is.
     Normalised surface distance (NSD), Nikolov et al. 2021, doi 10.2196/26151, where the length of a boundary
-    is its number of pixels. `tolerance` must be less than the image's diagonal.
+    is its number of pixels.
     """
     pixels = sum(d.size for d in distances)
     near = sum(int(np.count_nonzero(d <= tolerance)) for d in distances)
-    return near / pixels if pixels else 1.0
+    return near / pixels if distances.from_reference.size else np.nan
 
 
 def _percentile(values: NDArray[np.float64], share: float) -> float:

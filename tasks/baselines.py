@@ -1,7 +1,6 @@
 """Stage `baselines`: scores trivial predictors, which a network must beat to have learned anything."""
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pandas as pd
 from models.surfaces import Mask
 from tasks.common.files import replacing, write_table
 from tasks.common.raw import HALF_KINDS, Kind, RawDataset
-from tasks.scoring.images import Calibration, score_masks, summarise
+from tasks.scoring.images import Calibration, score_masks
 from tasks.support.cli import InputError, stage_main
 from tasks.support.progress import progress
 
@@ -24,44 +23,44 @@ PREDICTORS: dict[str, Callable[[dict[Kind, Mask]], Mask]] = {
 
 
 def baselines(table: Path, raw: Path, out: Path, half: str) -> None:
-    """Score the trivial predictors on the usable Test images of `half`, at the masks' original size.
+    """Score the trivial predictors on the usable Val and Test images of `half`, at the masks' original size.
 
-    `table` is the `images.csv` that lists the images. Writes under `out`: `metrics.json` (predictor ->
-    target -> image set -> metric) and `images.csv`. The predictor `whole_lung` uses the reference lung mask
-    as the infection mask.
+    `table` is the `images.csv` that lists the images. Writes under `out`: `images.csv`, one row per
+    predictor, split, target and image, and `calibration.csv`, for the Test split. The predictor `whole_lung`
+    uses the reference lung mask as the infection mask.
     """
     dataset = RawDataset(raw)
     images = pd.read_csv(table)
-    images = images[(images["half"] == half) & (images["split"] == "Test")]
-    if not (images["class"] == "COVID-19").any():
+    images = images[(images["half"] == half) & images["split"].isin(["Val", "Test"])]
+    if not ((images["class"] == "COVID-19") & (images["split"] == "Test")).any():
         raise InputError(f"{table}: the {half} half has no COVID-19 Test image to score")
     calibrations = {name: Calibration() for name in PREDICTORS}
     rows = pd.DataFrame(_score_all(dataset, images, half, calibrations))
-    scores = {
-        name: summarise(of_one, calibrations[str(name)])
-        for name, of_one in rows.groupby("predictor", sort=False)
-    }
+    tables = [found.table().assign(predictor=name) for name, found in calibrations.items()]
     with replacing(out) as partial:
         partial.mkdir()
         write_table(rows, partial / "images.csv")
-        (partial / "metrics.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        write_table(pd.concat(tables), partial / "calibration.csv")
 
 
 def _score_all(
     dataset: RawDataset, images: pd.DataFrame, half: str, calibrations: Mapping[str, Calibration]
 ) -> Iterator[dict[str, object]]:
     targets: list[Kind] = [kind for kind in HALF_KINDS[half] if kind != "image"]
-    shown = progress(zip(images["id"], images["class"], strict=True), len(images), "baselines Test images")
-    for image_id, image_class in shown:
+    of_all = zip(images["id"], images["split"], images["class"], strict=True)
+    for image_id, split, image_class in progress(of_all, len(images), "baselines Val and Test images"):
         masks = {target: dataset.read(image_id, target) > 0 for target in targets}
         for name, predictor in PREDICTORS.items():
             predicted = predictor(masks)
             for target in targets:
                 if (name, target) != ("whole_lung", "lung"):  # would be compared with itself
                     reference = masks[target]
-                    calibrations[name].add(target, image_class, predicted, reference)
-                    scores = score_masks(predicted, reference, mae=float(np.mean(predicted != reference)))
-                    yield {"predictor": name, "target": target, "id": image_id, "class": image_class} | scores
+                    if split == "Test":
+                        calibrations[name].add(target, image_class, predicted, reference)
+                    place = {"predictor": name, "split": split, "target": target, "id": image_id}
+                    error = float(np.mean(predicted != reference))
+                    scores = score_masks(predicted, predicted.astype(np.float32), reference, error)
+                    yield place | {"class": image_class} | scores
 
 
 def main() -> None:

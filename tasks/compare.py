@@ -19,9 +19,11 @@ def compare(params: Params, *, out: Path, **folders: Path) -> None:
     Reads the files that `tasks.comparison.inputs.read_inputs` lists from `folders`. Writes under `out`:
 
         comparison.json   everything, in the schema of `tasks.comparison.document`
-        scores.csv        one row per half, target, image set, experiment or trivial predictor, and metric
-        differences.csv   one row per pair, metric and image set
-        steps.csv         one row per post-processing step, metric and image set
+        scores.csv        one row per half, target, split, image set, experiment or trivial predictor, metric
+        differences.csv   one row per pair, metric, split and image set
+        sizes.csv         scores on quarters of the COVID-19 images, by the size of the reference mask
+        detection.csv     sensitivity, specificity and area under the ROC curve, by image
+        steps.csv         one row per post-processing step, metric, split and image set
         reliability.csv   one row per probability bin that contains pixels
         pictures.zip      X-rays, reference masks and predicted masks of the images to show
 

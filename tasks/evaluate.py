@@ -1,4 +1,6 @@
-"""Stage `evaluate`: scores a trained network on the Test split, at the masks' original size.
+"""Stage `evaluate`: scores a trained network on the Val and Test splits, at the masks' original size.
+
+The Val scores choose between experiments; the Test scores are reported.
 
 Probabilities are resized to each mask's original size before scoring, so networks trained at different
 image sizes are comparable.
@@ -9,6 +11,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator, Set
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +25,15 @@ from numpy.typing import NDArray
 
 from models.metrics import calibration_bins, confusion_of_masks, mean_absolute_error
 from tasks.common.cores import in_threads
+from tasks.common.environment import versions
 from tasks.common.files import replacing, write_table
-from tasks.common.raw import RawDataset, encode_mask, write_member
+from tasks.common.raw import RawDataset, Split, encode_mask, write_member
 from tasks.inference.predict import (
     BATCH,
     Case,
     Mask,
     Recipe,
-    choose_thresholds,
+    choose_points,
     predict_cases,
     read_mask,
     steps,
@@ -38,20 +42,14 @@ from tasks.inference.predict import (
 from tasks.networks.device import set_up
 from tasks.networks.network import load_network
 from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids
-from tasks.scoring.images import (
-    Calibration,
-    overlaps,
-    score_masks,
-    score_masks_within,
-    summarise,
-)
+from tasks.scoring.images import Calibration, overlaps, score_masks
 from tasks.settings.schema import Plan, Prediction, Target
 from tasks.support.cli import stage_main
 
 Row = dict[str, Any]
 Errors = dict[str, float]
 
-STEP_COLUMNS = ["seed", "step", "target", "id", "class", "iou", "dice"]
+STEP_COLUMNS = ["seed", "split", "step", "target", "id", "class", "iou", "dice"]
 
 
 def evaluate(
@@ -63,35 +61,37 @@ def evaluate(
     out: Path,
     dropped: Set[str] = frozenset(),
 ) -> None:
-    """Score the network in the folder `trained` on every Test image of its half.
+    """Score the network in the folder `trained` on every Val and Test image of its half, whatever its class.
 
-    `images` is the folder that the training read. Images whose ids are in `dropped` are not used to choose
-    a threshold. Writes under `out`:
+    `images` is the folder that the training read. Val images whose ids are in `dropped` are left out. Writes
+    under `out`:
 
-        images.csv        one row per target and image
-        metrics.json      target -> image set -> metric
-        steps.csv         one row per post-processing step, target and image, if any step is enabled
-        calibration.csv   one row per target, image set and probability bin
-        settings.json     the thresholds, and the other settings that turn probabilities into masks
-        predictions.zip   the masks as 1-bit PNGs named TARGET/ID.png
+        images.csv        one row per split, target and image
+        steps.csv         one row per post-processing step, split, target and image, if any step is enabled
+        calibration.csv   one row per target, image set and probability bin, for the Test split
+        settings.json     the thresholds, the other settings that turn probabilities into masks, and versions
+        predictions.zip   the masks of the Test split as 1-bit PNGs named TARGET/ID.png
     """
     evaluation = _Evaluation(plan, prediction, trained, images, RawDataset(raw), dropped)
-    with replacing(out) as partial:
-        partial.mkdir()
-        with zipfile.ZipFile(partial / "predictions.zip", "w") as archive:
-            evaluation.run(archive)
-        rows, calibration = pd.DataFrame(evaluation.rows), evaluation.calibration
-        metrics = summarise(rows, calibration)
-        settings = {"thresholds": evaluation.thresholds, "prediction": json.loads(prediction.to_json())}
-        write_table(rows, partial / "images.csv")
-        write_table(pd.DataFrame(evaluation.stepped, columns=STEP_COLUMNS), partial / "steps.csv")
-        write_table(calibration.table().assign(seed=plan.seed), partial / "calibration.csv")
-        for name, content in (("settings", settings), ("metrics", metrics)):
-            (partial / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    for target, sets in metrics.items():
-        for image_set, scores in sets.items():
-            shown = f"IoU {scores['iou']:.4f}, Dice {scores['dice']:.4f}"
-            print(f"{plan.name}: {target}, Test images {image_set}: {shown}", flush=True)
+    with replacing(out) as folder:
+        folder.mkdir()
+        evaluation.run("Val")
+        with zipfile.ZipFile(folder / "predictions.zip", "w") as archive:
+            evaluation.run("Test", archive)
+        rows = pd.DataFrame(evaluation.rows)
+        settings = {
+            "thresholds": {target: point.threshold for target, point in evaluation.points.items()},
+            "presence": {target: point.presence for target, point in evaluation.points.items()},
+            "prediction": json.loads(prediction.to_json()),
+            "versions": versions(),
+        }
+        write_table(rows, folder / "images.csv")
+        write_table(pd.DataFrame(evaluation.stepped, columns=STEP_COLUMNS), folder / "steps.csv")
+        write_table(evaluation.calibration.table().assign(seed=plan.seed), folder / "calibration.csv")
+        (folder / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    for (target, split, image_class), of_one in rows.groupby(["target", "split", "class"], sort=False):
+        shown = f"IoU {of_one['iou'].mean():.4f}, Dice {of_one['dice'].mean():.4f}"
+        print(f"{plan.name}: {target}, {len(of_one)} {split} images of {image_class}: {shown}", flush=True)
 
 
 class _Evaluation:
@@ -107,54 +107,54 @@ class _Evaluation:
         dropped: Set[str],
     ) -> None:
         self._plan, self._prediction = plan, prediction
-        self._images, self._raw = images, raw
+        self._images, self._raw, self._dropped = images, raw, dropped
         self._compute = set_up(plan.seed, plan.precision, plan.threads)
         self._network = load_network(trained, self._compute)
         val = PackedSplit(images, plan.half, "Val", plan.targets, plan.train_classes, dropped)
-        self.thresholds = choose_thresholds(self._network, plan, prediction, val, raw, self._compute)
-        self._steps = steps(prediction, self.thresholds)
+        self.points = choose_points(self._network, plan, prediction, val, raw, self._compute)
+        self._steps = steps(prediction, self.points)
         self.calibration = Calibration()
         self.rows: list[Row] = []
         self.stepped: list[Row] = []
 
-    def run(self, archive: zipfile.ZipFile) -> None:
-        """Score each Test image and store its masks in the archive."""
-        for scored in in_threads(self._score, self._cases(), BATCH):
-            self.rows += scored.rows
-            self.stepped += scored.stepped
+    def run(self, split: Split, archive: zipfile.ZipFile | None = None) -> None:
+        """Score each image of the split. With an archive, store its masks there and count for calibration."""
+        score = partial(self._score, archive is not None)
+        for scored in in_threads(score, self._cases(split), BATCH):
+            self.rows += [{"seed": self._plan.seed, "split": split, **row} for row in scored.rows]
+            self.stepped += [{"seed": self._plan.seed, "split": split, **row} for row in scored.stepped]
             for target, bins in scored.bins.items():
                 self.calibration.count(target, scored.image_class, bins)
             for name, png in scored.pngs.items():
+                assert archive
                 write_member(archive, name, png)
 
-    def _cases(self) -> Iterator[tuple[Case, Errors]]:
-        split = PackedSplit(self._images, self._plan.half, "Test")
-        what, flip = f"{self._plan.name} Test batches", self._prediction.flip_average
-        for case in predict_cases(self._network, self._plan, split, self._raw, self._compute, flip, what):
+    def _cases(self, split: Split) -> Iterator[tuple[Case, Errors]]:
+        images = PackedSplit(self._images, self._plan.half, split, dropped=self._dropped)
+        what, flip = f"{self._plan.name} {split} batches", self._prediction.flip_average
+        for case in predict_cases(self._network, self._plan, images, self._raw, self._compute, flip, what):
             yield case, _errors(case)
 
-    def _score(self, case_and_errors: tuple[Case, Errors]) -> "_Scored":
+    def _score(self, keep: bool, case_and_errors: tuple[Case, Errors]) -> "_Scored":
         """Score one image. Uses no torch: in each of several threads, torch would start its own threads."""
         case, errors = case_and_errors
         made: dict[Recipe, Mask] = {}
-        masks = to_masks(case.probabilities, self.thresholds, self._prediction, made)
+        masks = to_masks(case.probabilities, self.points, self._prediction, made)
+        kept = masks if keep else {}
         return _Scored(
             case.image_class,
             list(self._rows(case, masks, errors)),
             list(self._step_by_step(case, made)),
-            _bins(case),
-            {f"{target}/{case.image_id}.png": encode_mask(mask) for target, mask in masks.items()},
+            {target: _bins(case, target) for target in kept},
+            {f"{target}/{case.image_id}.png": encode_mask(mask) for target, mask in kept.items()},
         )
 
     def _rows(self, case: Case, masks: dict[Target, Mask], errors: Errors) -> Iterator[Row]:
         for target, mask in case.references.items():
-            predicted, reference = masks[target], mask.numpy()
-            row = {"seed": self._plan.seed, "target": target, "id": case.image_id, "class": case.image_class}
+            arrays = (masks[target], case.probabilities[target].numpy(), mask.numpy())
+            row = {"target": target, "id": case.image_id, "class": case.image_class}
             shares = self._shares(case, masks) if target == "infection" else {}
-            yield row | score_masks(predicted, reference, errors[target]) | shares
-            if case.region is not None:
-                inside, region = row | {"target": _in_lungs(target)}, case.region.numpy()
-                yield inside | score_masks_within(region, predicted, reference, errors[_in_lungs(target)])
+            yield row | score_masks(*arrays, errors[target]) | shares
 
     def _shares(self, case: Case, masks: dict[Target, Mask]) -> Row:
         """The infected share of the lung, reference and predicted; empty if no predicted lungs are known."""
@@ -170,13 +170,14 @@ class _Evaluation:
         }
 
     def _step_by_step(self, case: Case, made: dict[Recipe, Mask]) -> Iterator[Row]:
-        for step, (thresholds, prediction) in self._steps.items():
-            masks = to_masks(case.probabilities, thresholds, prediction, made)
+        made_plain = made if case.plain is case.probabilities else {}
+        for name, step in self._steps.items():
+            sources = (case.probabilities, made) if step.averaged else (case.plain, made_plain)
+            masks = to_masks(sources[0], step.points, step.prediction, sources[1])
             for target, reference in case.references.items():
                 counts = confusion_of_masks(masks[target], reference.numpy())
                 yield {
-                    "seed": self._plan.seed,
-                    "step": step,
+                    "step": name,
                     "target": target,
                     "id": case.image_id,
                     "class": case.image_class,
@@ -190,40 +191,20 @@ class _Scored(NamedTuple):
     image_class: str
     rows: list[Row]
     stepped: list[Row]
-    bins: dict[str, NDArray[np.float64]]
+    bins: dict[Target, NDArray[np.float64]]
     pngs: dict[str, bytes]
 
 
+def _bins(case: Case, target: Target) -> NDArray[np.float64]:
+    return calibration_bins(case.probabilities[target].numpy(), case.references[target].numpy())
+
+
 def _errors(case: Case) -> Errors:
-    """Mean absolute error per target, and within the lungs if the network saw only these."""
-    errors: Errors = {}
-    for target, reference in case.references.items():
-        probability = case.probabilities[target]
-        errors[target] = float(mean_absolute_error(probability, reference))
-        if case.region is not None:
-            inside = mean_absolute_error(probability * case.region, reference & case.region)
-            errors[_in_lungs(target)] = float(inside)
-    return errors
-
-
-def _bins(case: Case) -> dict[str, NDArray[np.float64]]:
-    """Calibration bins per target, those within the lungs first."""
-    pairs = {
-        target: (case.probabilities[target].numpy(), reference.numpy())
+    """Mean absolute error per target."""
+    return {
+        target: float(mean_absolute_error(case.probabilities[target], reference))
         for target, reference in case.references.items()
     }
-    bins: dict[str, NDArray[np.float64]] = {}
-    if case.region is not None:
-        region = case.region.numpy()
-        bins |= {
-            _in_lungs(t): calibration_bins(p[region], reference[region])
-            for t, (p, reference) in pairs.items()
-        }
-    return bins | {target: calibration_bins(*pair) for target, pair in pairs.items()}
-
-
-def _in_lungs(target: Target) -> str:
-    return f"{target}_in_lungs"
 
 
 def _share(infection: Mask, lungs: Mask) -> float:

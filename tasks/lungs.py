@@ -16,7 +16,7 @@ from torch import nn
 
 from tasks.common.files import replacing, write_table
 from tasks.common.raw import SPLITS, RawDataset
-from tasks.inference.predict import Thresholds, choose_thresholds, predict_batches, to_masks
+from tasks.inference.predict import OperatingPoints, choose_points, predict_images, to_masks
 from tasks.networks.device import Compute, set_up
 from tasks.networks.network import load_network
 from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids
@@ -52,7 +52,7 @@ def restrict(
     compute = set_up(plan.seed, plan.precision, plan.threads)
     network = load_network(trained, compute)
     val = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes, dropped)
-    thresholds = choose_thresholds(network, plan, prediction, val, RawDataset(raw), compute)
+    points = choose_points(network, plan, prediction, val, RawDataset(raw), compute)
     table = pd.read_csv(packed / "images.csv")
     with replacing(out) as partial:
         for split in SPLITS:
@@ -60,7 +60,7 @@ def restrict(
                 images = PackedSplit(packed, plan.half, split, ("infection",))
                 folder = partial / plan.half / split
                 folder.mkdir(parents=True)
-                _restrict_split(network, plan, prediction, thresholds, images, compute, folder)
+                _restrict_split(network, plan, prediction, points, images, compute, folder)
         write_table(table[table["half"] == plan.half], partial / "images.csv")
 
 
@@ -68,21 +68,21 @@ def _restrict_split(
     network: nn.Module,
     plan: Plan,
     prediction: Prediction,
-    thresholds: Thresholds,
+    points: OperatingPoints,
     images: PackedSplit,
     compute: Compute,
     folder: Path,
 ) -> None:
     what = f"{plan.name} {folder.name} batches"
-    batches = predict_batches(network, images, compute, prediction.flip_average, what)
+    predictions = predict_images(network, images, compute, prediction.flip_average, what)
     with ExitStack() as stack:
         writers = {
             name: stack.enter_context(ArrayWriter(folder / f"{name}.npy", (plan.image_size,) * 2))
             for name in (*BLANKED, "region")
         }
-        for index, probabilities in enumerate(batches):
-            of_lung = probabilities[plan.targets.index("lung")]
-            lungs = to_masks({"lung": of_lung}, thresholds, prediction)["lung"]
+        for index, predicted in enumerate(predictions):
+            of_lung = predicted.averaged[plan.targets.index("lung")]
+            lungs = to_masks({"lung": of_lung}, points, prediction)["lung"]
             here = slice(index, index + 1)
             seen = {"image": images.images(here)[0, 0].numpy(), "infection": images.masks(here)[0, 0].numpy()}
             for name in BLANKED:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from models.losses import Loss
-from models.metrics import confusion, dice, iou, marked
+from models.metrics import DiceSums, Selection, confusion, dice, iou, marked
+from tasks.common.environment import versions
 from tasks.common.files import replacing, write_table
 from tasks.common.raw import Split
 from tasks.networks.device import Compute, is_memory_short, set_up
@@ -28,29 +29,30 @@ from tasks.support.cli import InputError, stage_main
 from tasks.support.events import part, report
 from tasks.support.symptoms import new_symptoms
 from tasks.training.batches import Batches
-from tasks.training.fitting import Fitted, Fitter
+from tasks.training.fitting import DivergenceError, Fitted, Fitter
 from tasks.training.processes import ALONE, MEMORY_SHORT, Group, is_member, joined, launch
 
 #: Images per forward pass in validation, where no gradients take memory.
 VALIDATION_BATCH = 32
 
-#: Scores reported per target after an epoch, as means over the Val images.
-VALIDATED = {"val_dice": dice, "val_iou": iou, "val_marked": marked}
+#: Scores after an epoch that are means over the targets if there are several.
+MEANS = ("val_score", "val_dice", "val_iou", "val_marked")
 
 
 def train(plan: Plan, packed: Path, out: Path, dropped: Set[str] = frozenset(), parts: int = 1) -> None:
-    """Train the plan's network and keep the epoch with the best validation Dice.
+    """Train the plan's network and keep the epoch with the best `plan.selection` on the Val split.
 
     Reads the Train and Val splits under `packed`, except the ids in `dropped`. Writes under `out` the folder
     `network`, from which the network can be rebuilt, and `history.csv`, one row per epoch. An interrupted
-    training continues from its checkpoint.
+    training continues from its checkpoint. If the loss becomes NaN or infinite, training ends with a warning
+    and the best epoch before that, or with the untrained network if there is none.
 
     Args:
         parts: minimum number of parts in which a batch is computed; doubled while memory is insufficient.
 
     Raises:
-        InputError: a split has no image of the plan's classes, the loss became NaN or infinite, or memory is
-            insufficient even for single images.
+        InputError: a split has no image of the plan's classes, or memory is insufficient even for single
+            images.
     """
     with joined(plan.processes) as group:
         data = _read(plan, packed, dropped, group)
@@ -118,16 +120,22 @@ class Record:
     """The history of a training and its best weights so far."""
 
     history: list[dict[str, Any]] = field(default_factory=list)
-    best_dice: float = -1.0
+    best_score: float = -1.0
     best_epoch: int = 0
+    """0: no epoch has ended, and the weights are the initial ones."""
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    diverged: bool = False
+    """Whether the loss became NaN or infinite in the last epoch of the history."""
 
     def add(self, row: dict[str, Any], network: nn.Module) -> None:
         """Add an epoch; keep its weights if it is the best so far."""
         self.history.append(row)
-        if row["val_dice"] > self.best_dice:
-            self.best_dice, self.best_epoch = row["val_dice"], row["epoch"]
-            self.best_weights = {k: v.detach().clone() for k, v in network.state_dict().items()}
+        if row["val_score"] > self.best_score:
+            self.best_score, self.best_epoch = row["val_score"], row["epoch"]
+            self.keep(network)
+
+    def keep(self, network: nn.Module) -> None:
+        self.best_weights = {k: v.detach().clone() for k, v in network.state_dict().items()}
 
     def is_stale(self, patience: int) -> bool:
         """Whether the last `patience` epochs brought no improvement; never true for a patience of 0."""
@@ -136,9 +144,13 @@ class Record:
 
 def _facts(plan: Plan, compute: Compute, data: Splits) -> list[str]:
     """Everything that determines a training except its code: plan, data, versions and kind of device."""
-    on = torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else "cpu"
-    numbers = (*data.digests, torch.__version__, on, compute, torch.get_num_threads())
+    numbers = (*data.digests, torch.__version__, device_name(compute), compute, torch.get_num_threads())
     return [plan.to_json(), *map(str, numbers)]
+
+
+def device_name(compute: Compute) -> str:
+    """The model of the GPU, or "cpu"."""
+    return torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else "cpu"
 
 
 class Training:
@@ -152,10 +164,12 @@ class Training:
         self._stop = Stop()
         self._name = plan.name
         self.record = Record()
+        self.record.keep(network)
         key = group.shared(key_of(_facts(plan, self._compute, data)))
         self.checkpoint = Checkpoint(plan.name, key)
         self._facts = {
             "precision": self._compute.precision,
+            "device": device_name(self._compute),
             "parameters": sum(p.numel() for p in network.parameters()),
             "train_images": len(data.train),
             "val_images": len(data.val),
@@ -167,21 +181,28 @@ class Training:
         return self._fitter.parts
 
     def run(self) -> None:
-        """Train to the last epoch, or until `patience` epochs bring no improvement.
-
-        Raises:
-            InputError: the loss became NaN or infinite.
-        """
+        """Train to the last epoch, or until `patience` epochs bring no improvement or the loss diverges."""
         self._print_summary()
         self._resume()
         with stopping(self._stop, self._group):
-            while self._fitter.epoch < self._plan.epochs and not self.record.is_stale(self._plan.patience):
+            while not self._is_finished():
                 try:
                     self._run_epoch()
-                except InputError as error:
-                    path = self.checkpoint.path
-                    kept = f"; the state before that is kept in {path}" if path.exists() else ""
-                    raise InputError(f"{self._name}: {error}{kept}") from None
+                except DivergenceError as error:
+                    self._end_diverged(error)
+
+    def _is_finished(self) -> bool:
+        record, plan = self.record, self._plan
+        return record.diverged or self._fitter.epoch >= plan.epochs or record.is_stale(plan.patience)
+
+    def _end_diverged(self, error: DivergenceError) -> None:
+        """Add the epoch to the history without validation scores."""
+        epoch, best = self._fitter.epoch + 1, self.record.best_epoch
+        row = {"seed": self._plan.seed, "epoch": epoch, "train_loss": error.train_loss}
+        self.record.history.append(row)
+        self.record.diverged = True
+        kept = f"epoch {best} is kept" if best else "no epoch ended before, so the untrained network is kept"
+        self._say(f"warning: {self._name}: {error}; {kept}; lower learning_rate")
 
     def write(self, folder: Path) -> None:
         """Write the network of the best epoch and the table of all epochs under `folder`."""
@@ -192,10 +213,16 @@ class Training:
             **self._facts,
             parts=self.parts,
             best_epoch=self.record.best_epoch,
-            val_dice=round(self.record.best_dice, 6),
-            torch=torch.__version__,
+            val_score=round(self.record.best_score, 6) if self.record.best_epoch else None,
+            diverged=self.record.diverged,
+            versions=versions(),
         )
-        write_table(pd.DataFrame(self.record.history), folder / "history.csv")
+        write_table(pd.DataFrame(self.record.history, columns=self._columns()), folder / "history.csv")
+
+    def _columns(self) -> list[str]:
+        """The columns of history.csv; an epoch in which the loss diverged lacks most of them."""
+        row = max(self.record.history, key=len)
+        return list(dict.fromkeys((*("seed", "epoch", "train_loss", "val_loss"), *MEANS, *row)))
 
     def _say(self, text: str) -> None:
         if self._group.first:
@@ -225,7 +252,7 @@ class Training:
         validated = validate(
             fitter.network,
             self._val,
-            self._plan.targets,
+            self._plan,
             fitter.loss,
             self._compute,
             self._group,
@@ -233,9 +260,8 @@ class Training:
             self._between_steps,
         )
         if not math.isfinite(validated["val_loss"]):
-            raise InputError(
-                f"the validation loss became {validated['val_loss']} in epoch {epoch}; lower learning_rate"
-            )
+            message = f"the validation loss became {validated['val_loss']} in epoch {epoch}"
+            raise DivergenceError(message, fitted.loss)
         row = {"seed": self._plan.seed, "epoch": epoch, "train_loss": fitted.loss, **validated}
         self.record.add(row | {"learning_rate": fitted.learning_rate}, fitter.network)
         fitter.end_epoch()
@@ -266,8 +292,8 @@ def _epoch_words(fitted: Fitted, validated: dict[str, float]) -> str:
     waited = f", {share:.0%} of the time waiting for images" if share > 0.05 else ""
     return (
         f"train loss {fitted.loss:.4f}, val loss {validated['val_loss']:.4f}, "
-        f"val Dice {validated['val_dice']:.4f}, val IoU {validated['val_iou']:.4f}, "
-        f"{fitted.images / fitted.seconds:.1f} images/s{waited}"
+        f"val score {validated['val_score']:.4f}, val Dice {validated['val_dice']:.4f}, "
+        f"val IoU {validated['val_iou']:.4f}, {fitted.images / fitted.seconds:.1f} images/s{waited}"
     )
 
 
@@ -297,37 +323,71 @@ def stopping(stop: Stop, group: Group) -> Iterator[None]:
 def validate(
     network: nn.Module,
     batches: Batches,
-    targets: Sequence[str],
+    plan: Plan,
     loss: Loss,
     compute: Compute,
     group: Group = ALONE,
     at_once: int = VALIDATION_BATCH,
     after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Means over the Val images at the network's image size.
+    """Scores on the Val images at the network's image size and probability 0.5.
 
-    Dice, IoU and the marked share are computed at probability 0.5. With several targets, `val_dice`,
-    `val_iou` and `val_marked` are means over the targets, and each target's own values are added.
+    `val_score` is `plan.selection`; `val_dice`, `val_iou` and `val_marked` are means over the images. With
+    several targets, these are means over the targets, and each target's own values are added. `val_lesions`
+    and `val_unmarked` are the parts of `balanced`, as far as there are such images.
     """
     network.eval()
-    sums = torch.zeros(1 + len(VALIDATED) * len(targets), dtype=torch.float64, device=compute.device)
+    sums = torch.zeros(1 + SUMS * len(plan.targets), dtype=torch.float64, device=compute.device)
     places = torch.arange(len(batches))[group.rank :: group.size]
     for images, masks in batches(torch.split(places, at_once) if len(places) else ()):
         x, y = compute.place(images), compute.place(masks)
         with compute.autocast():
             logits = network(x)
-        counts = confusion(logits > 0, y >= 0.5)
-        of_targets = torch.cat([metric(counts).mean(dim=0) for metric in VALIDATED.values()])
-        sums += torch.cat([loss(logits, y).double().reshape(1), of_targets]) * len(x)
+        mean_loss = loss(logits, y).double().reshape(1) * len(x)
+        sums += torch.cat([mean_loss, _sums(logits > 0, y >= 0.5).flatten()])
         after_batch()
-    mean_loss, *scores = (group.total(sums) / len(batches)).tolist()
-    means = {"val_loss": mean_loss}
-    of_each: dict[str, float] = {}
-    for place, metric in enumerate(VALIDATED):
-        values = scores[place * len(targets) :][: len(targets)]
-        means[metric] = fmean(values)
-        of_each |= {f"{metric}_{target}": value for target, value in zip(targets, values, strict=True)}
-    return means | of_each if len(targets) > 1 else means
+    total_loss, *others = group.total(sums).tolist()
+    of_targets = [
+        _scores(plan.selection, others[place :: len(plan.targets)], len(batches))
+        for place in range(len(plan.targets))
+    ]
+    return {"val_loss": total_loss / len(batches)} | _of_targets(plan.targets, of_targets)
+
+
+#: Number of sums over the Val images for each target.
+SUMS = 5
+
+
+def _sums(predicted: Tensor, reference: Tensor) -> Tensor:
+    """Sums over the images of boolean masks (N, C, H, W) for `_scores`; (SUMS, C)."""
+    counts = confusion(predicted, reference)
+    of_dice, nonempty = dice(counts), counts.tp + counts.fn > 0
+    each = (of_dice * nonempty, of_dice * ~nonempty, nonempty.double(), iou(counts), marked(counts))
+    return torch.stack(each).sum(dim=1)
+
+
+def _scores(selection: Selection, sums: Sequence[float], images: int) -> dict[str, float]:
+    """The scores of one target from its `_sums` over all Val images."""
+    nonempty, empty, nonempty_images, of_iou, of_marked = sums
+    found = DiceSums(nonempty, empty, round(nonempty_images), images - round(nonempty_images))
+    means = {"val_dice": nonempty + empty, "val_iou": of_iou, "val_marked": of_marked}
+    scores = {"val_score": float(found.score(selection))} | {k: v / images for k, v in means.items()}
+    if found.nonempty_images:
+        scores["val_lesions"] = nonempty / found.nonempty_images
+    if found.empty_images:
+        scores["val_unmarked"] = empty / found.empty_images
+    return scores
+
+
+def _of_targets(targets: Sequence[str], scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    if len(targets) == 1:
+        return scores[0]
+    means = {name: fmean(of_one[name] for of_one in scores) for name in MEANS}
+    return means | {
+        f"{name}_{target}": value
+        for target, of_one in zip(targets, scores, strict=True)
+        for name, value in of_one.items()
+    }
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ def history(
         {
             "epoch": range(1, count + 1),
             "train_loss": loss or [1 / epoch for epoch in range(1, count + 1)],
-            "val_dice": dice or [epoch / count for epoch in range(1, count + 1)],
+            "val_score": dice or [epoch / count for epoch in range(1, count + 1)],
             "val_marked": marked,
             **columns,
         }

@@ -15,6 +15,7 @@ from PIL import Image
 
 from tasks.common.raw import (
     CLASSES,
+    IMAGE_SETS,
     KIND_FOLDERS,
     MANIFEST_COLUMNS,
     SPLITS,
@@ -25,6 +26,7 @@ from tasks.common.raw import (
 from tasks.compare import compare
 from tasks.comparison.document import COMPARISON_FILE, Document
 from tasks.report import report
+from tasks.scoring.images import score_masks
 from tasks.settings.schema import DataSource, Params
 
 SIZE = 64
@@ -51,49 +53,23 @@ def png(array: np.ndarray) -> bytes:
 
 
 def scores(reference: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    tp, fp, fn = (
-        int(part.sum()) for part in (reference & predicted, predicted & ~reference, reference & ~predicted)
-    )
-    union, tn = tp + fp + fn, reference.size - tp - fp - fn
-    return {
-        "tp": tp,
-        "fp": fp,
-        "fn": fn,
-        "tn": tn,
-        "iou": tp / union if union else 1.0,
-        "dice": 2 * tp / (2 * tp + fp + fn) if union else 1.0,
-        "precision": tp / (tp + fp) if tp else float(not union),
-        "sensitivity": tp / (tp + fn) if tp else float(not union),
-        "specificity": tn / (tn + fp) if tn + fp else 1.0,
-        "mae": (fp + fn) / reference.size,
-        "hd95": 0.0 if not union else 3.5,
-        "nsd": 1.0 if not union else 0.75,
-    }
+    error = float((predicted != reference).mean())
+    return score_masks(predicted, predicted.astype(np.float32), reference, error)
 
 
-SETS = {"covid": ["COVID-19"], "controls": ["Non-COVID", "Normal"], "all": list(set(CLASS_OF.values()))}
+SETS = tuple(IMAGE_SETS)
 SHARES = ("true_share", "predicted_share")
-MEANS = ("iou", "dice", "precision", "sensitivity", "specificity", "mae", "hd95", "nsd")
+VERSIONS = {"python": "3.11.9", "torch": "2.13.0"}
 
 
-def results(table: pd.DataFrame) -> dict[str, dict[str, float]]:
-    def of(rows: pd.DataFrame) -> dict[str, float]:
-        pooled = rows["tp"].sum() / max(1, rows[["tp", "fp", "fn"]].to_numpy().sum())
-        means = {metric: float(rows[metric].mean()) for metric in MEANS}
-        filled = rows[rows["tp"] + rows["fn"] > 0]
-        more = {f"{metric}_nonempty": float(filled[metric].mean()) for metric in ("iou", "dice")}
-        more |= {"iou_pooled": float(pooled), "dice_pooled": float(2 * pooled / (1 + pooled))}
-        more |= {"mae_255": 255 * means["mae"], "ece": 0.0123, "missed": 0.0}
-        if len(filled) < len(rows):
-            more["false_positive_rate"] = 0.25
-        if "true_share" in rows and rows["true_share"].notna().any():
-            more |= {"share_error": 0.04, "share_correlation": 0.9}
-        return {"images": rows["id"].nunique(), **means, **more}
-
-    return {name: of(table[table["class"].isin(classes)]) for name, classes in SETS.items()}
-
-
-PLAIN = {"threshold": 0.5, "flip_average": False, "within_lungs": False, "min_area": 0.0, "fill_holes": False}
+PLAIN = {
+    "threshold": 0.5,
+    "presence": 0.0,
+    "flip_average": False,
+    "within_lungs": False,
+    "min_area": 0.0,
+    "fill_holes": False,
+}
 
 
 class Work:
@@ -112,6 +88,7 @@ class Work:
         self.comparison = root / "comparison"
         self.out, self.metrics = root / "reports", root / "metrics.json"
         self.experiments: dict[str, int] = {}  # number of seeds, in the order of params.yaml
+        self.groups: dict[str, tuple[str, ...]] = {}
         for name in ("plans", "packed", "raw", "baselines", "audit"):
             self.paths[name].mkdir()
         self._raw()
@@ -132,7 +109,7 @@ class Work:
                     for name, seeds in self.experiments.items()
                     for seed in range(seeds)
                 },
-                report=SimpleNamespace(figures=shown),
+                report=SimpleNamespace(figures=shown, groups=self.groups),
             ),
         )
 
@@ -158,13 +135,15 @@ class Work:
         seeds: int = 1,
         prediction: dict[str, Any] | None = None,
         dead: bool = False,
+        val_shift: int | None = None,
         **more: Any,
     ) -> None:
         """Add an experiment whose predictions are the reference masks, shifted down.
 
-        They are shifted by `shift` pixels for the first seed and one more for each further seed. The last
-        seed of a `dead` experiment predicts nothing.
+        They are shifted by `shift` pixels for the first seed and one more for each further seed; on the Val
+        images by `val_shift`. The last seed of a `dead` experiment predicts nothing.
         """
+        on_val = shift if val_shift is None else val_shift
         plan = {
             "experiment": name, "network": "residual_unet", "loss": name, "epochs": 3, "width": 8, "patch": 1,
             "depth": 4, "image_size": 64, "batch_size": 4, "optimiser": "adam", "learning_rate": 0.01,
@@ -179,8 +158,9 @@ class Work:
             of_seed = plan | {"name": training, "seed": seed}
             (self.paths["plans"] / f"{training}.json").write_text(json.dumps(of_seed))
             self._train(self.paths["trained"] / training, of_seed, dies)
+            shifts = {"Val": on_val + seed, "Test": shift + seed}
             self._evaluate(
-                self.paths["evaluated"] / training, shift, targets, seed, PLAIN | (prediction or {}), dies
+                self.paths["evaluated"] / training, shifts, targets, seed, PLAIN | (prediction or {}), dies
             )
 
     def _train(self, folder: Path, plan: dict[str, Any], dead: bool) -> None:
@@ -188,21 +168,21 @@ class Work:
         epochs = pd.DataFrame(
             {"epoch": [1, 2, 3], "train_loss": [0.9, 0.5, 0.3], "val_loss": [0.8, 0.6, 0.4]}
         )
-        epochs = epochs.assign(val_dice=[0.1, 0.7, 0.6], val_iou=0.5, val_marked=0.1, learning_rate=0.01)
-        history = epochs.assign(seed=plan["seed"])
+        epochs = epochs.assign(val_score=[0.1, 0.7, 0.6], val_dice=0.6, val_iou=0.5, val_marked=0.1)
+        history = epochs.assign(seed=plan["seed"], learning_rate=0.01)
         if dead:
-            history[["val_dice", "val_marked"]] = 0.0
+            history[["val_score", "val_dice", "val_marked"]] = 0.0
         history.to_csv(folder / "history.csv", index=False)
         network = {
             "plan": plan, "precision": "fp32", "parameters": 123456, "train_images": 20, "val_images": 6,
-            "best_epoch": 2, "val_dice": 0.7, "torch": "2.13.0",
+            "best_epoch": 2, "val_score": 0.7, "diverged": False, "device": "cpu", "versions": VERSIONS,
         }  # fmt: skip
         (folder / "network" / "network.json").write_text(json.dumps(network))
 
     def _evaluate(
         self,
         folder: Path,
-        shift: int,
+        shifts: dict[str, int],
         targets: tuple[str, ...],
         seed: int,
         prediction: dict[str, Any],
@@ -211,25 +191,25 @@ class Work:
         folder.mkdir(parents=True)
         rows = []
         with zipfile.ZipFile(folder / "predictions.zip", "w") as archive:
-            for target, image in itertools.product(targets, NAMES):
+            for split, target, image in itertools.product(shifts, targets, NAMES):
                 reference = LUNG if target == "lung" else REFERENCE[image]
-                predicted = np.roll(reference, shift + seed, axis=0) & (not dead)
-                archive.writestr(f"{target}/{IDS[image]}.png", png(predicted))
-                row = {"seed": seed, "target": target, "id": IDS[image], "class": CLASS_OF[image]}
+                predicted = np.roll(reference, shifts[split], axis=0) & (not dead)
+                image_id = IDS[image].replace("/Test/", f"/{split}/")
+                if split == "Test":
+                    archive.writestr(f"{target}/{image_id}.png", png(predicted))
+                row = {"seed": seed, "split": split, "target": target, "id": image_id}
                 known = target == "infection" and "lung" in targets
                 shares = dict(zip(SHARES, (0.4, 0.5), strict=True)) if known else {}
-                rows.append({**row, **scores(reference, predicted), **shares})
+                rows.append({**row, "class": CLASS_OF[image], **scores(reference, predicted), **shares})
         table = pd.DataFrame(rows)
         table.to_csv(folder / "images.csv", index=False)
-        found = {target: results(table[table["target"] == target]) for target in targets}
-        (folder / "metrics.json").write_text(json.dumps(found))
         self._details(folder, table, seed, prediction)
 
     def _details(self, folder: Path, table: pd.DataFrame, seed: int, prediction: dict[str, Any]) -> None:
         """Write post-processing steps and calibration; all chosen steps together gain 0.01 IoU per image."""
         names = ["plain", "threshold", "chosen"] if prediction["threshold"] == "val" else []
         gain = {"plain": 0.0, "threshold": -0.02, "chosen": 0.01}
-        columns = table[["seed", "target", "id", "class", "iou", "dice"]]
+        columns = table[["seed", "split", "target", "id", "class", "iou", "dice"]]
         steps = [
             columns.assign(step=step, iou=columns["iou"] + gain[step], dice=columns["dice"]) for step in names
         ]
@@ -242,7 +222,13 @@ class Work:
         ]
         pd.concat(calibration).to_csv(folder / "calibration.csv", index=False)
         thresholds = dict.fromkeys(table["target"].unique(), 0.43)
-        chosen = {"thresholds": thresholds, "prediction": prediction}
+        presence = dict.fromkeys(thresholds, 0.0)
+        chosen = {
+            "thresholds": thresholds,
+            "presence": presence,
+            "prediction": prediction,
+            "versions": VERSIONS,
+        }
         (folder / "settings.json").write_text(json.dumps(chosen))
 
     def _raw(self) -> None:
@@ -304,12 +290,22 @@ class Work:
         (self.paths["baselines"] / "infection").mkdir()
         masks = {"all_background": square(0, 0), "all_foreground": ~square(0, 0), "whole_lung": LUNG}
         rows = [
-            {"predictor": predictor, "target": "infection", "id": IDS[name], "class": CLASS_OF[name]}
-            | scores(REFERENCE[name], predicted)
+            {"predictor": predictor, "split": split, "target": target}
+            | {"id": IDS[name].replace("/Test/", f"/{split}/"), "class": CLASS_OF[name]}
+            | scores(LUNG if target == "lung" else REFERENCE[name], predicted)
             for predictor, predicted in masks.items()
+            for split in ("Val", "Test")
+            for target in ("infection", "lung")
             for name in NAMES
+            if (predictor, target) != ("whole_lung", "lung")
         ]
-        table = pd.DataFrame(rows)
-        table.to_csv(self.paths["baselines"] / "infection" / "images.csv", index=False)
-        entries = {name: {"infection": results(of_one)} for name, of_one in table.groupby("predictor")}
-        (self.paths["baselines"] / "infection" / "metrics.json").write_text(json.dumps(entries))
+        folder = self.paths["baselines"] / "infection"
+        pd.DataFrame(rows).to_csv(folder / "images.csv", index=False)
+        bins = {"bin": 0, "pixels": 100, "mean_probability": 0.1, "true_share": 0.2}
+        calibration = [
+            {"predictor": predictor, "target": target, "image_set": image_set, **bins}
+            for predictor in masks
+            for target in ("infection", "lung")
+            for image_set in SETS
+        ]
+        pd.DataFrame(calibration).to_csv(folder / "calibration.csv", index=False)

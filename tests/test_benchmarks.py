@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from tasks.scoring.intervals import Interval
 from tasks.settings.schema import Plan, TrainingSettings
 from tests.helpers import ROOT, benchmark
 
-common, train, inference = (benchmark(name) for name in ("common", "train", "inference"))
+common, train, inference, false_wins = map(benchmark, ("common", "train", "inference", "false_wins"))
 
 
 def plan_of(*sets: str) -> Plan:
@@ -97,3 +98,20 @@ def test_evaluation_is_compared_with_the_network_that_was_trained(tiny_packed: P
     assert 0 < found["mfu"] < 1 and found["iou"] is None
     x = torch.rand(2, 1, 32, 32)
     torch.testing.assert_close(ours.network(x), plain.network(x))
+
+
+def test_false_wins_are_counted_in_any_pair_and_real_ones_in_the_first() -> None:
+    judged = iter([(0.0, 0.0, 0.1), (0.0, -0.2, 0.0), (0.1, 0.1, 0.1), (0.0, 0.0, 0.0)] * 2)
+
+    def judge(_: object) -> list[Interval]:
+        return [Interval(low, low, low) for low in next(judged)]
+
+    assert false_wins.rate(false_wins.Situation("equal", [1, 1, 1]), judge, trials=4) == 0.75
+    assert false_wins.rate(false_wins.Situation("better", [1, 1, 1], better=0.1), judge, trials=4) == 0.25
+
+
+def test_the_table_of_false_wins_has_a_line_for_each_situation() -> None:
+    lines = list(false_wins.table(trials=2))
+    situations = [*false_wins.EQUAL, *false_wins.RECIPES, *false_wins.REAL]
+    assert len(lines) == 2 + len(situations)
+    assert all(any(line.startswith(each.name) for line in lines) for each in situations)

@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 from urllib.parse import unquote
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -31,10 +30,12 @@ from ruamel.yaml import YAML
 
 from flows.commands.cli import COMMANDS, GROUPS, make_app
 from models import losses
-from tasks.scoring.images import Calibration, score_masks, summarise
-from tasks.settings.schema import Experiment, Settings, Stages, TrainingSettings, parse_mapping
+from tasks.comparison.document import Document, Limits, Score, Section
+from tasks.reporting.metrics import METRICS as IN_METRICS_JSON
+from tasks.settings.schema import Experiment, Selection, Settings, Stages, TrainingSettings, parse_mapping
 from tasks.sources.phantom import PhantomSource
 from tests.helpers import ROOT, Repository
+from tests.results import Work
 
 PAGES = [
     *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")),
@@ -415,21 +416,57 @@ def test_every_stage_is_described() -> None:
     assert {re.split("[ @]", line)[0] for line in diagram.splitlines()} == stages()
 
 
-def test_every_metric_is_described() -> None:
-    """Those of an image, and all averages: over images with infection and without, whose shares are known."""
-    full, part, none = np.ones((8, 8), bool), np.tri(8, dtype=bool), np.zeros((8, 8), bool)
-    rows, calibration = [], Calibration()
-    for place, (predicted, truth) in enumerate([(full, part), (part, full), (none, none)]):
-        image = {"target": "infection", "id": str(place), "class": "Normal" if truth is none else "COVID-19"}
-        shares = {"true_share": float(truth.mean()), "predicted_share": float(predicted.mean())}
-        rows.append(image | score_masks(predicted, truth, mae=0.1) | shares)
-        calibration.add("infection", image["class"], predicted.astype(float), truth)
-    of_images = set(rows[0]) - {"target", "id", "class"}
-    summary = summarise(pd.DataFrame(rows), calibration)["infection"]
-    averages = {metric for image_set in summary.values() for metric in image_set}
-    assert {"share_correlation", "missed", "false_positive_rate", "iou_nonempty"} <= averages
-    assert of_images <= named(section(METRICS, "Scores of one image"))
-    assert {*averages, *summary} <= named(section(METRICS, "Averages over images"))
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    """Results with and without infection, of experiments that predict lungs too, compared."""
+    work = Work(tmp_path_factory.mktemp("work"))
+    work.add("both", shift=3, targets=("infection", "lung"), seeds=2)
+    work.run()
+    return work
+
+
+@pytest.fixture(scope="module")
+def sections(work: Work) -> tuple[Section, ...]:
+    return Document.read(work.comparison / "comparison.json").sections
+
+
+def test_every_score_of_an_image_is_described(work: Work) -> None:
+    columns = set(pd.read_csv(work.paths["evaluated"] / "both-seed0" / "images.csv", nrows=1))
+    assert {"average_precision", "true_share"} <= columns
+    places = {"seed", "split", "target", "id", "class"}
+    assert columns - places <= named(section(METRICS, "Scores of one image"))
+
+
+def test_every_average_and_image_set_is_described(sections: tuple[Section, ...]) -> None:
+    image_sets = [found for one in sections for found in (*one.val, *one.image_sets)]
+    averages = {metric for found in image_sets for row in found.rows for metric in row.scores}
+    assert {"missed", "false_positive_rate", "iou_nonempty", "balanced", "ece", "hd95"} <= averages
+    words = named(section(METRICS, "Averages over images"))
+    assert {*averages, *(found.name for found in image_sets)} <= words
+
+
+def test_the_metrics_of_metrics_json_are_those_described(work: Work) -> None:
+    text = section(METRICS, "Averages over images").partition("\n### Which of them are in metrics.json\n")[2]
+    described: dict[str, set[str]] = {}
+    for names, metrics in re.findall(r"^\| (`.+?) \| (`.+?) \|$", text, re.MULTILINE):
+        described |= {name: named(metrics) for name in named(names)}
+    assert described == {name: set(metrics) for name, metrics in IN_METRICS_JSON.items()}
+    written = load_json(work.metrics)
+    assert set(written) == {"bce", "bce_iou", "both", "baselines", "dataset"}
+    assert set(written["both"]) == {"val", "test"} <= named(text)
+
+
+def test_the_answers_to_clinical_questions_are_described(work: Work, sections: tuple[Section, ...]) -> None:
+    words = named(section(METRICS, "Clinical questions"))
+    assert any(one.limits for one in sections)
+    values = {name for name, field in Limits.model_fields.items() if field.annotation in (Score, float)}
+    assert {*values, *pd.read_csv(work.comparison / "detection.csv")["metric"]} <= words
+
+
+@pytest.mark.parametrize("page", [METRICS, PARAMS], ids=page_id)
+def test_every_selection_is_described(page: Path) -> None:
+    text = section(page, "The score that chooses" if page == METRICS else "training")
+    assert set(get_args(Selection)) <= named(text)
 
 
 def test_every_score_of_the_audit_is_described(finished_repository: Repository) -> None:
@@ -480,3 +517,8 @@ def test_every_output_and_its_columns_are_described(folder: str, finished_reposi
 def test_the_network_file_is_described(finished_repository: Repository) -> None:
     for path in (finished_repository.folder / "artifacts" / "train").rglob("network.json"):
         assert set(load_json(path)) <= named(section(FILES, "train"))
+
+
+def test_the_settings_file_is_described(finished_repository: Repository) -> None:
+    for path in (finished_repository.folder / "artifacts" / "evaluation").rglob("settings.json"):
+        assert set(load_json(path)) <= named(section(FILES, "evaluate"))

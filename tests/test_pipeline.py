@@ -36,19 +36,18 @@ class TestInOrder:
         assert "report1_bce_iou" in page
         assert "scores say nothing about patients" in page
         metrics = json.loads(repository.read("metrics.json"))
-        assert {
-            "report1_bce",
-            "report1_bce_iou",
-            "all_background",
-            "all_foreground",
-            "whole_lung",
-        } <= metrics.keys()
-        for sets in (metrics["report1_bce"]["infection"], metrics["whole_lung"]["infection"]):
-            assert sets.keys() == {"covid", "controls", "all"}
-            assert {"iou", "dice", "mae", "mae_255"} <= sets["covid"].keys()
-        assert metrics["all_background"]["infection"]["covid"]["iou"] == 0
+        assert metrics.keys() == {"report1_bce", "report1_bce_iou", "baselines", "dataset"}
+        trivial = metrics["baselines"]
+        assert trivial.keys() == {"all_background", "all_foreground", "whole_lung"}
+        for of_one in (metrics["report1_bce"], trivial["whole_lung"]):
+            assert of_one.keys() == {"val", "test"}
+            for sets in (of_one["val"]["infection"], of_one["test"]["infection"]):
+                assert sets.keys() == {"covid", "non_covid", "normal", "controls", "all"}
+                assert {"iou", "dice", "mae", "missed"} <= sets["covid"].keys()
+                assert "balanced" in sets["all"]
+        assert trivial["all_background"]["test"]["infection"]["covid"]["iou"] == 0
         assert metrics["dataset"]["images"] == 45
-        assert metrics["whole_lung"]["infection"]["covid"]["iou"] > 0.2
+        assert trivial["whole_lung"]["test"]["infection"]["covid"]["iou"] > 0.2
 
     def test_a_second_repro_runs_nothing(self, repository: Repository) -> None:
         assert stages_run(repository.run("dvc", "repro")) == set()
@@ -82,7 +81,7 @@ class TestInOrder:
         assert "train@report1_bce-seed0" in repository.run("dvc", "dag")
         shown = repository.run("dvc", "metrics", "show")
         assert "metrics.json" in shown
-        assert "report1_bce_iou.infection.covid.iou" in shown
+        assert "report1_bce_iou.test.infection.covid.iou" in shown
         assert "dataset.exact_pairs_across_splits" in shown
         plots = json.loads(repository.run("dvc", "plots", "show", "--json"))
         assert any("history.csv" in name for name in plots["data"])
@@ -113,7 +112,7 @@ class TestInOrder:
 
     def test_a_change_of_the_template_reruns_only_report(self, repository: Repository) -> None:
         template = repository.folder / "tasks" / "reporting" / "report.html.j2"
-        template.write_text(template.read_text().replace("Not a medical device.", "No medical device."))
+        template.write_text(template.read_text().replace("How to read the scores", "Reading the scores"))
         assert stages_run(repository.run("dvc", "repro")) == {"report"}
         repository.commit("another word")
 
@@ -144,14 +143,16 @@ class TestInOrder:
         page = repository.read("reports/index.html")
         assert "plain" in page and "larger" in page
         metrics = json.loads(repository.read("metrics.json"))
-        assert metrics["plain"].keys() == metrics["larger"].keys() == {"lung"}
-        assert metrics["second"].keys() == {"infection", "infection_in_lungs"}
+        for split in ("val", "test"):
+            assert metrics["plain"][split].keys() == metrics["larger"][split].keys() == {"lung"}
+            assert metrics["second"][split].keys() == {"infection"}
+        assert "Other experiments" in page
 
     def test_another_seed_trains_one_network_and_changed_lungs_retrain_only_their_users(
         self, repository: Repository
     ) -> None:
         repository.set(
-            "experiments.plain.prediction={threshold: val, fill_holes: true}", "experiments.plain.seeds=2"
+            "experiments.plain.prediction={threshold: 0.98, fill_holes: true}", "experiments.plain.seeds=2"
         )
         ran = stages_run(repository.run("dvc", "repro"))
         seed = {"train@plain-seed1", "evaluate@plain-seed1"}

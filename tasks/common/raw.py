@@ -34,9 +34,11 @@ ImageClass = Literal["COVID-19", "Non-COVID", "Normal"]
 Kind = Literal["image", "lung", "infection"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 CLASSES: tuple[ImageClass, ...] = get_args(ImageClass)
-#: Named sets of Test images over which scores are averaged, with their classes.
+#: Named sets of images over which scores are averaged, with their classes.
 IMAGE_SETS: dict[str, tuple[ImageClass, ...]] = {
     "covid": ("COVID-19",),
+    "non_covid": ("Non-COVID",),
+    "normal": ("Normal",),
     "controls": ("Non-COVID", "Normal"),
     "all": CLASSES,
 }

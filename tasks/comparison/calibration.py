@@ -1,24 +1,30 @@
-"""Calibration of the probabilities, and the infected share of the lung."""
+"""Calibration of the probabilities."""
 
+import numpy as np
 import pandas as pd
 
-from tasks.comparison.document import InfectedShare, Reliability, ReliabilityLine
+from models.metrics import expected_calibration_error
+from tasks.comparison.document import Reliability, ReliabilityLine
 from tasks.comparison.inputs import ExperimentResults, Scored
 
 RELIABILITY_SETS = ("covid", "all")
 
 
 def reliability(scored: Scored) -> tuple[Reliability, ...]:
-    """Per experiment, by decreasing IoU: the share of reference pixels against the mean probability."""
-    found = (_reliability(e, scored) for e in scored.ranking())
+    """Per experiment: the share of reference pixels against the mean probability."""
+    found = (_reliability(e, scored) for e in scored.experiments)
     return tuple(of_one for of_one in found if any(line.true_share for line in of_one.lines))
 
 
 def _reliability(e: ExperimentResults, scored: Scored) -> Reliability:
     return Reliability(
         experiment=e.name,
-        ece=scored.scores(e, "covid").get("ece"),
-        lines=tuple(_line(e, scored.target, image_set) for image_set in RELIABILITY_SETS),
+        ece=calibration_error(e.calibration[e.calibration["seed"] == e.seeds[0]], scored.target, "covid"),
+        lines=tuple(
+            _line(e, scored.target, image_set)
+            for image_set in RELIABILITY_SETS
+            if image_set in scored.image_sets()
+        ),
     )
 
 
@@ -42,18 +48,8 @@ def pooled_bins(calibration: pd.DataFrame, target: str, image_set: str) -> pd.Da
     return sums[["mean_probability", "true_share"]].div(sums["pixels"], axis=0)
 
 
-def infected_share(scored: Scored) -> InfectedShare | None:
-    """The shares of the best experiment that has them; None if none has or the target is not infection."""
-    for e in scored.ranking() if scored.target == "infection" else ():
-        rows = e.first_seed("infection", "covid")  # lacks the share columns where no lungs are known
-        shares = rows.reindex(columns=["true_share", "predicted_share"]).dropna().astype(float)
-        if len(shares):
-            scores = scored.scores(e, "covid")
-            return InfectedShare(
-                experiment=e.name,
-                error=scores.get("share_error"),
-                correlation=scores.get("share_correlation"),
-                reference=tuple(shares["true_share"].tolist()),
-                predicted=tuple(shares["predicted_share"].tolist()),
-            )
-    return None
+def calibration_error(bins: pd.DataFrame, target: str, image_set: str) -> float:
+    """The expected calibration error of one network or trivial predictor, from its bins."""
+    rows = bins[(bins["target"] == target) & (bins["image_set"] == image_set)]
+    sums = rows[["mean_probability", "true_share"]].mul(rows["pixels"], axis=0)
+    return expected_calibration_error(np.column_stack([rows["pixels"], sums]).astype(float))

@@ -1,17 +1,22 @@
-"""Selects the images to show, and computes the distribution of scores over images."""
+"""Selects the images to show, and computes the distribution of scores over images.
 
-from collections.abc import Sequence
+All pictures show the masks of an experiment's first seed.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from tasks.common.raw import CLASSES
-from tasks.comparison.document import MOST_SPREADS, Figures, ShownImage, ShownPrediction, Spread
+from tasks.comparison.document import MOST_SPREADS, Figures, ShownImage, ShownPrediction, Spread, WorstCases
 from tasks.comparison.inputs import ExperimentResults, Inputs, Scored
 from tasks.comparison.trainings import BOTH
 from tasks.support.cli import InputError
 
 BINS = 25
+WORST = 4  # images of each class
 REPORT_2 = "report2"  # the experiment with the settings of report 2
 
 
@@ -55,13 +60,19 @@ def figure_ids(table: pd.DataFrame, half: str, positions: Sequence[int]) -> dict
 def _prediction(e: ExperimentResults, image_id: str, target: str) -> ShownPrediction:
     rows = e.first_seed(target)
     row = rows[rows["id"] == image_id].iloc[0]
-    return ShownPrediction(experiment=e.name, target=target, iou=float(row["iou"]), dice=float(row["dice"]))
+    return ShownPrediction(
+        experiment=e.name,
+        target=target,
+        iou=float(row["iou"]),
+        dice=float(row["dice"]),
+        marked=float((row["tp"] + row["fp"]) / row[["tp", "fp", "fn", "tn"]].sum()),
+    )
 
 
-def class_cases(inputs: Inputs, infection: Scored) -> tuple[ShownImage, ...]:
+def class_cases(inputs: Inputs, half: str, ranking: Sequence[str]) -> tuple[ShownImage, ...]:
     """The first Test image of each class in file-name order, with the predictions of `shown_of_both`."""
-    table = inputs.table[(inputs.table["half"] == infection.half) & (inputs.table["split"] == "Test")]
-    shown = shown_of_both(infection)
+    table = inputs.table[(inputs.table["half"] == half) & (inputs.table["split"] == "Test")]
+    shown = shown_of_both({e.name: e for e in inputs.experiments}, ranking)
     return tuple(
         ShownImage(
             image_id=image_id,
@@ -74,20 +85,59 @@ def class_cases(inputs: Inputs, infection: Scored) -> tuple[ShownImage, ...]:
     )
 
 
-def shown_of_both(infection: Scored) -> list[ExperimentResults]:
-    """Of the experiments that predict lung and infection: the one of report 2 and the best on infection.
+def shown_of_both(
+    experiments: Mapping[str, ExperimentResults], ranking: Sequence[str]
+) -> list[ExperimentResults]:
+    """Of the experiments that predict lung and infection: the one of report 2 and the best on Val.
 
-    If there are fewer than three, all of them.
+    If there are fewer than three, all of them. `ranking` has the experiments by decreasing score on Val.
     """
-    both = [e for e in infection.ranking() if e.predicts_both]
+    both = [experiments[name] for name in ranking if experiments[name].predicts_both]
     return [e for e in both if e.name == REPORT_2 or e is both[0] or len(both) < 3]
 
 
-def spreads(scored: Scored) -> tuple[Spread, ...]:
-    """For the experiments with the highest IoU."""
-    leaders = scored.ranking()[:MOST_SPREADS]
+def spreads(scored: Scored, ranking: Sequence[str]) -> tuple[Spread, ...]:
+    """For the experiments with the best scores on Val."""
+    experiments = {e.name: e for e in scored.experiments}
+    leaders = [experiments[name] for name in ranking[:MOST_SPREADS]]
     found = [(e, e.first_seed(scored.target, "covid").dropna(subset=["iou"])) for e in leaders]
     return tuple(_spread(e, scored.target, rows) for e, rows in found if len(rows))
+
+
+def worst(scored: Scored, ranking: Sequence[str]) -> tuple[WorstCases, ...]:
+    """The worst images of each class for the experiment with the best score on Val.
+
+    Of images with a reference mask, those with the lowest IoU; of the others, those with the largest
+    predicted area, as far as anything is predicted.
+    """
+    if not ranking:
+        return ()
+    e = next(e for e in scored.experiments if e.name == ranking[0])
+    rows = e.first_seed(scored.target)
+    found = []
+    for image_class in CLASSES:
+        of_class = rows[rows["class"] == image_class]
+        with_reference = of_class[of_class["tp"] + of_class["fn"] > 0]
+        alarms = of_class[(of_class["tp"] + of_class["fn"] == 0) & (of_class["fp"] > 0)]
+        largest = alarms.sort_values(["fp", "id"], ascending=[False, True])
+        shown = [
+            *(_worst_image(e, scored.target, image_id, "worst") for image_id in with_reference["id"][:WORST]),
+            *(_worst_image(e, scored.target, image_id, "false alarm") for image_id in largest["id"][:WORST]),
+        ]
+        if shown:
+            found.append(WorstCases(experiment=e.name, image_class=image_class, shown=tuple(shown)))
+    return tuple(found)
+
+
+def _worst_image(
+    e: ExperimentResults, target: str, image_id: str, why: Literal["worst", "false alarm"]
+) -> ShownImage:
+    return ShownImage(
+        image_id=image_id,
+        why=why,
+        references=(target,),
+        predictions=(_prediction(e, image_id, target),),
+    )
 
 
 def _spread(e: ExperimentResults, target: str, rows: pd.DataFrame) -> Spread:

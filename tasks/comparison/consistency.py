@@ -83,25 +83,28 @@ def _published_pairs(phantoms: bool) -> Iterator[PrintedPair]:
 
 def _own_pairs(section: Section) -> Iterator[OwnPair | None]:
     """One item per pair of scores: the contradiction, or None if the pair is possible."""
-    for image_set in section.image_sets:
-        for row in image_set.rows:
-            for average, suffix in AVERAGES.items():
-                iou, dice = row.value(f"iou{suffix}"), row.value(f"dice{suffix}")
-                if iou is not None and dice is not None and iou == iou and dice == dice:
-                    yield _own_pair(section, image_set.name, row, average, iou, dice)
+    for split, image_sets in (("Val", section.val), ("Test", section.image_sets)):
+        for image_set in image_sets:
+            for row in image_set.rows:
+                place = {"target": section.target, "split": split, "image_set": image_set.name}
+                yield from _pairs_of(row, place)
 
 
-def _own_pair(
-    section: Section, image_set: str, row: ScoreRow, average: str, iou: float, dice: float
-) -> OwnPair | None:
+def _pairs_of(row: ScoreRow, place: dict[str, str]) -> Iterator[OwnPair | None]:
+    for average, suffix in AVERAGES.items():
+        iou, dice = row.value(f"iou{suffix}"), row.value(f"dice{suffix}")
+        if iou is not None and dice is not None and iou == iou and dice == dice:
+            yield _own_pair(row, place, average, iou, dice)
+
+
+def _own_pair(row: ScoreRow, place: dict[str, str], average: str, iou: float, dice: float) -> OwnPair | None:
     fault = check_pair(iou, dice, DECIMALS)
     if fault is None:
         return None
     return OwnPair(
         name=row.name,
         kind=row.kind,
-        target=section.target,
-        image_set=image_set,
+        **place,
         average=average,
         iou=iou,
         dice=dice,

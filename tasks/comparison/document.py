@@ -2,7 +2,8 @@
 
     dataset        the audit's findings, which do not depend on the experiments
     experiments    settings, curves and symptoms of each training
-    sections       one per half and target: scores, differences, findings, images to show
+    groups         experiments that answer one question
+    sections       one per half and target: the choice on Val, Test scores, differences, images to show
     report_2       the table and pictures of report 2, for experiments that predict both lung and infection
     consistency    which printed scores are possible
 
@@ -14,20 +15,20 @@ The stage report imports no other module of this package.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.support.cli import InputError
-from tasks.support.symptoms import DeadEpochs, DivergedEpochs
+from tasks.support.symptoms import DeadEpochs, DivergedEpochs, NonFiniteLoss
 
 #: Increment this with every change that an older report could not read.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 COMPARISON_FILE = "comparison.json"
-#: Largest number of experiments per section whose score distribution is shown, by decreasing IoU.
+#: Largest number of experiments per section whose score distribution is shown, by decreasing Val score.
 MOST_SPREADS = 3
 
 REMEDY = "`dvc repro compare` writes it again"
@@ -83,7 +84,7 @@ class Dataset(Model):
 # Experiments
 
 
-Symptom = Annotated[DeadEpochs | DivergedEpochs, Field(discriminator="kind")]
+Symptom = Annotated[DeadEpochs | DivergedEpochs | NonFiniteLoss, Field(discriminator="kind")]
 
 
 class Curves(Model):
@@ -92,7 +93,7 @@ class Curves(Model):
     epoch: tuple[int, ...]
     train_loss: tuple[float, ...]
     val_loss: tuple[float, ...]
-    val_dice: tuple[float, ...]
+    val_score: tuple[float, ...]
 
 
 class TrainingRecord(Model):
@@ -102,11 +103,13 @@ class TrainingRecord(Model):
     parameters: int
     train_images: int
     val_images: int
-    best_epoch: int
-    val_dice: float  # of the best epoch
+    best_epoch: int  # 0: the loss diverged before the first epoch ended
+    diverged: bool
     precision: str
-    torch: str
+    device: str
+    versions: dict[str, str]
     thresholds: dict[str, float]  # target -> threshold
+    presence: dict[str, float]  # target -> least mean probability of an image in which anything is marked
     curves: Curves
     symptoms: tuple[Symptom, ...]
 
@@ -116,7 +119,7 @@ class ExperimentRecord(Model):
     half: str
     plan: dict[str, Any]
     prediction: dict[str, Any]
-    val_dice: float  # mean over the trainings
+    versions: dict[str, str]  # of the software that scored it
     trainings: tuple[TrainingRecord, ...]
 
     @property
@@ -138,6 +141,7 @@ class Score(Model):
     value: float  # mean over the seeds
     interval: Bounds | None = None
     seed_sd: float | None = None  # of the seeds' means
+    images: int | None = None  # if the score exists on some of the images only
 
 
 Kind = Literal["experiment", "baseline"]
@@ -159,20 +163,36 @@ class Difference(Model):
     metric: str
     first: str
     second: str
-    images: int
     value: float
-    interval: Bounds | None
+    interval: Bounds | None  # simultaneous with the others of the family
     winner: str | None  # None if the interval includes zero
 
+    @property
+    def reversed(self) -> "Difference":
+        """Second minus first."""
+        bounds = self.interval and Bounds(low=-self.interval.high, high=-self.interval.low)
+        update = {"first": self.second, "second": self.first, "value": -self.value, "interval": bounds}
+        return self.model_copy(update=update)
 
-class Lead(Model):
-    """The experiment with the highest IoU, those that it beats, and those not significantly different."""
 
-    best: str
+class Family(Model):
+    """All pairs of predictors on one metric, with simultaneous 95 % intervals."""
+
+    metric: str
     images: int
-    level: tuple[str, ...]
-    beaten: tuple[str, ...]  # by decreasing IoU
-    nearest: Difference | None  # from the first of `beaten`
+    covers_training: bool  # whether intervals include the variation between trainings
+    differences: tuple[Difference, ...]  # each pair once
+
+    def between(self, first: str, second: str) -> Difference | None:
+        for found in self.differences:
+            if {found.first, found.second} == {first, second}:
+                return found if found.first == first else found.reversed
+        return None
+
+    def of(self, name: str, others: Iterable[str]) -> list[Difference]:
+        """The named predictor minus each of the others."""
+        found = (self.between(name, other) for other in others if other != name)
+        return [difference for difference in found if difference]
 
 
 class AgainstBaselines(Model):
@@ -184,14 +204,13 @@ class AgainstBaselines(Model):
 
 
 class ImageSet(Model):
-    """The scores of one target on one set of Test images."""
+    """The scores of one target on one set of images of a split."""
 
     name: str
-    rows: tuple[ScoreRow, ...]  # experiments by decreasing IoU, then trivial predictors
-    differences: tuple[Difference, ...]
-    lead: Lead | None
-    against_baselines: tuple[AgainstBaselines, ...]
-    best_baselines: dict[str, str]  # metric -> trivial predictor
+    rows: tuple[ScoreRow, ...]  # experiments in the order of the groups, then trivial predictors
+    families: tuple[Family, ...] = ()
+    against_baselines: tuple[AgainstBaselines, ...] = ()
+    best_baselines: dict[str, str] = {}  # metric -> trivial predictor
 
     @property
     def experiments(self) -> tuple[ScoreRow, ...]:
@@ -203,6 +222,21 @@ class ImageSet(Model):
 
     def row(self, name: str) -> ScoreRow:
         return next(row for row in self.rows if row.name == name)
+
+    def family(self, metric: str) -> Family | None:
+        return next((found for found in self.families if found.metric == metric), None)
+
+
+class Choice(Model):
+    """The experiment with the best score on the Val split, and how sure that is."""
+
+    selection: str  # the name of the score
+    images: int  # Val images
+    chosen: str
+    scores: dict[str, Score]  # experiment -> score, by decreasing score
+    family: Family  # all pairs of experiments
+    level: tuple[str, ...]  # experiments that are not significantly different from the chosen one
+    beaten: tuple[str, ...]
 
 
 class Marking(Model):
@@ -220,13 +254,14 @@ class ShownPrediction(Model):
     target: str
     iou: float
     dice: float
+    marked: float  # share of the image's pixels that are predicted
 
 
 class ShownImage(Model):
     """A Test image shown in the report, and why."""
 
     image_id: str
-    why: Literal["figure", "class", "best", "median", "worst"]
+    why: Literal["figure", "class", "best", "median", "worst", "false alarm"]
     position: int | None = None  # of a figure, among the COVID-19 Test images
     references: tuple[str, ...]  # targets whose reference masks are shown
     predictions: tuple[ShownPrediction, ...]
@@ -265,17 +300,57 @@ class Reliability(Model):
     lines: tuple[ReliabilityLine, ...]
 
 
-class InfectedShare(Model):
-    """The infected share of the lung: one value per COVID-19 Test image, for the first seed."""
+class WorstCases(Model):
+    """The images of one class on which an experiment's first seed does worst."""
 
     experiment: str
-    error: float | None
-    correlation: float | None
-    reference: tuple[float, ...]
+    image_class: str
+    shown: tuple[ShownImage, ...]
+
+
+class Roc(Model):
+    """How well the predicted infected area tells COVID-19 images from others."""
+
+    image_set: str  # the others
+    images: int  # both together
+    area: Score  # under the ROC curve
+    false_positive_rate: tuple[float, ...]  # of the curve, first seed
+    sensitivity: tuple[float, ...]
+
+
+class Detection(Model):
+    """Whether an experiment finds an infection at all, by image."""
+
+    experiment: str
+    sensitivity: Score  # share of COVID-19 images with any predicted pixel
+    specificity: dict[str, Score]  # image set -> share of its images without any predicted pixel
+    curves: tuple[Roc, ...]
+
+
+class Limits(Model):
+    """Bland and Altman's analysis of the infected share of the lung, predicted minus reference."""
+
+    experiment: str
+    images: int
+    bias: Score
+    lower: Score  # limits of agreement
+    upper: Score
+    error: float  # mean absolute error
+    reference: tuple[float, ...]  # one value per image, first seed
     predicted: tuple[float, ...]
 
 
+class SizeGroup(Model):
+    """A quarter of the images with infection, by the size of the reference mask."""
+
+    least: float  # share of the image
+    most: float
+    images: int
+    rows: tuple[ScoreRow, ...]  # of experiments
+
+
 class StepChange(Model):
+    split: str
     image_set: str
     metric: str
     value: float
@@ -312,16 +387,20 @@ class Section(Model):
 
     half: str
     target: str
-    has_masks: bool  # False for a target that is measured within the masks of another target
-    experiments: tuple[str, ...]  # in the order of params.yaml; empty if only trivial predictors are scored
-    image_sets: tuple[ImageSet, ...]
+    experiments: tuple[str, ...]  # in the order of the groups; empty if only trivial predictors are scored
+    choice: Choice | None  # None without experiments
+    val: tuple[ImageSet, ...]
+    image_sets: tuple[ImageSet, ...]  # of the Test split
     markings: dict[str, Marking]  # experiments whose masks are all empty or nearly full
     printed: tuple[PrintedScores, ...]
     published: tuple[PublishedScores, ...]
     reliability: tuple[Reliability, ...]
-    infected_share: InfectedShare | None
+    detection: tuple[Detection, ...]  # of infection
+    limits: tuple[Limits, ...]  # of infection
+    sizes: tuple[SizeGroup, ...]  # of infection
     steps: tuple[Step, ...]
     spreads: tuple[Spread, ...]
+    worst: tuple[WorstCases, ...]  # of the chosen experiment
     figures: Figures | None  # in the first section of a half
 
     def image_set(self, name: str) -> ImageSet | None:
@@ -383,6 +462,7 @@ class OwnPair(Model):
     name: str
     kind: Kind
     target: str
+    split: str
     image_set: str
     average: str
     iou: float
@@ -424,7 +504,9 @@ class Document(Model):
     source: str  # of the dataset
     phantoms: bool
     dataset: Dataset
+    plans: str  # SHA-256 of the plans of all trainings and predictions
     experiments: tuple[ExperimentRecord, ...]
+    groups: dict[str, tuple[str, ...]]  # title -> experiments
     sections: tuple[Section, ...]
     report_2: Report2 | None
     consistency: Consistency
@@ -447,6 +529,8 @@ class Document(Model):
                 yield from section.figures.shown
             for spread in section.spreads:
                 yield from spread.shown
+            for cases in section.worst:
+                yield from cases.shown
         if self.report_2:
             yield from self.report_2.shown
 

@@ -5,22 +5,25 @@ No other module of this package reads files.
 
 import hashlib
 import json
-import math
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from tasks.common.raw import HALF_KINDS, IMAGE_SETS, RawDataset
-from tasks.scoring.seeds import mean_metrics
+from tasks.common.raw import CLASSES, IMAGE_SETS, RawDataset
 from tasks.settings.schema import Params
 from tasks.support.cli import InputError, without_secrets
 
-Scores = dict[str, float]  # metric -> value
-Results = dict[str, dict[str, Scores]]  # target -> image set -> metric -> value
+Values = NDArray[np.float64]
+
+#: Title of the group of the experiments that `report.groups` does not name.
+OTHERS = "Other experiments"
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,12 @@ class ExperimentResults:
     prediction: dict[str, Any]  # settings that turn probabilities into masks
     networks: dict[int, dict[str, Any]]  # seed -> content of network.json
     history: pd.DataFrame  # one row per epoch and seed
-    results: Results  # means over the seeds
-    images: pd.DataFrame  # one row per Test image, target and seed
+    images: pd.DataFrame  # one row per split (Val, Test), image, target and seed
     steps: pd.DataFrame  # like `images`, for each post-processing step
-    calibration: pd.DataFrame  # one row per probability bin, target, image set and seed
+    calibration: pd.DataFrame  # one row per probability bin, target, image set and seed, for the Test split
     thresholds: dict[int, dict[str, float]]  # seed -> target -> threshold
+    presence: dict[int, dict[str, float]]  # seed -> target -> least mean probability of a marked image
+    versions: dict[str, str]  # of the software that scored it
     predictions: Path  # zip of the first seed's masks
 
     @property
@@ -55,19 +59,15 @@ class ExperimentResults:
         """The history of one seed."""
         return self.history[self.history["seed"] == seed]
 
-    def rows(self, target: str, image_set: str = "all") -> pd.DataFrame:
-        """The rows of a target and an image set, one per image and seed."""
-        of_target = self.images["target"] == target
-        return self.images[of_target & self.images["class"].isin(IMAGE_SETS[image_set])]
+    def rows(self, target: str, image_set: str = "all", split: str = "Test") -> pd.DataFrame:
+        """The rows of a target, split and image set, one per image and seed."""
+        wanted = (self.images["target"] == target) & (self.images["split"] == split)
+        return self.images[wanted & self.images["class"].isin(IMAGE_SETS[image_set])]
 
     def first_seed(self, target: str, image_set: str = "all") -> pd.DataFrame:
-        """The first seed's rows, by increasing IoU, ties by id."""
+        """The first seed's rows on Test images, by increasing IoU, ties by id."""
         rows = self.rows(target, image_set)
         return rows[rows["seed"] == self.seeds[0]].sort_values(["iou", "id"])
-
-    def seed_means(self, target: str, image_set: str, metric: str) -> list[float]:
-        """The mean score of each seed."""
-        return [float(mean) for mean in self.rows(target, image_set).groupby("seed")[metric].mean()]
 
     def prediction_png(self, target: str, image_id: str) -> bytes:
         """The predicted mask as a PNG file.
@@ -100,59 +100,116 @@ class Audited:
 
 @dataclass(frozen=True)
 class Scored:
-    """All scores for one target in one half."""
+    """All rows for one target in one half."""
 
     half: str
     target: str
-    experiments: tuple[ExperimentResults, ...]  # in the order of params.yaml
-    trivial: dict[str, dict[str, Scores]]  # predictor -> image set -> scores
-    trivial_images: pd.DataFrame  # one row per Test image and predictor
-    _per_image: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)  # cache
+    experiments: tuple[ExperimentResults, ...]  # in the order of the groups
+    trivial: pd.DataFrame  # one row per image and trivial predictor
+    trivial_calibration: pd.DataFrame
+    _tables: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)  # cache
 
     @property
-    def image_sets(self) -> list[str]:
-        """The experiments' image sets; without experiments, those of the trivial predictors."""
-        results = [e.results[self.target] for e in self.experiments] or list(self.trivial.values())
-        return [name for name in IMAGE_SETS if any(name in of_one for of_one in results)]
+    def names(self) -> list[str]:
+        return [e.name for e in self.experiments]
 
-    def ranking(self, image_set: str = "covid") -> list[ExperimentResults]:
-        """The experiments by decreasing IoU; equal ones keep their order."""
-        known = [e for e in self.experiments if image_set in e.results[self.target]]
-        return sorted(known, key=lambda e: -comparable(self.scores(e, image_set).get("iou")))
+    @property
+    def predictors(self) -> list[str]:
+        """The trivial predictors."""
+        return [str(name) for name in self.trivial["predictor"].unique()]
 
-    def scores(self, e: ExperimentResults, image_set: str) -> Scores:
-        return e.results[self.target].get(image_set, {})
+    def image_sets(self, split: str = "Test") -> list[str]:
+        """The sets that have images in the split. Of equal sets, only the first is kept."""
+        classes = set(self.trivial.loc[self.trivial["split"] == split, "class"])
+        found = {name: classes & set(of_set) for name, of_set in IMAGE_SETS.items()}
+        first = {frozenset(of_set): name for name, of_set in reversed(found.items()) if of_set}
+        return [name for name, of_set in found.items() if of_set and first[frozenset(of_set)] == name]
 
-    def trivial_scores(self, image_set: str) -> dict[str, Scores]:
-        """Scores on the image set, for each trivial predictor that has any."""
-        return {name: sets[image_set] for name, sets in self.trivial.items() if sets.get(image_set)}
+    def table(self, split: str, image_set: str) -> "Table":
+        """The rows of all predictors on the same images."""
+        if ("rows", split) not in self._tables:
+            self._tables["rows", split] = self._collect(split)
+        rows = self._tables["rows", split]
+        return Table(rows[rows["class"].isin(IMAGE_SETS[image_set])], tuple(self.names))
 
-    def per_image(self, image_set: str, metric: str) -> pd.DataFrame:
-        """One row per image; one column per experiment (mean over its seeds) and trivial predictor."""
-        key = (image_set, metric)
-        if key not in self._per_image:
-            self._per_image[key] = self._collect(*key)
-        return self._per_image[key]
+    def _collect(self, split: str) -> pd.DataFrame:
+        ours = [e.rows(self.target, split=split).assign(predictor=e.name) for e in self.experiments]
+        trivial = self.trivial[self.trivial["split"] == split].assign(seed=0)
+        rows: pd.DataFrame = pd.concat([*ours, trivial], ignore_index=True).sort_values("id", kind="stable")
+        # Networks leave out the Val images that the audit drops; trivial predictors are scored on all.
+        predictors = rows.groupby("id")["predictor"].nunique()
+        shared = predictors.index[predictors == rows["predictor"].nunique()]
+        return rows[rows["id"].isin(shared)]
 
-    def _collect(self, image_set: str, metric: str) -> pd.DataFrame:
-        columns = {
-            e.name: e.rows(self.target, image_set).groupby("id")[metric].mean() for e in self.experiments
-        }
-        trivial = self.trivial_images
-        trivial = trivial[trivial["class"].isin(IMAGE_SETS[image_set])]
-        columns |= {str(name): rows.set_index("id")[metric] for name, rows in trivial.groupby("predictor")}
-        return pd.DataFrame(columns).dropna().sort_index()
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of all predictors on one split and image set, sorted by id."""
+
+    rows: pd.DataFrame
+    experiments: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @cached_property
+    def _by_predictor(self) -> dict[str, pd.DataFrame]:
+        return {str(name): rows for name, rows in self.rows.groupby("predictor", sort=False)}
+
+    @cached_property
+    def _images(self) -> pd.DataFrame:
+        """One row per image, with what is the same for all predictors."""
+        first = next(iter(self._by_predictor.values()), self.rows)
+        images: pd.DataFrame = first[first["seed"] == first["seed"].min()]
+        return images
+
+    @property
+    def ids(self) -> NDArray[np.object_]:
+        return self._images["id"].to_numpy()
+
+    @property
+    def strata(self) -> NDArray[np.intp]:
+        """The class of each image, as a number."""
+        return np.array([CLASSES.index(name) for name in self._images["class"]], dtype=np.intp)
+
+    @property
+    def nonempty(self) -> NDArray[np.bool_]:
+        """Which images have a non-empty reference mask."""
+        return (self._images["tp"] + self._images["fn"] > 0).to_numpy()
+
+    @property
+    def reference_area(self) -> Values:
+        """The reference mask's share of each image."""
+        counts = self._images[["tp", "fp", "fn", "tn"]]
+        return ((counts["tp"] + counts["fn"]) / counts.sum(axis=1)).to_numpy(dtype=float)
+
+    @property
+    def names(self) -> list[str]:
+        """The experiments in the order of the groups, then the trivial predictors."""
+        found = [name for name in self.experiments if name in self._by_predictor]
+        return found + [name for name in self._by_predictor if name not in found]
+
+    def column(self, name: str, column: str) -> Values:
+        """A column's values for one predictor, (seeds, images)."""
+        rows = self._by_predictor[name].sort_values("seed", kind="stable")  # within each seed, sorted by id
+        return rows[column].to_numpy(dtype=float).reshape(-1, len(self))
+
+    def only(self, images: NDArray[np.intp]) -> "Table":
+        """The rows of some of the images, by their positions."""
+        return Table(self.rows[self.rows["id"].isin(self.ids[images])], self.experiments)
 
 
 @dataclass(frozen=True)
 class Inputs:
     experiments: tuple[ExperimentResults, ...]
-    trivial: dict[str, dict[str, Results]]  # half -> predictor -> results
-    trivial_images: dict[str, pd.DataFrame]  # half -> one row per Test image, target and predictor
+    groups: dict[str, tuple[str, ...]]  # title -> experiments
+    trivial_images: dict[str, pd.DataFrame]  # half -> one row per split, image, target and predictor
+    trivial_calibration: dict[str, pd.DataFrame]  # half -> one row per bin, target, image set and predictor
     table: pd.DataFrame  # one row per packed image
     rejected: pd.DataFrame
     audit: Audited
     fingerprint: str
+    plans: str  # SHA-256 of all plans
     raw: RawDataset
     source: str
     phantoms: bool
@@ -164,31 +221,21 @@ class Inputs:
 
     def _scored_in(self, half: str) -> Iterator[Scored]:
         experiments = [e for e in self.experiments if e.half == half]
-        trivial, images = self.trivial[half], self.trivial_images[half]
-        predicted = {target for e in experiments for target in e.results}
-        others = {target for results in trivial.values() for target in results} - predicted
+        images, calibration = self.trivial_images[half], self.trivial_calibration[half]
+        predicted = {target for e in experiments for target in e.plan["targets"]}
+        others = set(images["target"]) - predicted
         for target in (*_infection_first(predicted), *_infection_first(others)):
             yield Scored(
                 half,
                 target,
-                tuple(e for e in experiments if target in e.results),
-                {name: results[target] for name, results in trivial.items() if target in results},
+                tuple(e for e in experiments if target in e.plan["targets"]),
                 images[images["target"] == target],
+                calibration[calibration["target"] == target],
             )
 
 
 def _infection_first(targets: set[str]) -> list[str]:
     return sorted(targets, key=lambda target: (not target.startswith("infection"), target))
-
-
-def has_masks(half: str, target: str) -> bool:
-    """Whether the dataset has masks for this target."""
-    return target in HALF_KINDS[half]
-
-
-def comparable(value: float | None) -> float:
-    """The score as a sort key; an undefined score sorts below all others."""
-    return -math.inf if value is None or math.isnan(value) else value
 
 
 # Reading
@@ -207,11 +254,11 @@ def read_inputs(
 ) -> Inputs:
     """Read the inputs of the comparison.
 
-    For each training, in the order of params.yaml: `plans/NAME.json`,
+    For each training: `plans/NAME.json`,
     `trained/NAME/{history.csv,network/network.json}` and
-    `evaluated/NAME/{metrics.json,images.csv,steps.csv,calibration.csv,settings.json,predictions.zip}`.
-    Also `baselines/HALF/{metrics.json,images.csv}`, `packed/{images.csv,rejected.csv}`, `raw` and the
-    outputs of the stage audit.
+    `evaluated/NAME/{images.csv,steps.csv,calibration.csv,settings.json,predictions.zip}`. Also
+    `baselines/HALF/{images.csv,calibration.csv}`, `packed/{images.csv,rejected.csv}`, `raw` and the outputs
+    of the stage audit.
 
     Raises:
         InputError: an experiment has no plan.
@@ -219,18 +266,23 @@ def read_inputs(
     trainings: dict[str, dict[int, str]] = {name: {} for name in params.experiments}
     for training, plan in params.plans.items():
         trainings[plan.experiment][plan.seed] = training
+    groups = grouped(params)
     experiments = tuple(
-        _experiment(name, of_seeds, plans, trained, evaluated) for name, of_seeds in trainings.items()
+        _experiment(name, trainings[name], plans, trained, evaluated)
+        for of_group in groups.values()
+        for name in of_group
     )
     halves = dict.fromkeys(experiment.half for experiment in experiments)
     return Inputs(
         experiments=experiments,
-        trivial={half: _json(baselines / half / "metrics.json") for half in halves},
-        trivial_images={half: _images(baselines / half / "images.csv") for half in halves},
+        groups=groups,
+        trivial_images={half: _scores(baselines / half / "images.csv") for half in halves},
+        trivial_calibration={half: _scores(baselines / half / "calibration.csv") for half in halves},
         table=pd.read_csv(packed / "images.csv", keep_default_na=False),
         rejected=pd.read_csv(packed / "rejected.csv", dtype=str, keep_default_na=False),
         audit=_audited(audit),
         fingerprint=hashlib.sha256((packed / "images.csv").read_bytes()).hexdigest(),
+        plans=_digest(plans),
         raw=RawDataset(raw),
         source=without_secrets(params.data.source),
         phantoms=params.data.phantoms,
@@ -255,13 +307,28 @@ def _experiment(
             for seed, training in trainings.items()
         },
         history=_together(pd.read_csv(trained / training / "history.csv") for training in trainings.values()),
-        results=mean_metrics([_json(folder / "metrics.json") for folder in folders]),
-        images=_together(_images(folder / "images.csv") for folder in folders),
+        images=_together(_scores(folder / "images.csv") for folder in folders),
         steps=_together(_scores(folder / "steps.csv") for folder in folders),
         calibration=_together(_scores(folder / "calibration.csv") for folder in folders),
         thresholds={seed: of_one["thresholds"] for seed, of_one in zip(trainings, settings, strict=True)},
+        presence={seed: of_one["presence"] for seed, of_one in zip(trainings, settings, strict=True)},
+        versions=settings[0]["versions"],
         predictions=folders[0] / "predictions.zip",
     )
+
+
+def grouped(params: Params) -> dict[str, tuple[str, ...]]:
+    """The groups of `report.groups`, and a last one with the experiments in none of them."""
+    groups = dict(params.report.groups)
+    named = {name for of_group in groups.values() for name in of_group}
+    others = tuple(name for name in params.experiments if name not in named)
+    return groups | ({OTHERS: others} if others else {})
+
+
+def _digest(plans: Path) -> str:
+    """SHA-256 of all plans, with their names."""
+    files = sorted(plans.glob("*.json"))
+    return hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()
 
 
 def _together(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
@@ -278,12 +345,6 @@ def _audited(folder: Path) -> Audited:
 
 def _scores(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, keep_default_na=False, na_values=["nan", ""])
-
-
-def _images(path: Path) -> pd.DataFrame:
-    """The rows of single images, with the column `marked`: 1 if any pixel is predicted, else 0."""
-    table = _scores(path)
-    return table.assign(marked=(table["tp"] + table["fp"] > 0).astype(float))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tasks.comparison.document import (
     PICTURES_FILE,
     Bounds,
     Document,
+    ScoreRow,
     Section,
     prediction_name,
     reference_name,
@@ -24,11 +25,13 @@ from tasks.support.cli import InputError
 
 Row = dict[str, Any]
 
-PLACE = ["half", "target", "image_set"]
+PLACE = ["half", "target", "split", "image_set"]
 ESTIMATE = ["value", "low", "high"]
 COLUMNS = {
     "scores": [*PLACE, "name", "kind", "images", "metric", *ESTIMATE, "seed_sd"],
-    "differences": [*PLACE, "metric", "first", "second", "images", *ESTIMATE, "winner"],
+    "differences": [*PLACE, "metric", "first", "second", "images", *ESTIMATE, "winner", "covers_training"],
+    "sizes": [*PLACE, "least", "most", "name", "images", "metric", *ESTIMATE],
+    "detection": [*PLACE, "name", "metric", *ESTIMATE],
     "steps": [*PLACE, "experiment", "step", "metric", *ESTIMATE],
     "reliability": [*PLACE, "experiment", "mean_probability", "true_share"],
 }
@@ -36,7 +39,14 @@ COLUMNS = {
 
 def write_comparison(document: Document, inputs: Inputs, out: Path) -> None:
     """Write `comparison.json`, a table for each of `COLUMNS` and `pictures.zip` under `out`."""
-    rows = {"scores": _scores, "differences": _differences, "steps": _steps, "reliability": _reliability}
+    rows = {
+        "scores": _scores,
+        "differences": _differences,
+        "sizes": _sizes,
+        "detection": _detection,
+        "steps": _steps,
+        "reliability": _reliability,
+    }
     with replacing(out) as partial:
         partial.mkdir()
         (partial / COMPARISON_FILE).write_text(document.to_json(), encoding="utf-8")
@@ -48,8 +58,8 @@ def write_comparison(document: Document, inputs: Inputs, out: Path) -> None:
                 write_member(archive, member, content)
 
 
-def _place(section: Section, image_set: str) -> Row:
-    return {"half": section.half, "target": section.target, "image_set": image_set}
+def _place(section: Section, image_set: str, split: str = "Test") -> Row:
+    return {"half": section.half, "target": section.target, "split": split, "image_set": image_set}
 
 
 def _estimate(value: float, interval: Bounds | None) -> Row:
@@ -57,32 +67,60 @@ def _estimate(value: float, interval: Bounds | None) -> Row:
 
 
 def _scores(section: Section) -> Iterator[Row]:
-    for image_set in section.image_sets:
-        for row in image_set.rows:
-            of_row = {"name": row.name, "kind": row.kind, "images": row.images}
-            for metric, score in row.scores.items():
-                estimate = _estimate(score.value, score.interval)
-                yield (
-                    _place(section, image_set.name)
-                    | of_row
-                    | estimate
-                    | {
-                        "metric": metric,
-                        "seed_sd": score.seed_sd,
-                    }
-                )
+    for split, image_sets in (("Val", section.val), ("Test", section.image_sets)):
+        for image_set in image_sets:
+            place = _place(section, image_set.name, split)
+            for row in image_set.rows:
+                yield from _of_row(place, row, row.kind)
+
+
+def _of_row(place: Row, row: ScoreRow, kind: str) -> Iterator[Row]:
+    for metric, score in row.scores.items():
+        yield place | {
+            "name": row.name,
+            "kind": kind,
+            "images": score.images or row.images,
+            "metric": metric,
+            **_estimate(score.value, score.interval),
+            "seed_sd": score.seed_sd,
+        }
 
 
 def _differences(section: Section) -> Iterator[Row]:
-    for image_set in section.image_sets:
-        for d in image_set.differences:
-            yield _place(section, image_set.name) | d.model_dump() | _estimate(d.value, d.interval)
+    on_val = [("Val", "all", section.choice.family)] if section.choice else []
+    on_test = [
+        ("Test", image_set.name, family) for image_set in section.image_sets for family in image_set.families
+    ]
+    for split, image_set, family in (*on_val, *on_test):
+        shared = {"images": family.images, "covers_training": family.covers_training}
+        for d in family.differences:
+            place = _place(section, image_set, split)
+            yield place | shared | d.model_dump() | _estimate(d.value, d.interval)
+
+
+def _sizes(section: Section) -> Iterator[Row]:
+    for group in section.sizes:
+        place = _place(section, "covid") | {"least": group.least, "most": group.most}
+        for row in group.rows:
+            yield from _of_row(place, row, row.kind)
+
+
+def _detection(section: Section) -> Iterator[Row]:
+    for found in section.detection:
+        named = [("covid", "sensitivity", found.sensitivity)]
+        named += [(image_set, "specificity", score) for image_set, score in found.specificity.items()]
+        named += [(curve.image_set, "roc_auc", curve.area) for curve in found.curves]
+        for image_set, metric, score in named:
+            place = _place(section, image_set)
+            yield (
+                place | {"name": found.experiment, "metric": metric} | _estimate(score.value, score.interval)
+            )
 
 
 def _steps(section: Section) -> Iterator[Row]:
     for step in section.steps:
         for change in step.changes:
-            yield _place(section, change.image_set) | {
+            yield _place(section, change.image_set, change.split) | {
                 "experiment": step.experiment,
                 "step": step.step,
                 "metric": change.metric,

@@ -2,14 +2,24 @@
 
 from collections.abc import Sequence
 
-from tasks.comparison.calibration import infected_share, reliability
-from tasks.comparison.cases import class_cases, figures, spreads
+from tasks.comparison.calibration import reliability
+from tasks.comparison.cases import class_cases, figures, spreads, worst
+from tasks.comparison.choice import choice
+from tasks.comparison.clinical import detection, limits, sizes
 from tasks.comparison.consistency import consistency
 from tasks.comparison.dataset import dataset
-from tasks.comparison.differences import image_set_differences, steps
-from tasks.comparison.document import SCHEMA_VERSION, Document, ImageSet, Report2, Section
-from tasks.comparison.findings import against_baselines, best_baselines, lead
-from tasks.comparison.inputs import Inputs, Scored, has_masks
+from tasks.comparison.differences import families, steps
+from tasks.comparison.document import (
+    SCHEMA_VERSION,
+    Choice,
+    Document,
+    ImageSet,
+    Report2,
+    ScoreRow,
+    Section,
+)
+from tasks.comparison.findings import against_baselines, best_baselines
+from tasks.comparison.inputs import Inputs, Scored
 from tasks.comparison.published import PUBLISHED, REPORT_1, REPORT_2
 from tasks.comparison.scores import markings, score_rows
 from tasks.comparison.trainings import BOTH, experiment, report_2_scores
@@ -24,9 +34,11 @@ def compare_all(inputs: Inputs, positions: Sequence[int]) -> Document:
         source=inputs.source,
         phantoms=inputs.phantoms,
         dataset=dataset(inputs),
+        plans=inputs.plans,
         experiments=tuple(experiment(e) for e in inputs.experiments),
+        groups=inputs.groups,
         sections=sections,
-        report_2=_report_2(inputs, scored),
+        report_2=_report_2(inputs, sections),
         consistency=consistency(sections, inputs.phantoms),
     )
 
@@ -37,49 +49,63 @@ def _with_openings(scored: Sequence[Scored]) -> list[tuple[Scored, bool]]:
 
 
 def _section(inputs: Inputs, scored: Scored, positions: Sequence[int], opens: bool) -> Section:
-    masks = has_masks(scored.half, scored.target)
+    chosen = choice(scored)
     return Section(
         half=scored.half,
         target=scored.target,
-        has_masks=masks,
-        experiments=tuple(e.name for e in scored.experiments),
-        image_sets=tuple(_image_set(scored, name) for name in scored.image_sets),
+        experiments=tuple(scored.names),
+        choice=chosen,
+        val=tuple(
+            ImageSet(name=name, rows=score_rows(scored, name, "Val")) for name in scored.image_sets("Val")
+        ),
+        image_sets=tuple(_image_set(scored, name) for name in scored.image_sets()),
         markings=markings(scored),
         printed=REPORT_1 if scored.target == "infection" else (),
         published=() if inputs.phantoms else PUBLISHED.get(scored.target, ()),
         reliability=reliability(scored),
-        infected_share=infected_share(scored),
+        detection=detection(scored),
+        limits=limits(scored),
+        sizes=sizes(scored),
         steps=steps(scored),
-        spreads=spreads(scored) if masks else (),
+        spreads=spreads(scored, _ranking(chosen)),
+        worst=worst(scored, _ranking(chosen)),
         figures=figures(inputs, scored, positions) if opens else None,
     )
 
 
+def _ranking(chosen: Choice | None) -> list[str]:
+    """The experiments by decreasing score on Val."""
+    return list(chosen.scores) if chosen else []
+
+
 def _image_set(scored: Scored, name: str) -> ImageSet:
-    differences = image_set_differences(scored, name)
+    found, rows = families(scored, name), score_rows(scored, name)
     return ImageSet(
         name=name,
-        rows=score_rows(scored, name),
-        differences=differences,
-        lead=lead([e.name for e in scored.ranking(name)], differences),
-        against_baselines=against_baselines(scored, name, differences),
-        best_baselines=best_baselines(scored, name),
+        rows=rows,
+        families=found,
+        against_baselines=against_baselines(scored, name, found),
+        best_baselines=best_baselines(rows),
     )
 
 
-def _report_2(inputs: Inputs, scored: Sequence[Scored]) -> Report2 | None:
-    """None if no experiment predicts both lung and infection."""
-    for one in scored:
-        shown = [
-            e
-            for e in one.experiments
-            if e.predicts_both and all("all" in e.results[target] for target in BOTH)
-        ]
-        if one.target == "infection" and shown:
+def _report_2(inputs: Inputs, sections: Sequence[Section]) -> Report2 | None:
+    """The first half in which an experiment predicts both lung and infection; None if there is none."""
+    for half in dict.fromkeys(section.half for section in sections):
+        of_half = {section.target: section for section in sections if section.half == half}
+        shown = [e for e in inputs.experiments if e.half == half and e.predicts_both]
+        if shown and (chosen := of_half["infection"].choice):
+            rows = {target: _all_images(of_half[target]) for target in BOTH}
             return Report2(
-                half=one.half,
-                rows=tuple(report_2_scores(e) for e in shown),
+                half=half,
+                rows=tuple(report_2_scores(e, *(rows[target][e.name] for target in BOTH)) for e in shown),
                 printed=REPORT_2,
-                shown=class_cases(inputs, one),
+                shown=class_cases(inputs, half, _ranking(chosen)),
             )
     return None
+
+
+def _all_images(section: Section) -> dict[str, ScoreRow]:
+    """The rows of the largest image set: all images, or the COVID-19 images if there are no others."""
+    found = section.image_set("all") or section.covid
+    return {row.name: row for row in found.rows}

@@ -1,6 +1,7 @@
 """Predicts probabilities at the masks' original size with a trained network, and turns them into masks."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.metrics import Confusion, dice
+from models.metrics import Confusion, DiceSums, Selection, confusion_of_masks, dice
 from models.postprocessing import fill_holes, remove_small
 from tasks.common.cores import in_threads
 from tasks.common.raw import RawDataset
@@ -24,8 +25,12 @@ Mask = NDArray[np.bool_]
 #: Images per forward pass, if memory is sufficient.
 BATCH = 32
 
-#: The candidates for `threshold: val`.
-THRESHOLDS = torch.arange(1, 20) / 20
+#: The candidates for `threshold: val`, and the number of those for `presence: val`.
+THRESHOLDS = (np.arange(1, 20) / 20).astype(np.float32)
+PRESENCES = 100
+
+#: Scores this close are equally good; sums of the same numbers differ in their last digits.
+ROUNDING = 1e-12
 
 
 class Case(NamedTuple):
@@ -34,6 +39,8 @@ class Case(NamedTuple):
     image_id: str
     image_class: str
     probabilities: dict[Target, Tensor]
+    plain: dict[Target, Tensor]
+    """Without the average over the mirror image; the same object if there is no average."""
     references: dict[Target, Tensor]
     region: Tensor | None
     """Boolean: the pixels that the network could see; None if it saw the whole image."""
@@ -54,7 +61,7 @@ def predict_cases(
     what: str,
 ) -> Iterator[Case]:
     """Yield each image of the split with its probabilities, which are 0 outside the visible region."""
-    batches = predict_batches(network, split, compute, flip_average, what)
+    images = predict_images(network, split, compute, flip_average, what)
     regions = split.regions()
 
     def read_references(image_id: str) -> dict[Target, Tensor]:
@@ -62,24 +69,39 @@ def predict_cases(
 
     ids, classes = split.table["id"], split.table["class"]
     # Reference masks come first, so that those of the next batch are read while this batch is predicted.
-    images = zip(in_threads(read_references, ids, BATCH), batches, ids, classes, strict=True)
-    for index, (references, probabilities, image_id, image_class) in enumerate(images):
+    cases = zip(in_threads(read_references, ids, BATCH), images, ids, classes, strict=True)
+    for index, (references, predicted, image_id, image_class) in enumerate(cases):
         shape = references[plan.targets[0]].shape
         region = None if regions is None else resized(regions[index].float(), shape) >= 0.5
-        own = {target: resized(p, shape) for target, p in zip(plan.targets, probabilities, strict=True)}
-        if region is not None:
-            own = {target: p * region for target, p in own.items()}
-        yield Case(image_id, image_class, own, references, region)
+        own = _own_size(plan, predicted.averaged, shape, region)
+        plain = (
+            own if predicted.plain is predicted.averaged else _own_size(plan, predicted.plain, shape, region)
+        )
+        yield Case(image_id, image_class, own, plain, references, region)
+
+
+def _own_size(
+    plan: Plan, probabilities: Tensor, shape: torch.Size, region: Tensor | None
+) -> dict[Target, Tensor]:
+    own = {target: resized(p, shape) for target, p in zip(plan.targets, probabilities, strict=True)}
+    return own if region is None else {target: p * region for target, p in own.items()}
+
+
+class Predicted(NamedTuple):
+    """A network's probabilities, (C, S, S) for an image; the same tensor twice if nothing is averaged."""
+
+    plain: Tensor
+    averaged: Tensor
+    """The average over the image and its mirror image."""
 
 
 @torch.no_grad()
-def predict_batches(
+def predict_images(
     network: nn.Module, split: PackedSplit, compute: Compute, flip_average: bool, what: str
-) -> Iterator[Tensor]:
-    """Yield the network's probabilities (C, S, S) for each image of the split.
+) -> Iterator[Predicted]:
+    """Yield the network's probabilities for each image of the split.
 
-    With `flip_average`, they are averaged over the image and its mirror image. While memory is insufficient,
-    the number of images per forward pass is halved.
+    While memory is insufficient, the number of images per forward pass is halved.
 
     Raises:
         InputError: memory is insufficient even for a single image.
@@ -91,28 +113,28 @@ def predict_batches(
             at_once = _half(at_once, what)
             torch.cuda.empty_cache()
         for batch in batches:
-            yield from batch
+            for one, average in zip(*batch, strict=True):
+                yield Predicted(one, average if flip_average else one)
 
 
 def _predicted(
     network: nn.Module, batches: Sequence[Tensor], compute: Compute, flip_average: bool
-) -> list[Tensor] | None:
+) -> list[Predicted] | None:
     """The probabilities of each batch, on the CPU; None if memory is insufficient."""
     try:
-        return [_forward(network, compute.place(batch), compute, flip_average).cpu() for batch in batches]
+        return [_forward(network, compute.place(batch), compute, flip_average) for batch in batches]
     except (RuntimeError, MemoryError) as error:
         if not is_memory_short(error):
             raise
     return None
 
 
-def _forward(network: nn.Module, x: Tensor, compute: Compute, flip_average: bool) -> Tensor:
+def _forward(network: nn.Module, x: Tensor, compute: Compute, flip_average: bool) -> Predicted:
     with compute.autocast():
-        probabilities = torch.sigmoid(network(x).float())
+        plain = averaged = torch.sigmoid(network(x).float())
         if flip_average:
-            mirrored = torch.sigmoid(network(x.flip(-1)).float()).flip(-1)
-            probabilities = (probabilities + mirrored) / 2
-    return probabilities
+            averaged = (plain + torch.sigmoid(network(x.flip(-1)).float()).flip(-1)) / 2
+    return Predicted(plain.cpu(), averaged.cpu())
 
 
 def _half(images: int, what: str) -> int:
@@ -137,90 +159,181 @@ def resized(probability: Tensor, shape: torch.Size) -> Tensor:
     return resized[0, 0]
 
 
-# --- thresholds ---------------------------------------------------------------------------------------------
-
-Thresholds = dict[Target, float]
+# --- operating points ---------------------------------------------------------------------------------------
 
 
-def choose_thresholds(
+class OperatingPoint(NamedTuple):
+    """Where a target's probabilities become a mask."""
+
+    threshold: float
+    """The least probability of a marked pixel."""
+    presence: float
+    """The least mean probability of an image in which anything is marked; 0 marks every image."""
+
+
+OperatingPoints = dict[Target, OperatingPoint]
+
+
+def choose_points(
     network: nn.Module,
     plan: Plan,
     prediction: Prediction,
     images: PackedSplit,
     raw: RawDataset,
     compute: Compute,
-) -> Thresholds:
-    """The threshold of each target: the configured one, or the one with the best mean Dice per image.
+) -> OperatingPoints:
+    """The operating point of each target: as configured, or with the best `plan.selection` where it says val.
 
-    `images` are the images of the Val split that the training used. An image with an empty reference mask
-    scores 1 if nothing is predicted, else 0. Among equally good thresholds, the closest to 0.5 is chosen.
+    `images` are the images of the Val split that the training used. Masks are made with all the experiment's
+    own steps. Among equally good points, the threshold closest to 0.5 and then the lowest presence is chosen.
     """
-    if prediction.threshold != "val":
-        return dict.fromkeys(plan.targets, prediction.threshold)
-    what = f"{plan.name} Val batches"
-    sums = {target: torch.zeros(len(THRESHOLDS), dtype=torch.float64) for target in plan.targets}
-    cases = predict_cases(network, plan, images, raw, compute, prediction.flip_average, what)
-    for found in in_threads(_dice_of_targets, cases, BATCH):
-        for target, of_each in found.items():
-            sums[target] += of_each
-    return {target: _best_threshold(of_target) for target, of_target in sums.items()}
+    if prediction.threshold != "val" and prediction.presence != "val":
+        return dict.fromkeys(plan.targets, OperatingPoint(prediction.threshold, prediction.presence))
+    # Infection within the predicted lungs depends on the operating point of the lungs.
+    rounds: list[tuple[Target, ...]] = [plan.targets]
+    if prediction.within_lungs:
+        rounds = [("lung",), ("infection",)]
+    chosen: OperatingPoints = {}
+    for targets in rounds:
+        what = f"{plan.name} Val batches, threshold of {' and '.join(targets)}"
+        cases = predict_cases(network, plan, images, raw, compute, prediction.flip_average, what)
+        found = list(in_threads(partial(_candidates, targets, chosen, prediction), cases, BATCH))
+        for target in targets:
+            of_target = [of_one[target] for of_one in found]
+            chosen[target] = _best_point(plan.selection, prediction, of_target)
+    return {target: chosen[target] for target in plan.targets}
 
 
-def _dice_of_targets(case: Case) -> dict[Target, Tensor]:
+class _Candidates(NamedTuple):
+    """What an image contributes to the choice for one target."""
+
+    dice: NDArray[np.float64]
+    """At each candidate threshold, after the other steps."""
+    mean: float
+    """The mean probability of the image."""
+    empty: bool
+    """Whether the reference mask is empty."""
+
+
+def _candidates(
+    targets: Sequence[Target], chosen: OperatingPoints, prediction: Prediction, case: Case
+) -> dict[Target, _Candidates]:
     return {
-        target: _dice_at_each(case.probabilities[target], reference)
-        for target, reference in case.references.items()
+        target: _Candidates(
+            _dice_at_each(target, chosen, prediction, case),
+            mean_probability(case.probabilities[target].numpy()),
+            not bool(case.references[target].any()),
+        )
+        for target in targets
     }
 
 
-def _dice_at_each(probability: Tensor, reference: Tensor) -> Tensor:
-    """Dice at each of `THRESHOLDS`, with a single sort of the pixels."""
-    pixels, true = probability.numpy(), reference.numpy()
-    tp, predicted = _reaching(pixels[true]), _reaching(pixels)
-    area = np.count_nonzero(true)
-    counts = Confusion(tp, predicted - tp, area - tp, true.size - predicted - area + tp)
-    return torch.from_numpy(dice(counts))
+def mean_probability(probability: NDArray[np.float32]) -> float:
+    """The mean probability of an image: the share that the network expects to be marked."""
+    return float(np.mean(probability, dtype=np.float64))
 
 
-def _reaching(probability: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Number of pixels with at least each of `THRESHOLDS`."""
+def _thresholds(prediction: Prediction) -> NDArray[np.float32]:
+    """The candidate thresholds."""
+    return THRESHOLDS if prediction.threshold == "val" else np.array([prediction.threshold], np.float32)
+
+
+def _best_point(selection: Selection, prediction: Prediction, found: Sequence[_Candidates]) -> OperatingPoint:
+    dice_at_each = np.array([of_one.dice for of_one in found])
+    means, empty = np.array([of_one.mean for of_one in found]), np.array([of_one.empty for of_one in found])
+    presences = _presences(means) if prediction.presence == "val" else [prediction.presence]
+    scores = np.array(
+        [_score(selection, dice_at_each, empty, marked=means >= presence) for presence in presences]
+    )
+    thresholds = [round(float(threshold), 6) for threshold in _thresholds(prediction)]
+    best = np.argwhere(scores >= scores.max() - ROUNDING)  # (presence, threshold)
+    presence, threshold = min(best.tolist(), key=lambda at: (abs(thresholds[at[1]] - 0.5), at[0]))
+    return OperatingPoint(thresholds[threshold], presences[presence])
+
+
+def _presences(means: NDArray[np.float64]) -> list[float]:
+    """Candidates: 0, and quantiles of the images' mean probabilities."""
+    quantiles = np.quantile(means, np.linspace(0, 1, PRESENCES + 1))
+    return sorted({0.0, *(round(float(quantile), 6) for quantile in quantiles)})
+
+
+def _score(
+    selection: Selection, dice_at_each: NDArray[np.float64], empty: Mask, marked: Mask
+) -> NDArray[np.float64]:
+    """The score at each threshold if only some of the images are marked at all."""
+    found = np.where(marked[:, None], dice_at_each, empty[:, None])
+    sums = DiceSums(
+        found[~empty].sum(axis=0), found[empty].sum(axis=0), int((~empty).sum()), int(empty.sum())
+    )
+    scores: NDArray[np.float64] = sums.score(selection)
+    return scores
+
+
+def _dice_at_each(
+    target: Target, chosen: OperatingPoints, prediction: Prediction, case: Case
+) -> NDArray[np.float64]:
+    """Dice at each candidate threshold after the steps of `prediction`, whatever the mean probability."""
+    reference, thresholds = case.references[target].numpy(), _thresholds(prediction)
+    if not (prediction.min_area or prediction.fill_holes or (prediction.within_lungs and target != "lung")):
+        return dice_at_thresholds(case.probabilities[target].numpy(), reference, thresholds)
+    made: dict[Recipe, Mask] = {}  # the lungs are the same at each threshold of infection
+    scores = []
+    for threshold in thresholds:
+        points = {**chosen, target: OperatingPoint(float(threshold), 0.0)}
+        mask = _mask(case.probabilities, recipes(points, prediction)[target], made)
+        scores.append(dice(confusion_of_masks(mask, reference)))
+    return np.array(scores)
+
+
+def dice_at_thresholds(
+    probability: NDArray[np.float32], reference: Mask, thresholds: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Dice at each threshold, with a single sort of the pixels."""
+    tp, predicted = (_reaching(pixels, thresholds) for pixels in (probability[reference], probability))
+    area = np.count_nonzero(reference)
+    scores: NDArray[np.float64] = dice(
+        Confusion(tp, predicted - tp, area - tp, reference.size - predicted - area + tp)
+    )
+    return scores
+
+
+def _reaching(probability: NDArray[np.float32], thresholds: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Number of pixels with at least each threshold."""
     ordered = np.sort(probability, axis=None)
-    return ordered.size - np.searchsorted(ordered, THRESHOLDS.numpy())
-
-
-def _best_threshold(scores: Tensor) -> float:
-    best = THRESHOLDS[scores == scores.max()]
-    return round(float(best[(best - 0.5).abs().argmin()]), 2)
+    return ordered.size - np.searchsorted(ordered, thresholds)
 
 
 # --- masks --------------------------------------------------------------------------------------------------
 
-PLAIN = Prediction(threshold=0.5, flip_average=False, within_lungs=False, min_area=0.0, fill_holes=False)
+PLAIN = Prediction(
+    threshold=0.5, presence=0.0, flip_average=False, within_lungs=False, min_area=0.0, fill_holes=False
+)
+HALF = OperatingPoint(0.5, 0.0)
 
 
 class Recipe(NamedTuple):
-    """How a mask is made: threshold, restriction to the lungs, removal of small components, hole filling."""
+    """How a mask is made: operating point, restriction to the lungs, small components, holes."""
 
     target: Target
-    threshold: float
+    point: OperatingPoint
     lungs: "Recipe | None"
     min_area: float
     fill_holes: bool
 
 
-def recipes(thresholds: Mapping[Target, float], prediction: Prediction) -> dict[Target, Recipe]:
+def recipes(points: Mapping[Target, OperatingPoint], prediction: Prediction) -> dict[Target, Recipe]:
     """The recipe for each target's mask."""
     after = (prediction.min_area, prediction.fill_holes)
-    lungs = Recipe("lung", thresholds["lung"], None, *after) if prediction.within_lungs else None
+    lungs = Recipe("lung", points["lung"], None, *after) if prediction.within_lungs else None
     return {
-        target: Recipe(target, threshold, lungs if target == "infection" else None, *after)
-        for target, threshold in thresholds.items()
+        target: Recipe(target, point, lungs if target == "infection" else None, *after)
+        for target, point in points.items()
     }
 
 
 def to_masks(
     probabilities: Mapping[Target, Tensor],
-    thresholds: Mapping[Target, float],
+    points: Mapping[Target, OperatingPoint],
     prediction: Prediction,
     made: dict[Recipe, Mask] | None = None,
 ) -> dict[Target, Mask]:
@@ -229,34 +342,55 @@ def to_masks(
     `made` is a cache of masks from the same probabilities; new masks are added to it.
     """
     made = {} if made is None else made
-    of_targets = recipes({target: thresholds[target] for target in probabilities}, prediction)
+    of_targets = recipes({target: points[target] for target in probabilities}, prediction)
     return {target: _mask(probabilities, recipe, made) for target, recipe in of_targets.items()}
 
 
 def _mask(probabilities: Mapping[Target, Tensor], recipe: Recipe, made: dict[Recipe, Mask]) -> Mask:
     if recipe not in made:
-        mask = probabilities[recipe.target].numpy() >= recipe.threshold
-        if recipe.lungs:
-            mask &= _mask(probabilities, recipe.lungs, made)
-        if recipe.min_area:
-            mask = remove_small(mask, recipe.min_area * mask.size)
-        made[recipe] = fill_holes(mask) if recipe.fill_holes else mask
+        made[recipe] = _make_mask(probabilities, recipe, made)
     return made[recipe]
 
 
-def steps(prediction: Prediction, thresholds: Thresholds) -> dict[str, tuple[Thresholds, Prediction]]:
+def _make_mask(probabilities: Mapping[Target, Tensor], recipe: Recipe, made: dict[Recipe, Mask]) -> Mask:
+    probability = probabilities[recipe.target].numpy()
+    if recipe.point.presence and mean_probability(probability) < recipe.point.presence:
+        return np.zeros(probability.shape, bool)
+    mask: Mask = probability >= recipe.point.threshold
+    if recipe.lungs:
+        mask &= _mask(probabilities, recipe.lungs, made)
+    if recipe.min_area:
+        mask = remove_small(mask, recipe.min_area * mask.size)
+    return fill_holes(mask) if recipe.fill_holes else mask
+
+
+class Step(NamedTuple):
+    """Settings that turn probabilities into masks."""
+
+    averaged: bool
+    """Whether probabilities are averaged over the image and its mirror image."""
+    points: OperatingPoints
+    prediction: Prediction
+
+
+def steps(prediction: Prediction, points: OperatingPoints) -> dict[str, Step]:
     """Settings for no step, each enabled step alone, and all enabled steps; empty if none is enabled."""
-    half = dict.fromkeys(thresholds, 0.5)
+    plain = dict.fromkeys(points, HALF)
+    threshold = {target: OperatingPoint(point.threshold, 0.0) for target, point in points.items()}
+    presence = {target: OperatingPoint(0.5, point.presence) for target, point in points.items()}
     alone = {
-        "threshold": (thresholds, PLAIN) if thresholds != half else None,
-        "lungs": _alone(half, prediction, "within_lungs"),
-        "small": _alone(half, prediction, "min_area"),
-        "holes": _alone(half, prediction, "fill_holes"),
+        "flip": Step(True, plain, PLAIN) if prediction.flip_average else None,
+        "threshold": Step(False, threshold, PLAIN) if threshold != plain else None,
+        "presence": Step(False, presence, PLAIN) if presence != plain else None,
+        "lungs": _alone(plain, prediction, "within_lungs"),
+        "small": _alone(plain, prediction, "min_area"),
+        "holes": _alone(plain, prediction, "fill_holes"),
     }
     on = {name: step for name, step in alone.items() if step}
-    return {"plain": (half, PLAIN), **on, "chosen": (thresholds, prediction)} if on else {}
+    chosen = Step(prediction.flip_average, points, prediction)
+    return {"plain": Step(False, plain, PLAIN), **on, "chosen": chosen} if on else {}
 
 
-def _alone(half: Thresholds, prediction: Prediction, field: str) -> tuple[Thresholds, Prediction] | None:
+def _alone(plain: OperatingPoints, prediction: Prediction, field: str) -> Step | None:
     value = getattr(prediction, field)
-    return (half, PLAIN.model_copy(update={field: value})) if value else None
+    return Step(False, plain, PLAIN.model_copy(update={field: value})) if value else None

@@ -158,6 +158,7 @@ def curves(title: str, found: Sequence[Curve], *, last_epoch: int, y_high: float
         for segment in _segments([(epoch - 1) / (x_high - 1) for epoch in curve.x], curve.y, y_ticks[-1])
     )
     best = _x((best_epoch - 1) / (x_high - 1))
+    anchor = "end" if best > (LEFT + RIGHT) / 2 else "start"
     return Chart(
         title=title,
         alt=_curve_words(title, found, best_epoch),
@@ -165,7 +166,7 @@ def curves(title: str, found: Sequence[Curve], *, last_epoch: int, y_high: float
         x_ticks=tuple(Tick(_x((e - 1) / (x_high - 1)), str(e)) for e in _epoch_ticks(x_high)),
         y_ticks=_y_ticks(y_ticks),
         lines=lines,
-        mark=Mark(best, f"best epoch {best_epoch}", "end" if best > (LEFT + RIGHT) / 2 else "start"),
+        mark=Mark(best, f"best epoch {best_epoch}", anchor) if best_epoch else None,
     )
 
 
@@ -244,7 +245,7 @@ def _segments(x: Sequence[float], values: Sequence[float], y_high: float) -> lis
 
 def _curve_words(title: str, found: Sequence[Curve], best_epoch: int) -> str:
     ends = "; ".join(f"{c.role} from {c.y[0]:.3f} to {c.y[-1]:.3f}" for c in found if len(c.y))
-    return f"{title}: {ends}; best epoch {best_epoch}"
+    return f"{title}: {ends}; best epoch {best_epoch or 'none'}"
 
 
 def _x(share: float) -> float:

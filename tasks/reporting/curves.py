@@ -3,15 +3,15 @@
 import json
 import math
 
-from tasks.comparison.document import ExperimentRecord, InfectedShare, Reliability, Section
+from tasks.comparison.document import Detection, ExperimentRecord, Limits, Reliability, Section
 from tasks.reporting import charts as figures
-from tasks.reporting.words import formatted
+from tasks.reporting.words import IMAGE_SET_NAMES, formatted
 
 
 def loss_charts(
     experiments: tuple[ExperimentRecord, ...],
 ) -> list[tuple[ExperimentRecord, figures.Chart, figures.Chart]]:
-    """Loss and validation Dice charts per experiment.
+    """Loss and validation score charts per experiment.
 
     All charts share the epoch axis; experiments with the same loss formula share the loss axis.
     """
@@ -27,10 +27,10 @@ def loss_charts(
 def _charts_of(e: ExperimentRecord, last: int, highest: float) -> tuple[figures.Chart, figures.Chart]:
     best = e.first.best_epoch
     losses = _of_seeds(e, {"train": "train_loss", "validation": "val_loss"})
-    dice = _of_seeds(e, {"validation": "val_dice"})
+    scores = _of_seeds(e, {"validation": "val_score"})
     return (
         figures.curves("Loss", losses, last_epoch=last, y_high=highest, best_epoch=best),
-        figures.curves("Validation Dice", dice, last_epoch=last, y_high=1.0, best_epoch=best),
+        figures.curves("Validation score", scores, last_epoch=last, y_high=1.0, best_epoch=best),
     )
 
 
@@ -68,8 +68,23 @@ def _reliability(found: Reliability, target: str) -> figures.Chart:
     return figures.agreement(found.experiment, words, "mean probability", lines=lines)
 
 
-def share_chart(share: InfectedShare) -> figures.Chart:
+def share_chart(limits: Limits) -> figures.Chart:
     """Infected share of the lung, predicted against reference."""
-    dots = list(zip(share.reference, share.predicted, strict=True))
-    words = f"Infected share of the lung, {share.experiment} against reference, {len(dots)} images"
-    return figures.agreement(share.experiment, words, "reference share", dots=dots)
+    dots = list(zip(limits.reference, limits.predicted, strict=True))
+    words = f"Infected share of the lung, {limits.experiment} against reference, {len(dots)} images"
+    return figures.agreement(limits.experiment, words, "reference share", dots=dots)
+
+
+ROC_ROLES = {"non_covid": "train", "normal": "validation"}
+
+
+def roc_chart(found: Detection) -> figures.Chart:
+    """Sensitivity against false positive rate, for each class of controls."""
+    curves = [curve for curve in found.curves if curve.image_set in ROC_ROLES]
+    lines = [
+        figures.Curve(ROC_ROLES[curve.image_set], curve.false_positive_rate, curve.sensitivity)
+        for curve in curves
+    ]
+    areas = ", ".join(f"{IMAGE_SET_NAMES[curve.image_set]} {formatted(curve.area.value)}" for curve in curves)
+    words = f"ROC curves of {found.experiment}; areas: {areas}"
+    return figures.agreement(found.experiment, words, "false positive rate", lines=lines)

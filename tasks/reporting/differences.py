@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.comparison.document import Difference, Document, ImageSet, Section, StepChange
+from tasks.comparison.document import Difference, Document, Family, Section, StepChange
 from tasks.reporting.words import IMAGE_SET_NAMES, formatted, listed, signed, signed_span
-
-RANKED_BY = "iou"
 
 
 @dataclass(frozen=True)
@@ -19,38 +17,30 @@ class DifferenceCell:
     kind: str  # gain, loss, or inconclusive where the interval includes zero
 
 
-def against_best(image_set: ImageSet) -> list[Difference]:
-    """The experiment with the highest IoU compared with each other one, in order of decreasing IoU."""
-    names = [row.name for row in image_set.experiments]
-    found = _by_pair(image_set)
-    return [found[names[0], name] for name in names[1:] if (names[0], name) in found]
-
-
-def _by_pair(image_set: ImageSet) -> dict[tuple[str, str], Difference]:
-    return {(d.first, d.second): d for d in image_set.differences if d.metric == RANKED_BY}
-
-
 def verdict(d: Difference) -> str:
     if d.winner is None:
         return "no significant difference"
-    return f"{d.winner} beats {d.second if d.winner == d.first else d.first}"
+    return f"{d.winner} is better"
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Differences in IoU, row minus column; None on the diagonal."""
+    """Differences, row minus column; None on the diagonal."""
 
     names: tuple[str, ...]
     rows: tuple[tuple[DifferenceCell | None, ...], ...]
 
 
-def matrix(image_set: ImageSet) -> Matrix | None:
-    """Every experiment compared with every other; None for fewer than three, where the list is enough."""
-    names = tuple(row.name for row in image_set.experiments)
+def matrix(family: Family, names: Sequence[str]) -> Matrix | None:
+    """Every experiment compared with every other; None for fewer than three, where a list is enough."""
     if len(names) < 3:
         return None
-    found = {pair: _difference_cell(d) for pair, d in _by_pair(image_set).items()}
-    return Matrix(names, tuple(tuple(found.get((row, column)) for column in names) for row in names))
+    rows = tuple(tuple(_cell(family.between(row, column)) for column in names) for row in names)
+    return Matrix(tuple(names), rows)
+
+
+def _cell(d: Difference | None) -> DifferenceCell | None:
+    return _difference_cell(d) if d else None
 
 
 def _difference_cell(d: Difference) -> DifferenceCell:
@@ -69,10 +59,10 @@ class Whisker:
 
 
 @dataclass(frozen=True)
-class LeadRow:
-    """The best experiment compared with another one."""
+class ComparedRow:
+    """One experiment compared with the reference of a list."""
 
-    second: str
+    name: str
     value: str
     span: str
     verdict: str
@@ -80,11 +70,32 @@ class LeadRow:
     whisker: Whisker
 
 
-def lead_rows(found: Sequence[Difference]) -> list[LeadRow]:
+def compared_rows(found: Sequence[Difference]) -> list[ComparedRow]:
+    """Differences whose first experiment is the row's."""
     return [
-        LeadRow(d.second, signed(d.value), signed_span(d.interval), verdict(d), d.winner is None, whisker)
+        ComparedRow(d.first, signed(d.value), signed_span(d.interval), verdict(d), d.winner is None, whisker)
         for d, whisker in zip(found, whiskers(found), strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class GroupRows:
+    """A group of experiments, each compared with the first."""
+
+    title: str
+    first: str
+    rows: list[ComparedRow]
+
+
+def group_rows(document: Document, section: Section, family: Family) -> list[GroupRows]:
+    """The groups with at least two experiments that predict this target."""
+    found = []
+    for title, names in document.groups.items():
+        first, *others = [name for name in names if name in section.experiments] or [""]
+        differences = [d.reversed for d in family.of(first, others)]
+        if differences:
+            found.append(GroupRows(title, first, compared_rows(differences)))
+    return found
 
 
 def whiskers(found: Sequence[Difference]) -> list[Whisker]:
@@ -122,27 +133,38 @@ class Steps:
     without: list[str]  # experiments without post-processing
 
 
-STEP_METRICS = {"iou": "IoU", "dice": "Dice"}
+STEP_METRICS = {"iou": "IoU"}
+STEP_SETS = ("covid", "all")
 
 
 def steps(document: Document, section: Section) -> Steps:
-    """Each enabled step, and all enabled steps together, compared with the plain masks on each image set."""
-    sets = [image_set.name for image_set in section.image_sets]
+    """Each enabled step, and all enabled steps together, compared with the plain masks.
+
+    A step that changes nothing is left out.
+    """
     with_steps = {step.experiment for step in section.steps}
+    kept = [step for step in section.steps if any(_is_shown(c) and c.value for c in step.changes)]
     return Steps(
         tuple(
-            f"{name}, {IMAGE_SET_NAMES[image_set]}" for image_set in sets for name in STEP_METRICS.values()
+            f"{STEP_METRICS[c.metric]}, {c.split}, {IMAGE_SET_NAMES[c.image_set]}"
+            for step in section.steps[:1]
+            for c in step.changes
+            if _is_shown(c)
         ),
         [
             StepRow(
                 step.experiment,
                 _step_words(document, section.target, step.experiment, step.step),
-                tuple(step_cell(change) for change in step.changes),
+                tuple(step_cell(change) for change in step.changes if _is_shown(change)),
             )
-            for step in section.steps
+            for step in kept
         ],
         [name for name in section.experiments if name not in with_steps],
     )
+
+
+def _is_shown(change: StepChange) -> bool:
+    return change.image_set in STEP_SETS and change.metric in STEP_METRICS
 
 
 def step_cell(change: StepChange) -> DifferenceCell:
@@ -155,7 +177,14 @@ def _step_words(document: Document, target: str, experiment: str, step: str) -> 
     match step:
         case "threshold":
             chosen = {formatted(t.thresholds[target], 2) for t in e.trainings if target in t.thresholds}
-            return f"threshold {listed(sorted(chosen))}{_from_val(e.prediction)}"
+            return f"threshold {listed(sorted(chosen))}{_from_val(e.prediction['threshold'])}"
+        case "presence":
+            least = {formatted(t.presence[target], 4) for t in e.trainings if target in t.presence}
+            return (
+                f"nothing below mean probability {listed(sorted(least))}{_from_val(e.prediction['presence'])}"
+            )
+        case "flip":
+            return "average over the image and its mirror image"
         case "small":
             return _smallest(e.prediction)
         case "holes":
@@ -167,8 +196,8 @@ def _step_words(document: Document, target: str, experiment: str, step: str) -> 
     return step.replace("_", " ")
 
 
-def _from_val(prediction: dict[str, Any]) -> str:
-    return ", chosen on Val" if prediction["threshold"] == "val" else ""
+def _from_val(value: Any) -> str:
+    return ", chosen on Val" if value == "val" else ""
 
 
 def _smallest(prediction: dict[str, Any]) -> str:
@@ -177,10 +206,12 @@ def _smallest(prediction: dict[str, Any]) -> str:
 
 def postprocessing(prediction: dict[str, Any]) -> list[str]:
     """The steps that an experiment enables between probabilities and masks, in words."""
-    threshold = prediction["threshold"]
+    threshold, presence = prediction["threshold"], prediction["presence"]
     words = {
         "threshold chosen on Val": threshold == "val",
         f"threshold {threshold}": threshold not in ("val", 0.5),
+        "presence chosen on Val": presence == "val",
+        f"nothing below mean probability {presence}": presence not in ("val", 0.0),
         _smallest(prediction): prediction["min_area"],
         "holes filled": prediction["fill_holes"],
         "restricted to the predicted lungs": prediction["within_lungs"],

@@ -5,26 +5,25 @@ from dataclasses import dataclass
 
 from tasks.comparison.document import (
     AgainstBaselines,
+    Choice,
     Consistency,
     Document,
     ExperimentRecord,
-    Lead,
     PrintedIou,
     PrintedMae,
-    ScoreRow,
     Section,
 )
 from tasks.reporting.published import fault_words
-from tasks.reporting.symptoms import symptom_words
 from tasks.reporting.words import (
     IMAGE_SET_WORDS,
-    formatted,
+    SELECTION_WORDS,
     listed,
+    percentage,
     predictor_words,
     section_words,
-    signed,
-    signed_span,
+    with_span,
 )
+from tasks.support.symptoms import AnySymptom, DeadEpochs, DivergedEpochs, NonFiniteLoss, pixel_words
 
 ON_IMAGE_SET = {"covid": "the COVID-19 Test images", "all": "all Test images"}
 METRIC_NAMES = {"iou": "IoU", "dice": "Dice", "mae": "MAE"}
@@ -37,37 +36,76 @@ def title(document: Document) -> str:
 
 
 def _masks(document: Document) -> list[str]:
-    """The targets for which the dataset has masks."""
-    return list(dict.fromkeys(section.target for section in document.predicted if section.has_masks))
+    """The targets that are predicted."""
+    return list(dict.fromkeys(section.target for section in document.predicted))
 
 
-def opening(document: Document) -> str:
-    """What was trained, on what data, and how well the best experiment scores."""
+def opening(document: Document) -> list[str]:
+    """Which network to use, how good it is, and how sure that is."""
     section = document.predicted[0]
-    best = section.covid.experiments[0]
-    count = len(document.experiments)
-    what = "One network" if count == 1 else f"{NUMERALS.get(count, count)} networks"
+    assert section.choice
+    return [
+        _what_was_trained(document),
+        f"For {section_words(document, section)}, use {section.choice.chosen}. {on_choice(section.choice)}",
+        _how_good(section, section.choice.chosen),
+    ]
+
+
+def _what_was_trained(document: Document) -> str:
+    count = sum(len(e.trainings) for e in document.experiments)
+    what = "One network was" if count == 1 else f"{NUMERALS.get(count, count)} networks were"
     images = sorted({e.first.train_images for e in document.experiments})
     trained = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
     kind = "synthetic phantoms" if document.phantoms else "chest X-rays from COVID-QU-Ex"
-    were = "was" if count == 1 else "were"
-    sentences = [
-        f"{what} {were} trained on {trained} {kind} to segment {listed(_masks(document))}.",
-        f"The best for {section_words(document, section)}, {best.name}, reaches {_iou_and_dice(best)} "
-        f"on {best.images:,} COVID-19 Test images.",
-    ]
-    everywhere = section.image_set("all")
-    if everywhere and everywhere.experiments and everywhere.experiments[0].name != best.name:
-        other = everywhere.experiments[0]
-        sentences.append(
-            f"On all {other.images:,} Test images, controls included, the best is {other.name}, "
-            f"with {_iou_and_dice(other)}."
+    return f"{what} trained on {trained} {kind} to segment {listed(_masks(document))}."
+
+
+def on_choice(choice: Choice) -> str:
+    """Why this experiment was chosen, and how sure the choice is."""
+    words, score = SELECTION_WORDS[choice.selection], choice.scores[choice.chosen]
+    if len(choice.scores) == 1:
+        return f"Its {words} on {choice.images:,} Val images is {with_span(score)}."
+    best = f"Its {words} on {choice.images:,} Val images, {with_span(score)}, is the highest"
+    parts = []
+    if choice.beaten:
+        parts.append(f"beats {_named(choice.beaten)}")
+    if choice.level:
+        parts.append(f"is not significantly higher than that of {_named(choice.level, 'or')}")
+    return f"{best}; it {', but '.join(parts)}."
+
+
+def _named(names: Sequence[str], last: str = "and") -> str:
+    """Up to three names, or their number."""
+    return listed(names, last) if len(names) <= 3 else f"{len(names)} other experiments"
+
+
+def _how_good(section: Section, chosen: str) -> str:
+    row = section.covid.row(chosen)
+    sentence = (
+        f"On {row.images:,} COVID-19 Test images it reaches IoU {with_span(row.scores['iou'])} and Dice "
+        f"{with_span(row.scores['dice'])}"
+    )
+    controls = section.image_set("controls")
+    rate = controls and controls.row(chosen).scores.get("false_positive_rate")
+    if not controls or not rate:
+        return f"{sentence}."
+    return (
+        f"{sentence}. It marks something on {with_span(rate, percentage)} of {controls.row(chosen).images:,} "
+        "control images."
+    )
+
+
+def on_training_variation(covered: bool) -> str:
+    """What the intervals say about another training with the same settings."""
+    if covered:
+        return (
+            "They include the variation between trainings: the variance between seeds is pooled over the "
+            "experiments with several seeds, and applied to those with one."
         )
-    return " ".join(sentences)
-
-
-def _iou_and_dice(row: ScoreRow) -> str:
-    return f"IoU {formatted(row.value('iou'))} and Dice {formatted(row.value('dice'))}"
+    return (
+        "No experiment has several seeds, so they do not include the variation between trainings: with "
+        "another seed, a small difference may change its sign."
+    )
 
 
 @dataclass(frozen=True)
@@ -93,6 +131,49 @@ def _on_training(e: ExperimentRecord) -> list[SymptomSentence]:
         for training in e.trainings
         for symptom in training.symptoms
     ]
+
+
+def symptom_words(symptom: AnySymptom) -> str:
+    match symptom:
+        case DeadEpochs():
+            return _dead(symptom)
+        case DivergedEpochs():
+            return _diverged(symptom)
+        case NonFiniteLoss():
+            return _non_finite(symptom)
+
+
+def _dead(s: DeadEpochs) -> str:
+    epochs, pixels, kept = f"{s.first_epoch} to {s.last_epoch}", pixel_words(s.marks, s.targets), s.kept_epoch
+    if s.spoils:
+        several = f"Epochs {epochs}, including the kept epoch {kept}, mark"
+        which = several if s.last_epoch > s.first_epoch else f"The kept epoch, {kept}, marks"
+        sentence = f"{which} {pixels}, so the scores say nothing about the network or the loss"
+    elif s.ended:
+        sentence = f"Epochs {epochs} mark {pixels}; training then recovered"
+    else:
+        sentence = f"Epochs {epochs} (the last) mark {pixels}; the kept epoch, {kept}, is an earlier one"
+    change = "more steps (more epochs, a smaller batch_size), another" if s.throughout else "a lower"
+    return f"{sentence}. Try {change} learning_rate or another loss."
+
+
+def _diverged(s: DivergedEpochs) -> str:
+    end = "; training then recovered" if s.ended else ", and did not recover"
+    return (
+        f"The training loss diverged: it was {s.lowest_loss:.4g} in epoch {s.lowest_loss_epoch}, then up to "
+        f"{s.highest_loss:.4g} in epochs {s.first_epoch} to {s.last_epoch}{end}. Try a lower learning_rate."
+    )
+
+
+def _non_finite(s: NonFiniteLoss) -> str:
+    kept = (
+        f"epoch {s.kept_epoch} is kept"
+        if s.kept_epoch
+        else "no epoch had ended before, so the scores are those of an untrained network"
+    )
+    return f"The loss became NaN or infinite in epoch {s.epoch}, which ended training; {kept}. " + (
+        "Try a lower learning_rate."
+    )
 
 
 def on_printed(found: Consistency, phantoms: bool) -> list[str]:
@@ -166,28 +247,18 @@ def _verdict(names: Sequence[str], not_beaten: Mapping[str, Sequence[str]]) -> s
     return f"{listed(names)} {('; it ' if one else '; they ').join(parts)}."
 
 
-def on_the_lead(document: Document, section: Section) -> list[str]:
-    """How the experiment with the highest IoU compares with the others on the COVID-19 Test images."""
-    lead = section.covid.lead
-    return [_on_the_lead(lead, _trainings(document, section))] if lead else []
-
-
-def _on_the_lead(lead: Lead, trainings: str) -> str:
-    parts = [f"is not significantly different from {listed(lead.level, 'or')}"] if lead.level else []
-    if lead.nearest:
-        count, nearest = len(lead.beaten), lead.nearest
-        value, interval = signed(nearest.value), f"95 % CI {signed_span(nearest.interval)}"
-        parts.append(
-            f"beats {nearest.second} by {value} ({interval})"
-            if count == 1
-            else f"beats {count} others (the closest is {nearest.second}: {value}, {interval})"
-        )
-    where = f"{lead.images:,} {IMAGE_SET_WORDS['covid']}"
-    return f"In IoU, {lead.best} {' and '.join(parts)}. Paired by image over {where}, {trainings}."
-
-
-def _trainings(document: Document, section: Section) -> str:
-    counts = sorted({len(document.experiment(name).trainings) for name in section.experiments})
-    if counts == [1]:
-        return "one training per experiment"
-    return f"{' to '.join(str(count) for count in sorted({counts[0], counts[-1]}))} trainings per experiment"
+def on_chosen(section: Section) -> list[str]:
+    """How the experiment chosen on Val compares with the others on Test images."""
+    family = section.covid.family("iou")
+    if not section.choice or not family or len(section.experiments) < 2:
+        return []
+    chosen = section.choice.chosen
+    found = family.of(chosen, section.experiments)
+    groups = {
+        "beats {}": [d.second for d in found if d.winner == chosen],
+        "is not significantly different from {}": [d.second for d in found if d.winner is None],
+        "is beaten by {}": [d.second for d in found if d.winner == d.second],
+    }
+    parts = [words.format(_named(names)) for words, names in groups.items() if names]
+    where = f"{family.images:,} {IMAGE_SET_WORDS['covid']}"
+    return [f"On {where}, {chosen} {'; it '.join(parts)} in IoU."]

@@ -20,7 +20,7 @@ from tasks.comparison.document import (
     xray_name,
 )
 from tasks.reporting import charts as figures
-from tasks.reporting.words import formatted
+from tasks.reporting.words import formatted, percentage
 
 
 class Gallery:
@@ -41,8 +41,13 @@ class Gallery:
 
     def prediction(self, image_id: str, p: ShownPrediction, caption: str) -> figures.Picture:
         mask = self._read(prediction_name(p.experiment, p.target, image_id), "1").astype(bool)
-        overlay = figures.prediction_overlay(self._reference(image_id, p.target), mask)
-        scores = f"IoU {formatted(p.iou)} · Dice {formatted(p.dice)}"
+        reference = self._reference(image_id, p.target)
+        scores = (
+            f"IoU {formatted(p.iou)} · Dice {formatted(p.dice)}"
+            if reference.any()
+            else f"{percentage(p.marked)} of the image falsely marked"
+        )
+        overlay = figures.prediction_overlay(reference, mask)
         alt = f"{image_id}, {p.target} predicted by {p.experiment}: {scores}"
         return self._picture(image_id, overlay, alt, caption, scores)
 
@@ -126,3 +131,24 @@ def _spread_words(spread: Spread) -> str:
         f"Half of the images score between {spread.lower_quartile:.3f} and {spread.upper_quartile:.3f}; "
         f"{100 * spread.share_below_half:.0f} % score below 0.5; {zeros} 0."
     )
+
+
+@dataclass(frozen=True)
+class WorstCard:
+    """The images of one class on which the chosen experiment does worst."""
+
+    label: str
+    cases: tuple[PictureRow, ...]
+
+
+WORST_WORDS = {"worst": "lowest IoU", "false alarm": "largest falsely marked area"}
+
+
+def worst_cards(section: Section, gallery: Gallery) -> list[WorstCard]:
+    return [
+        WorstCard(
+            f"{found.image_class}: {WORST_WORDS[found.shown[0].why]}",
+            tuple(_case("", shown, gallery, "Prediction") for shown in found.shown),
+        )
+        for found in section.worst
+    ]

@@ -4,31 +4,54 @@ import json
 import math
 from typing import Any
 
-from tasks.comparison.document import Document, ScoreRow, Section
-from tasks.settings.schema import DATASET
+from tasks.comparison.document import Document, ImageSet, ScoreRow, Section
+from tasks.settings.schema import DATASET, TRIVIAL
+
+#: The scores of each image set, few enough to read a difference; scores.csv has all.
+METRICS = {
+    "covid": ("iou", "dice", "sensitivity", "precision", "average_precision", "hd95", "mae", "missed"),
+    "non_covid": ("false_positive_rate",),
+    "normal": ("false_positive_rate",),
+    "controls": ("iou", "dice", "false_positive_rate"),
+    "all": ("balanced", "iou", "dice"),
+}
+
+Nested = dict[str, Any]
 
 
 def metrics_json(document: Document) -> str:
-    """Experiment or trivial predictor -> target -> image set -> metric; six decimals, null for NaN.
+    """Experiment -> val or test -> target -> image set -> metric; six decimals, null for NaN.
 
-    One more entry holds the audit's counts for the dataset.
+    The trivial predictors are under `baselines`, and the audit's counts under `dataset`.
     """
-    content: dict[str, Any] = {DATASET: document.dataset.audit}
+    content: Nested = {DATASET: document.dataset.audit, TRIVIAL: {}}
     for section in document.sections:
-        for image_set in section.image_sets:
-            for row in image_set.rows:
-                of_target = content.setdefault(_key(row, section, document), {}).setdefault(
-                    section.target, {}
-                )
-                scores = {metric: _rounded(score.value) for metric, score in row.scores.items()}
-                of_target[image_set.name] = {"images": row.images, **scores}
+        for split, image_sets in (("val", section.val), ("test", section.image_sets)):
+            for image_set in image_sets:
+                for row in image_set.rows:
+                    of_one = _entry(content, row, section, document)
+                    of_split = of_one.setdefault(split, {}).setdefault(section.target, {})
+                    if scores := _scores(image_set, row):
+                        of_split[image_set.name] = scores
     return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
-def _key(row: ScoreRow, section: Section, document: Document) -> str:
-    """The row's name. A trivial predictor that is scored on several halves gets the half as a suffix."""
-    several = row.kind == "baseline" and len(document.halves) > 1
-    return f"{row.name}_in_{section.half}_half" if several else row.name
+def _scores(image_set: ImageSet, row: ScoreRow) -> Nested:
+    wanted = (metric for metric in METRICS[image_set.name] if metric in row.scores)
+    return {metric: _rounded(row.scores[metric].value) for metric in wanted}
+
+
+def _entry(content: Nested, row: ScoreRow, section: Section, document: Document) -> Nested:
+    """The row's place. A trivial predictor that is scored on several halves gets the half as a suffix."""
+    if row.kind == "experiment":
+        return _within(content, row.name)
+    several = len(document.halves) > 1
+    return _within(content[TRIVIAL], f"{row.name}_in_{section.half}_half" if several else row.name)
+
+
+def _within(content: Nested, name: str) -> Nested:
+    found: Nested = content.setdefault(name, {})
+    return found
 
 
 def _rounded(value: float) -> float | None:

@@ -1,6 +1,7 @@
 """Renders the page and its figures from the document and the archive of pictures."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,30 +13,51 @@ from tasks.common.raw import SPLITS
 from tasks.comparison.document import MOST_SPREADS, Document, ImageSet, Section
 from tasks.reporting import charts as figures
 from tasks.reporting import dataset as dataset_page
-from tasks.reporting.curves import loss_charts, reliability_charts, share_chart
-from tasks.reporting.differences import LeadRow, Matrix, Steps, against_best, lead_rows, matrix, steps
+from tasks.reporting.clinical import detection_table, limits_table, size_table
+from tasks.reporting.curves import loss_charts, reliability_charts, roc_chart, share_chart
+from tasks.reporting.differences import (
+    ComparedRow,
+    GroupRows,
+    Matrix,
+    Steps,
+    compared_rows,
+    group_rows,
+    matrix,
+    steps,
+)
 from tasks.reporting.findings import (
     against_trivial,
+    on_choice,
+    on_chosen,
     on_printed,
-    on_the_lead,
+    on_training_variation,
     on_trainings,
     opening,
     title,
 )
-from tasks.reporting.gallery import Gallery, SpreadCard, class_cases, figure_cases, spread_cards
+from tasks.reporting.gallery import (
+    Gallery,
+    SpreadCard,
+    WorstCard,
+    class_cases,
+    figure_cases,
+    spread_cards,
+    worst_cards,
+)
+from tasks.reporting.limitations import RESEARCH_USE, limitations
 from tasks.reporting.published import REPORT_2_COLUMNS, broken_pairs, printed_pairs, report_2_cells
 from tasks.reporting.score_tables import (
     MAIN_COLUMNS,
+    MORE_COLUMNS,
     NSD_TOLERANCE,
-    POOLED_COLUMNS,
-    IouBar,
+    OverviewRow,
     Table,
-    iou_bars,
+    overview,
     score_table,
     score_tiles,
 )
 from tasks.reporting.settings import NUMERIC_COLUMNS, published_rows, settings
-from tasks.reporting.words import IMAGE_SET_WORDS, formatted, section_words
+from tasks.reporting.words import IMAGE_SET_WORDS, SELECTION_WORDS, formatted, section_words
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 FIGURES = Path(__file__).parent / "figures.svg.j2"
@@ -59,7 +81,13 @@ def render_figures(document: Document, pictures: Path) -> str:
     """The figures as a standalone SVG, for places that cannot show the page."""
     gallery = Gallery(pictures)
     cases = figure_cases(document, gallery)
-    return _template(FIGURES).render(cases=cases, xrays=list(gallery.xrays.values()))
+    return _template(FIGURES).render(
+        cases=cases, xrays=list(gallery.xrays.values()), note=_picture_note(document)
+    )
+
+
+def _picture_note(document: Document) -> str:
+    return f"Synthetic phantoms. {RESEARCH_USE}" if document.phantoms else RESEARCH_USE
 
 
 @dataclass(frozen=True)
@@ -70,11 +98,20 @@ class ImageSetView:
     words: str
     key: str  # part of the page's ids
     main: Table
-    pooled: Table
+    more: Table
     has_printed: bool
-    best: str
-    images: int  # number of images compared
-    leads: list[LeadRow]
+    images: int
+
+
+@dataclass(frozen=True)
+class ComparedView:
+    """All comparisons by IoU on one set of Test images."""
+
+    words: str
+    key: str
+    images: int
+    groups: list[GroupRows]
+    others: list[ComparedRow]  # each other experiment compared with the chosen one
     matrix: Matrix | None
 
 
@@ -85,14 +122,25 @@ class SectionView:
     target: str
     words: str
     key: str  # part of the page's ids
-    bars: list[IouBar]
-    on_the_lead: list[str]
+    chosen: str
+    selection: str
+    val_images: int
+    on_choice: str
+    on_chosen: list[str]
+    overview: list[OverviewRow]
     against_trivial: list[str]
     image_sets: list[ImageSetView]
+    compared: list[ComparedView]
     reliability: list[figures.Chart]
     published: list[tuple[object, tuple[str, ...]]]
+    detection: Table | None
+    roc: list[figures.Chart]
+    limits: Table | None
+    share: figures.Chart | None
+    sizes: Table | None
     steps: Steps
     spreads: list[SpreadCard]
+    worst: list[WorstCard]
 
 
 def render_page(document: Document, pictures: Path) -> str:
@@ -101,19 +149,20 @@ def render_page(document: Document, pictures: Path) -> str:
     differing, common = settings(document.experiments)
     trainings = on_trainings(document)
     # Built in page order, because X-rays are numbered as they are first used.
-    leaks = dataset_page.leaks(document.dataset, gallery)
+    of_figures = figure_cases(document, gallery)
     report_2 = document.report_2
     of_classes = class_cases(report_2.shown, gallery) if report_2 else []
-    of_figures = figure_cases(document, gallery)
     sections = [_section(document, section, gallery) for section in document.predicted]
+    leaks = dataset_page.leaks(document.dataset, gallery)
+    family = main.covid.family("iou")
     page = _template(TEMPLATE).render(
         document=document,
         title=title(document),
-        lead=opening(document),
-        best=main.covid.experiments[0].name,
-        tiles=score_tiles(main.covid),
+        opening=opening(document),
+        tiles=score_tiles(main),
         sections=sections,
-        compared=[section for section in sections if any(s.leads for s in section.image_sets)],
+        compared=[section for section in sections if section.compared],
+        on_training_variation=on_training_variation(bool(family and family.covers_training)),
         on_trainings=trainings,
         spoilt=[
             (name, symptom.text) for name, of_one in trainings.items() for symptom in of_one if symptom.spoils
@@ -128,10 +177,6 @@ def render_page(document: Document, pictures: Path) -> str:
         leaks=leaks,
         charts=loss_charts(document.experiments),
         nsd_tolerance=NSD_TOLERANCE,
-        shares=[
-            (s.infected_share, share_chart(s.infected_share)) for s in document.predicted if s.infected_share
-        ],
-        one_training=min(len(e.trainings) for e in document.experiments) == 1,
         on_printed=on_printed(document.consistency, document.phantoms),
         printed_pairs=printed_pairs(document.consistency),
         broken_pairs=broken_pairs(document.consistency.broken_pairs),
@@ -142,42 +187,86 @@ def render_page(document: Document, pictures: Path) -> str:
         figures=[section.figures for section in document.predicted if section.figures],
         xrays=list(gallery.xrays.values()),
         most_spreads=MOST_SPREADS,
+        limitations=limitations(document),
+        research_use=RESEARCH_USE,
+        devices=_devices(document),
+        versions=_versions(document),
         box=figures,
     )
     return _unbroken(page)
 
 
+def _devices(document: Document) -> list[str]:
+    return sorted({training.device for e in document.experiments for training in e.trainings})
+
+
+def _versions(document: Document) -> list[str]:
+    """The versions of the software that trained and scored, each once."""
+    found = [training.versions for e in document.experiments for training in e.trainings]
+    found += [e.versions for e in document.experiments]
+    return sorted({f"{name} {version}" for versions in found for name, version in versions.items()})
+
+
 def _section(document: Document, section: Section, gallery: Gallery) -> SectionView:
     key = section.target if len(document.halves) == 1 else f"{section.half}-{section.target}"
+    choice = section.choice
+    assert choice
+    chosen_limits = next((found for found in section.limits if found.experiment == choice.chosen), None)
     return SectionView(
         target=section.target,
         words=section_words(document, section),
         key=key,
-        bars=iou_bars(document, section),
-        on_the_lead=on_the_lead(document, section),
+        chosen=choice.chosen,
+        selection=SELECTION_WORDS[choice.selection],
+        val_images=choice.images,
+        on_choice=on_choice(choice),
+        on_chosen=on_chosen(section),
+        overview=overview(document, section),
         against_trivial=against_trivial(section),
         image_sets=[_image_set(document, section, found, key) for found in section.image_sets],
+        compared=list(_compared(document, section, key)),
         reliability=reliability_charts(section),
         published=list(published_rows(section)),
+        detection=detection_table(section),
+        roc=[roc_chart(found) for found in section.detection],
+        limits=limits_table(section),
+        share=share_chart(chosen_limits) if chosen_limits else None,
+        sizes=size_table(section),
         steps=steps(document, section),
         spreads=spread_cards(section, gallery),
+        worst=worst_cards(section, gallery),
     )
 
 
 def _image_set(document: Document, section: Section, image_set: ImageSet, key: str) -> ImageSetView:
-    found = against_best(image_set)
+    main = score_table(document, section, image_set, MAIN_COLUMNS)
     return ImageSetView(
         name=image_set.name,
         words=IMAGE_SET_WORDS[image_set.name],
         key=f"{key}-{image_set.name}",
-        main=score_table(document, section, image_set, MAIN_COLUMNS),
-        pooled=score_table(document, section, image_set, POOLED_COLUMNS),
-        has_printed=bool(section.printed) and image_set.name == "covid",
-        best=image_set.experiments[0].name,
-        images=found[0].images if found else 0,
-        leads=lead_rows(found) if found else [],
-        matrix=matrix(image_set),
+        main=main,
+        more=score_table(document, section, image_set, MORE_COLUMNS),
+        has_printed=any(row.kind == "printed" for row in main.rows),
+        images=image_set.rows[0].images,
     )
+
+
+def _compared(document: Document, section: Section, key: str) -> Iterator[ComparedView]:
+    """The comparisons on each image set that has any."""
+    assert section.choice
+    chosen = section.choice.chosen
+    for image_set in section.image_sets:
+        family = image_set.family("iou")
+        if family and len(section.experiments) > 1:
+            others = [d.reversed for d in family.of(chosen, section.choice.scores)]
+            yield ComparedView(
+                words=IMAGE_SET_WORDS[image_set.name],
+                key=f"{key}-{image_set.name}",
+                images=family.images,
+                groups=group_rows(document, section, family),
+                others=compared_rows(others),
+                matrix=matrix(family, section.experiments),
+            )
 
 
 def _unbroken(page: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tasks.comparison.document import Consistency, Fault, OwnPair, PrintedPair, Report2Scores
-from tasks.reporting.words import IMAGE_SET_NAMES, formatted, row_words, target_words
+from tasks.reporting.words import IMAGE_SET_NAMES, formatted, row_words
 
 REPORT_2_COLUMNS = {
     "dice_lung": "Dice, lung",
@@ -51,7 +51,7 @@ AVERAGES = {"mean": "mean per image", "nonempty": "non-empty reference", "pooled
 def broken_pairs(pairs: Sequence[OwnPair]) -> list[str]:
     """What is wrong with scores of this report, one sentence each."""
     return [
-        f"{row_words(pair.name, pair.kind)}, {target_words(pair.target)}, {IMAGE_SET_NAMES[pair.image_set]}, "
+        f"{row_words(pair.name, pair.kind)}, {pair.target}, {pair.split}, {IMAGE_SET_NAMES[pair.image_set]}, "
         f"{AVERAGES[pair.average]}: {fault_words(pair, pair.fault)}"
         for pair in pairs
     ]

@@ -1,12 +1,12 @@
-"""The report's score tables with confidence intervals, and the tiles and bars above them."""
+"""The report's score tables with confidence intervals, and the tiles and the overview above them."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tasks.comparison.document import Bounds, Document, ImageSet, Marking, Score, ScoreRow, Section
-from tasks.reporting.words import formatted, listed, percentage, row_words
+from tasks.comparison.document import Document, ImageSet, Marking, Score, ScoreRow, Section
+from tasks.reporting.words import formatted, listed, percentage, row_words, span
 
 Value = float | None
 
@@ -25,26 +25,27 @@ def _decimals(count: int) -> Callable[[Value], str]:
 
 NSD_TOLERANCE = 2  # pixels; must equal the tolerance of the stage evaluate
 MAIN_COLUMNS = {
+    "balanced": Column("Balanced score", formatted, 1),
     "iou": Column("IoU", formatted, 1),
     "dice": Column("Dice", formatted, 1),
+    "missed": Column("Missed", percentage, -1),
+    "false_positive_rate": Column("Falsely marked", percentage, -1),
     "iou_nonempty": Column("IoU, non-empty reference", formatted, 1),
     "dice_nonempty": Column("Dice, non-empty reference", formatted, 1),
-    "precision": Column("Precision", formatted, 1),
+    "average_precision": Column("Average precision", formatted, 1),
     "sensitivity": Column("Sensitivity", formatted, 1),
-    "specificity": Column("Specificity", formatted, 1),
-    "hd95": Column("HD95, px", _decimals(1), -1),
-    "nsd": Column(f"NSD, {NSD_TOLERANCE} px", formatted, 1),
-    "mae": Column("MAE", _decimals(4), -1),
-    "mae_255": Column("MAE 0–255", _decimals(2), -1),
-    "missed": Column("Missed", percentage, -1),
-    "false_positive_rate": Column("False positive", percentage, -1),
+    "precision": Column("Precision", formatted, 1),
 }
-POOLED_COLUMNS = {
+MORE_COLUMNS = {
+    "specificity": Column("Specificity", formatted, 1),
+    "false_positive_area": Column("Falsely marked area", percentage, -1),
+    "nsd": Column(f"NSD, {NSD_TOLERANCE} px", formatted, 1),
+    "hd95": Column("HD95, px", _decimals(1), -1),
     "iou_pooled": Column("IoU pooled", formatted, 1),
     "dice_pooled": Column("Dice pooled", formatted, 1),
+    "mae": Column("MAE", _decimals(4), -1),
+    "mae_255": Column("MAE 0–255", _decimals(2), -1),
     "ece": Column("ECE", _decimals(4), -1),
-    "share_error": Column("Error of the infected share", formatted, -1),
-    "share_correlation": Column("Correlation of the infected share", formatted, 1),
 }
 REPEATS = {"iou_nonempty": "iou", "dice_nonempty": "dice"}  # columns omitted if all rows equal these columns
 ROW_KINDS = {"experiment": "ours", "baseline": "trivial"}  # class names in the style sheet
@@ -60,7 +61,7 @@ class Cell:
 @dataclass(frozen=True)
 class Row:
     name: str
-    kind: str  # ours, trivial or printed
+    kind: str  # ours, chosen, trivial, printed, or group for the title of a group
     cells: tuple[Cell, ...]
     fault: str = ""  # why the scores mean nothing, if the network marks no pixel or every pixel
 
@@ -74,28 +75,68 @@ class Table:
 def score_table(
     document: Document, section: Section, image_set: ImageSet, columns: Mapping[str, Column]
 ) -> Table:
-    """The experiments by decreasing IoU, the trivial predictors and the scores that report 1 printed.
+    """The experiments by group, the trivial predictors and the scores that report 1 printed.
 
     Columns without a value are omitted. An experiment that marks no pixel or every pixel is never
     highlighted as the best of a column.
     """
-    printed = section.printed if image_set.name == "covid" and "iou" in columns else ()
+    printed = (
+        section.printed if image_set.name == "covid" and "iou" in columns and not document.phantoms else ()
+    )
     columns = {metric: column for metric, column in columns.items() if _tells(metric, image_set.rows)}
     rivals = [row for row in image_set.experiments if row.name not in section.markings]
     rows = [
         Row(
             row_words(row.name, row.kind),
-            ROW_KINDS[row.kind],
-            _cells(row, columns, _seeds(document, row), rivals if row in rivals else ()),
-            marking_words(document, section, row.name),
+            row_kind(section, row),
+            _cells(image_set, row, columns, _seeds(document, row), rivals if row in rivals else ()),
+            fault_words(document, section, row.name),
         )
         for row in image_set.rows
     ]
+    rows = _with_groups(document, rows, [row.name for row in image_set.experiments])
     rows += [
         Row(found.name, "printed", tuple(Cell(formatted(found.scores.get(m), 3)) for m in columns))
         for found in printed  # with as many decimals as printed
     ]
-    return Table(tuple(column.heading for column in columns.values()), tuple(rows))
+    headings = (_heading(column, image_set, metric) for metric, column in columns.items())
+    return Table(tuple(headings), tuple(rows))
+
+
+def _heading(column: Column, image_set: ImageSet, metric: str) -> str:
+    """With the number of images if the score exists on the same part of the images in every row."""
+    count = _common_count(image_set, metric)
+    return f"{column.heading}, {count:,} images" if count else column.heading
+
+
+def _common_count(image_set: ImageSet, metric: str) -> int | None:
+    counts = {row.scores[metric].images for row in image_set.rows if metric in row.scores}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def row_kind(section: Section, row: ScoreRow) -> str:
+    is_chosen = section.choice and row.name == section.choice.chosen and len(section.experiments) > 1
+    return "chosen" if is_chosen else ROW_KINDS[row.kind]
+
+
+def _with_groups(document: Document, rows: Sequence[Row], experiments: Sequence[str]) -> list[Row]:
+    """The rows with the titles of the groups, if there are several groups."""
+    titles = group_titles(document, experiments)
+    found: list[Row] = []
+    for row in rows:
+        if title := titles.get(row.name):
+            found.append(Row(title, "group", ()))
+        found.append(row)
+    return found
+
+
+def group_titles(document: Document, experiments: Sequence[str]) -> dict[str, str]:
+    """First experiment of each group -> title of the group; empty for a single group."""
+    present = {
+        title: [name for name in names if name in experiments] for title, names in document.groups.items()
+    }
+    titles = {names[0]: title for title, names in present.items() if names}
+    return titles if len(titles) > 1 else {}
 
 
 def _seeds(document: Document, row: ScoreRow) -> int:
@@ -113,10 +154,18 @@ def comparable(value: float | None) -> float:
     return -math.inf if value is None or math.isnan(value) else value
 
 
-def marking_words(document: Document, section: Section, name: str) -> str:
-    """For example "marks no pixel in 1 of 2 seeds"; empty for an experiment with no such fault."""
+def fault_words(document: Document, section: Section, name: str) -> str:
+    """For example "marks no pixel in 1 of 2 seeds, loss diverged"; empty for an experiment with no fault."""
+    if name not in section.experiments:
+        return ""
+    trainings = document.experiment(name).trainings
     found = section.markings.get(name)
-    return _marking_words(found, len(document.experiment(name).trainings)) if found else ""
+    words = [_marking_words(found, len(trainings))] if found else []
+    if diverged := sum(training.diverged for training in trainings):
+        words.append(
+            "loss diverged" + (f" in {diverged} of {len(trainings)} seeds" if len(trainings) > 1 else "")
+        )
+    return ", ".join(words)
 
 
 def _marking_words(found: Marking, seeds: int) -> str:
@@ -125,22 +174,29 @@ def _marking_words(found: Marking, seeds: int) -> str:
 
 
 def _cells(
-    row: ScoreRow, columns: Mapping[str, Column], seeds: int, rivals: Sequence[ScoreRow] = ()
+    image_set: ImageSet,
+    row: ScoreRow,
+    columns: Mapping[str, Column],
+    seeds: int,
+    rivals: Sequence[ScoreRow] = (),
 ) -> tuple[Cell, ...]:
     """The best value of a column, as displayed, is highlighted if there is more than one candidate."""
     cells = []
     for metric, column in columns.items():
         text = column.show(row.value(metric))
         best = text != "–" and text == _best_text(metric, column, rivals)
-        cells.append(Cell(text, _notes(row.scores.get(metric), column, seeds), best))
+        counted = _common_count(image_set, metric) is not None
+        cells.append(Cell(text, _notes(row.scores.get(metric), column, seeds, counted), best))
     return tuple(cells)
 
 
-def _notes(score: Score | None, column: Column, seeds: int) -> tuple[str, ...]:
-    """The bounds of the confidence interval and, with several seeds, the SD of the seeds' means."""
+def _notes(score: Score | None, column: Column, seeds: int, counted: bool) -> tuple[str, ...]:
+    """The bounds of the confidence interval, the number of images, and the SD of several seeds' means."""
     notes = []
     if score and score.interval:
         notes.append(f"{column.show(score.interval.low)}–{column.show(score.interval.high)}")
+    if score and score.images is not None and not counted:
+        notes.append(f"{score.images:,} images")
     if score and score.seed_sd is not None:
         notes += [f"SD {score.seed_sd:.3f}", f"{seeds} seeds"]
     return tuple(notes)
@@ -153,70 +209,104 @@ def _best_text(metric: str, column: Column, rivals: Sequence[ScoreRow]) -> str:
     return column.show(max(values) if column.better > 0 else min(values))
 
 
-# Tiles and bars
-
-TILES = {"iou": "IoU", "dice": "Dice", "mae": "MAE (lower is better)"}
+# Tiles and overview
 
 
 @dataclass(frozen=True)
 class Tile:
     label: str
     value: str
-    trivial: str
+    span: str
+    trivial: str  # the best trivial predictor's score
     share: float  # percent, for the bar
     trivial_share: float
 
 
-def score_tiles(image_set: ImageSet) -> list[Tile]:
-    """The best experiment's scores, each with the best trivial predictor's score."""
-    best = image_set.experiments[0]
+TILES = {
+    ("covid", "iou"): "IoU, COVID-19",
+    ("covid", "dice"): "Dice, COVID-19",
+    ("covid", "missed"): "COVID-19 images missed",
+    ("controls", "false_positive_rate"): "Controls falsely marked",
+}
+
+
+def score_tiles(section: Section) -> list[Tile]:
+    """Test scores of the chosen experiment."""
+    assert section.choice
     tiles = []
-    for metric, label in TILES.items():
-        own, name, value = best.value(metric), "none", math.nan
-        if predictor := image_set.best_baselines.get(metric):
-            name, value = row_words(predictor, "baseline"), image_set.row(predictor).scores[metric].value
-        words = f"{formatted(value)} ({name})"
-        tiles.append(Tile(label, formatted(own), words, _percent(own), _percent(value)))
+    for (name, metric), label in TILES.items():
+        image_set = section.image_set(name)
+        score = image_set and image_set.row(section.choice.chosen).scores.get(metric)
+        if image_set and score:
+            show = (MAIN_COLUMNS | MORE_COLUMNS)[metric].show
+            predictor = image_set.best_baselines.get(metric)
+            value = image_set.row(predictor).value(metric) if predictor else None
+            words = (
+                f"best trivial predictor: {show(value)} ({row_words(predictor, 'baseline')})"
+                if predictor
+                else ""
+            )
+            tiles.append(
+                Tile(
+                    label,
+                    show(score.value),
+                    span(score.interval, show),
+                    words,
+                    _percent(score.value),
+                    _percent(value),
+                )
+            )
     return tiles
 
 
 @dataclass(frozen=True)
-class IouBar:
+class OverviewRow:
+    """An experiment or trivial predictor in the first table of the page."""
+
     name: str
-    kind: str
-    share: float  # percent of IoU 1
-    label: str
+    kind: str  # see `Row`
+    val: str  # selection score on Val
+    level: bool  # not significantly lower on Val than the highest
+    share: float  # IoU on COVID-19 Test images, in percent
+    iou: str
     low: float | None = None  # bounds of the confidence interval, in percent
     high: float | None = None
-    fault: str = ""  # see `Row`
+    marked: str = ""  # share of controls that are falsely marked
+    fault: str = ""
 
 
-def iou_bars(document: Document, section: Section) -> list[IouBar]:
-    """Everything that has an IoU on the COVID-19 Test images, in order of decreasing IoU."""
-    rows = {row.name: row for row in section.covid.rows}
-    ordered = [rows[name] for name in section.experiments if name in rows] + list(section.covid.baselines)
-    entries = [
-        (
-            row.scores["iou"].value,
-            _bar(
-                row_words(row.name, row.kind),
-                ROW_KINDS[row.kind],
-                row.scores["iou"].value,
-                row.scores["iou"].interval,
-                marking_words(document, section, row.name),
-            ),
-        )
-        for row in ordered
-    ]
+def overview(document: Document, section: Section) -> list[OverviewRow]:
+    """All experiments by group, the trivial predictors, and what report 1 printed."""
+    titles = group_titles(document, section.experiments)
+    rows: list[OverviewRow] = []
+    for row in section.covid.rows:
+        if title := titles.get(row.name):
+            rows.append(OverviewRow(title, "group", "", False, 0, ""))
+        rows.append(_overview_row(document, section, row))
     if section.printed and not document.phantoms:
         iou = section.printed[0].scores["iou"]  # the same for both losses
-        entries.append((iou, _bar("report 1, both losses", "printed", iou)))
-    return [bar for _, bar in sorted(entries, key=lambda entry: -comparable(entry[0]))]
+        rows.append(OverviewRow("report 1, both losses", "printed", "", False, _percent(iou), formatted(iou)))
+    return rows
 
 
-def _bar(name: str, kind: str, iou: float, interval: Bounds | None = None, fault: str = "") -> IouBar:
-    low, high = (_percent(interval.low), _percent(interval.high)) if interval else (None, None)
-    return IouBar(name, kind, _percent(iou), formatted(iou), low, high, fault)
+def _overview_row(document: Document, section: Section, row: ScoreRow) -> OverviewRow:
+    choice, iou = section.choice, row.scores["iou"]
+    val = choice.scores.get(row.name) if choice else None
+    controls = section.image_set("controls")
+    rate = controls.row(row.name).scores.get("false_positive_rate") if controls else None
+    low, high = (_percent(iou.interval.low), _percent(iou.interval.high)) if iou.interval else (None, None)
+    return OverviewRow(
+        row_words(row.name, row.kind),
+        row_kind(section, row),
+        formatted(val.value) if val else "",
+        bool(choice and row.name in choice.level),
+        _percent(iou.value),
+        formatted(iou.value),
+        low,
+        high,
+        percentage(rate.value) if rate else "",
+        fault_words(document, section, row.name),
+    )
 
 
 def _percent(share: float | None) -> float:

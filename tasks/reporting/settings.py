@@ -5,22 +5,22 @@ from typing import Any
 
 from tasks.comparison.document import ExperimentRecord, PublishedScores, Section
 from tasks.reporting.differences import postprocessing
-from tasks.reporting.words import formatted, listed, target_words
+from tasks.reporting.words import formatted, listed
 
 
 def published_rows(section: Section) -> list[tuple[PublishedScores | None, tuple[str, ...]]]:
-    """Published results followed by our best on each image set; empty if nothing is published."""
+    """Published results followed by those of the chosen experiment; empty if nothing is published."""
     rows: list[tuple[PublishedScores | None, tuple[str, ...]]] = [
         (p, (p.source, p.measured_on, formatted(p.iou, p.decimals), formatted(p.dice, p.decimals)))
         for p in section.published
     ]
     words = {"covid": "COVID-19 Test images", "all": "Test images, controls included"}
-    for name, where in words.items() if rows else ():
-        if image_set := section.image_set(name):
-            best = image_set.experiments[0]
-            scores = (formatted(best.value("iou")), formatted(best.value("dice")))
-            measured_on = f"{best.images:,} {where}, mean per image"
-            rows.append((None, (f"{best.name} (here)", measured_on, *scores)))
+    for name, where in words.items() if rows and section.choice else ():
+        if section.choice and (image_set := section.image_set(name)):
+            chosen = image_set.row(section.choice.chosen)
+            scores = (formatted(chosen.value("iou")), formatted(chosen.value("dice")))
+            measured_on = f"{chosen.images:,} {where}, mean per image"
+            rows.append((None, (f"{chosen.name} (here)", measured_on, *scores)))
     return rows
 
 
@@ -45,9 +45,8 @@ SETTINGS: dict[str, Setting] = {
     "Parameters": lambda e: f"{e.first.parameters:,}",
     "Loss": lambda e: _loss(e.plan),
     "Epochs": lambda e: _plain(e.plan["epochs"]),
-    "Best epoch": lambda e: ", ".join(_plain(training.best_epoch) for training in e.trainings),
-    "Val Dice": lambda e: formatted(e.val_dice),
-    "Targets": lambda e: listed([target_words(target) for target in e.plan["targets"]]),
+    "Best epoch": lambda e: ", ".join(_plain(training.best_epoch or None) for training in e.trainings),
+    "Targets": lambda e: listed(e.plan["targets"]),
     "Input": lambda e: _images(e.plan["images"]),
     "Trained on": lambda e: f"{e.first.train_images:,} Train images, {listed(e.plan['train_classes'])}",
     "Validated on": lambda e: f"{e.first.val_images:,} Val images",
@@ -61,7 +60,7 @@ SETTINGS: dict[str, Setting] = {
     "Schedule": lambda e: e.plan["schedule"].replace("_", " "),
     "Seeds": lambda e: ", ".join(str(training.seed) for training in e.trainings),
     "Precision": lambda e: e.first.precision,
-    "PyTorch": lambda e: e.first.torch,
+    "Device": lambda e: listed(sorted({training.device for training in e.trainings})),
 }
 SHOWN_KEYS = {  # keys of a plan that the settings above show, or that are deliberately not shown
     *("name", "network", "deep_supervision", "loss", "loss_options", "epochs", "targets", "images"),
@@ -69,8 +68,8 @@ SHOWN_KEYS = {  # keys of a plan that the settings above show, or that are delib
     *("learning_rate", "schedule", "seed", "experiment", "precision"),
     "threads",  # CPU threads: describe the machine, not the experiment
 }
-NUMERIC_COLUMNS = ("Parameters", "Epochs", "Best epoch", "Val Dice", "Batch size", "Seeds")
-ALWAYS_COLUMNS = ("Network", "Parameters", "Loss", "Epochs", "Best epoch", "Val Dice")
+NUMERIC_COLUMNS = ("Parameters", "Epochs", "Best epoch", "Batch size", "Seeds")
+ALWAYS_COLUMNS = ("Network", "Parameters", "Loss", "Epochs", "Best epoch")
 
 
 def settings(experiments: Sequence[ExperimentRecord]) -> tuple[dict[str, list[str]], dict[str, str]]:

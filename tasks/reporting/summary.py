@@ -3,19 +3,23 @@
 from tasks.comparison.document import Document, Section
 from tasks.reporting.findings import (
     against_trivial,
+    on_choice,
+    on_chosen,
     on_printed,
-    on_the_lead,
+    on_training_variation,
     on_trainings,
     opening,
     title,
 )
+from tasks.reporting.limitations import RESEARCH_USE
 from tasks.reporting.score_tables import MAIN_COLUMNS, Cell, score_table
-from tasks.reporting.words import section_words
+from tasks.reporting.words import SELECTION_WORDS, formatted, section_words
 
 
 def summarise(document: Document) -> str:
     """The page's key table and sentences in Markdown."""
-    lines = [f"# {title(document)}", "", opening(document), ""]
+    lines = [f"# {title(document)}", "", *(f"{sentence}\n" for sentence in opening(document))]
+    lines += [f"**{RESEARCH_USE}**", ""]
     if document.phantoms:
         lines += ["**Synthetic phantoms: these scores say nothing about patients.**", ""]
     if trainings := on_trainings(document):
@@ -23,39 +27,59 @@ def summarise(document: Document) -> str:
         lines += [*(f"- **{name}:** {symptom.text}" for name, symptom in found), ""]
     for section in document.predicted:
         lines += [*_summary_table(document, section), ""]
-        if sentences := [*against_trivial(section), *on_the_lead(document, section)]:
-            lines += [*(f"- {sentence}" for sentence in sentences), ""]
+        assert section.choice
+        sentences = [on_choice(section.choice), *on_chosen(section), *against_trivial(section)]
+        lines += [*(f"- {section.choice.chosen}: {sentence}" for sentence in sentences[:1])]
+        lines += [*(f"- {sentence}" for sentence in sentences[1:]), ""]
     lines += [*(f"- {sentence}" for sentence in on_printed(document.consistency, document.phantoms)), ""]
+    family = document.predicted[0].covid.family("iou")
     lines += [
-        "IoU and Dice are means per image with 95 % confidence intervals (bootstrap over images), on the "
-        "COVID-19 Test images unless stated otherwise. An image with an empty reference mask scores 1 if "
-        "the prediction is empty too, else 0."
+        "Scores are means per image with 95 % confidence intervals, on the COVID-19 Test images unless the "
+        "column says otherwise. An image with an empty reference mask scores 1 if the prediction is empty "
+        "too, else 0. "
+        "“Beats” means that the interval of the difference excludes zero; the intervals of all pairs hold "
+        f"together. {on_training_variation(bool(family and family.covers_training))}"
     ]
     return "\n".join(lines) + "\n"
 
 
 SUMMARY_COLUMNS = {
-    "covid": {metric: MAIN_COLUMNS[metric] for metric in ("iou", "dice", "mae_255")},
-    "all": {metric: MAIN_COLUMNS[metric] for metric in ("iou", "dice")},
+    "covid": ("iou", "dice", "missed"),
+    "controls": ("false_positive_rate",),
+    "all": ("iou", "dice"),
 }
 
 
 def _summary_table(document: Document, section: Section) -> list[str]:
-    """One row per experiment and predictor: scores on the COVID-19 Test images, then on all Test images."""
-    covid, everywhere = (
-        score_table(document, section, image_set, columns)
-        for name, columns in SUMMARY_COLUMNS.items()
+    """One row per experiment and predictor: the score on Val, then scores on Test images."""
+    tables = {
+        name: score_table(
+            document, section, image_set, {metric: MAIN_COLUMNS[metric] for metric in SUMMARY_COLUMNS[name]}
+        )
+        for name in SUMMARY_COLUMNS
         if (image_set := section.image_set(name))
-    )
-    headings = [*covid.headings, *(f"{heading}, all images" for heading in everywhere.headings)]
-    further = {row.name: row.cells for row in everywhere.rows}
-    lines = [
-        f"| {section_words(document, section)} | {' | '.join(headings)} |",
-        "| --- |" + " ---: |" * len(headings),
+    }
+    headings = [
+        f"{heading}, all images" if name == "all" else heading
+        for name, table in tables.items()
+        for heading in table.headings
     ]
-    for row in covid.rows:
-        cells = [_with_notes(cell) for cell in (*row.cells, *further.get(row.name, ()))]
-        cells += ["–"] * (len(headings) - len(cells))
+    choice = section.choice
+    assert choice
+    lines = [
+        f"| {section_words(document, section)} | Val: {SELECTION_WORDS[choice.selection]} | "
+        f"{' | '.join(headings)} |",
+        "| --- |" + " ---: |" * (len(headings) + 1),
+    ]
+    for row in tables["covid"].rows:
+        if row.kind == "group":
+            lines.append(f"| **{row.name}** |" + " |" * (len(headings) + 1))
+            continue
+        val = choice.scores.get(row.name)
+        cells = [formatted(val.value) if val else "–"]
+        for table in tables.values():
+            found = next((other for other in table.rows if other.name == row.name), None)
+            cells += [_with_notes(cell) for cell in found.cells] if found else ["–"] * len(table.headings)
         note = "as printed" if row.kind == "printed" else row.fault
         name = f"{row.name} ({note})" if note else row.name
         lines.append(f"| {name} | {' | '.join(cells)} |")

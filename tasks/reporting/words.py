@@ -1,17 +1,29 @@
 """The report's vocabulary: names of things, and the formatting of numbers and lists."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from tasks.comparison.document import Bounds, Document, Kind, Section
+from tasks.comparison.document import Bounds, Document, Kind, Score, Section
 
 IMAGE_SET_WORDS = {
     "covid": "COVID-19 Test images",
+    "non_covid": "Non-COVID Test images",
+    "normal": "Normal Test images",
     "controls": "control Test images (Non-COVID and Normal)",
     "all": "all Test images",
 }
-IMAGE_SET_NAMES = {"covid": "COVID-19", "controls": "controls", "all": "all"}
-TARGET_WORDS = {"infection_in_lungs": "infection within the predicted lungs"}
+IMAGE_SET_NAMES = {
+    "covid": "COVID-19",
+    "non_covid": "Non-COVID",
+    "normal": "Normal",
+    "controls": "controls",
+    "all": "all",
+}
+SELECTION_WORDS = {
+    "balanced": "balanced score",
+    "lesions": "mean Dice over images with a reference mask",
+    "all": "mean Dice",
+}
 PREDICTORS = {
     "all_background": "all background",
     "all_foreground": "all foreground",
@@ -28,14 +40,10 @@ def row_words(name: str, kind: Kind) -> str:
     return name if kind == "experiment" else predictor_words(name)
 
 
-def target_words(target: str) -> str:
-    return TARGET_WORDS.get(target, target.replace("_", " "))
-
-
 def section_words(document: Document, section: Section) -> str:
     """The target of a section, with its half if there are several."""
     half = f", {section.half} half" if len(document.halves) > 1 else ""
-    return f"{target_words(section.target)}{half}"
+    return f"{section.target}{half}"
 
 
 def listed(words: Sequence[str], last: str = "and") -> str:
@@ -51,9 +59,19 @@ def percentage(value: float | None) -> str:
 
 
 def signed(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:+.3f}".replace("-", "−")
+    return "–" if math.isnan(value) else f"{round(value, 3) + 0.0:+.3f}".replace("-", "−")  # no negative 0
 
 
 def signed_span(interval: Bounds | None) -> str:
     """The bounds of a difference's interval."""
     return f"{signed(interval.low)} to {signed(interval.high)}" if interval else ""
+
+
+def span(interval: Bounds | None, show: Callable[[float | None], str] = formatted) -> str:
+    """The bounds of a score's interval, after "95 % CI"; empty without an interval."""
+    return f"95 % CI {show(interval.low)}–{show(interval.high)}" if interval else ""
+
+
+def with_span(score: Score, show: Callable[[float | None], str] = formatted) -> str:
+    """A score with its interval in brackets."""
+    return f"{show(score.value)} ({span(score.interval, show)})" if score.interval else show(score.value)

@@ -105,6 +105,17 @@ def _keep_experiments(document: Any, names: Sequence[str]) -> None:
     kept = {*names, *filter(None, (_lungs_from(there[name]) for name in names))}
     for name in [name for name in there if name not in kept]:
         del there[name]
+    _keep_in_groups(_section(document, "report").get("groups"), there)
+
+
+def _keep_in_groups(groups: Any, experiments: Any) -> None:
+    """Remove experiments that no longer exist from the report's groups, and groups that become empty."""
+    for title, names in list(groups.items()) if isinstance(groups, Mapping) else ():
+        if isinstance(names, CommentedSeq):
+            for name in [name for name in names if name not in experiments]:
+                names.remove(name)
+        if not names:
+            del groups[title]
 
 
 def _lungs_from(entry: Any) -> str | None:

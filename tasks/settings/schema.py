@@ -28,6 +28,7 @@ from tasks.support.cli import InputError
 Network = Literal["unet", "residual_unet", "attention_unet", "unet_plus_plus"]
 Loss = Literal["bce", "bce_iou", "dice", "dice_bce", "focal", "focal_tversky"]
 Target = Literal["infection", "lung"]
+Selection = Literal["balanced", "lesions", "all"]  # models.metrics defines them
 
 #: Losses that use the shared weight `alpha`; changing alpha retrains only their experiments.
 LOSSES_WITH_ALPHA: frozenset[Loss] = frozenset({"bce_iou", "dice_bce"})
@@ -44,14 +45,15 @@ WHOLE = "whole"
 #: Prefix of an experiment's `images` if it uses only the lungs that another experiment predicts.
 LUNGS = "lungs/"
 
-#: Names of the trivial predictors in metrics.json.
+#: Names of the trivial predictors in tables of scores.
 BASELINES = frozenset({"all_background", "all_foreground", "whole_lung"})
 
 #: Selects all experiments where experiments can be chosen.
 ALL = "all"
 
-#: Name of the audit's counts in metrics.json.
+#: Names of the audit's counts and of the trivial predictors' scores in metrics.json.
 DATASET = "dataset"
+TRIVIAL = "baselines"
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -78,6 +80,12 @@ def _threshold(value: Any) -> Any:
     if value == "val" or (type(value) is float and 0 < value < 1):
         return value
     raise ValueError(f"{value!r} is neither val nor a number between 0 and 1")
+
+
+def _presence(value: Any) -> Any:
+    if value == "val" or (type(value) in (int, float) and 0 <= value < 1):
+        return value if value == "val" else float(value)
+    raise ValueError(f"{value!r} is neither val nor a number from 0 to below 1")
 
 
 _Checked = TypeVar("_Checked", bound=_Section)
@@ -154,6 +162,7 @@ class Prediction(_Section):
     """How probabilities become masks. The stage evaluate reads one such file per experiment."""
 
     threshold: Annotated[float | Literal["val"], PlainValidator(_threshold)]
+    presence: Annotated[float | Literal["val"], PlainValidator(_presence)]
     flip_average: bool
     within_lungs: bool
     min_area: Annotated[float, Field(ge=0, lt=1)]
@@ -183,6 +192,7 @@ class Fit(_Section):
     ema: Annotated[float, Field(ge=0, lt=1)]
     augment: Augment
     seed: Annotated[int, Field(ge=0, lt=2**62)]
+    selection: Selection
     patience: Annotated[int, Field(ge=0)]
     precision: Literal["auto", "fp32", "bf16"]
     compile: Literal["auto", "none", "fused", "graphs"]
@@ -265,6 +275,7 @@ class Plan(Fit):
     network: Network
     loss: Loss
     loss_options: dict[str, float]
+    selection: Selection = "all"  # by which earlier versions chose, whose plans do not name it
 
 
 class TrainStage(_Section):
@@ -296,6 +307,10 @@ class Stages(_Section):
 
 class Report(_Section):
     figures: Annotated[tuple[Positive, ...], Field(strict=False)]
+    groups: dict[
+        str, Annotated[tuple[str, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
+    ]
+    """Title -> experiments that the report compares with each other, most of all with the first."""
 
 
 class Settings(_Section):
@@ -388,9 +403,26 @@ class Settings(_Section):
                 raise ValueError(f"{place}: this word selects all experiments; choose another name")
             if name == DATASET:
                 raise ValueError(f"{place}: metrics.json uses this name for the dataset; choose another")
+            if name == TRIVIAL:
+                raise ValueError(
+                    f"{place}: metrics.json uses this name for the trivial predictors; choose another"
+                )
             if experiment.lungs_from:
                 self._check_lungs(place, experiment, experiment.lungs_from)
+        self._check_groups()
         return self
+
+    def _check_groups(self) -> None:
+        group_of: dict[str, str] = {}
+        for title, names in self.report.groups.items():
+            for name in names:
+                if name not in self.experiments:
+                    raise ValueError(
+                        f"report.groups.{title}: {name!r} is not one of {', '.join(self.experiments)}"
+                    )
+                if name in group_of:
+                    raise ValueError(f"report.groups.{title}: {name} is in {group_of[name]!r} already")
+                group_of[name] = title
 
     def _check_lungs(self, place: str, experiment: Experiment, name: str) -> None:
         if name not in self.experiments:

@@ -1,4 +1,4 @@
-"""Symptoms of a failing training in its history: dead predictions and divergence.
+"""Symptoms of a failing training in its history: dead predictions, divergence, and a loss that is not finite.
 
 All functions take the history of one seed, one row per epoch, as written by the stage train. A running
 training prints the symptoms as warnings; the report shows those of a finished one.
@@ -61,6 +61,24 @@ class DivergedEpochs:
     spoils: Literal[False] = False
 
 
+@dataclass(frozen=True)
+class NonFiniteLoss:
+    """The loss became NaN or infinite, which ended the training."""
+
+    __pydantic_config__: ClassVar = JSON
+
+    kind: Literal["non_finite"] = field(default="non_finite", kw_only=True)
+    epoch: int
+    kept_epoch: int  # 0: no epoch ended before, so the network is untrained
+
+    @property
+    def spoils(self) -> bool:
+        return not self.kept_epoch
+
+
+AnySymptom = DeadEpochs | DivergedEpochs | NonFiniteLoss
+
+
 def new_symptoms(history: pd.DataFrame) -> list[str]:
     """Warnings about symptoms that begin to count with the last row, so that each is printed once.
 
@@ -73,19 +91,22 @@ def new_symptoms(history: pd.DataFrame) -> list[str]:
     ]
 
 
-def symptoms(history: pd.DataFrame) -> list[DeadEpochs | DivergedEpochs]:
-    """The symptoms of a finished training, and whether they affect the kept epoch (best validation Dice).
+def symptoms(history: pd.DataFrame) -> list[AnySymptom]:
+    """The symptoms of a finished training, and whether they affect the kept epoch (best `val_score`).
 
     A network that was dead only in its first epochs, none of which was kept, started slowly: that is no
     symptom. A dead kept epoch is always a symptom, even if it is the only one.
     """
-    kept = int(history["epoch"].iloc[history["val_dice"].argmax()])
+    scores = history["val_score"]
+    kept = int(history["epoch"].iloc[scores.argmax()]) if scores.notna().any() else 0
     dead = [
         _dead_through(spell, targets, kept)
         for spell, targets in _dead(history).items()
         if spell.holds(kept) or (spell.lasts and not (spell.opens and spell.ends))
     ]
-    return [*dead, *(_diverged_through(history, spell) for spell in _diverged(history) if spell.lasts)]
+    diverged = [_diverged_through(history, spell) for spell in _diverged(history) if spell.lasts]
+    unfinished = history["epoch"][scores.isna()].astype(int)
+    return [*dead, *diverged, *(NonFiniteLoss(epoch, kept) for epoch in unfinished)]
 
 
 def marking(share: float) -> Literal["no", "nearly every", ""]:

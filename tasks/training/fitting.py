@@ -18,10 +18,18 @@ from models.augmentation import Augmentation, Strength
 from models.losses import make_loss
 from tasks.networks.device import Compute, compiled
 from tasks.settings.schema import Plan
-from tasks.support.cli import InputError
 from tasks.support.progress import progress
 from tasks.training.batches import Batches
 from tasks.training.processes import ALONE, Group
+
+
+class DivergenceError(Exception):
+    """The training or validation loss became NaN or infinite."""
+
+    def __init__(self, message: str, train_loss: float = math.nan) -> None:
+        super().__init__(message)
+        self.train_loss = train_loss
+        """Mean training loss of the epoch; NaN if that is what diverged."""
 
 
 class Fitted(NamedTuple):
@@ -88,7 +96,7 @@ class Fitter:
             after_step: called after each step, when `state` includes that step.
 
         Raises:
-            InputError: the loss became NaN or infinite.
+            DivergenceError: the loss became NaN or infinite.
         """
         started, waited, done = time.perf_counter(), self._batches.waited, self.step
         if not self.step:
@@ -158,7 +166,7 @@ class Fitter:
         if not finite.all():
             step = int((~finite).nonzero()[0])
             what = f"the loss became {self._losses[step].item()} in epoch {self.epoch + 1}, step {step + 1}"
-            raise InputError(f"{what} of {self.steps}; lower learning_rate")
+            raise DivergenceError(f"{what} of {self.steps}")
 
     def _changed(self, x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """This process's share of a batch of `count`, augmented: images (n, 1, S, S), masks (n, C, S, S)."""
@@ -257,10 +265,12 @@ class AdamW(_Eager, torch.optim.AdamW):
 
 
 def make_optimiser(plan: Plan, network: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser. Weight decay applies to kernels only, not to biases or batch normalisation."""
     make = {"adam": Adam, "adamw": AdamW}[plan.optimiser]
-    optimiser: torch.optim.Optimizer = make(
-        network.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True
-    )
+    kernels = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": kernels, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimiser: torch.optim.Optimizer = make(groups, lr=plan.learning_rate, fused=True)
     return optimiser
 
 

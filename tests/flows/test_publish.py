@@ -60,7 +60,7 @@ def test_a_clone_pulls_what_a_run_published(repository: Repository) -> None:
     clone.run("dvc", "pull")
     assert clone.run("dvc", "status").strip() == "Data and pipelines are up to date."
     assert "report1_bce" in clone.read("reports/index.html")
-    assert "report1_bce.infection.covid.iou" in clone.run(
+    assert "report1_bce.test.infection.covid.iou" in clone.run(
         "dvc", "metrics", "diff", "origin/main", "retrain/shared"
     )
 

@@ -106,13 +106,15 @@ class TestInOrder:
         page.goto(runs["first"])
         expect(heading(page)).to_contain_text("Completed", timeout=RUN)
         open_artifact(page, runs["first"], "retrain-metrics")
-        expect(page.get_by_role("heading", name="Test metrics of Alpha-a-third")).to_be_visible()
+        expect(page.get_by_role("heading", name="Scores of Alpha-a-third")).to_be_visible()
         base = served.repository.run("git", "rev-parse", "HEAD")[:10]
-        columns = ["experiment", "target", "Test images", "metric", "this run", f"HEAD ({base})"]
-        expect(page.get_by_role("columnheader")).to_have_text([*columns, "change", "verdict"])
+        columns = ["experiment", "target", "Val score", "this run", f"HEAD ({base})"]
+        columns += ["difference (95 % interval)", "verdict", "Test IoU", "Test Dice"]
+        expect(page.get_by_role("columnheader")).to_have_text(columns)
         metrics = json.loads(served.repository.run("git", "show", "retrain/Alpha-a-third:metrics.json"))
-        dice = metrics["report1_bce_iou"]["infection"]["covid"]["dice"]
-        row = ["report1_bce_iou", "infection", "COVID-19", "Dice", f"{dice:.4f}", "–", "–", "new"]
+        test = metrics["report1_bce_iou"]["test"]["infection"]["covid"]
+        scores = [rf"{test[metric]:.4f} \(–\)" for metric in ("iou", "dice")]
+        row = ["report1_bce_iou", "infection", "balanced", r"0\.\d{4}", "–", "–", "new", *scores]
         expect(page.get_by_role("row").filter(has_text=re.compile(r"\s*".join(row)))).to_be_visible()
 
     def test_the_summary_shows_figures_and_a_dvc_command(self, page: Page, runs: dict[str, str]) -> None:

@@ -103,6 +103,14 @@ def test_focal_of_a_partly_marked_pixel_is_a_weighted_mean() -> None:
     assert losses[1] == pytest.approx(0.25 * losses[0] + 0.75 * losses[2])
 
 
+@pytest.mark.parametrize("balance", [0.25, 0.5, 0.75])
+def test_focal_is_neutral_at_a_posterior_of_1_minus_balance(balance: float) -> None:
+    """Of pixels of which this share is foreground, the best prediction is one half."""
+    logits = torch.linspace(-6, 6, 12_001)
+    each = torch.stack([focal(x.view(1, 1, 1, 1), mask(1 - balance), 2.0, balance) for x in logits])
+    assert logits[each.argmin()].item() == pytest.approx(0.0, abs=2e-3)
+
+
 def test_focal_with_gamma_0_is_half_of_bce() -> None:
     logits, target = batch()
     loss = focal(logits, target, gamma=0, balance=0.5)

@@ -1,10 +1,11 @@
 import math
-from typing import NamedTuple
+from math import nan
+from typing import NamedTuple, get_args
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
+from sklearn.metrics import average_precision_score, f1_score, jaccard_score, precision_score, recall_score
 from torch import Tensor
 from torchmetrics.classification import (
     BinaryCalibrationError,
@@ -17,6 +18,9 @@ from torchmetrics.classification import (
 
 from models.metrics import (
     Confusion,
+    DiceSums,
+    Selection,
+    average_precision,
     calibration_bins,
     confusion,
     confusion_of_masks,
@@ -26,6 +30,7 @@ from models.metrics import (
     marked,
     mean_absolute_error,
     precision,
+    selection_weights,
     sensitivity,
     specificity,
 )
@@ -70,15 +75,15 @@ def scores(predicted: Tensor, reference: Tensor) -> Scores:
 # fmt: off
 TABLE = [
     #                                                 IoU Dice prec sens spec  MAE      HD95  NSD  ECE
-    ("empty: all background, exact", EMPTY, EMPTY,   (1,   1,   1,   1,   1,   0,        0,   1,   0)),
-    ("empty: all foreground",        FULL,  EMPTY,   (0,   0,   0,   0,   0,   1, DIAGONAL,   0,   1)),
-    ("empty: false positives",       QUARTER, EMPTY, (0,   0,   0,   0, .75, .25, DIAGONAL,   0, .25)),
-    ("half: all background",         EMPTY, HALF,    (0,   0,   0,   0,   1,  .5, DIAGONAL,   0,  .5)),
+    ("empty: all background, exact", EMPTY, EMPTY,   (1,   1, nan, nan,   1,   0,      nan, nan,   0)),
+    ("empty: all foreground",        FULL,  EMPTY,   (0,   0, nan, nan,   0,   1,      nan, nan,   1)),
+    ("empty: false positives",       QUARTER, EMPTY, (0,   0, nan, nan, .75, .25,      nan, nan, .25)),
+    ("half: all background",         EMPTY, HALF,    (0,   0,   0,   0,   1,  .5,      nan,   0,  .5)),
     ("half: all foreground",         FULL,  HALF,    (.5, 2/3, .5,   1,   0,  .5,        2,  .8,  .5)),
     ("half: exact",                  HALF,  HALF,    (1,   1,   1,   1,   1,   0,        0,   1,   0)),
     ("half: half found",             QUARTER, HALF,  (.5, 2/3,  1,  .5,   1, .25,        1,   1, .25)),
     ("half: all wrong",              ~HALF, HALF,    (0,   0,   0,   0,   0,   1,        2,  .5,   1)),
-    ("full: all background",         EMPTY, FULL,    (0,   0,   0,   0,   1,   1, DIAGONAL,   0,   1)),
+    ("full: all background",         EMPTY, FULL,    (0,   0,   0,   0,   1,   1,      nan,   0,   1)),
     ("full: half found",             HALF,  FULL,    (.5, 2/3,  1,  .5,   1,  .5,        2,  .8,  .5)),
     ("full: all foreground, exact",  FULL,  FULL,    (1,   1,   1,   1,   1,   0,        0,   1,   0)),
 ]
@@ -90,7 +95,7 @@ TABLE = [
 )
 def test_every_metric_by_hand(predicted: Tensor, reference: Tensor, expected: tuple[float, ...]) -> None:
     assert sum(int(count) for count in confusion(predicted, reference)) == 16
-    assert scores(predicted, reference)._asdict() == pytest.approx(Scores(*expected)._asdict())
+    assert scores(predicted, reference)._asdict() == pytest.approx(Scores(*expected)._asdict(), nan_ok=True)
 
 
 @pytest.fixture
@@ -194,7 +199,7 @@ def test_numbers_arrays_and_tensors_give_equal_scores(masks: tuple[Tensor, Tenso
         for n, one in enumerate(zip(predicted.numpy(), reference.numpy(), strict=True)):
             numbers = confusion_of_masks(*one)
             assert all(isinstance(count, int) for count in numbers)
-            assert metric(numbers) == of_tensors[n].item()
+            assert metric(numbers) == pytest.approx(of_tensors[n].item(), rel=0, abs=0, nan_ok=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -219,3 +224,43 @@ def test_mean_absolute_error_equals_that_of_torch_bit_for_bit() -> None:
     ):
         expected = (p.double() - t.double()).abs().mean(dim=(-2, -1))
         assert mean_absolute_error(p, t).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"), [("lesions", 0.6), ("all", (0.6 * 4 + 3) / 10), ("balanced", (0.6 + 0.5) / 2)]
+)
+def test_selection_scores_by_hand(selection: Selection, expected: float) -> None:
+    sums = DiceSums(nonempty=2.4, empty=3, nonempty_images=4, empty_images=6)
+    assert sums.score(selection) == pytest.approx(expected)
+    at_thresholds = DiceSums(np.array([2.4, 0.0]), np.array([3.0, 6.0]), 4, 6)
+    assert at_thresholds.score(selection)[0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("selection", get_args(Selection))
+def test_selection_scores_use_the_images_that_exist(selection: Selection) -> None:
+    assert DiceSums(2.4, 0, 4, 0).score(selection) == pytest.approx(0.6)
+    assert DiceSums(0, 3, 0, 6).score(selection) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_average_precision_against_scikit_learn(levels: int) -> None:
+    """With few levels, most pixels are tied."""
+    random = np.random.default_rng(0)
+    probability = (random.integers(0, levels, (20, 20)) / levels).astype(np.float32)
+    reference = random.random((20, 20)) < 0.3
+    expected = average_precision_score(reference.ravel(), probability.ravel())
+    assert average_precision(probability, reference) == pytest.approx(expected, rel=1e-9)
+    assert math.isnan(average_precision(probability, np.zeros((20, 20), bool)))
+
+
+def test_average_precision_of_a_constant_is_the_share_of_the_reference() -> None:
+    assert average_precision(np.full((4, 4), 0.2), HALF.numpy()) == 0.5
+
+
+@pytest.mark.parametrize("selection", get_args(Selection))
+@pytest.mark.parametrize("nonempty", [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
+def test_weighted_mean_is_the_selection_score(selection: Selection, nonempty: list[int]) -> None:
+    has, of_images = np.array(nonempty, bool), np.array([0.9, 0.4, 0.0, 1.0, 0.0])
+    sums = DiceSums(of_images[has].sum(), of_images[~has].sum(), int(has.sum()), int((~has).sum()))
+    weighted = of_images * selection_weights(has, selection)
+    assert weighted.mean() == pytest.approx(sums.score(selection))

@@ -31,16 +31,18 @@ def rows(work: Work, name: str, **wanted: Any) -> pd.DataFrame:
 def test_output_folder_contains_document_tables_and_pictures(written: Work) -> None:
     assert made(written.comparison).keys() == {
         "comparison.json",
+        "detection.csv",
         "differences.csv",
         "pictures.zip",
         "reliability.csv",
         "scores.csv",
+        "sizes.csv",
         "steps.csv",
     }
 
 
 def test_scores_have_intervals(written: Work) -> None:
-    place = {"half": "infection", "target": "infection", "image_set": "covid"}
+    place = {"half": "infection", "target": "infection", "split": "Test", "image_set": "covid"}
     iou = rows(written, "scores", **place, metric="iou").set_index("name")
     # the 24 x 24 square shifted by two and by six rows
     assert iou["value"].round(6).to_dict() == {
@@ -56,10 +58,13 @@ def test_scores_have_intervals(written: Work) -> None:
 
 
 def test_differences_name_their_winners(written: Work) -> None:
-    found = rows(written, "differences", image_set="covid", metric="iou")
+    found = rows(written, "differences", split="Test", image_set="covid", metric="iou")
     winners = found.set_index(["first", "second"])["winner"]
-    assert winners["bce", "bce_iou"] == winners["bce_iou", "bce"] == "bce_iou"
+    assert len(winners) == 5 * 4 / 2
+    assert winners["bce", "bce_iou"] == "bce_iou"
     assert winners["bce", "whole_lung"] == "bce"
+    on_val = rows(written, "differences", split="Val")
+    assert on_val["metric"].tolist() == ["balanced"] and not on_val["covers_training"].any()
 
 
 def test_same_inputs_give_identical_bytes(work: Work) -> None:
@@ -111,33 +116,54 @@ def test_trivial_predictors_have_sections_for_targets_without_experiments(work: 
     assert [section.target for section in document.predicted] == ["lung"]
     work.run()
     metrics = json.loads(work.metrics.read_text())
-    assert metrics["whole_lung"].keys() == {"infection"} and metrics["lung"].keys() == {"lung"}
+    assert metrics["baselines"]["whole_lung"]["test"].keys() == {"infection"}
+    assert metrics["lung"]["val"].keys() == metrics["lung"]["test"].keys() == {"lung"}
+
+
+def drop_rows(work: Work, of: str, dropped: str) -> None:
+    for path in work.paths[of].glob("*/images.csv"):
+        table = pd.read_csv(path)
+        table[~table["id"].str.contains(dropped, regex=False)].to_csv(path, index=False)
+
+
+def test_val_images_that_the_audit_drops_count_for_no_predictor(work: Work) -> None:
+    drop_rows(work, "evaluated", "Val/COVID-19/covid_1")
+    section = work.compare().sections[0]
+    assert section.choice and section.choice.images == 7
+    assert {row.images for row in section.val[0].rows} == {5}
+    assert {row.images for row in section.covid.rows} == {6}
+
+
+def test_val_may_lack_a_class(work: Work) -> None:
+    for of in ("evaluated", "baselines"):
+        drop_rows(work, of, "Val/Normal")
+    section = work.compare().sections[0]
+    assert [found.name for found in section.val] == ["covid", "non_covid", "all"]
+    assert "normal" in [found.name for found in section.image_sets]
 
 
 def experiment(name: str, half: str, *targets: str) -> ExperimentResults:
     anything: Any = None
-    scores = {"covid": {"iou": 0.5, "images": 1.0}}
     return ExperimentResults(
         name=name,
-        plan={"half": half},
+        plan={"half": half, "targets": targets},
         prediction={},
         networks={},
         history=anything,
-        results=dict.fromkeys(targets, scores),
         images=anything,
         steps=anything,
         calibration=anything,
         thresholds={},
+        presence={},
+        versions={},
         predictions=anything,
     )
 
 
 def test_each_half_has_its_own_sections() -> None:
-    ious = {"infection": 0.1, "lung": 0.2}
-    trivial = {half: {"all_background": {"lung": {"covid": {"iou": iou}}}} for half, iou in ious.items()}
-    images = {
+    trivial = {
         half: pd.DataFrame({"id": [f"{half}/Test/COVID-19/a"], "target": ["lung"], "predictor": "x"})
-        for half in ious
+        for half in ("infection", "lung")
     }
     experiments = (
         experiment("a", "infection", "infection", "lung"),
@@ -147,25 +173,31 @@ def test_each_half_has_its_own_sections() -> None:
     anything: Any = None
     inputs = Inputs(
         experiments=experiments,
-        trivial=trivial,
-        trivial_images=images,
+        groups={},
+        trivial_images=trivial,
+        trivial_calibration=trivial,
         table=anything,
         rejected=anything,
         audit=anything,
         fingerprint="",
+        plans="",
         raw=anything,
         source="",
         phantoms=False,
     )
     found = inputs.scored()
-    assert [(s.half, s.target, [e.name for e in s.experiments]) for s in found] == [
+    assert [(s.half, s.target, s.names) for s in found] == [
         ("infection", "infection", ["a"]),
         ("infection", "lung", ["a", "c"]),
         ("lung", "lung", ["b"]),
     ]
     of_lung = [s for s in found if s.target == "lung"]
-    assert [s.trivial_scores("covid")["all_background"]["iou"] for s in of_lung] == [0.1, 0.2]
-    assert [s.trivial_images["id"].str.partition("/")[0].tolist() for s in of_lung] == [
-        ["infection"],
-        ["lung"],
-    ]
+    assert [s.trivial["id"].str.partition("/")[0].tolist() for s in of_lung] == [["infection"], ["lung"]]
+
+
+def test_experiments_in_no_group_follow_the_groups(work: Work) -> None:
+    work.add("third", shift=1)
+    work.groups = {"The loss": ("bce_iou", "bce")}
+    document = work.compare()
+    assert document.groups == {"The loss": ("bce_iou", "bce"), "Other experiments": ("third",)}
+    assert document.sections[0].experiments == ("bce_iou", "bce", "third")

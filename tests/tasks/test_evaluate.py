@@ -7,9 +7,9 @@ import torch
 
 import tasks.common.cores
 from models.metrics import confusion, dice, iou
-from tasks.common.raw import RawDataset
+from tasks.common.raw import RawDataset, Split
 from tasks.evaluate import evaluate
-from tasks.inference.predict import PLAIN, predict_cases, steps, to_masks
+from tasks.inference.predict import PLAIN, OperatingPoint, OperatingPoints, predict_cases, steps, to_masks
 from tasks.networks.device import set_up
 from tasks.networks.network import load_network
 from tasks.packed.reader import PackedSplit
@@ -19,7 +19,7 @@ from tasks.train import train
 from tests.helpers import made
 
 EVERY_STEP = {"flip_average": True, "within_lungs": True, "min_area": 0.01, "fill_holes": True}
-PREDICTION = PLAIN.model_copy(update={"threshold": "val", **EVERY_STEP})
+PREDICTION = PLAIN.model_copy(update={"threshold": "val", "presence": "val", **EVERY_STEP})
 
 
 @pytest.fixture(scope="module")
@@ -64,22 +64,33 @@ def test_tables_equal_those_of_images_scored_one_by_one(
     """Compute and score each mask separately, with tensors."""
     compute = set_up(plan.seed, plan.precision, plan.threads)
     network = load_network(trained, compute)
-    thresholds = json.loads((evaluated / "settings.json").read_text())["thresholds"]
-    rows = pd.read_csv(evaluated / "images.csv").set_index(["target", "id"])
-    stepped = pd.read_csv(evaluated / "steps.csv").set_index(["step", "target", "id"])
-    split, raw = PackedSplit(tiny_packed, plan.half, "Test"), RawDataset(tiny_packed.parent / "raw")
-    cases = list(predict_cases(network, plan, split, raw, compute, True, ""))
+    settings = json.loads((evaluated / "settings.json").read_text())
+    points: OperatingPoints = {
+        target: OperatingPoint(threshold, settings["presence"][target])
+        for target, threshold in settings["thresholds"].items()
+    }
+    rows = pd.read_csv(evaluated / "images.csv").set_index(["split", "target", "id"])
+    stepped = pd.read_csv(evaluated / "steps.csv").set_index(["split", "step", "target", "id"])
+    raw = RawDataset(tiny_packed.parent / "raw")
+    splits: tuple[Split, ...] = ("Val", "Test")
+    cases = [
+        (split, case)
+        for split in splits
+        for case in predict_cases(
+            network, plan, PackedSplit(tiny_packed, plan.half, split), raw, compute, True, ""
+        )
+    ]
     assert len(rows) == 2 * len(cases)
-    for case in cases:
-        masks = to_masks(case.probabilities, thresholds, PREDICTION)
+    for split, case in cases:
+        masks = to_masks(case.probabilities, points, PREDICTION)
         for target, reference in case.references.items():
             expected = score(torch.from_numpy(masks[target]), case.probabilities[target], reference)
-            assert rows.loc[(target, case.image_id), list(expected)].to_dict() == {
-                name: float(f"{value:.8g}") for name, value in expected.items()
-            }
-        for step, (at, prediction) in steps(PREDICTION, thresholds).items():
-            masks = to_masks(case.probabilities, at, prediction)
+            found = rows.loc[(split, target, case.image_id), list(expected)].to_dict()
+            shown = {name: float(f"{value:.8g}") for name, value in expected.items()}
+            assert found == pytest.approx(shown, rel=0, abs=0, nan_ok=True)
+        for step, (averaged, at, prediction) in steps(PREDICTION, points).items():
+            masks = to_masks(case.probabilities if averaged else case.plain, at, prediction)
             for target, reference in case.references.items():
                 counts = confusion(torch.from_numpy(masks[target]), reference)
-                found = stepped.loc[(step, target, case.image_id), ["iou", "dice"]]
+                found = stepped.loc[(split, step, target, case.image_id), ["iou", "dice"]]
                 assert list(found) == [float(f"{metric(counts).item():.8g}") for metric in (iou, dice)]

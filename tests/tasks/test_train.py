@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from models.losses import make_loss
 from models.networks import NETWORKS
+from tasks.common.environment import versions
 from tasks.networks.device import Compute, set_up
 from tasks.networks.network import build_network, load_network, save_network
 from tasks.packed.reader import PackedSplit
@@ -19,9 +21,10 @@ from tasks.settings.schema import Params, Plan
 from tasks.support.checkpoints import FOLDER_VARIABLE
 from tasks.support.cli import InputError
 from tasks.support.events import VARIABLE, Reader
+from tasks.support.symptoms import NonFiniteLoss, symptoms
 from tasks.train import train, validate
 from tasks.training.batches import Batches
-from tasks.training.fitting import Average, Fitted, Fitter, make_optimiser, make_schedule
+from tasks.training.fitting import Average, DivergenceError, Fitted, Fitter, make_optimiser, make_schedule
 from tests.helpers import EVERY_CHANGE
 
 
@@ -61,7 +64,7 @@ def score(network: nn.Module, plan: Plan, packed: Path) -> dict[str, float]:
     split = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes)
     loss = make_loss(plan.loss, **plan.loss_options)
     compute = set_up(99, "fp32", 1)
-    return validate(network, Batches(split, compute), plan.targets, loss, compute)
+    return validate(network, Batches(split, compute), plan, loss, compute)
 
 
 def weights(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -78,9 +81,11 @@ def test_writes_weights_history_and_a_description(plan: Plan, packed: Path, tmp_
         "epoch",
         "train_loss",
         "val_loss",
+        "val_score",
         "val_dice",
         "val_iou",
         "val_marked",
+        "val_lesions",
         "learning_rate",
     ]
     assert list(history["epoch"]) == [1, 2]
@@ -89,13 +94,15 @@ def test_writes_weights_history_and_a_description(plan: Plan, packed: Path, tmp_
     assert Plan.from_json(json.dumps(description.pop("plan"))) == plan
     assert description == {
         "precision": set_up(0, plan.precision, 1).precision,
+        "device": "cpu",
         "parts": 1,
         "parameters": sum(p.numel() for p in build_network(plan, set_up(0, "fp32", 1)).parameters()),
         "train_images": len(PackedSplit(packed, plan.half, "Train", (), plan.train_classes)),
         "val_images": len(PackedSplit(packed, plan.half, "Val", (), plan.train_classes)),
-        "best_epoch": history["val_dice"].idxmax() + 1,
-        "val_dice": pytest.approx(history["val_dice"].max(), abs=1e-6),
-        "torch": torch.__version__,
+        "best_epoch": history["val_score"].idxmax() + 1,
+        "val_score": pytest.approx(history["val_score"].max(), abs=1e-6),
+        "diverged": False,
+        "versions": versions(),
     }
 
 
@@ -120,17 +127,23 @@ def test_several_targets_have_separate_scores_and_a_mean(plan: Plan, packed: Pat
     history = pd.read_csv(tmp_path / "out" / "history.csv")
     assert list(history.columns)[3:-1] == [
         "val_loss",
+        "val_score",
         "val_dice",
         "val_iou",
         "val_marked",
+        "val_score_infection",
         "val_dice_infection",
-        "val_dice_lung",
         "val_iou_infection",
-        "val_iou_lung",
         "val_marked_infection",
+        "val_lesions_infection",
+        "val_unmarked_infection",
+        "val_score_lung",
+        "val_dice_lung",
+        "val_iou_lung",
         "val_marked_lung",
+        "val_lesions_lung",
     ]
-    for metric in ("val_dice", "val_iou", "val_marked"):
+    for metric in ("val_score", "val_dice", "val_iou", "val_marked"):
         mean = history[[f"{metric}_infection", f"{metric}_lung"]].mean(axis=1)
         np.testing.assert_allclose(history[metric], mean, rtol=1e-6)
 
@@ -143,12 +156,20 @@ def test_several_targets_have_separate_scores_and_a_mean(plan: Plan, packed: Pat
     split = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes)
     assert len(split) <= 32  # one batch
     compute = set_up(0, "fp32", 1)
-    scores = validate(Lungs(), Batches(split, compute), plan.targets, make_loss("bce"), compute)
+    scores = validate(Lungs(), Batches(split, compute), plan, make_loss("bce"), compute)
     controls = (split.table["class"] != "COVID-19").mean()
     assert 0 < controls < 1
     assert scores["val_dice_lung"] == scores["val_iou_lung"] == 1
     assert scores["val_dice_infection"] == pytest.approx(controls)
     assert scores["val_dice"] == pytest.approx((1 + controls) / 2)
+    assert scores["val_lesions_infection"] == 0
+    assert scores["val_unmarked_infection"] == 1
+    assert scores["val_score_infection"] == 0.5
+    for selection, infection in (("all", controls), ("lesions", 0.0)):
+        by = altered(plan, selection=selection)
+        scores = validate(Lungs(), Batches(split, compute), by, make_loss("bce"), compute)
+        assert scores["val_score_infection"] == pytest.approx(infection)
+        assert scores["val_score"] == pytest.approx((1 + infection) / 2)
     assert scores["val_marked_infection"] == 0
     assert scores["val_marked_lung"] == pytest.approx((split.masks()[:, 1] >= 127.5).double().mean().item())
 
@@ -161,8 +182,8 @@ def test_loaded_network_scores_like_its_best_epoch(
     train(plan, packed, tmp_path / "out")
     scores = score(load_network(tmp_path / "out" / "network", set_up(99, "fp32", 1)), plan, packed)
     history = pd.read_csv(tmp_path / "out" / "history.csv")
-    best = history.loc[history["val_dice"].idxmax()]
-    assert history["val_dice"].nunique() == 4
+    best = history.loc[history["val_score"].idxmax()]
+    assert history["val_score"].nunique() == 4
     for name, value in scores.items():
         assert value == pytest.approx(best[name], abs=1e-7)
 
@@ -222,6 +243,18 @@ def test_average_of_a_constant_is_the_constant() -> None:
         average.update()
     assert torch.equal(average.network.weight, network.weight)
     assert not average.network.weight.requires_grad
+
+
+def test_plan_of_an_earlier_version_is_read(plan: Plan, tmp_path: Path) -> None:
+    compute = set_up(0, "fp32", 1)
+    network = build_network(plan, compute)
+    save_network(tmp_path / "network", network.state_dict(), plan)
+    path = tmp_path / "network" / "network.json"
+    description = json.loads(path.read_text())
+    assert description["plan"].pop("selection") == "balanced"
+    path.write_text(json.dumps(description))
+    load_network(tmp_path / "network", compute)
+    assert Plan.model_validate_json(json.dumps(description["plan"])).selection == "all"
 
 
 def test_averaged_weights_are_saved(plan: Plan, packed: Path, tmp_path: Path) -> None:
@@ -334,13 +367,53 @@ def test_schedules_peak_at_the_learning_rate(plan: Plan, schedule: str, highest:
     assert rates[-1] == pytest.approx(last, abs=2e-4)
 
 
-def test_nan_loss_is_an_error_that_names_the_epoch(plan: Plan, packed: Path, tmp_path: Path) -> None:
-    plan = altered(plan, learning_rate=1e30, batch_size=4)
-    with pytest.raises(
-        InputError, match=r"the loss became nan in epoch [12], step \d of \d; lower learning_rate"
-    ):
-        train(plan, packed, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_diverged_training_ends_with_the_untrained_network(
+    plan: Plan, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = altered(plan, learning_rate=1e30, batch_size=4, precision="fp32")
+    train(plan, packed, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert re.search(
+        r"warning: .*: the loss became nan in epoch 1, step \d of \d; no epoch ended before", said
+    )
+    history = pd.read_csv(tmp_path / "out" / "history.csv")
+    assert list(history["epoch"]) == [1]
+    assert history["val_score"].isna().all()
+    description = json.loads((tmp_path / "out" / "network" / "network.json").read_text())
+    assert description["diverged"] is True
+    assert (description["best_epoch"], description["val_score"]) == (0, None)
+    compute = set_up(plan.seed, "fp32", 1)
+    untrained, loaded = build_network(plan, compute), load_network(tmp_path / "out" / "network", compute)
+    for name, value in untrained.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name])
+
+
+def test_diverged_training_keeps_the_best_epoch_before(
+    plan: Plan, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs = Fitter.run_epoch
+
+    def diverge_in_the_third(fitter: Fitter, *arguments: Any) -> Fitted:
+        if fitter.epoch == 2:
+            raise DivergenceError("the loss became nan in epoch 3, step 1 of 9")
+        return epochs(fitter, *arguments)
+
+    monkeypatch.setattr(Fitter, "run_epoch", diverge_in_the_third)
+    train(altered(plan, epochs=5), packed, tmp_path / "out")
+    history = pd.read_csv(tmp_path / "out" / "history.csv")
+    assert list(history["val_score"].notna()) == [True, True, False]
+    description = json.loads((tmp_path / "out" / "network" / "network.json").read_text())
+    assert description["best_epoch"] == history["val_score"].idxmax() + 1
+    assert symptoms(history)[-1] == NonFiniteLoss(epoch=3, kept_epoch=description["best_epoch"])
+
+
+def test_weight_decay_spares_biases_and_normalisation(plan: Plan) -> None:
+    plan = altered(plan, optimiser="adamw", weight_decay=0.1)
+    network = build_network(plan, set_up(0, "fp32", 1))
+    groups = make_optimiser(plan, network).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    for name, parameter in network.named_parameters():
+        assert decay[id(parameter)] == (0.1 if parameter.ndim == 4 else 0.0), name
 
 
 def test_empty_split_is_an_error(plan: Plan, packed: Path, tmp_path: Path) -> None:
@@ -376,4 +449,4 @@ def test_patience_stops_a_training_without_improvement(plan: Plan, packed: Path,
     description = json.loads((tmp_path / "out" / "network" / "network.json").read_text())
     assert len(history) < 60
     assert description["best_epoch"] == len(history) - 2
-    assert (history["val_dice"].iloc[-2:] <= history["val_dice"].iloc[-3]).all()
+    assert (history["val_score"].iloc[-2:] <= history["val_score"].iloc[-3]).all()

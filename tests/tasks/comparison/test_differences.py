@@ -1,10 +1,11 @@
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.comparison.differences import difference, step_changes
-from tasks.comparison.document import StepChange
+from tasks.comparison.differences import _difference, family, step_changes
+from tasks.comparison.inputs import Table
 from tasks.scoring.intervals import Interval
 
 
@@ -21,26 +22,73 @@ from tasks.scoring.intervals import Interval
 def test_winner_requires_an_interval_that_excludes_zero(
     interval: tuple[float, float, float], winner: str | None
 ) -> None:
-    assert difference("iou", "a", "b", 100, Interval(*interval)).winner == winner
+    assert _difference("iou", "a", "b", Interval(*interval)).winner == winner
 
 
 def test_smaller_error_wins() -> None:
-    assert difference("mae", "a", "b", 100, Interval(-0.02, -0.03, -0.01)).winner == "a"
-    assert difference("mae", "a", "b", 100, Interval(0.02, 0.01, 0.03)).winner == "b"
+    assert _difference("mae", "a", "b", Interval(-0.02, -0.03, -0.01)).winner == "a"
+    assert _difference("mae", "a", "b", Interval(0.02, 0.01, 0.03)).winner == "b"
 
 
 def test_single_image_has_no_interval() -> None:
-    assert difference("iou", "a", "b", 1, Interval(0.02, math.nan, math.nan)).interval is None
+    assert _difference("iou", "a", "b", Interval(0.02, math.nan, math.nan)).interval is None
+
+
+def table(scores: dict[str, list[list[float]]], experiments: tuple[str, ...]) -> Table:
+    """One image per column, each with a reference mask; one row of scores per seed."""
+    rows = [
+        {"predictor": name, "seed": seed, "id": f"i{image:03}", "class": "COVID-19", "iou": iou}
+        for name, of_seeds in scores.items()
+        for seed, of_images in enumerate(of_seeds)
+        for image, iou in enumerate(of_images)
+    ]
+    counts = {"tp": 1, "fp": 0, "fn": 0, "tn": 1}
+    return Table(pd.DataFrame(rows).assign(**counts).sort_values("id", kind="stable"), experiments)
+
+
+def test_family_has_each_pair_once_and_reads_both_ways() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.02, (3, 60))
+    scores = {
+        "a": [(0.7 + noise[0]).tolist()],
+        "b": [(0.5 + noise[1]).tolist()],
+        "zero": [(0 * noise[2]).tolist()],
+    }
+    found_in = table(scores, ("a", "b"))
+    found = family(found_in, "iou", {name: found_in.column(name, "iou") for name in found_in.names})
+    assert [(d.first, d.second) for d in found.differences] == [("a", "b"), ("a", "zero"), ("b", "zero")]
+    assert (found.images, found.covers_training) == (60, False)
+    one, other = found.between("a", "b"), found.between("b", "a")
+    assert one and other and one.interval and other.interval
+    assert one.winner == other.winner == "a"
+    assert (other.value, other.interval.low) == (-one.value, -one.interval.high)
+    assert [d.second for d in found.of("b", ["a", "b", "zero"])] == ["a", "zero"]
+
+
+def test_family_with_several_seeds_covers_training() -> None:
+    """Two recipes whose seeds scatter by more than they differ."""
+    base = np.random.default_rng(0).normal(0.6, 0.02, 60)
+    scores = {
+        name: [(base + shift + by).tolist() for by in (0.05, -0.05)]
+        for name, shift in (("a", 0.01), ("b", 0))
+    }
+    found_in = table(scores, ("a", "b"))
+    assert found_in.column("a", "iou").shape == (2, 60)
+    found = family(found_in, "iou", {name: found_in.column(name, "iou") for name in ("a", "b")})
+    assert found.covers_training
+    assert found.differences[0].value == pytest.approx(0.01)
+    assert found.differences[0].winner is None
 
 
 def test_seed_without_a_step_counts_as_unchanged() -> None:
-    rows = [
-        {"seed": seed, "step": step, "id": image, "iou": iou, "dice": 0.5}
+    rows = pd.DataFrame(
+        {"seed": seed, "step": step, "id": image, "iou": iou, "dice": 0.5, "class": "COVID-19"}
         for image in ("x", "y")
         for seed, step, iou in [(0, "plain", 0.5), (0, "threshold", 0.7), (1, "plain", 0.4)]
+    )
+    found = dict(step_changes(rows.assign(iou=rows["iou"]), ["threshold"], "Val", "covid"))
+    assert found.keys() == {"threshold"}
+    changes = [change for _, change in step_changes(rows, ["threshold"], "Val", "covid")]
+    assert [(c.split, c.image_set, c.metric, round(c.value, 9)) for c in changes] == [
+        ("Val", "covid", "iou", 0.1),
+        ("Val", "covid", "dice", 0.0),
     ]
-    ((iou, dice),) = step_changes(pd.DataFrame(rows), ["threshold"], "covid")
-    assert (round(iou.value, 9), iou.excludes_zero) == (0.1, True)
-    assert iou.interval and round(iou.interval.low, 9) == round(iou.interval.high, 9) == 0.1
-    assert isinstance(dice, StepChange)
-    assert (dice.image_set, dice.metric, dice.value, dice.excludes_zero) == ("covid", "dice", 0.0, False)

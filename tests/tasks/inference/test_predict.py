@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,25 +8,31 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from models.metrics import confusion, dice
+import tasks.inference.predict
+from models.metrics import Selection, confusion, dice
 from tasks.common.raw import RawDataset, encode_mask
 from tasks.inference.predict import (
     PLAIN,
     THRESHOLDS,
     Case,
+    OperatingPoint,
+    OperatingPoints,
+    Predicted,
     Recipe,
-    _best_threshold,
-    _dice_at_each,
-    choose_thresholds,
-    predict_batches,
+    Step,
+    _best_point,
+    _Candidates,
+    choose_points,
+    dice_at_thresholds,
     predict_cases,
+    predict_images,
     resized,
     steps,
     to_masks,
 )
 from tasks.networks.device import set_up
 from tasks.packed.reader import PackedSplit
-from tasks.settings.schema import Params
+from tasks.settings.schema import Params, Target
 from tasks.support.cli import InputError
 
 
@@ -112,9 +119,11 @@ SHORT = (
 def test_prediction_uses_smaller_batches_while_memory_is_short(
     many: PackedSplit, capsys: pytest.CaptureFixture[str], error: Exception, flip_average: bool
 ) -> None:
-    expected = torch.stack(list(predict_batches(Darkness(), many, COMPUTE, flip_average, "")))
+    whole = predict_images(Darkness(), many, COMPUTE, flip_average, "")
+    expected = torch.stack([of_one.averaged for of_one in whole])
     network = Small(1, error)
-    found = torch.stack(list(predict_batches(network, many, COMPUTE, flip_average, "Val batches")))
+    predicted = predict_images(network, many, COMPUTE, flip_average, "Val batches")
+    found = torch.stack([of_one.averaged for of_one in predicted])
     assert torch.equal(found, expected)
     first = len(many) - 1
     assert f"Val batches: not enough memory for {first} images at a time; using {first // 2}" in (
@@ -128,12 +137,12 @@ def test_prediction_uses_smaller_batches_while_memory_is_short(
 
 def test_too_little_memory_for_one_image_is_an_error(many: PackedSplit) -> None:
     with pytest.raises(InputError, match="best Val batches: not enough memory for a single image; lower"):
-        list(predict_batches(Small(0, MemoryError()), many, COMPUTE, False, "best Val batches"))
+        list(predict_images(Small(0, MemoryError()), many, COMPUTE, False, "best Val batches"))
 
 
 def test_other_errors_of_a_network_are_raised(many: PackedSplit) -> None:
     with pytest.raises(RuntimeError, match="shapes differ"):
-        list(predict_batches(Small(0, RuntimeError("shapes differ")), many, COMPUTE, False, ""))
+        list(predict_images(Small(0, RuntimeError("shapes differ")), many, COMPUTE, False, ""))
 
 
 def test_masks_survive_a_png_round_trip(tmp_path: Path) -> None:
@@ -145,11 +154,14 @@ def test_masks_survive_a_png_round_trip(tmp_path: Path) -> None:
 
 
 def test_flip_average_is_symmetric(val: PackedSplit) -> None:
-    plain = torch.stack(list(predict_batches(Darkness(), val, COMPUTE, False, "")))
-    averaged = torch.stack(list(predict_batches(Darkness(), val, COMPUTE, True, "")))
+    found = list(predict_images(Darkness(), val, COMPUTE, True, ""))
+    plain, averaged = (torch.stack([getattr(of_one, name) for of_one in found]) for name in Predicted._fields)
+    for alone in predict_images(Darkness(), val, COMPUTE, False, ""):
+        assert alone.plain is alone.averaged
     images = val.images().float() / 255
     mirrored = torch.sigmoid(Darkness()(images.flip(-1))).flip(-1)
     torch.testing.assert_close(averaged, (plain + mirrored) / 2)
+    torch.testing.assert_close(plain, torch.sigmoid(Darkness()(images)))
     assert not torch.allclose(averaged, plain)
 
 
@@ -158,35 +170,118 @@ def test_dice_at_each_threshold_equals_explicit_thresholding() -> None:
     probability = torch.rand(16, 16, generator=generator)
     probability[0, :3] = torch.tensor([0.05, 0.5, 0.95])  # exactly on thresholds
     for reference in (torch.rand(16, 16, generator=generator) > 0.7, torch.zeros(16, 16).bool()):
-        each = [dice(confusion(probability >= float(t), reference)) for t in THRESHOLDS]
-        torch.testing.assert_close(_dice_at_each(probability, reference), torch.stack(each))
+        each = [dice(confusion(probability >= float(t), reference)).item() for t in THRESHOLDS]
+        np.testing.assert_allclose(
+            dice_at_thresholds(probability.numpy(), reference.numpy(), THRESHOLDS), each
+        )
 
 
-def test_tied_thresholds_prefer_the_closest_to_a_half() -> None:
-    scores = torch.zeros(len(THRESHOLDS))
-    assert _best_threshold(scores) == 0.5
+VAL = PLAIN.model_copy(update={"threshold": "val", "presence": "val"})
+
+
+def test_tied_thresholds_prefer_the_closest_to_a_half_and_the_lowest_presence() -> None:
+    scores = np.zeros(len(THRESHOLDS))
+    assert _best_point("balanced", VAL, [_Candidates(scores, 0.2, False)]) == OperatingPoint(0.5, 0.0)
     scores[[2, 12, 15]] = 1.0
-    assert _best_threshold(scores) == 0.65
+    assert _best_point("balanced", VAL, [_Candidates(scores, 0.2, False)]) == OperatingPoint(0.65, 0.0)
 
 
-def test_threshold_is_the_configured_one_or_the_best_on_val(
-    tiny_params: Params, val: PackedSplit, raw: RawDataset
+def test_presence_separates_images_that_no_threshold_separates() -> None:
+    """Every threshold marks a speck in the controls, and finds most of each lesion."""
+    good, bad = np.full(len(THRESHOLDS), 0.8), np.zeros(len(THRESHOLDS))
+    found = [_Candidates(good, mean, False) for mean in (0.05, 0.2, 0.3)]
+    found += [_Candidates(bad, mean, True) for mean in (0.01, 0.02, 0.03)]
+    point = _best_point("balanced", VAL, found)
+    assert point.threshold == 0.5
+    assert 0.03 < point.presence <= 0.05
+    assert _best_point("lesions", VAL, found) == OperatingPoint(0.5, 0.0)
+    fixed = VAL.model_copy(update={"presence": 0.0})
+    assert _best_point("balanced", fixed, found) == OperatingPoint(0.5, 0.0)
+
+
+def test_nothing_is_marked_below_the_presence() -> None:
+    probabilities = case().probabilities
+    mean = float(probabilities["infection"].double().mean())
+    for presence, marked in ((mean, True), (mean * 1.001, False)):
+        points = {"infection": OperatingPoint(0.5, presence), "lung": OperatingPoint(0.5, 0.0)}
+        masks = to_masks(probabilities, points, PLAIN)
+        assert masks["infection"].any() == marked
+        assert masks["lung"].any()
+
+
+STEPS = {
+    "none": {},
+    "small": {"min_area": 0.02},
+    "all": {"min_area": 0.02, "fill_holes": True, "within_lungs": True, "flip_average": True},
+}
+
+
+@pytest.mark.parametrize("of", STEPS)
+@pytest.mark.parametrize("selection", ["lesions", "balanced", "all"])
+@pytest.mark.parametrize("presence", [0.0, "val"])
+def test_point_is_the_best_on_val_after_all_steps(
+    of: str,
+    selection: Selection,
+    presence: float | str,
+    tiny_params: Params,
+    val: PackedSplit,
+    raw: RawDataset,
 ) -> None:
+    update: dict[str, Any] = {"targets": ("infection", "lung"), "selection": selection}
+    plan = tiny_params.plans["report1_bce-seed0"].model_copy(update=update)
+    prediction = PLAIN.model_copy(update={"threshold": "val", "presence": presence, **STEPS[of]})
+    chosen = choose_points(Darkness(), plan, prediction, val, raw, COMPUTE)
+    cases = list(predict_cases(Darkness(), plan, val, raw, COMPUTE, prediction.flip_average, ""))
+    assert {bool(c.references["infection"].any()) for c in cases} == {True, False}
+
+    def score_at(points: OperatingPoints, target: Target) -> float:
+        found: dict[bool, list[float]] = {True: [], False: []}
+        for c in cases:
+            mask = torch.from_numpy(to_masks(c.probabilities, points, prediction)[target])
+            reference = c.references[target]
+            found[bool(reference.any())].append(float(dice(confusion(mask, reference))))
+        both = found[True] + found[False]
+        if selection == "all" or target == "lung":
+            return float(np.mean(both))
+        lesions, controls = np.mean(found[True]), np.mean(found[False])
+        return float(lesions if selection == "lesions" else (lesions + controls) / 2)
+
+    for target in plan.targets:
+        own, best = chosen[target], score_at(chosen, target)
+        for threshold in THRESHOLDS:
+            other = OperatingPoint(round(float(threshold), 2), own.presence)
+            assert score_at(chosen | {target: other}, target) <= best + 1e-9
+        assert score_at(chosen | {target: own._replace(presence=0.0)}, target) <= best + 1e-9
+        if not presence:
+            assert own.presence == 0
+
+
+def test_configured_point_is_kept(tiny_params: Params, val: PackedSplit, raw: RawDataset) -> None:
     plan = tiny_params.plans["report1_bce-seed0"].model_copy(update={"targets": ("infection", "lung")})
     said = PLAIN.model_copy(update={"threshold": 0.3})
-    assert choose_thresholds(Darkness(), plan, said, val, raw, COMPUTE) == {"infection": 0.3, "lung": 0.3}
-    chosen = choose_thresholds(
-        Darkness(), plan, PLAIN.model_copy(update={"threshold": "val"}), val, raw, COMPUTE
-    )
-    cases = list(predict_cases(Darkness(), plan, val, raw, COMPUTE, False, ""))
-    for target in ("infection", "lung"):
-        means = {
-            float(t): np.mean(
-                [float(dice(confusion(c.probabilities[target] >= t, c.references[target]))) for c in cases]
-            )
-            for t in THRESHOLDS
-        }
-        assert means[min(means, key=lambda t: abs(t - chosen[target]))] == pytest.approx(max(means.values()))
+    expected = dict.fromkeys(("infection", "lung"), OperatingPoint(0.3, 0.0))
+    assert choose_points(Darkness(), plan, said, val, raw, COMPUTE) == expected
+
+
+def test_threshold_ignores_specks_that_are_removed_later(
+    tiny_params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On plain masks, only a threshold above 0.8 would leave the control unmarked."""
+    lesion = torch.zeros(32, 32)
+    lesion[8:20, 8:20] = 0.6
+    speck = torch.zeros(32, 32)
+    speck[3, 3:6] = 0.8
+    cases = [
+        Case("a", "COVID-19", {"infection": lesion}, {}, {"infection": lesion > 0}, None),
+        Case("b", "Normal", {"infection": speck}, {}, {"infection": torch.zeros(32, 32).bool()}, None),
+    ]
+    monkeypatch.setattr(tasks.inference.predict, "predict_cases", lambda *_: iter(cases))
+    plan = tiny_params.plans["report1_bce-seed0"].model_copy(update={"selection": "balanced"})
+    prediction = PLAIN.model_copy(update={"threshold": "val", "min_area": 4 / 1024})
+    nothing: Any = None
+    assert choose_points(nothing, plan, prediction, nothing, nothing, COMPUTE) == {
+        "infection": OperatingPoint(0.5, 0.0)
+    }
 
 
 def case() -> Case:
@@ -196,16 +291,22 @@ def case() -> Case:
     infection[4:12, 4:12] = 0.8
     infection[7, 6] = 0.1
     infection[16, 5] = 0.6
-    return Case("id", "COVID-19", {"infection": infection, "lung": lung}, {}, None)
+    probabilities: dict[Target, torch.Tensor] = {"infection": infection, "lung": lung}
+    return Case("id", "COVID-19", probabilities, probabilities, {}, None)
 
 
-HALVES = {"infection": 0.5, "lung": 0.5}
+HALVES: OperatingPoints = {"infection": OperatingPoint(0.5, 0.0), "lung": OperatingPoint(0.5, 0.0)}
 
 
 def test_each_step_from_probabilities_to_masks() -> None:
     plain = to_masks(case().probabilities, HALVES, PLAIN)["infection"]
     assert plain.sum() == 64 - 1 + 1
-    assert to_masks(case().probabilities, HALVES | {"infection": 0.7}, PLAIN)["infection"].sum() == 63
+    assert (
+        to_masks(case().probabilities, HALVES | {"infection": OperatingPoint(0.7, 0.0)}, PLAIN)[
+            "infection"
+        ].sum()
+        == 63
+    )
     within = to_masks(case().probabilities, HALVES, PLAIN.model_copy(update={"within_lungs": True}))[
         "infection"
     ]
@@ -226,24 +327,34 @@ def test_steps_are_the_enabled_ones() -> None:
     assert steps(PLAIN, HALVES) == {}
     some = PLAIN.model_copy(update={"fill_holes": True, "min_area": 0.01})
     assert list(steps(some, HALVES)) == ["plain", "small", "holes", "chosen"]
-    assert list(steps(PLAIN, HALVES | {"lung": 0.4})) == ["plain", "threshold", "chosen"]
-    thresholds, alone = steps(some, HALVES | {"lung": 0.4})["holes"]
-    assert thresholds == HALVES and alone == PLAIN.model_copy(update={"fill_holes": True})
+    assert list(steps(PLAIN, HALVES | {"lung": OperatingPoint(0.4, 0.0)})) == ["plain", "threshold", "chosen"]
+    assert steps(some, HALVES | {"lung": OperatingPoint(0.4, 0.0)})["holes"] == Step(
+        False, HALVES, PLAIN.model_copy(update={"fill_holes": True})
+    )
+
+
+def test_mirror_average_is_a_step_of_its_own() -> None:
+    found = steps(PLAIN.model_copy(update={"flip_average": True}), HALVES)
+    assert {name: step.averaged for name, step in found.items()} == {
+        "plain": False,
+        "flip": True,
+        "chosen": True,
+    }
 
 
 @pytest.mark.parametrize("value", [0.0, 0.05, 0.5, 1.0])
 def test_dice_at_each_threshold_of_constant_probabilities(value: float) -> None:
     probability = torch.full((6, 5), value)
     for reference in (torch.zeros(6, 5).bool(), torch.ones(6, 5).bool(), torch.eye(6, 5).bool()):
-        each = [dice(confusion(probability >= t, reference)) for t in THRESHOLDS]
-        assert _dice_at_each(probability, reference).tolist() == torch.stack(each).tolist()
+        each = [dice(confusion(probability >= float(t), reference)).item() for t in THRESHOLDS]
+        assert dice_at_thresholds(probability.numpy(), reference.numpy(), THRESHOLDS).tolist() == each
 
 
 def test_steps_reuse_common_masks() -> None:
     everything = PLAIN.model_copy(update={"within_lungs": True, "min_area": 2 / 400, "fill_holes": True})
-    thresholds = HALVES | {"infection": 0.7}
+    points = HALVES | {"infection": OperatingPoint(0.7, 0.0)}
     made: dict[Recipe, np.ndarray] = {}
-    for at, prediction in [(thresholds, everything), *steps(everything, thresholds).values()]:
+    for _, at, prediction in steps(everything, points).values():
         shared = to_masks(case().probabilities, at, prediction, made)
         for target, mask in to_masks(case().probabilities, at, prediction).items():
             np.testing.assert_array_equal(shared[target], mask, strict=True)

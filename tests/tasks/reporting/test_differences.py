@@ -2,29 +2,36 @@ import math
 
 import pytest
 
-from tasks.comparison import differences as computed
+from tasks.comparison.differences import _difference
 from tasks.comparison.document import Bounds, Difference, StepChange
 from tasks.reporting.differences import DifferenceCell, postprocessing, step_cell, verdict, whiskers
 from tasks.scoring.intervals import Interval
 
-PLAIN = {"threshold": 0.5, "flip_average": False, "within_lungs": False, "min_area": 0.0, "fill_holes": False}
+PLAIN = {
+    "threshold": 0.5,
+    "presence": 0.0,
+    "flip_average": False,
+    "within_lungs": False,
+    "min_area": 0.0,
+    "fill_holes": False,
+}
 
 
 def difference(value: float, low: float, high: float) -> Difference:
-    return computed.difference("iou", "a", "b", 100, Interval(value, low, high))
+    return _difference("iou", "a", "b", Interval(value, low, high))
 
 
 @pytest.mark.parametrize(
     ("interval", "expected"),
     [
-        ((0.02, 0.01, 0.03), "a beats b"),
-        ((-0.02, -0.03, -0.01), "b beats a"),
+        ((0.02, 0.01, 0.03), "a is better"),
+        ((-0.02, -0.03, -0.01), "b is better"),
         ((0.02, -0.01, 0.05), "no significant difference"),
         ((0.0, 0.0, 0.0), "no significant difference"),
         ((0.02, math.nan, math.nan), "no significant difference"),
     ],
 )
-def test_verdict_is_beats_only_if_the_interval_excludes_zero(
+def test_verdict_is_better_only_if_the_interval_excludes_zero(
     interval: tuple[float, float, float], expected: str
 ) -> None:
     assert verdict(difference(*interval)) == expected
@@ -39,21 +46,30 @@ def test_whiskers_share_an_axis_that_includes_zero() -> None:
 
 def test_step_is_inconclusive_if_its_interval_includes_zero() -> None:
     gain = StepChange(
-        image_set="all", metric="iou", value=0.1, interval=Bounds(low=0.1, high=0.1), excludes_zero=True
-    )
+        split="Test", image_set="all", metric="iou", value=0.1, interval=Bounds(low=0.1, high=0.1),
+        excludes_zero=True,
+    )  # fmt: skip
     assert step_cell(gain) == DifferenceCell("+0.100", "+0.100 to +0.100", "")
     none = StepChange(
-        image_set="all", metric="dice", value=0.0, interval=Bounds(low=0.0, high=0.0), excludes_zero=False
-    )
+        split="Test", image_set="all", metric="dice", value=0.0, interval=Bounds(low=0.0, high=0.0),
+        excludes_zero=False,
+    )  # fmt: skip
     assert step_cell(none) == DifferenceCell("+0.000", "+0.000 to +0.000", "inconclusive")
 
 
 def test_words_for_the_enabled_postprocessing_steps() -> None:
     assert postprocessing(PLAIN | {"flip_average": True}) == []
     assert postprocessing(PLAIN | {"threshold": 0.4}) == ["threshold 0.4"]
-    everything = {"threshold": "val", "min_area": 0.002, "fill_holes": True, "within_lungs": True}
+    everything = {
+        "threshold": "val",
+        "presence": "val",
+        "min_area": 0.002,
+        "fill_holes": True,
+        "within_lungs": True,
+    }
     assert postprocessing(PLAIN | everything) == [
         "threshold chosen on Val",
+        "presence chosen on Val",
         "components below 0.2 % of the image removed",
         "holes filled",
         "restricted to the predicted lungs",

@@ -1,9 +1,10 @@
 import math
 
-from tasks.comparison.document import Bounds, Score, ScoreRow
-from tasks.reporting.score_tables import MAIN_COLUMNS, Cell, _cells, _tells
+from tasks.comparison.document import Bounds, ImageSet, Score, ScoreRow
+from tasks.reporting.score_tables import MAIN_COLUMNS, MORE_COLUMNS, Cell, _cells, _heading, _tells
 
-COLUMNS = {metric: MAIN_COLUMNS[metric] for metric in ("iou", "mae", "missed")}
+ALL = MAIN_COLUMNS | MORE_COLUMNS
+COLUMNS = {metric: ALL[metric] for metric in ("iou", "mae", "missed")}
 
 
 def row(**values: float) -> ScoreRow:
@@ -17,12 +18,26 @@ def test_best_is_decided_on_displayed_digits() -> None:
         row(iou=0.70002, mae=0.1, missed=math.nan),
         row(iou=0.5, mae=0.3),
     ]
-    marks = [[cell.best for cell in _cells(one, COLUMNS, 1, rivals)] for one in rivals]
+    image_set = ImageSet(name="covid", rows=tuple(rivals))
+    marks = [[cell.best for cell in _cells(image_set, one, COLUMNS, 1, rivals)] for one in rivals]
     assert marks == [[True, False, False], [True, True, False], [False, False, False]]
     score = Score(value=0.70001, interval=Bounds(low=0.6, high=0.8), seed_sd=0.01)
     noted = rivals[0].model_copy(update={"scores": {"iou": score}})
     notes = ("0.600–0.800", "SD 0.010", "2 seeds")
-    assert _cells(noted, {"iou": COLUMNS["iou"]}, 2) == (Cell("0.700", notes),)
+    assert _cells(image_set, noted, {"iou": COLUMNS["iou"]}, 2) == (Cell("0.700", notes),)
+
+
+def test_number_of_images_is_in_the_heading_if_it_is_the_same_in_each_row() -> None:
+    def counted(*images: int) -> ImageSet:
+        rows = [row().model_copy(update={"scores": {"hd95": Score(value=1, images=n)}}) for n in images]
+        return ImageSet(name="all", rows=tuple(rows))
+
+    column = {"hd95": ALL["hd95"]}
+    assert _heading(ALL["hd95"], counted(1200, 1200), "hd95") == "HD95, px, 1,200 images"
+    assert _heading(ALL["hd95"], counted(5, 6), "hd95") == "HD95, px"
+    same, differing = counted(5, 5), counted(5, 6)
+    assert _cells(same, same.rows[0], column, 1) == (Cell("1.0", ()),)
+    assert _cells(differing, differing.rows[0], column, 1) == (Cell("1.0", ("5 images",)),)
 
 
 def test_column_without_information_is_omitted() -> None:

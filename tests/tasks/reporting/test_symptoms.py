@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from tasks.reporting.symptoms import symptom_words
+from tasks.reporting.findings import symptom_words
 from tasks.support.symptoms import symptoms
 from tests.histories import ALL, FINE, NONE, history, of_two
 

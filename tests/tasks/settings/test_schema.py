@@ -5,6 +5,7 @@ import pytest
 
 from models.augmentation import Strength
 from models.losses import LOSS_OPTIONS, LOSSES
+from models.metrics import Selection
 from models.networks import NETWORKS
 from tasks.baselines import PREDICTORS
 from tasks.settings import schema as params
@@ -154,12 +155,12 @@ def test_sections_are_merged_key_by_key() -> None:
         "training.augment.noise=0.1",
         "prediction.min_area=0.001",
         "experiments.report2_attention.augment={flip: 0.5, noise: 0.2}",
-        "experiments.report2_attention.prediction={threshold: val}",
+        "experiments.report2_attention.prediction={threshold: 0.4}",
     ).experiments
     other, own = experiments["report2"], experiments["report2_attention"]
     assert own.augment == other.augment.model_copy(update={"flip": 0.5, "noise": 0.2})
-    assert own.prediction == other.prediction.model_copy(update={"threshold": "val"})
-    assert (other.augment.noise, other.prediction.min_area, other.prediction.threshold) == (0.1, 0.001, 0.5)
+    assert own.prediction == other.prediction.model_copy(update={"threshold": 0.4})
+    assert (other.augment.noise, other.prediction.min_area, other.prediction.threshold) == (0.1, 0.001, "val")
 
 
 def test_alpha_is_only_in_plans_of_losses_that_use_it() -> None:
@@ -174,11 +175,11 @@ def test_alpha_is_only_in_plans_of_losses_that_use_it() -> None:
 def test_loss_constants_are_only_in_plans_of_their_loss() -> None:
     before, after = changed().plans, changed("losses.focal.gamma=3.0").plans
     assert {name for name in before if before[name] != after[name]} == {"report2_focal-seed0"}
-    assert after["report2_focal-seed0"].loss_options == {"gamma": 3.0, "balance": 0.25}
+    assert after["report2_focal-seed0"].loss_options == {"gamma": 3.0, "balance": 0.75}
 
 
 def test_plans_do_not_depend_on_prediction_settings() -> None:
-    assert changed("prediction.threshold=val", "prediction.flip_average=true").plans == changed().plans
+    assert changed("prediction.threshold=0.4", "prediction.flip_average=true").plans == changed().plans
 
 
 @pytest.mark.parametrize(("key", "value"), [("epochs", 7), ("alpha", 0.3)])
@@ -209,10 +210,15 @@ def test_kept_experiments_include_those_that_they_build_on() -> None:
         with_changes(TEXT, {}, ["bset"])
 
 
-def test_keeping_experiments_does_not_change_other_lines() -> None:
-    end = TEXT[TEXT.index("\nreport:") : TEXT.index("\nstages:")]
-    assert with_changes(TEXT, {}, ["combined"]).endswith(
-        f"""{end}
+def test_keeping_experiments_changes_only_groups_and_stages() -> None:
+    """Lines of experiments are removed; those of groups and stages are rewritten."""
+    kept = with_changes(TEXT, {}, ["combined"])
+    middle = TEXT[TEXT.index("\nreport:") : TEXT.index("  groups:\n")]
+    assert kept.endswith(
+        f"""{middle}  groups:
+    "Combination": [combined]
+
+# Lists for the stages of dvc.yaml, derived from the experiments: `cxr params` writes them.
 stages:
   preprocess: [256]
   baselines: [infection]
@@ -221,6 +227,16 @@ stages:
     combined-seed0: {{experiment: combined, images: packed/256}}
 """
     )
+
+
+def test_groups_name_experiments_once() -> None:
+    for value, fault in (
+        ("{A: [bset]}", r"report\.groups\.A: 'bset' is not one of report1_bce, "),
+        ("{A: [combined]}", r"report\.groups\.A: combined is in 'Combination' already"),
+        ("{A: []}", r"report\.groups\.A: "),
+    ):
+        with pytest.raises(InputError, match=fault):
+            changed(f"report.groups={value}")
 
 
 def test_stages_are_derived_from_the_experiments() -> None:
@@ -526,3 +542,8 @@ def test_misspelt_key_is_reported_once(key: str) -> None:
 def test_malformed_assignment_is_an_error(assignment: str) -> None:
     with pytest.raises(InputError, match=r"expected KEY=VALUE|not valid YAML"):
         parse_assignment(assignment)
+
+
+def test_selections_are_those_that_are_computed() -> None:
+    """The schema names them without importing NumPy."""
+    assert set(get_args(params.Selection)) == set(get_args(Selection))

@@ -122,7 +122,7 @@ def test_processes_combined_with_parts(plan: Plan, tiny_packed: Path, tmp_path: 
 
 
 def test_user_error_is_printed_once_for_all_processes(plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
-    plan = plan.model_copy(update={"processes": 2, "learning_rate": 1e20})
+    plan = plan.model_copy(update={"processes": 2, "half": "lung", "targets": ("lung",)})
     done = subprocess.run(
         command(plan, tmp_path, tiny_packed),
         cwd=ROOT,
@@ -132,9 +132,14 @@ def test_user_error_is_printed_once_for_all_processes(plan: Plan, tiny_packed: P
         timeout=TIMEOUT,
     )
     assert done.returncode == 1
-    assert re.fullmatch(
-        r"error: report1_bce_iou-seed0: the .*loss became .*; lower learning_rate.*\n", done.stderr
-    )
+    assert re.fullmatch(r"error: .*: the lung half has no Train image of COVID-19\n", done.stderr)
+
+
+def test_divergence_ends_all_processes(plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
+    plan = plan.model_copy(update={"processes": 2, "learning_rate": 1e20})
+    out, printed = trained(plan, tmp_path, tiny_packed)
+    assert json.loads((out / "network" / "network.json").read_text())["diverged"]
+    assert printed.count("warning: ") == 1
 
 
 def test_number_of_processes_must_match_the_plan(plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
