@@ -6,11 +6,12 @@ differences. A difference counts only if its interval excludes zero.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from tasks.common.raw import CLASSES, IMAGE_SETS
+from models.metrics import selection_weights
 from tasks.comparison.document import Difference, Family, Step, StepChange
 from tasks.comparison.inputs import ExperimentResults, Scored, Table, Values
 from tasks.comparison.scores import bounds, predictor
@@ -73,30 +74,32 @@ def _steps(e: ExperimentResults, scored: Scored) -> Iterator[Step]:
     names = [str(step) for step in rows["step"].unique() if step != "plain"]
     changes: dict[str, list[StepChange]] = {name: [] for name in names}
     for split in STEP_SPLITS:
-        for image_set in scored.image_sets(split):
-            wanted = (rows["split"] == split) & rows["class"].isin(IMAGE_SETS[image_set])
-            for change_of, change in step_changes(rows[wanted], names, split, image_set):
-                changes[change_of].append(change)
+        of_split = rows[rows["split"] == split]
+        for image_set in scored.image_sets(split) if names else ():
+            for change in step_changes(of_split, names, scored.table(split, image_set), split, image_set):
+                changes[change.step].append(change.change)
     for name in names:
         yield Step(experiment=e.name, step=name, changes=tuple(changes[name]))
 
 
+class ChangeOfStep(NamedTuple):
+    step: str
+    change: StepChange
+
+
 def step_changes(
-    rows: pd.DataFrame, names: Sequence[str], split: str, image_set: str
-) -> Iterator[tuple[str, StepChange]]:
+    rows: pd.DataFrame, names: Sequence[str], table: Table, split: str, image_set: str
+) -> Iterator[ChangeOfStep]:
     """The change of each metric by each step. A seed without a step (threshold 0.5) counts as unchanged."""
-    if rows.empty:
-        return
-    classes = rows.drop_duplicates("id").set_index("id")["class"].sort_index()
-    strata = np.array([CLASSES.index(name) for name in classes], dtype=np.intp)
-    for metric in STEP_METRICS:
-        of_step = rows.pivot(index=["seed", "id"], columns="step", values=metric)
+    rows = rows[rows["id"].isin(table.ids)]
+    for metric, (column, weights) in _step_metrics(table).items():
+        of_step = rows.pivot(index=["seed", "id"], columns="step", values=column)
         changed = {}
         for name in names:
             change = (of_step[name] - of_step["plain"]).fillna(0.0).unstack("id")
-            changed[name] = Predictor(change[classes.index].to_numpy(dtype=float))
-        for name, interval in scores(changed, strata).intervals.items():
-            yield (
+            changed[name] = Predictor(change[table.ids].to_numpy(dtype=float) * weights)
+        for name, interval in scores(changed, table.strata).intervals.items():
+            yield ChangeOfStep(
                 name,
                 StepChange(
                     split=split,
@@ -107,3 +110,11 @@ def step_changes(
                     excludes_zero=interval.excludes_zero,
                 ),
             )
+
+
+def _step_metrics(table: Table) -> dict[str, tuple[str, Values]]:
+    """Metric -> the column whose weighted mean it is, and the weights of the images."""
+    found = {metric: (metric, np.ones(len(table))) for metric in STEP_METRICS}
+    if table.nonempty.any() and not table.nonempty.all():  # otherwise it is the mean Dice
+        found["balanced"] = ("dice", selection_weights(table.nonempty, "balanced"))
+    return found

@@ -133,8 +133,10 @@ class Steps:
     without: list[str]  # experiments without post-processing
 
 
-STEP_METRICS = {"iou": "IoU"}
-STEP_SETS = ("covid", "all")
+STEP_METRICS = {"iou": "IoU", "balanced": "Balanced score"}
+#: Image sets and metrics that the table shows. The balanced score takes the place of IoU on all images.
+STEP_COLUMNS = (("covid", "iou"), ("all", "balanced"))
+STEP_COLUMNS_WITHOUT_CONTROLS = (("covid", "iou"), ("all", "iou"))
 
 
 def steps(document: Document, section: Section) -> Steps:
@@ -143,28 +145,30 @@ def steps(document: Document, section: Section) -> Steps:
     A step that changes nothing is left out.
     """
     with_steps = {step.experiment for step in section.steps}
-    kept = [step for step in section.steps if any(_is_shown(c) and c.value for c in step.changes)]
+    shown = {step: _shown(step.changes) for step in section.steps}
     return Steps(
         tuple(
-            f"{STEP_METRICS[c.metric]}, {c.split}, {IMAGE_SET_NAMES[c.image_set]}"
-            for step in section.steps[:1]
-            for c in step.changes
-            if _is_shown(c)
+            f"{STEP_METRICS[change.metric]}, {change.split}, {IMAGE_SET_NAMES[change.image_set]}"
+            for changes in list(shown.values())[:1]
+            for change in changes
         ),
         [
             StepRow(
                 step.experiment,
                 _step_words(document, section.target, step.experiment, step.step),
-                tuple(step_cell(change) for change in step.changes if _is_shown(change)),
+                tuple(map(step_cell, changes)),
             )
-            for step in kept
+            for step, changes in shown.items()
+            if any(change.value for change in changes)
         ],
         [name for name in section.experiments if name not in with_steps],
     )
 
 
-def _is_shown(change: StepChange) -> bool:
-    return change.image_set in STEP_SETS and change.metric in STEP_METRICS
+def _shown(changes: Sequence[StepChange]) -> list[StepChange]:
+    balanced = any(change.metric == "balanced" for change in changes)
+    columns = STEP_COLUMNS if balanced else STEP_COLUMNS_WITHOUT_CONTROLS
+    return [change for change in changes if (change.image_set, change.metric) in columns]
 
 
 def step_cell(change: StepChange) -> DifferenceCell:

@@ -434,7 +434,7 @@ def test_postprocessing_is_compared_with_plain_masks(work: Work) -> None:
     page = work.run()
     said = section(page, "postprocessing")
     assert "no post-processing: bce, bce_iou" in said
-    assert "IoU, Val, COVID-19 IoU, Val, all IoU, Test, COVID-19 IoU, Test, all" in said
+    assert "IoU, Val, COVID-19 Balanced score, Val, all IoU, Test, COVID-19 Balanced score, Test, all" in said
     assert "threshold 0.43, chosen on Val −0.020 −0.020 to −0.020" in said
     assert "all enabled steps +0.010" in said
     assert "threshold chosen on Val; components below 0.05 % of the image removed" in section(page, "trained")

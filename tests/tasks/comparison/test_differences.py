@@ -80,15 +80,22 @@ def test_family_with_several_seeds_covers_training() -> None:
 
 
 def test_seed_without_a_step_counts_as_unchanged() -> None:
+    """Of two images, the second is a control, on which Dice rises from 0 to 1."""
+    dice = {
+        ("i000", "plain"): 0.5,
+        ("i000", "threshold"): 0.5,
+        ("i001", "plain"): 0,
+        ("i001", "threshold"): 1,
+    }
     rows = pd.DataFrame(
-        {"seed": seed, "step": step, "id": image, "iou": iou, "dice": 0.5, "class": "COVID-19"}
-        for image in ("x", "y")
+        {"seed": seed, "step": step, "id": image, "iou": iou, "dice": dice[image, step]}
+        for image in ("i000", "i001")
         for seed, step, iou in [(0, "plain", 0.5), (0, "threshold", 0.7), (1, "plain", 0.4)]
     )
-    found = dict(step_changes(rows.assign(iou=rows["iou"]), ["threshold"], "Val", "covid"))
-    assert found.keys() == {"threshold"}
-    changes = [change for _, change in step_changes(rows, ["threshold"], "Val", "covid")]
-    assert [(c.split, c.image_set, c.metric, round(c.value, 9)) for c in changes] == [
-        ("Val", "covid", "iou", 0.1),
-        ("Val", "covid", "dice", 0.0),
-    ]
+    images = table({"a": [[0.5, 0.5]]}, ("a",))
+    images.rows.loc[images.rows["id"] == "i001", ["tp", "class"]] = (0, "Normal")
+    found = list(step_changes(rows, ["threshold"], images, "Val", "all"))
+    assert {change.step for change in found} == {"threshold"}
+    values = {c.change.metric: round(c.change.value, 9) for c in found}
+    assert values == {"iou": 0.1, "dice": 0.25, "balanced": 0.25}
+    assert {(c.change.split, c.change.image_set) for c in found} == {("Val", "all")}
