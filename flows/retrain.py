@@ -54,7 +54,7 @@ from tasks.common.files import replacing
 from tasks.settings.changes import with_changes
 from tasks.settings.schema import fault_line, load_params
 from tasks.support.checkpoints import FOLDER as CHECKPOINT_FOLDER
-from tasks.support.cli import InputError
+from tasks.support.cli import InputError, without_secrets
 
 #: Environment variable with the URL at which `make serve` serves runs/.
 REPORTS_URL = "RETRAIN_REPORTS_URL"
@@ -177,14 +177,19 @@ def look_for_new_data(checkout: Path, repository: Path) -> None:
 
     The revision's data is kept in the checkout, so that only changed files are downloaded.
     """
-    from tasks.look import look  # imports pandas, which most runs do not need
+    # These import pandas, which most runs do not need.
+    from tasks.look import look
+    from tasks.sources.layout import describe_left_out
 
     path = checkout / "params.yaml"
     raw = None
     if restore_output(checkout, RAW.as_posix()):
         raw = (checkout / RAW).rename(checkout / PREVIOUS_RAW)
-    news = look(load_params(path).data.source, repository, raw)
+    source = load_params(path).data.source
+    news = look(source, repository, raw)
     get_run_logger().info("%s", news.text)
+    for line in describe_left_out(news.left_out, without_secrets(source)):
+        get_run_logger().warning("%s", line)
     if news.fingerprint and news.differs:
         pinned = with_changes(
             path.read_text(encoding="utf-8"), {"new data": {"data": {"fingerprint": news.fingerprint}}}

@@ -24,6 +24,7 @@ from tasks.common.raw import (
     write_member,
 )
 from tasks.settings.schema import load_params
+from tasks.sources.layout import describe_left_out
 from tasks.sources.listing import (
     Image,
     Images,
@@ -31,6 +32,7 @@ from tasks.sources.listing import (
     PlaceInLayout,
     Stored,
     find_images,
+    find_left_out,
     fingerprint,
     list_files,
     open_earlier,
@@ -64,6 +66,8 @@ def download(
     images = find_images(source, where)
     total = sum(len(files) for files in images.values())
     print(f"{where}: {len(images)} images, {total} files", flush=True)
+    for line in describe_left_out(find_left_out(source), where):
+        print(line, flush=True)
     # Only if needed: for a folder this reads every file.
     listing = list_files(source, images) if pinned or previous else None
     if pinned:

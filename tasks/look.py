@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from tasks.download import how_to_accept
 from tasks.settings.schema import load_params
-from tasks.sources.listing import find_images, fingerprint, list_files, open_earlier
+from tasks.sources.layout import LeftOut, describe_left_out
+from tasks.sources.listing import find_images, find_left_out, fingerprint, list_files, open_earlier
 from tasks.sources.open import open_source
 from tasks.support.cli import without_secrets
 
@@ -23,6 +24,8 @@ class News(NamedTuple):
     gone: int
     known: bool
     """Whether there was a complete earlier dataset to compare with; if not, every file counts as new."""
+    left_out: list[LeftOut]
+    """The files of the source that are not in the layout."""
 
     @property
     def differs(self) -> bool:
@@ -58,10 +61,11 @@ def look(source: str, relative_to: Path, raw: Path | None) -> News:
     files = open_source(source, relative_to)
     images = find_images(files, without_secrets(source))
     listing = list_files(files, images)
+    others = find_left_out(files)
     earlier = open_earlier(raw)
     if listing is None:
         total = sum(len(kinds) for kinds in images.values())
-        return News(None, total, new=0, changed=0, gone=0, known=earlier is not None)
+        return News(None, total, new=0, changed=0, gone=0, known=earlier is not None, left_out=others)
     before = earlier.listing if earlier else {}
     changed = (
         sum(not earlier.holds(place, listing[place]) for place in listing if place in before)
@@ -75,17 +79,21 @@ def look(source: str, relative_to: Path, raw: Path | None) -> News:
         changed=changed,
         gone=len(before.keys() - listing.keys()),
         known=earlier is not None,
+        left_out=others,
     )
 
 
 def describe(params: Path, raw: Path) -> Iterator[str]:
-    """The output lines of `cxr data look`: differences from data/raw, and the fingerprint of the source.
+    """The output lines of `cxr data look`: differences from data/raw, files that are not in the layout, and
+    the fingerprint of the source.
 
     A relative path in `data.source` refers to the folder of params.yaml.
     """
     data = load_params(params).data
     news = look(data.source, params.parent, raw)
-    yield f"{without_secrets(data.source)}: {news.text}"
+    where = without_secrets(data.source)
+    yield f"{where}: {news.text}"
+    yield from describe_left_out(news.left_out, where)
     if news.fingerprint:
         yield f"fingerprint {news.fingerprint}, {_pin(news.fingerprint, data.fingerprint)}"
 

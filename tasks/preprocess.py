@@ -12,7 +12,6 @@ Read the arrays with `numpy.load(..., mmap_mode="r")`; the column `row` is an im
 
 import argparse
 import functools
-import io
 import itertools
 import math
 from collections.abc import Sequence
@@ -22,10 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from tasks.common.cores import Processes
 from tasks.common.files import replacing, write_table
+from tasks.common.png import UnreadableError, read_grey
 from tasks.common.raw import HALF_KINDS, KIND_FOLDERS, KIND_WORDS, Kind, RawDataset, sha256
 from tasks.packed.writer import ArrayWriter
 from tasks.settings.schema import load_params
@@ -36,9 +36,6 @@ from tasks.support.progress import progress
 CHUNK = 32
 #: Columns of images.csv that come from the manifest.
 COLUMNS = ["id", "half", "split", "class"]
-GREY_MODES = {"L", "LA", "1", "P", "RGB", "RGBA"}
-#: More pixels than any X-ray has. A file of a few kB can claim to decompress to gigabytes.
-MAX_PIXELS = 64_000_000
 THUMBNAIL = (32, 32)
 
 
@@ -161,19 +158,10 @@ def _read(dataset: RawDataset, image_id: str, kind: Kind) -> Image.Image:
     what = KIND_WORDS[kind]
     if content is None:
         raise UnusableError(f"the {what} is missing in {KIND_FOLDERS[kind]!r}")
-    if not content:
-        raise UnusableError(f"the {what} is an empty file")
     try:
-        # Image.open has its own, lower limit.
-        with PngImagePlugin.PngImageFile(io.BytesIO(content)) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                size = f"{picture.width}x{picture.height}"
-                raise UnusableError(f"the {what} is {size}, more than {MAX_PIXELS / 1e6:g} megapixels")
-            if picture.mode not in GREY_MODES:
-                raise UnusableError(f"the {what} has pixels of mode {picture.mode}, not 8-bit")
-            return picture.convert("L")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UnusableError(f"the {what} cannot be read: {error}") from None
+        return read_grey(content)
+    except UnreadableError as error:
+        raise UnusableError(f"the {what} {error}") from None
 
 
 def _checked(kind: Kind, mask: Image.Image, image: Image.Image) -> np.ndarray:

@@ -12,11 +12,10 @@ defined here, and importing the libraries would cost it half a second.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
@@ -48,8 +47,7 @@ HALF_KINDS: dict[str, tuple[Kind, ...]] = {
     "infection": ("image", "lung", "infection"),
     "lung": ("image", "lung"),
 }
-#: What zipfile raises for a damaged archive, besides OSError.
-DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, RuntimeError, ValueError)
+HOW_TO_RENEW = "to create it again, run: dvc repro --force download"
 MANIFEST = "manifest.csv"
 MANIFEST_COLUMNS = ["id", "half", "split", "class", "image_sha256", "lung_sha256", "infection_sha256"]
 
@@ -70,6 +68,16 @@ def write_member(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     archive.writestr(info, content)
 
 
+def is_damage(error: Exception) -> bool:
+    """Whether zipfile raised this because of what an archive holds, which causes many kinds of errors.
+
+    Errors of a disk or a network are not. EINVAL is: it comes from an offset before the beginning.
+    """
+    if isinstance(error, OSError):
+        return not isinstance(error, ConnectionError) and error.errno in (None, errno.EINVAL)
+    return not isinstance(error, InputError | MemoryError)
+
+
 def read_manifest(file: Path | BinaryIO) -> pd.DataFrame:
     """Read all columns as text, with an empty string where a file is missing."""
     import pandas as pd
@@ -77,12 +85,22 @@ def read_manifest(file: Path | BinaryIO) -> pd.DataFrame:
     return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
+def _checked_manifest(file: Path) -> pd.DataFrame:
+    try:
+        manifest = read_manifest(file)
+        return manifest[MANIFEST_COLUMNS]
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"{file}: this file is damaged ({' '.join(str(error).split())}); {HOW_TO_RENEW}"
+        ) from None
+
+
 class RawDataset:
     """Read access to `data/raw`; safe for several threads."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self.manifest = read_manifest(root / MANIFEST)
+        self.manifest = _checked_manifest(root / MANIFEST)
         self._shards: dict[str, zipfile.ZipFile] = {}
         self._lock = Lock()
         self._files: dict[Kind, set[str]] = {
@@ -102,26 +120,31 @@ class RawDataset:
         with self._lock:
             try:
                 return self._shard(shard).read(member_name(image_class, kind, name))
-            except DAMAGED as error:
+            except Exception as error:
+                if not is_damage(error):
+                    raise
                 raise InputError(
-                    f"{self._root / shard}: this file is damaged ({error}); to create it again, run: "
-                    "dvc repro --force download"
+                    f"{self._root / shard}: this file is damaged ({error}); {HOW_TO_RENEW}"
                 ) from None
 
     def read(self, image_id: str, kind: Kind) -> np.ndarray:
         """The pixels as uint8 (H, W); masks contain only 0 and 255.
 
         Raises:
-            InputError: the dataset has no such file, or the shard with the file is damaged.
+            InputError: the dataset has no such file, the shard with the file is damaged, or the file cannot
+                be used, which `preprocess` has found out before.
         """
         import numpy as np
-        from PIL import Image
+
+        from tasks.common.png import UnreadableError, read_grey
 
         content = self.read_bytes(image_id, kind)
         if content is None:
             raise InputError(f"{self._root}: {image_id} has no {KIND_FOLDERS[kind]} file")
-        with Image.open(io.BytesIO(content)) as image:
-            return np.asarray(image.convert("L"))
+        try:
+            return np.asarray(read_grey(content))
+        except UnreadableError as error:
+            raise InputError(f"{self._root}: {image_id}: the {KIND_WORDS[kind]} {error}") from None
 
     def _shard(self, name: str) -> zipfile.ZipFile:
         if name not in self._shards:

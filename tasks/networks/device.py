@@ -73,7 +73,8 @@ def _threads_of_environment() -> int:
 def _has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("amx_tile") or able.get("avx512_bf16"))
 
 
 def _keep_freed_memory() -> None:

@@ -1,4 +1,4 @@
-"""Folders and zip archives, local or remote. Links and member names that lead outside are rejected."""
+"""Zip archives, local or remote. Links and member names that lead outside are rejected."""
 
 import contextlib
 import hashlib
@@ -6,62 +6,18 @@ import io
 import itertools
 import stat
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from tasks.common.raw import is_damage
 from tasks.sources.source import Stamp, refuse_large
 from tasks.sources.transfer import RemoteFile, RemoteReader, staging_folder
 from tasks.support.cli import InputError
-
-#: Bytes per read when hashing a file.
-BLOCK = 1 << 20
 
 #: A member larger than SMALL_FILE may expand at most LARGEST_RATIO times; deflate can reach 1,000.
 SMALL_FILE, LARGEST_RATIO = 1 << 20, 100
 #: Bytes of a member's local header, without its name.
 HEADER = 30
-
-
-class FolderSource:
-    """The files below a folder; their names start with the folder's own name."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root.resolve()
-
-    def names(self) -> list[str]:
-        return [
-            path.relative_to(self._root.parent).as_posix()
-            for path in self._root.rglob("*")
-            if not path.is_dir()
-        ]
-
-    def stamps(self, names: Iterable[str], /) -> dict[str, Stamp]:
-        return {name: self._stamp(self._path(name)) for name in names}
-
-    def read(self, name: str) -> bytes:
-        return self._path(name).read_bytes()
-
-    @contextlib.contextmanager
-    def reading(self, names: Sequence[str], /) -> Iterator[Iterator[bytes]]:
-        yield map(self.read, names)
-
-    def _path(self, name: str) -> Path:
-        path = self._root.parent / name
-        if not path.resolve().is_relative_to(self._root):
-            raise InputError(f"{path}: this link points outside {self._root}; replace it by the file itself")
-        if not path.is_file():  # for example a pipe, on which reading would never end
-            raise InputError(f"{path}: not a regular file")
-        refuse_large(self._root, name, path.stat().st_size)
-        return path
-
-    @staticmethod
-    def _stamp(path: Path) -> Stamp:
-        size = crc32 = 0
-        with path.open("rb") as file:
-            while block := file.read(BLOCK):
-                size, crc32 = size + len(block), zlib.crc32(block, crc32)
-        return Stamp(size, crc32)
 
 
 class ZipSource:
@@ -76,17 +32,15 @@ class ZipSource:
         InputError: the archive is truncated or damaged, or a member's name or type is unsafe.
     """
 
+    base = ""
+
     def __init__(
         self, file: Path | RemoteReader, where: str | None = None, sha256: str | None = None
     ) -> None:
         self._where = where or str(file)
         self._file, self._sha256 = file, sha256
-        try:
+        with self._translated("not a complete zip archive, it may be truncated"):
             self._archive = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{self._where}: not a complete zip archive, it may be truncated ({error})"
-            ) from None
         seen = set()
         for info in self._archive.infolist():
             self._refuse_unsafe(info)
@@ -96,7 +50,7 @@ class ZipSource:
         self._ends = dict(self._extents())
 
     def names(self) -> list[str]:
-        return [info.filename for info in self._archive.infolist() if not info.is_dir()]
+        return [info.filename for info in self._archive.infolist() if not info.filename.endswith("/")]
 
     def stamps(self, names: Iterable[str], /) -> dict[str, Stamp]:
         infos = {name: self._harmless(name) for name in names}
@@ -104,10 +58,8 @@ class ZipSource:
 
     def read(self, name: str) -> bytes:
         self._harmless(name)
-        try:
+        with self._translated(f"member {name!r} cannot be read"):
             return self._archive.read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-            raise InputError(f"{self._where}: member {name!r} cannot be read: {error}") from None
 
     @contextlib.contextmanager
     def reading(self, names: Sequence[str], /) -> Iterator[Iterator[bytes]]:
@@ -116,6 +68,17 @@ class ZipSource:
             with self._file.open("rb") as file:
                 self._check_whole(file)
         yield map(self.read, names)
+
+    @contextlib.contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        """Raise an InputError for whatever zipfile raises because of the archive's content."""
+        try:
+            yield
+        except Exception as error:
+            if not is_damage(error):
+                raise
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"{self._where}: {what}: {why}") from None
 
     def _check_whole(self, file: io.BufferedReader | RemoteReader) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()

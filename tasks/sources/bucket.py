@@ -168,6 +168,7 @@ class BucketFolder:
 
     def __init__(self, source: str, base: Path) -> None:
         self._bucket = Bucket(source)
+        self.base = source.removeprefix("s3://").rstrip("/") + "/"
         self._objects = dict(sorted(self._bucket.find(source.removeprefix("s3://")).items()))
         self._names = list(self._objects)
         self._indices = {name: index for index, name in enumerate(self._names)}
@@ -179,7 +180,7 @@ class BucketFolder:
         )
 
     def names(self) -> list[str]:
-        return self._names
+        return [name for name in self._names if not name.endswith("/")]  # the rest are empty folders
 
     def stamps(self, names: Iterable[str], /) -> dict[str, Stamp]:
         return {name: Stamp(self._harmless(name), self._objects[name].digest) for name in names}

@@ -10,28 +10,14 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.common.raw import (
-    CLASSES,
-    HALF_KINDS,
-    KIND_FOLDERS,
-    SPLITS,
-    Kind,
-    RawDataset,
-    member_name,
-    sha256,
-    shard_name,
-)
+from tasks.common.raw import CLASSES, SPLITS, Kind, RawDataset, member_name, sha256, shard_name
 from tasks.sources.archives import ZipSource
+from tasks.sources.layout import LAYOUT_EXAMPLE, LeftOut, describe_left_out, left_out, place_of
 from tasks.sources.source import Source, Stamp
 from tasks.support.cli import InputError
 
-# Excludes ._NAME.png, which macOS adds to an archive for each file.
-LAYOUT = re.compile(
-    r"(?:^|.*/)(?P<half>Infection|Lung) Segmentation Data/(?:.*/)?"
-    rf"(?P<split>{'|'.join(SPLITS)})/(?P<image_class>{'|'.join(CLASSES)})/"
-    rf"(?P<folder>{'|'.join(KIND_FOLDERS.values())})/(?P<name>(?!\._)[^/]+)\.png$"
-)
-LAYOUT_EXAMPLE = "Infection Segmentation Data/Train/COVID-19/images/covid_1.png"
+#: Characters that a shard or a table cannot hold: controls, backslashes, and bytes that are not UTF-8.
+UNUSABLE = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 
 
 class Image(NamedTuple):
@@ -67,30 +53,37 @@ def find_images(source: Source, where: str) -> Images:
 
     Raises:
         InputError: no file is in the layout of COVID-QU-Ex, two files have the same place in it, or a file
-            name is not UTF-8.
+            name cannot be stored.
     """
-    kinds: dict[str, Kind] = {folder: kind for kind, folder in KIND_FOLDERS.items()}
     images: Images = {}
     for file in source.names():
-        match = LAYOUT.match(file)
-        if not match:
+        place = place_of(file, source.base)
+        if isinstance(place, str):
             continue
-        half, kind = match["half"].lower(), kinds[match["folder"]]
-        if kind not in HALF_KINDS[half]:
-            continue
-        if re.search("[\ud800-\udfff]", file):
-            raise InputError(f"{where}: {file!r}: this file name is not UTF-8; rename the file")
-        split, image_class = SPLITS.index(match["split"]), CLASSES.index(match["image_class"])
-        files = images.setdefault(Image(half, split, image_class, match["name"]), {})
+        half, split, image_class, kind, name = place
+        _refuse_unusable_name(name, file, where)
+        files = images.setdefault(Image(half, split, image_class, name), {})
         if kind in files:
             raise InputError(f"{where}: {files[kind]!r} and {file!r} are the same file of the dataset")
         files[kind] = file
     if not images:
+        hint = "".join(f" {line}" for line in describe_left_out(find_left_out(source)[:1], where))
         raise InputError(
             f"{where}: no file is in the layout of COVID-QU-Ex, for example {LAYOUT_EXAMPLE!r}; "
-            "is it the complete archive or its unpacked folder?"
+            f"is it the complete archive or its unpacked folder?{hint}"
         )
     return images
+
+
+def _refuse_unusable_name(name: str, file: str, where: str) -> None:
+    if found := UNUSABLE.search(name):
+        what = "is not UTF-8" if found[0] >= "\ud800" else f"contains {found[0]!r}"
+        raise InputError(f"{where}: {file!r}: this file name {what}; rename the file")
+
+
+def find_left_out(source: Source) -> list[LeftOut]:
+    """The source's files that are not in the layout, by reason."""
+    return left_out(source.names(), source.base)
 
 
 def list_files(source: Source, images: Images) -> Listing | None:

@@ -1,12 +1,13 @@
 """Opens the source of the dataset that `data.source` names.
 
-To add a kind of source, write a class like those in `tasks.sources.archives` and add a case to `open_source`.
-`tasks.sources.transfer` fetches remote files.
+To add a kind of source, write a class like `tasks.sources.folder.FolderSource` and add a case to
+`open_source`. `tasks.sources.transfer` fetches remote files.
 """
 
 from pathlib import Path
 
-from tasks.sources.archives import FolderSource, RemoteZip, ZipSource
+from tasks.sources.archives import RemoteZip, ZipSource
+from tasks.sources.folder import FolderSource
 from tasks.sources.kaggle import open_kaggle
 from tasks.sources.phantom import PhantomSource
 from tasks.sources.source import Source

@@ -69,6 +69,8 @@ class PhantomSource:
         ValueError: the URL is not of this form; the message is one line and gives the valid form.
     """
 
+    base = ""
+
     def __init__(self, url: str) -> None:
         self.counts, self.seed, self.size = _parse_url(url)
         self._last: tuple[_Key, dict[str, bytes]] | None = None

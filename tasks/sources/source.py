@@ -26,8 +26,12 @@ class Stamp(NamedTuple):
 
 
 class Source(Protocol):
+    @property
+    def base(self) -> str:
+        """The beginning of all names that is the source's own, such as its folder's name and a slash."""
+
     def names(self) -> list[str]:
-        """Names of all files, in any order."""
+        """Names of all files, in any order. A folder whose files are not listed ends in a slash."""
 
     def stamps(self, names: Iterable[str], /) -> dict[str, Stamp] | None:
         """Stamps of these files; None if files never change."""

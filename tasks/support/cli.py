@@ -29,7 +29,7 @@ def without_secrets(text: str) -> str:
 
 
 def stage_main(main: Callable[[], None]) -> None:
-    """Run `main`; report an InputError or OSError as one line on stderr, with exit status 1.
+    """Run `main`; report an InputError, OSError or lack of memory as one line on stderr, with exit status 1.
 
     A failed connection exits with TEMPORARY instead. SIGTERM unwinds the stack like Ctrl-C, so that partial
     files are removed.
@@ -44,6 +44,8 @@ def stage_main(main: Callable[[], None]) -> None:
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)
         sys.exit(TEMPORARY if _is_temporary(error) else 1)
+    except MemoryError:
+        sys.exit("error: not enough memory")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -8,7 +8,7 @@ import pytest
 
 from tasks.download import download
 from tasks.settings.changes import parse_assignment, with_changes
-from tasks.sources.archives import FolderSource
+from tasks.sources.folder import FolderSource
 from tasks.sources.listing import Listing, find_images, fingerprint, list_files
 from tasks.sources.open import open_source
 from tasks.sources.source import Stamp

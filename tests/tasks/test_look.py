@@ -61,7 +61,7 @@ def test_without_an_earlier_dataset_all_files_are_new(kaggle_folder: Path, raw: 
 
 def test_phantoms_never_change(raw: Path) -> None:
     news = look("phantom://45?size=64", Path(), raw)
-    assert news == News(None, total=135, new=0, changed=0, gone=0, known=True)
+    assert news == News(None, total=135, new=0, changed=0, gone=0, known=True, left_out=[])
     assert (news.differs, news.text) == (False, "never changes: 135 files")
 
 
@@ -95,3 +95,20 @@ def test_command_prints_differences_and_how_to_accept_them(
         f"fingerprint {found}, as pinned by data.fingerprint"
     )
     assert run("data.source=phantom://9") == ["phantom://9: never changes: 27 files"]
+
+
+def test_command_names_what_is_not_in_the_layout(kaggle_folder: Path, tmp_path: Path, raw: Path) -> None:
+    (kaggle_folder / DATA / "Train/COVID-19/images/covid_1.png").rename(kaggle_folder / "covid_1.jpg")
+    (kaggle_folder / DATA / "Val/Normal").rename(kaggle_folder / DATA / "Val/Normals")
+    changes = {"data.source=archive": parse_assignment("data.source=archive")}
+    text = with_changes((ROOT / "params.yaml").read_text(encoding="utf-8"), changes)
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    said, *left_out, fingerprint = describe(tmp_path / "params.yaml", raw)
+    assert said == "archive: 0 new, 0 changed and 4 removed of 23 files"
+    assert left_out == [
+        f"3 files below archive are not in the layout, the first: '{DATA}/Val/Normals/images/Normal (2).png' "
+        "('Normals' is none of the classes COVID-19, Non-COVID, Normal)",
+        "1 file below archive is not in the layout: 'covid_1.jpg' "
+        "(in neither 'Infection Segmentation Data' nor 'Lung Segmentation Data')",
+    ]
+    assert fingerprint.startswith("fingerprint f")

@@ -19,6 +19,7 @@ from tasks.preprocess import lung_correlation, preprocess
 from tasks.sources.open import open_source
 from tasks.support.cli import InputError
 from tests.helpers import ROOT, png
+from tests.pngs import GREY_ALPHA, RGB, make_png, with_alpha
 
 TRAIN = "Infection Segmentation Data/Infection Segmentation Data/Train/COVID-19"
 
@@ -110,11 +111,26 @@ GREY_MASK = png(np.full((64, 64), 7, np.uint8))
 SMALL_MASK = png(np.zeros((32, 64), np.uint8))
 BAD = {
     "empty": ("image", b"", "the image is an empty file"),
-    "not a PNG": ("image", b"GIF89a" + bytes(50), "the image cannot be read: not a PNG"),
-    "truncated": ("image", None, "the image cannot be read"),
-    "16 bit": ("image", png(np.zeros((64, 64), np.uint16)), "the image has pixels of mode I;16, not 8-bit"),
+    "not a PNG": ("image", b"GIF89a" + bytes(50), "the image is a GIF file, not a PNG file"),
+    "truncated": ("image", None, "the image is truncated"),
+    "16 bit": ("image", png(np.zeros((64, 64), np.uint16)), "the image has 16 bits per channel, not 8"),
     "bomb": ("image", claiming(10_000, 8000), "the image is 10000x8000, more than 64 megapixels"),
     "bigger bomb": ("lung", claiming(2**31 - 1, 9), "the lung mask is 2147483647x9, more than 64 megapixels"),
+    "mask in an alpha channel": (
+        "infection",
+        make_png(with_alpha(np.zeros((64, 64), np.uint8), 255 * np.eye(64, dtype=np.uint8)), GREY_ALPHA),
+        "the infection mask is partly transparent; save it without transparency",
+    ),
+    "mask of 0 and 1": (
+        "infection",
+        png(np.eye(64, dtype=np.uint8)),
+        "the infection mask is not binary: it contains 1 besides 0 and 255",
+    ),
+    "coloured mask": (
+        "lung",
+        make_png(np.full((64, 64, 3), (255, 0, 0)), RGB),
+        "the lung mask is not binary: it contains 76 besides 0 and 255",
+    ),
     "grey mask": ("lung", GREY_MASK, "the lung mask is not binary: it contains 7 besides 0 and 255"),
     "small mask": ("infection", SMALL_MASK, "the infection mask is 64x32 but the image 64x64"),
 }

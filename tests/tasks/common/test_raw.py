@@ -61,6 +61,13 @@ def test_damaged_shard_is_an_error_that_names_the_file(raw: Path, damage: Callab
     assert dataset.read(other, "image").shape == (64, 64)
 
 
+@pytest.mark.parametrize("content", [b"", b"id,half\n1,2\n", b"\xff\xfe\0", b'id\n"'])
+def test_damaged_manifest_is_an_error_that_names_the_file(raw: Path, content: bytes) -> None:
+    (raw / "manifest.csv").write_bytes(content)
+    with pytest.raises(InputError, match=r"raw/manifest\.csv: this file is damaged \(.+\); to create"):
+        RawDataset(raw)
+
+
 def test_missing_shard_is_an_error_that_names_the_file(raw: Path) -> None:
     (raw / "infection-train.zip").unlink()
     dataset = RawDataset(raw)

@@ -1,14 +1,18 @@
 import os
+import random
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tasks.common.raw import RawDataset
 from tasks.download import download
+from tasks.sources.archives import ZipSource
 from tasks.sources.listing import find_images
 from tasks.sources.open import open_source
+from tasks.sources.transfer import UnavailableError
 from tasks.support.cli import InputError
 from tests.helpers import zipped
 
@@ -181,7 +185,7 @@ def test_pipe_in_a_folder_is_an_error_and_does_not_block(kaggle_folder: Path, tm
 
 def test_dangling_link_is_an_error(kaggle_folder: Path, tmp_path: Path) -> None:
     (kaggle_folder / NAME).with_name("covid_2.png").symlink_to(kaggle_folder / "nothing")
-    with pytest.raises(InputError, match=r"covid_2\.png: not a regular file"):
+    with pytest.raises(InputError, match=r"covid_2\.png: this link leads nowhere; is its disk mounted\?"):
         downloaded(kaggle_folder, tmp_path / "raw")
 
 
@@ -220,3 +224,56 @@ def test_image_in_two_places_is_an_error(kaggle_folder: Path) -> None:
     shutil.copytree(kaggle_folder, kaggle_folder / "copy")
     with pytest.raises(InputError, match="are the same file of the dataset"):
         find_images(open_source(str(kaggle_folder), Path()), "here")
+
+
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+
+
+def flip_the_middle(content: bytearray) -> None:
+    content[len(content) // 2] ^= 0xFF
+
+
+def break_the_name(content: bytearray) -> None:
+    content[content.index("é".encode())] = 0xFF
+
+
+def move_the_members(content: bytearray) -> None:
+    """Let the archive begin 1,000 bytes before the file."""
+    content[-6:-2] = (int.from_bytes(content[-6:-2], "little") + 1000).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("damage", [flip_the_middle, break_the_name, move_the_members])
+@pytest.mark.parametrize("method", METHODS)
+def test_damaged_archive_of_any_method_is_an_error_that_names_it(
+    kaggle_folder: Path, tmp_path: Path, damage: Callable[[bytearray], None], method: int
+) -> None:
+    """Damage for which zipfile raises errors of other modules."""
+    noise = random.Random(0).randbytes(500)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+        archive.writestr(NAME.replace("covid_1", "é"), noise)
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    damage(content)
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.zip: member '.*é\.png' cannot be read: .+") as refused:
+        downloaded(tmp_path / "a.zip", tmp_path / "raw")
+    assert str(refused.value).isprintable()
+
+
+def test_broken_connection_is_no_damage(kaggle_folder: Path, tmp_path: Path) -> None:
+    """It may be tried again."""
+    source = ZipSource(zipped(kaggle_folder, tmp_path / "a.zip"))
+    with pytest.raises(UnavailableError), source._translated("unreadable"):
+        raise UnavailableError("gone")
+
+
+def test_member_without_a_name_is_left_out(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(NAME, b"")
+        archive.writestr("x", b"")
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    header = content.rindex(b"PK\1\2")
+    content[header + 28], content[header + 30] = 0, 1  # the lengths of its name and of its extra field
+    (tmp_path / "a.zip").write_bytes(content)
+    source = ZipSource(tmp_path / "a.zip")
+    assert sorted(source.names()) == ["", NAME]
+    assert len(find_images(source, "here")) == 1

@@ -9,6 +9,7 @@ import pytest
 from tasks.download import download
 from tasks.look import look
 from tasks.sources.bucket import Bucket
+from tasks.sources.layout import LeftOut
 from tasks.sources.listing import find_images, fingerprint, list_files
 from tasks.sources.open import open_source
 from tasks.sources.transfer import UnavailableError
@@ -216,3 +217,16 @@ def test_unreachable_server_is_a_temporary_error(
     for source in ("s3://bucket/x", "s3://bucket/a.zip"):
         with pytest.raises(UnavailableError, match=f"^{source}: Could not connect to the endpoint URL"):
             open_source(source, tmp_path)
+
+
+def test_what_is_left_out_is_counted_and_named(
+    folder: str, bucket: str, s3: S3Server, kaggle_folder: Path, tmp_path: Path
+) -> None:
+    for name in (f"{FIRST.removesuffix('1.png')}8.jpg", "__MACOSX/a.png", "empty folder/"):
+        s3.files().call_s3("put_object", Bucket=bucket, Key=f"some/covidqu/{name}", Body=b"")
+    news = look(folder, tmp_path, None)
+    assert news.left_out == [
+        LeftOut("hidden, or made by a system", 1, 1, "__MACOSX/"),
+        LeftOut("not named .png", 1, 0, f"{DATA}/Train/COVID-19/images/covid_8.jpg"),
+    ]
+    assert downloaded(folder, tmp_path) == downloaded(str(kaggle_folder), tmp_path, "local")

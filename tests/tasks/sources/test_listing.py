@@ -58,7 +58,7 @@ def test_file_of_several_blocks_is_hashed_completely(
     kaggle_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = listed(kaggle_folder)
-    monkeypatch.setattr("tasks.sources.archives.BLOCK", 7)
+    monkeypatch.setattr("tasks.sources.folder.BLOCK", 7)
     assert listed(kaggle_folder) == expected
 
 
