@@ -169,6 +169,11 @@ class Repository:
         assert not re.search(r'File ".*/(flows|tasks|models)/\w+\.py", line', done.stdout), done.stdout
         return done.stdout
 
+    def name_author(self) -> None:
+        """Let git commit in this repository."""
+        self.run("git", "config", "user.name", "Tester")
+        self.run("git", "config", "user.email", "tester@example.org")
+
     def set(self, *assignments: str) -> None:
         self.run("cxr", "params", *[w for a in assignments for w in ("--set", a)])
 
@@ -199,12 +204,21 @@ def make_repository_of(params_text: str) -> Callable[[Path], Repository]:
         (folder / "params.yaml").write_text(params_text, encoding="utf-8")
         repository = Repository(folder)
         repository.run("git", "init", "--quiet", "--initial-branch=main")
-        repository.run("git", "config", "user.name", "Tester")
-        repository.run("git", "config", "user.email", "tester@example.org")
+        repository.name_author()
         repository.commit("start")
         return repository
 
     return make
+
+
+def empty_repository(folder: Path) -> Repository:
+    """A repository of git and DVC with nothing in it."""
+    folder.mkdir()
+    repository = Repository(folder)
+    repository.run("git", "init", "--quiet")
+    repository.name_author()
+    repository.run("dvc", "init", "--quiet")
+    return repository
 
 
 def with_cache_of(finished: Repository, repository: Repository) -> Repository:

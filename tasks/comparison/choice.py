@@ -2,9 +2,9 @@
 
 from models.metrics import Selection
 from tasks.comparison.differences import family
-from tasks.comparison.document import Choice, Score
+from tasks.comparison.document import Choice
 from tasks.comparison.inputs import Scored
-from tasks.comparison.scores import bounds, predictor, selection_values
+from tasks.comparison.scores import as_score, predictor, selection_values
 from tasks.scoring.intervals import scores
 
 
@@ -29,10 +29,7 @@ def choice(scored: Scored) -> Choice | None:
         selection=selection,
         images=len(table),
         chosen=best,
-        scores={
-            name: Score(value=found.intervals[name].value, interval=bounds(found.intervals[name]))
-            for name in ranking
-        },
+        scores={name: as_score(found.intervals[name]) for name in ranking},
         family=of_pairs,
         level=tuple(d.second for d in against if d.winner is None),
         beaten=tuple(d.second for d in against if d.winner == best),

@@ -7,20 +7,23 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tasks.comparison.document import Detection, Limits, Roc, Score, SizeGroup
+from tasks.comparison.document import Detection, Limits, Roc, SizeGroup
 from tasks.comparison.inputs import ExperimentResults, Scored, Table
-from tasks.comparison.scores import as_score, marked_area, score_rows_of
+from tasks.comparison.scores import as_score, marked_area, score_rows_of, share_of_images
 from tasks.scoring.agreement import agreement
-from tasks.scoring.detection import proportion, roc_auc, roc_curve
+from tasks.scoring.detection import roc_auc, roc_curve
 from tasks.scoring.intervals import Interval
 
-OTHERS = ("controls", "non_covid", "normal")  # image sets from which COVID-19 images are told
+OTHERS = ("controls", "non_covid", "normal")  # image sets that COVID-19 images are distinguished from
 QUARTERS = 4
 SIZE_METRICS = ("iou", "dice", "sensitivity", "missed")
 
 
 def detection(scored: Scored) -> tuple[Detection, ...]:
-    """Whether each experiment tells COVID-19 Test images from others; empty for lungs or without others."""
+    """Whether each experiment distinguishes COVID-19 Test images from others.
+
+    Empty for lungs, and if there are no others.
+    """
     covid = scored.table("Test", "covid")
     others = {name: scored.table("Test", name) for name in OTHERS if name in scored.image_sets()}
     if scored.target != "infection" or not len(covid) or not others:
@@ -31,20 +34,12 @@ def detection(scored: Scored) -> tuple[Detection, ...]:
 def _detection(name: str, covid: Table, others: dict[str, Table]) -> Detection:
     return Detection(
         experiment=name,
-        sensitivity=_share_marked(name, covid),
-        specificity={image_set: _share_unmarked(name, table) for image_set, table in others.items()},
+        sensitivity=share_of_images(marked_area(covid, name) > 0),
+        specificity={
+            image_set: share_of_images(marked_area(table, name) == 0) for image_set, table in others.items()
+        },
         curves=tuple(_roc(name, covid, image_set, table) for image_set, table in others.items()),
     )
-
-
-def _share_marked(name: str, table: Table) -> Score:
-    counts = (marked_area(table, name) > 0).sum(axis=1)
-    return as_score(proportion([int(n) for n in counts], len(table)))
-
-
-def _share_unmarked(name: str, table: Table) -> Score:
-    counts = (marked_area(table, name) == 0).sum(axis=1)
-    return as_score(proportion([int(n) for n in counts], len(table)))
 
 
 def _roc(name: str, covid: Table, image_set: str, table: Table) -> Roc:

@@ -309,7 +309,7 @@ class WorstCases(Model):
 
 
 class Roc(Model):
-    """How well the predicted infected area tells COVID-19 images from others."""
+    """How well the predicted infected area distinguishes COVID-19 images from others."""
 
     image_set: str  # the others
     images: int  # both together

@@ -107,7 +107,7 @@ class Scored:
     experiments: tuple[ExperimentResults, ...]  # in the order of the groups
     trivial: pd.DataFrame  # one row per image and trivial predictor
     trivial_calibration: pd.DataFrame
-    _tables: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)  # cache
+    _tables: dict[tuple[str, str], "Table"] = field(default_factory=dict)  # cache
 
     @property
     def names(self) -> list[str]:
@@ -127,15 +127,16 @@ class Scored:
 
     def table(self, split: str, image_set: str) -> "Table":
         """The rows of all predictors on the same images."""
-        if ("rows", split) not in self._tables:
-            self._tables["rows", split] = self._collect(split)
-        rows = self._tables["rows", split]
-        return Table(rows[rows["class"].isin(IMAGE_SETS[image_set])], tuple(self.names))
+        key = (split, image_set)
+        if key not in self._tables:
+            rows = self._collect(split) if image_set == "all" else self.table(split, "all").rows
+            self._tables[key] = Table(rows[rows["class"].isin(IMAGE_SETS[image_set])], tuple(self.names))
+        return self._tables[key]
 
     def _collect(self, split: str) -> pd.DataFrame:
         ours = [e.rows(self.target, split=split).assign(predictor=e.name) for e in self.experiments]
         trivial = self.trivial[self.trivial["split"] == split].assign(seed=0)
-        rows: pd.DataFrame = pd.concat([*ours, trivial], ignore_index=True).sort_values("id", kind="stable")
+        rows: pd.DataFrame = pd.concat([*ours, trivial], ignore_index=True).sort_values(["seed", "id"])
         # Networks leave out the Val images that the audit drops; trivial predictors are scored on all.
         predictors = rows.groupby("id")["predictor"].nunique()
         shared = predictors.index[predictors == rows["predictor"].nunique()]
@@ -144,7 +145,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of all predictors on one split and image set, sorted by id."""
+    """Rows of all predictors on one split and image set, sorted by seed and id."""
 
     rows: pd.DataFrame
     experiments: tuple[str, ...]
@@ -191,8 +192,7 @@ class Table:
 
     def column(self, name: str, column: str) -> Values:
         """A column's values for one predictor, (seeds, images)."""
-        rows = self._by_predictor[name].sort_values("seed", kind="stable")  # within each seed, sorted by id
-        return rows[column].to_numpy(dtype=float).reshape(-1, len(self))
+        return self._by_predictor[name][column].to_numpy(dtype=float).reshape(-1, len(self))
 
     def only(self, images: NDArray[np.intp]) -> "Table":
         """The rows of some of the images, by their positions."""
@@ -235,7 +235,7 @@ class Inputs:
 
 
 def _infection_first(targets: set[str]) -> list[str]:
-    return sorted(targets, key=lambda target: (not target.startswith("infection"), target))
+    return sorted(targets, key=lambda target: (target != "infection", target))
 
 
 # Reading
@@ -254,8 +254,7 @@ def read_inputs(
 ) -> Inputs:
     """Read the inputs of the comparison.
 
-    For each training: `plans/NAME.json`,
-    `trained/NAME/{history.csv,network/network.json}` and
+    For each training: `plans/NAME.json`, `trained/NAME/{history.csv,network/network.json}` and
     `evaluated/NAME/{images.csv,steps.csv,calibration.csv,settings.json,predictions.zip}`. Also
     `baselines/HALF/{images.csv,calibration.csv}`, `packed/{images.csv,rejected.csv}`, `raw` and the outputs
     of the stage audit.

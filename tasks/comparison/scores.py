@@ -183,10 +183,14 @@ def _proportions(
     count = int(images.sum()) if not images.all() else None
     found = {}
     for name in table.names:
-        hits = wanted(marked_area(table, name)[:, images] > 0).sum(axis=1)
-        score = as_score(proportion([int(n) for n in hits], int(images.sum())))
+        score = share_of_images(wanted(marked_area(table, name)[:, images] > 0))
         found[name] = score.model_copy(update={"images": count})
     return found
+
+
+def share_of_images(hits: NDArray[np.bool_]) -> Score:
+    """The share of images that are hits, (seeds, images)."""
+    return as_score(proportion([int(count) for count in hits.sum(axis=1)], hits.shape[1]))
 
 
 def _calibration_errors(scored: Scored, image_set: str) -> dict[str, Score]:

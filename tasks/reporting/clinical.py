@@ -1,10 +1,10 @@
 """The report's answers to clinical questions, as tables."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tasks.comparison.document import Detection, Limits, Score, Section, SizeGroup
-from tasks.reporting.score_tables import MAIN_COLUMNS, Cell, Row, Table
-from tasks.reporting.words import IMAGE_SET_NAMES, formatted, percentage, signed, signed_span
+from tasks.reporting.score_tables import MAIN_COLUMNS, Cell, Row, Table, row_kind
+from tasks.reporting.words import IMAGE_SET_NAMES, bounds_words, formatted, percentage, signed, signed_span
 
 
 def detection_table(section: Section) -> Table | None:
@@ -21,9 +21,10 @@ def detection_table(section: Section) -> Table | None:
 
 def _detection_row(section: Section, found: Detection, sets: Sequence[str]) -> Row:
     areas = {curve.image_set: curve.area for curve in found.curves}
-    cells = [_rate(found.sensitivity), *(_rate(found.specificity[name]) for name in sets)]
+    rates = [found.sensitivity, *(found.specificity[name] for name in sets)]
+    cells = [_cell(rate, percentage) for rate in rates]
     cells += [_cell(areas[name]) for name in sets]
-    return Row(found.experiment, _kind(section, found.experiment), tuple(cells))
+    return Row(found.experiment, row_kind(section, found.experiment), tuple(cells))
 
 
 def limits_table(section: Section) -> Table | None:
@@ -36,7 +37,7 @@ def limits_table(section: Section) -> Table | None:
 
 def _limits_row(section: Section, found: Limits) -> Row:
     cells = [_signed(score) for score in (found.bias, found.lower, found.upper)]
-    return Row(found.experiment, _kind(section, found.experiment), (*cells, Cell(formatted(found.error))))
+    return Row(found.experiment, row_kind(section, found.experiment), (*cells, Cell(formatted(found.error))))
 
 
 SIZE_COLUMNS = ("iou", "missed")
@@ -57,29 +58,17 @@ def size_table(section: Section) -> Table | None:
 
 def _size_row(section: Section, name: str) -> Row:
     rows = [next(row for row in group.rows if row.name == name) for group in section.sizes]
-    cells = [_cell(row.scores["iou"]) for row in rows] + [_rate(row.scores["missed"]) for row in rows]
-    return Row(name, _kind(section, name), tuple(cells))
+    cells = [_cell(row.scores["iou"]) for row in rows]
+    cells += [_cell(row.scores["missed"], percentage) for row in rows]
+    return Row(name, row_kind(section, name), tuple(cells))
 
 
 def _range(group: SizeGroup) -> str:
     return f"{100 * group.least:.1f}–{100 * group.most:.1f} %"
 
 
-def _kind(section: Section, name: str) -> str:
-    return "chosen" if section.choice and section.choice.chosen == name else "ours"
-
-
-def _cell(score: Score) -> Cell:
-    bounds = score.interval
-    return Cell(
-        formatted(score.value), (f"{formatted(bounds.low)}–{formatted(bounds.high)}",) if bounds else ()
-    )
-
-
-def _rate(score: Score) -> Cell:
-    bounds = score.interval
-    notes = (f"{percentage(bounds.low)}–{percentage(bounds.high)}",) if bounds else ()
-    return Cell(percentage(score.value), notes)
+def _cell(score: Score, show: Callable[[float | None], str] = formatted) -> Cell:
+    return Cell(show(score.value), (bounds_words(score.interval, show),) if score.interval else ())
 
 
 def _signed(score: Score) -> Cell:

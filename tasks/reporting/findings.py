@@ -95,9 +95,10 @@ def _how_good(section: Section, chosen: str) -> str:
     )
 
 
-def on_training_variation(covered: bool) -> str:
+def on_training_variation(document: Document) -> str:
     """What the intervals say about another training with the same settings."""
-    if covered:
+    family = document.predicted[0].covid.family("iou")
+    if family and family.covers_training:
         return (
             "They include the variation between trainings: the variance between seeds is pooled over the "
             "experiments with several seeds, and applied to those with one."

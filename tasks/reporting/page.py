@@ -27,7 +27,6 @@ from tasks.reporting.differences import (
 )
 from tasks.reporting.findings import (
     against_trivial,
-    on_choice,
     on_chosen,
     on_printed,
     on_training_variation,
@@ -119,13 +118,11 @@ class ComparedView:
 class SectionView:
     """What the page shows for one section."""
 
-    target: str
     words: str
     key: str  # part of the page's ids
     chosen: str
     selection: str
     val_images: int
-    on_choice: str
     on_chosen: list[str]
     overview: list[OverviewRow]
     against_trivial: list[str]
@@ -154,7 +151,6 @@ def render_page(document: Document, pictures: Path) -> str:
     of_classes = class_cases(report_2.shown, gallery) if report_2 else []
     sections = [_section(document, section, gallery) for section in document.predicted]
     leaks = dataset_page.leaks(document.dataset, gallery)
-    family = main.covid.family("iou")
     page = _template(TEMPLATE).render(
         document=document,
         title=title(document),
@@ -162,7 +158,7 @@ def render_page(document: Document, pictures: Path) -> str:
         tiles=score_tiles(main),
         sections=sections,
         compared=[section for section in sections if section.compared],
-        on_training_variation=on_training_variation(bool(family and family.covers_training)),
+        on_training_variation=on_training_variation(document),
         on_trainings=trainings,
         spoilt=[
             (name, symptom.text) for name, of_one in trainings.items() for symptom in of_one if symptom.spoils
@@ -213,13 +209,11 @@ def _section(document: Document, section: Section, gallery: Gallery) -> SectionV
     assert choice
     chosen_limits = next((found for found in section.limits if found.experiment == choice.chosen), None)
     return SectionView(
-        target=section.target,
         words=section_words(document, section),
         key=key,
         chosen=choice.chosen,
         selection=SELECTION_WORDS[choice.selection],
         val_images=choice.images,
-        on_choice=on_choice(choice),
         on_chosen=on_chosen(section),
         overview=overview(document, section),
         against_trivial=against_trivial(section),

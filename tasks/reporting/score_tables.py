@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tasks.comparison.document import Document, ImageSet, Marking, Score, ScoreRow, Section
-from tasks.reporting.words import formatted, listed, percentage, row_words, span
+from tasks.comparison.document import Document, ImageSet, Kind, Marking, Score, ScoreRow, Section
+from tasks.reporting.words import bounds_words, formatted, listed, percentage, row_words, span
 
 Value = float | None
 
@@ -88,7 +88,7 @@ def score_table(
     rows = [
         Row(
             row_words(row.name, row.kind),
-            row_kind(section, row),
+            row_kind(section, row.name, row.kind),
             _cells(image_set, row, columns, _seeds(document, row), rivals if row in rivals else ()),
             fault_words(document, section, row.name),
         )
@@ -114,9 +114,9 @@ def _common_count(image_set: ImageSet, metric: str) -> int | None:
     return counts.pop() if len(counts) == 1 else None
 
 
-def row_kind(section: Section, row: ScoreRow) -> str:
-    is_chosen = section.choice and row.name == section.choice.chosen and len(section.experiments) > 1
-    return "chosen" if is_chosen else ROW_KINDS[row.kind]
+def row_kind(section: Section, name: str, kind: Kind = "experiment") -> str:
+    is_chosen = section.choice and name == section.choice.chosen and len(section.experiments) > 1
+    return "chosen" if is_chosen else ROW_KINDS[kind]
 
 
 def _with_groups(document: Document, rows: Sequence[Row], experiments: Sequence[str]) -> list[Row]:
@@ -194,7 +194,7 @@ def _notes(score: Score | None, column: Column, seeds: int, counted: bool) -> tu
     """The bounds of the confidence interval, the number of images, and the SD of several seeds' means."""
     notes = []
     if score and score.interval:
-        notes.append(f"{column.show(score.interval.low)}–{column.show(score.interval.high)}")
+        notes.append(bounds_words(score.interval, column.show))
     if score and score.images is not None and not counted:
         notes.append(f"{score.images:,} images")
     if score and score.seed_sd is not None:
@@ -297,7 +297,7 @@ def _overview_row(document: Document, section: Section, row: ScoreRow) -> Overvi
     low, high = (_percent(iou.interval.low), _percent(iou.interval.high)) if iou.interval else (None, None)
     return OverviewRow(
         row_words(row.name, row.kind),
-        row_kind(section, row),
+        row_kind(section, row.name, row.kind),
         formatted(val.value) if val else "",
         bool(choice and row.name in choice.level),
         _percent(iou.value),

@@ -28,17 +28,16 @@ def summarise(document: Document) -> str:
     for section in document.predicted:
         lines += [*_summary_table(document, section), ""]
         assert section.choice
-        sentences = [on_choice(section.choice), *on_chosen(section), *against_trivial(section)]
-        lines += [*(f"- {section.choice.chosen}: {sentence}" for sentence in sentences[:1])]
-        lines += [*(f"- {sentence}" for sentence in sentences[1:]), ""]
+        choice = f"{section.choice.chosen}: {on_choice(section.choice)}"
+        sentences = [choice, *on_chosen(section), *against_trivial(section)]
+        lines += [*(f"- {sentence}" for sentence in sentences), ""]
     lines += [*(f"- {sentence}" for sentence in on_printed(document.consistency, document.phantoms)), ""]
-    family = document.predicted[0].covid.family("iou")
     lines += [
         "Scores are means per image with 95 % confidence intervals, on the COVID-19 Test images unless the "
         "column says otherwise. An image with an empty reference mask scores 1 if the prediction is empty "
         "too, else 0. "
         "“Beats” means that the interval of the difference excludes zero; the intervals of all pairs hold "
-        f"together. {on_training_variation(bool(family and family.covers_training))}"
+        f"together. {on_training_variation(document)}"
     ]
     return "\n".join(lines) + "\n"
 

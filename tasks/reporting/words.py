@@ -67,9 +67,13 @@ def signed_span(interval: Bounds | None) -> str:
     return f"{signed(interval.low)} to {signed(interval.high)}" if interval else ""
 
 
+def bounds_words(bounds: Bounds, show: Callable[[float | None], str] = formatted) -> str:
+    return f"{show(bounds.low)}–{show(bounds.high)}"
+
+
 def span(interval: Bounds | None, show: Callable[[float | None], str] = formatted) -> str:
     """The bounds of a score's interval, after "95 % CI"; empty without an interval."""
-    return f"95 % CI {show(interval.low)}–{show(interval.high)}" if interval else ""
+    return f"95 % CI {bounds_words(interval, show)}" if interval else ""
 
 
 def with_span(score: Score, show: Callable[[float | None], str] = formatted) -> str:

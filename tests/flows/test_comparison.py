@@ -17,7 +17,7 @@ from tasks.scoring.intervals import Interval
 from tasks.scoring.verdict import Verdict
 from tasks.settings.changes import with_changes
 from tasks.settings.schema import Params, parse_params
-from tests.helpers import ROOT, Repository
+from tests.helpers import ROOT, Repository, empty_repository
 
 IMAGES = 60
 NAME = "report1_bce"
@@ -67,16 +67,7 @@ def commit(repository: Repository) -> str:
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    repository = Repository(tmp_path_factory.mktemp("comparison") / "empty")
-    repository.folder.mkdir()
-    for command in (
-        ("git", "init", "--quiet"),
-        ("git", "config", "user.name", "Tester"),
-        ("git", "config", "user.email", "tester@example.org"),
-        ("dvc", "init", "--quiet"),
-    ):
-        repository.run(*command)
-    return repository
+    return empty_repository(tmp_path_factory.mktemp("comparison") / "empty")
 
 
 @pytest.fixture

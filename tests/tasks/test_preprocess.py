@@ -201,6 +201,21 @@ def test_tables_are_the_same_for_every_image_size(kaggle_folder: Path, tmp_path:
         assert a.read_bytes() == b.read_bytes()
 
 
+PARAMS = str(ROOT / "params.yaml")
+
+
+def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a folder, with the project's packages."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 @pytest.mark.parametrize("damage", ["truncated", "rotten"])
 def test_damaged_shard_is_a_one_line_error(kaggle_folder: Path, tmp_path: Path, damage: str) -> None:
     download(open_source(str(kaggle_folder), Path()), tmp_path / "raw", "here")
@@ -211,17 +226,7 @@ def test_damaged_shard_is_a_one_line_error(kaggle_folder: Path, tmp_path: Path, 
     else:
         content[200] ^= 0xFF
     shard.write_bytes(content)
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "tasks.preprocess", str(ROOT / "params.yaml"), "raw", "packed"),
-            *("--image-size", "32"),
-        ],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python(tmp_path, "-m", "tasks.preprocess", PARAMS, "raw", "packed", "--image-size", "32")
     assert done.returncode == 1
     assert re.fullmatch(
         r"error: raw/infection-train\.zip: this file is damaged \(.+\); to create it again, run: "
@@ -265,14 +270,7 @@ def test_full_disk_is_a_one_line_error(kaggle_folder: Path, tmp_path: Path) -> N
         "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
         "stage_main(main)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(ROOT / "params.yaml"), "raw", "out/packed", "--image-size", "256"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python(tmp_path, "-c", code, PARAMS, "raw", "out/packed", "--image-size", "256")
     assert done.returncode == 1
     assert done.stderr == "error: out/packed: File too large\n"
     assert list((tmp_path / "out").iterdir()) == []

@@ -254,13 +254,19 @@ def test_dead_experiment_is_flagged_wherever_its_scores_appear(work: Work) -> No
     assert "\n| dead (marks no pixel) | 0.500 | 0.000" in summary
 
 
-def test_diverged_experiment_is_a_row_that_says_so(work: Work) -> None:
+def diverge(work: Work, epoch: int) -> None:
+    """End the training of bce in this epoch with a loss of NaN. The epoch before is kept."""
     folder = work.paths["trained"] / "bce-seed0"
-    history = pd.read_csv(folder / "history.csv")[:2]
-    history.loc[1, history.columns.difference(["epoch", "seed"])] = np.nan
+    history = pd.read_csv(folder / "history.csv")[:epoch]
+    history.loc[epoch - 1, history.columns.difference(["epoch", "seed"])] = np.nan
     history.to_csv(folder / "history.csv", index=False)
     path = folder / "network" / "network.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"diverged": True, "best_epoch": 1}))
+    network = json.loads(path.read_text()) | {"diverged": True, "best_epoch": epoch - 1}
+    path.write_text(json.dumps(network))
+
+
+def test_diverged_experiment_is_a_row_that_says_so(work: Work) -> None:
+    diverge(work, epoch=2)
     page = work.run()
     fault = r'<th scope="row">([^<]*)<small class="bad">loss diverged</small>'
     assert set(re.findall(fault, page)) == {"bce"}
@@ -269,12 +275,7 @@ def test_diverged_experiment_is_a_row_that_says_so(work: Work) -> None:
 
 
 def test_training_that_diverged_in_its_first_epoch_does_not_block_the_report(work: Work) -> None:
-    folder = work.paths["trained"] / "bce-seed0"
-    history = pd.read_csv(folder / "history.csv")[:1]
-    history.loc[0, history.columns.difference(["epoch", "seed"])] = np.nan
-    history.to_csv(folder / "history.csv", index=False)
-    path = folder / "network" / "network.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"diverged": True, "best_epoch": 0}))
+    diverge(work, epoch=1)
     page = text_of(work.run())
     assert "bce : The loss became NaN or infinite in epoch 1" in page
     assert "no epoch had ended before, so the scores are those of an untrained network" in page

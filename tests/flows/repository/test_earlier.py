@@ -9,7 +9,7 @@ import pytest
 
 from flows.repository.dvc_internals import locked_cache
 from flows.repository.earlier import copy_files
-from tests.helpers import Repository, made
+from tests.helpers import Repository, empty_repository, made
 
 STAGES = """
 stages:
@@ -21,15 +21,7 @@ stages:
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
     """A repository with two tracked folders, whose files were different in the commit."""
-    repository = Repository(tmp_path / "repository")
-    repository.folder.mkdir()
-    for command in (
-        ("git", "init", "--quiet"),
-        ("git", "config", "user.name", "Tester"),
-        ("git", "config", "user.email", "tester@example.org"),
-        ("dvc", "init", "--quiet"),
-    ):
-        repository.run(*command)
+    repository = empty_repository(tmp_path / "repository")
     (repository.folder / "dvc.yaml").write_text(STAGES)
     write(repository, "earlier")
     repository.run("dvc", "commit", "--force", "--quiet")

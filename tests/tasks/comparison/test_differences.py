@@ -43,7 +43,7 @@ def table(scores: dict[str, list[list[float]]], experiments: tuple[str, ...]) ->
         for image, iou in enumerate(of_images)
     ]
     counts = {"tp": 1, "fp": 0, "fn": 0, "tn": 1}
-    return Table(pd.DataFrame(rows).assign(**counts).sort_values("id", kind="stable"), experiments)
+    return Table(pd.DataFrame(rows).assign(**counts).sort_values(["seed", "id"]), experiments)
 
 
 def test_family_has_each_pair_once_and_reads_both_ways() -> None:

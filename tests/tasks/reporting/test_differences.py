@@ -6,15 +6,7 @@ from tasks.comparison.differences import _difference
 from tasks.comparison.document import Bounds, Difference, StepChange
 from tasks.reporting.differences import DifferenceCell, postprocessing, step_cell, verdict, whiskers
 from tasks.scoring.intervals import Interval
-
-PLAIN = {
-    "threshold": 0.5,
-    "presence": 0.0,
-    "flip_average": False,
-    "within_lungs": False,
-    "min_area": 0.0,
-    "fill_holes": False,
-}
+from tests.results import PLAIN
 
 
 def difference(value: float, low: float, high: float) -> Difference:
