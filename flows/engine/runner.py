@@ -106,7 +106,8 @@ class StageRunner:
         self._running.discard(process)
         if not process.returncode:
             return StageRun(Outcome.RAN if ran else Outcome.CACHED, tail)
-        interrupted = status in RETRYABLE and not self._stopped.is_set()
+        # If DVC itself was killed, it did not report the stage's status.
+        interrupted = (status or process.returncode) in RETRYABLE and not self._stopped.is_set()
         return StageRun(Outcome.INTERRUPTED if interrupted else Outcome.FAILED, tail)
 
     def _start(self, stage: str, slot: Slot, events: Path) -> "subprocess.Popen[str]":

@@ -43,6 +43,7 @@ def run(repository: Repository, stage: str) -> tuple[Outcome, str]:
         (f"echo away; exit {TEMPORARY}", Outcome.INTERRUPTED, "away"),
         ("echo memory; kill -KILL $$", Outcome.INTERRUPTED, "memory"),
         ("echo memory; exit 137", Outcome.INTERRUPTED, "memory"),  # how dash reports SIGKILL
+        ("echo memory; kill -KILL $PPID; sleep 1", Outcome.INTERRUPTED, "memory"),  # DVC itself
         ("echo stopped; kill -TERM $$", Outcome.FAILED, "stopped"),
         ("echo stopped; exit 143", Outcome.FAILED, "stopped"),
         ("exit 3", Outcome.FAILED, "ERROR: failed to reproduce 'a': failed to run: exit 3, exited with 3"),
