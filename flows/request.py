@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from flows.repository.git import git
-from tasks.settings.changes import Preset, parse_assignment, parse_preset, with_changes
+from flows.repository.revision import change_params, unpacked
+from tasks.settings.changes import Preset, parse_preset
 from tasks.settings.schema import ALL, parse_mapping
 from tasks.support.cli import InputError
 
@@ -109,27 +110,34 @@ class RetrainRequest(BaseModel):
             requested["preset"] = self.preset
         if self.experiments:
             requested["experiments"] = ", ".join(self.experiments)
-        return requested | dict(assignment.split("=", maxsplit=1) for assignment in self._changes())
+        assignments = (*self._changes(), *self.changes)
+        return requested | dict(assignment.split("=", maxsplit=1) for assignment in assignments)
 
     def params_text(self, repository: Path, commit: str) -> str:
-        """Return the params.yaml of a commit with the requested changes, validated.
+        """Return the params.yaml of a commit with the requested changes, validated by the commit's own code.
 
         Raises:
             InputError: the commit has no such preset or experiment, or a value is invalid. The message is
-                that of the params.yaml schema.
+                that of the commit's params.yaml schema.
         """
         text = _read_committed(repository, commit, "params.yaml")
-        changes: dict[str, dict[str, Any]] = {}
-        chosen = self.experiments
+        path, chosen = None, self.experiments
         if self.preset:
             path = f"{PRESETS}/{self.preset}.yaml"
             preset = parse_preset(_read_committed(repository, commit, path), path)
-            changes[path] = preset
             chosen = chosen or _chosen_by(preset, text, path)
-        return with_changes(text, changes | self._changes(), () if chosen == (ALL,) else chosen)
+        with unpacked(repository, commit) as tree:
+            return change_params(
+                tree,
+                text,
+                self._changes(),
+                preset=path,
+                assignments=self.changes,
+                experiments=() if chosen == (ALL,) else chosen,
+            )
 
     def _changes(self) -> dict[str, dict[str, Any]]:
-        """Return each change, keyed by how it is written on a command line."""
+        """Return the changes of the form's own fields, keyed by how they are written on a command line."""
         changes: dict[str, dict[str, Any]] = {}
         if self.alpha is not None:
             changes[f"alpha={self.alpha}"] = {"alpha": self.alpha}
@@ -137,7 +145,7 @@ class RetrainRequest(BaseModel):
             changes[f"epochs={self.epochs}"] = {"epochs": self.epochs}
         if self.data_source is not None:
             changes[f"data.source={self.data_source}"] = {"data": {"source": self.data_source}}
-        return changes | {assignment: parse_assignment(assignment) for assignment in self.changes}
+        return changes
 
 
 def _chosen_by(preset: Preset, text: str, path: str) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from flows.repository.revision import Training
 from tasks.common.cores import available_cores
-from tasks.settings.schema import Params
 from tasks.support.cli import InputError
 
 #: Seconds between two attempts to lock a free GPU or core.
@@ -105,8 +105,8 @@ def _private_folder(folder: Path) -> Path:
     return folder
 
 
-def compute_slots(params: Params) -> Slots:
-    """Return the slots of this machine for the trainings of `params`.
+def compute_slots(trainings: Mapping[str, Training]) -> Slots:
+    """Return the slots of this machine for the trainings of a params.yaml, by name.
 
     On a machine with GPUs, a slot is one GPU, or one GPU for each process of a training, with a proportional
     share of the CPU threads. CUDA_VISIBLE_DEVICES can restrict the GPUs. On a CPU, the number of slots
@@ -126,9 +126,9 @@ def compute_slots(params: Params) -> Slots:
                 "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
             }
 
-        processes = {f"train@{name}": plan.processes for name, plan in params.plans.items()}
+        processes = {f"train@{name}": training.processes for name, training in trainings.items()}
         return Slots([prefix + gpu for gpu in gpus], per_stage=1, variables=variables, more=processes)
-    threads_each = max(plan.threads or cores for plan in params.experiments.values())
+    threads_each = max(training.threads or cores for training in trainings.values())
     return Slots(
         [f"core-{number}" for number in range(cores)],
         per_stage=min(threads_each, cores),
