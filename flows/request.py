@@ -1,5 +1,6 @@
 """The parameters of a retraining: the deployment's form, and the resulting changes of params.yaml."""
 
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -17,27 +18,28 @@ PROJECT = Path(__file__).parent.parent
 Publish = Literal["remotes", "here", "nowhere"]
 
 
-def preset_names(folder: Path = PROJECT) -> list[str]:
-    return sorted(path.stem for path in (folder / PRESETS).glob("*.yaml"))
-
-
 def is_preset_name(text: str) -> bool:
     """Return whether a command line names a preset by its name, such as laptop, rather than by its path."""
     return Path(text).name == text and not text.endswith(".yaml")
 
 
 def _offer_presets(schema: dict[str, Any]) -> None:
-    schema["enum"] = preset_names()
+    """Offer the presets of HEAD as choices in the form. Uncommitted files play no part in a run."""
+    with suppress(InputError):  # outside a git repository the form has a text field
+        names = git(PROJECT, "ls-tree", "--name-only", "HEAD", f"./{PRESETS}/").splitlines()
+        schema["enum"] = sorted(PurePosixPath(name).stem for name in names if name.endswith(".yaml"))
 
 
 def _offer_experiments(schema: dict[str, Any]) -> None:
-    """Offer the current experiments of params.yaml as choices in the form.
+    """Offer the experiments of HEAD as choices in the form.
 
     The revision of a run may have other experiments, so the model accepts any name.
     """
-    params = parse_preset((PROJECT / "params.yaml").read_text(encoding="utf-8"), "params.yaml")
-    schema["items"] = {"type": "string", "enum": list(params["experiments"])}
     schema["uniqueItems"] = True
+    with suppress(InputError):
+        params = parse_mapping(git(PROJECT, "show", "HEAD:./params.yaml"), "params.yaml")
+        if isinstance(params.get("experiments"), dict):
+            schema["items"] = {"type": "string", "enum": list(params["experiments"])}
 
 
 def _drop_none_defaults(schema: dict[str, Any]) -> None:
