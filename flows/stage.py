@@ -120,12 +120,11 @@ def _reproduce(stage: str, repository: Path, checkout: Path, clock: Clock, log: 
 def _check_versions(wanted: dict[str, str]) -> None:
     """Refuse a stage whose result would differ from that of the run's own machine."""
     here = versions()
-    if others := [
-        f"{name} {here.get(name, 'missing')}, not {wanted[name]}"
-        for name in wanted
-        if here.get(name) != wanted[name]
-    ]:
-        raise RefusedError(f"versions differ from the run's: {', '.join(others)}")
+    others = [name for name in wanted if here.get(name) != wanted[name]]
+    if others:
+        words = [f"{name} {here.get(name, 'missing')}, not {wanted[name]}" for name in others]
+        hint = "; `git pull` on the older machine and restart it" if "protocol" in others else ""
+        raise RefusedError(f"versions differ from the run's: {', '.join(words)}{hint}")
 
 
 @contextmanager
