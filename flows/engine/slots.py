@@ -1,17 +1,19 @@
 """Slots: the share of this machine that one stage may use, either a GPU of its own or some CPU cores.
 
 Each GPU and core has a lock file, which the stage that uses it holds, whichever flow runs that stage. Two
-flows on one machine therefore never share a GPU. No setup is needed, and a killed flow leaves nothing behind:
-the operating system releases a lock when its last holder ends.
+flows of one user with the same temporary folder therefore never share a GPU. No setup is needed, and a killed
+flow leaves nothing behind: the operating system releases a lock when its last holder ends.
 """
 
 import fcntl
 import os
+import re
 import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -115,7 +117,7 @@ def compute_slots(trainings: Mapping[str, Training]) -> Slots:
     """
     cores = available_cores()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = _gpu_ids() if visible is None else [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]
+    gpus = _gpu_ids() if visible is None else _visible(visible)
     if gpus:
         prefix = "gpu-"
 
@@ -134,6 +136,12 @@ def compute_slots(trainings: Mapping[str, Training]) -> Slots:
         per_stage=min(threads_each, cores),
         variables=lambda _: {},
     )
+
+
+def _visible(variable: str) -> list[str]:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES names. As in CUDA, an invalid entry hides those after it."""
+    entries = (entry.strip() for entry in variable.split(","))
+    return list(takewhile(re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch, entries))
 
 
 def _gpu_ids() -> list[str]:

@@ -76,8 +76,19 @@ def test_a_training_in_several_processes_takes_one_gpu_per_process(
         assert one.variables == {"CUDA_VISIBLE_DEVICES": "2", "OMP_NUM_THREADS": "2"}
 
 
-def test_hidden_gpus_are_not_used(tiny_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+@pytest.mark.parametrize(
+    ("visible", "count"), [("0, 1", 2), ("1,-1,2", 1), ("GPU-8932f937,MIG-5c1", 2), ("3,NoDevFiles", 1)]
+)
+def test_gpus_are_counted_as_cuda_does(
+    tiny_params: Params, monkeypatch: pytest.MonkeyPatch, visible: str, count: int
+) -> None:
+    with_gpus(monkeypatch, visible, 4)
+    assert len(compute_slots(trainings_of(tiny_params))) == count
+
+
+@pytest.mark.parametrize("hidden", ["", "-1", "NoDevFiles", "none"])
+def test_hidden_gpus_are_not_used(tiny_params: Params, monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     with compute_slots(trainings_of(tiny_params)).acquire(say_nothing) as slot:
         assert slot.variables == {}
