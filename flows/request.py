@@ -10,7 +10,7 @@ from flows.repository.git import git
 from flows.repository.revision import change_params, unpacked
 from tasks.settings.changes import Preset, parse_preset
 from tasks.settings.schema import ALL, parse_mapping
-from tasks.support.cli import InputError
+from tasks.support.cli import InputError, without_secrets
 
 PRESETS = PurePosixPath("presets")
 PROJECT = Path(__file__).parent.parent
@@ -106,14 +106,14 @@ class RetrainRequest(BaseModel):
     )
 
     def requested(self) -> dict[str, str]:
-        """Return the requested changes to the revision, keyed as in params.yaml."""
+        """Return the requested changes to the revision, keyed as in params.yaml, without secrets in URLs."""
         requested: dict[str, str] = {}
         if self.preset:
             requested["preset"] = self.preset
         if self.experiments:
             requested["experiments"] = ", ".join(self.experiments)
         assignments = (*self._changes(), *self.changes)
-        return requested | dict(assignment.split("=", maxsplit=1) for assignment in assignments)
+        return requested | dict(without_secrets(each).split("=", maxsplit=1) for each in assignments)
 
     def params_text(self, repository: Path, commit: str) -> str:
         """Return the params.yaml of a commit with the requested changes, validated by the commit's own code.

@@ -66,8 +66,7 @@ def server_variables(api: str) -> dict[str, str]:
     """Return server settings that differ from Prefect's defaults. The user's environment overrides them."""
     database = get_current_settings().server.database
     url = database.connection_url.get_secret_value() if database.connection_url else ""
-    is_postgresql = url.startswith("postgresql") or (database.driver or "").startswith("postgresql")
-    usual = PERSISTENT_LEASES | (ON_POSTGRESQL if is_postgresql else {})
+    usual = PERSISTENT_LEASES | (ON_POSTGRESQL if url.startswith("postgresql") else {})
     usual |= {
         # Pages of the UI may use the server under any of its names. Other pages may not.
         "PREFECT_SERVER_UI_API_URL": "/api",

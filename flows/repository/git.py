@@ -53,8 +53,18 @@ class GitError(InputError):
 
 
 def find_repository() -> Path:
-    """Return the root of the git repository that contains the current folder."""
-    return Path(git(Path.cwd(), "rev-parse", "--show-toplevel"))
+    """Return the root of the git repository that contains the current folder.
+
+    Raises:
+        InputError: the repository is not the project's, or has the project in a subfolder.
+    """
+    root = Path(git(Path.cwd(), "rev-parse", "--show-toplevel"))
+    if not (root / "dvc.yaml").exists():
+        raise InputError(
+            f"{root}: this git repository has no dvc.yaml at its top; "
+            "the project needs a repository of its own"
+        )
+    return root
 
 
 def resolve(repository: Path, revision: str) -> str:

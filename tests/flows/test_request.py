@@ -47,6 +47,14 @@ def test_outside_a_git_repository_anything_can_be_entered(repository: Repository
     assert fields["experiments"]["items"] == {"type": "string"}
 
 
+def test_a_commit_message_gets_no_secret_of_a_url() -> None:
+    request = RetrainRequest(
+        data_source="https://me:word@host/x.zip?signature=abc",
+        changes=("data.source=https://host/x.zip?signature=abc", "training.width=8"),
+    )
+    assert request.requested() == {"data.source": "https://host/x.zip?...", "training.width": "8"}
+
+
 def test_an_edited_params_yaml_plays_no_part_in_a_run(repository: Repository) -> None:
     committed = repository.read("params.yaml")
     (repository.folder / "params.yaml").write_text("experiments: [")

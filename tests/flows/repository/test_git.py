@@ -6,10 +6,23 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.repository.git import GitError, git, run
+from flows.repository.git import GitError, find_repository, git, run
 from flows.repository.retry import DeniedError, UnavailableError, with_retries
 from tasks.support.cli import InputError
 from tests.helpers import eventually
+
+
+def test_a_project_in_a_subfolder_of_a_repository_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path / "project")
+    with pytest.raises(
+        InputError, match=r"has no dvc\.yaml at its top; the project needs a repository of its own"
+    ):
+        find_repository()
 
 
 def test_a_command_has_no_terminal_to_ask_on(tmp_path: Path) -> None:
