@@ -1,6 +1,6 @@
 # make demo    Run the whole pipeline on synthetic X-rays, in minutes, without network, account or GPU.
 #              EXPERIMENTS=all trains every experiment of params.yaml instead of the preset's four.
-# make serve   Run a Prefect server, a worker and the retrain deployment until Ctrl-C: [NAME=...] (docs/how-to/server.md)
+# make serve   Run a Prefect server, a worker and the retrain deployment until Ctrl-C: [NAME=...] [REPORTS_URL=...] (docs/how-to/server.md)
 # make worker  Run a worker of a pool: POOL=gpu SERVER=http://HOST:4200 [NAME=...] [LIMIT=N] [IDLE=MINUTES]
 # make test    Run the tests.
 # make soak    Run the tests that take minutes each: weekly, and before a release.
@@ -28,7 +28,8 @@ demo: $(BIN)/cxr
 
 serve: $(BIN)/cxr
 	@exec $(BIN)/cxr serve $(if $(NAME),--name "$(NAME)") \
-		$(if $(REPORTS_HOST),--reports-host $(REPORTS_HOST))
+		$(if $(REPORTS_HOST),--reports-host "$(REPORTS_HOST)") $(if $(REPORTS_PORT),--reports-port "$(REPORTS_PORT)") \
+		$(if $(REPORTS_URL),--reports-url "$(REPORTS_URL)")
 
 worker: $(BIN)/cxr
 	@exec $(BIN)/cxr worker --pool "$(POOL)" $(if $(SERVER),--server "$(SERVER)") \

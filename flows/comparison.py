@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.repository.earlier import copy_files
 from flows.repository.git import git
-from tasks.settings.schema import Params
+from flows.repository.revision import Training
 from tasks.support.cli import InputError
 
 if TYPE_CHECKING:  # pandas takes half a second to import, and the start of a run needs none
@@ -57,26 +57,30 @@ class Change(NamedTuple):
     test_before: dict[str, float]
 
 
-def compare_with(checkout: Path, base: str, params: Params) -> list[Change]:
+def compare_with(checkout: Path, base: str, trainings: Mapping[str, Training]) -> list[Change]:
     """Compare the results in a checkout with those of the commit `base`, for each experiment and target.
+
+    `trainings` are those of the checkout, by name.
 
     Does not fail if scores of the commit cannot be read: the verdict is then `not comparable`, with a reason.
     """
     now: Metrics = json.loads((checkout / "metrics.json").read_text(encoding="utf-8"))
     before = _metrics_at(checkout, base)
+    selections = {training.experiment: training.selection for training in trainings.values()}
     with TemporaryDirectory() as copies:
         fault = ""
-        if before.keys() & params.experiments.keys():
+        if before.keys() & selections.keys():
             fault = copy_files(checkout, base, EVALUATIONS, IMAGES, Path(copies))
         return [
             change
-            for name in params.experiments
+            for name in now
+            if name in selections
             for change in _changes(
                 name,
-                params,
+                selections[name],
                 _targets(now[name]),
                 _targets(before.get(name, {})),
-                _scores_of_run(params, name, checkout / EVALUATIONS),
+                _scores_of_run(trainings, name, checkout / EVALUATIONS),
                 _scores_of_base(name, Path(copies), fault),
             )
         ]
@@ -113,9 +117,8 @@ class Scores(NamedTuple):
 
 
 def _changes(
-    experiment: str, params: Params, now: Metrics, before: Metrics, run: Scores, base: Scores
+    experiment: str, selection: "Selection", now: Metrics, before: Metrics, run: Scores, base: Scores
 ) -> list[Change]:
-    selection = params.experiments[experiment].selection
     return [
         Change(
             experiment,
@@ -143,9 +146,9 @@ def _verdict(target: str, selection: "Selection", run: Scores, base: Scores | No
     return judge(rows, base.targets[target], selection)
 
 
-def _scores_of_run(params: Params, experiment: str, evaluations: Path) -> Scores:
-    trainings = [name for name, plan in params.plans.items() if plan.experiment == experiment]
-    return _read_scores(evaluations / name / IMAGES for name in trainings)
+def _scores_of_run(trainings: Mapping[str, Training], experiment: str, evaluations: Path) -> Scores:
+    names = [name for name, training in trainings.items() if training.experiment == experiment]
+    return _read_scores(evaluations / name / IMAGES for name in names)
 
 
 def _scores_of_base(experiment: str, copies: Path, fault: str) -> Scores:

@@ -140,7 +140,10 @@ def report_with(folder: Path, metrics: str) -> Path | None:
 
 
 def published_already(repository: Path, base: str, commit: str) -> str | None:
-    """Return the base or the published branch that has the same results as the commit, or None."""
+    """Return the base or the published branch that has the same results as the commit, or None.
+
+    The same means byte for byte: another comment in params.yaml is a change.
+    """
     names = [base, *_refs(repository, *BRANCHES)]
     objects = [f"{name}:{path}" for name in (commit, *names) for path in RESULTS]
     blobs = git(repository, "cat-file", "--batch-check=%(objectname)", stdin="\n".join(objects)).splitlines()

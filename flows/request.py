@@ -1,23 +1,21 @@
 """The parameters of a retraining: the deployment's form, and the resulting changes of params.yaml."""
 
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from flows.repository.git import git
-from tasks.settings.changes import Preset, parse_assignment, parse_preset, with_changes
+from flows.repository.revision import change_params, unpacked
+from tasks.settings.changes import Preset, parse_preset
 from tasks.settings.schema import ALL, parse_mapping
-from tasks.support.cli import InputError
+from tasks.support.cli import InputError, without_secrets
 
 PRESETS = PurePosixPath("presets")
 PROJECT = Path(__file__).parent.parent
 
 Publish = Literal["remotes", "here", "nowhere"]
-
-
-def preset_names(folder: Path = PROJECT) -> list[str]:
-    return sorted(path.stem for path in (folder / PRESETS).glob("*.yaml"))
 
 
 def is_preset_name(text: str) -> bool:
@@ -26,17 +24,22 @@ def is_preset_name(text: str) -> bool:
 
 
 def _offer_presets(schema: dict[str, Any]) -> None:
-    schema["enum"] = preset_names()
+    """Offer the presets of HEAD as choices in the form. Uncommitted files play no part in a run."""
+    with suppress(InputError):  # outside a git repository the form has a text field
+        names = git(PROJECT, "ls-tree", "--name-only", "HEAD", f"./{PRESETS}/").splitlines()
+        schema["enum"] = sorted(PurePosixPath(name).stem for name in names if name.endswith(".yaml"))
 
 
 def _offer_experiments(schema: dict[str, Any]) -> None:
-    """Offer the current experiments of params.yaml as choices in the form.
+    """Offer the experiments of HEAD as choices in the form.
 
     The revision of a run may have other experiments, so the model accepts any name.
     """
-    params = parse_preset((PROJECT / "params.yaml").read_text(encoding="utf-8"), "params.yaml")
-    schema["items"] = {"type": "string", "enum": list(params["experiments"])}
     schema["uniqueItems"] = True
+    with suppress(InputError):
+        params = parse_mapping(git(PROJECT, "show", "HEAD:./params.yaml"), "params.yaml")
+        if isinstance(params.get("experiments"), dict):
+            schema["items"] = {"type": "string", "enum": list(params["experiments"])}
 
 
 def _drop_none_defaults(schema: dict[str, Any]) -> None:
@@ -103,33 +106,40 @@ class RetrainRequest(BaseModel):
     )
 
     def requested(self) -> dict[str, str]:
-        """Return the requested changes to the revision, keyed as in params.yaml."""
+        """Return the requested changes to the revision, keyed as in params.yaml, without secrets in URLs."""
         requested: dict[str, str] = {}
         if self.preset:
             requested["preset"] = self.preset
         if self.experiments:
             requested["experiments"] = ", ".join(self.experiments)
-        return requested | dict(assignment.split("=", maxsplit=1) for assignment in self._changes())
+        assignments = (*self._changes(), *self.changes)
+        return requested | dict(without_secrets(each).split("=", maxsplit=1) for each in assignments)
 
     def params_text(self, repository: Path, commit: str) -> str:
-        """Return the params.yaml of a commit with the requested changes, validated.
+        """Return the params.yaml of a commit with the requested changes, validated by the commit's own code.
 
         Raises:
             InputError: the commit has no such preset or experiment, or a value is invalid. The message is
-                that of the params.yaml schema.
+                that of the commit's params.yaml schema.
         """
         text = _read_committed(repository, commit, "params.yaml")
-        changes: dict[str, dict[str, Any]] = {}
-        chosen = self.experiments
+        path, chosen = None, self.experiments
         if self.preset:
             path = f"{PRESETS}/{self.preset}.yaml"
             preset = parse_preset(_read_committed(repository, commit, path), path)
-            changes[path] = preset
             chosen = chosen or _chosen_by(preset, text, path)
-        return with_changes(text, changes | self._changes(), () if chosen == (ALL,) else chosen)
+        with unpacked(repository, commit) as tree:
+            return change_params(
+                tree,
+                text,
+                self._changes(),
+                preset=path,
+                assignments=self.changes,
+                experiments=() if chosen == (ALL,) else chosen,
+            )
 
     def _changes(self) -> dict[str, dict[str, Any]]:
-        """Return each change, keyed by how it is written on a command line."""
+        """Return the changes of the form's own fields, keyed by how they are written on a command line."""
         changes: dict[str, dict[str, Any]] = {}
         if self.alpha is not None:
             changes[f"alpha={self.alpha}"] = {"alpha": self.alpha}
@@ -137,7 +147,7 @@ class RetrainRequest(BaseModel):
             changes[f"epochs={self.epochs}"] = {"epochs": self.epochs}
         if self.data_source is not None:
             changes[f"data.source={self.data_source}"] = {"data": {"source": self.data_source}}
-        return changes | {assignment: parse_assignment(assignment) for assignment in self.changes}
+        return changes
 
 
 def _chosen_by(preset: Preset, text: str, path: str) -> tuple[str, ...]:

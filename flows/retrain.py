@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 from base64 import b64encode
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,14 @@ from pydantic import ValidationError
 
 from flows.comparison import NOTE, as_lines, as_rows, compare_with
 from flows.deployment.temporary import start_server
-from flows.engine.order import LocalMachine, priority_of, run_stages
+from flows.engine.order import (
+    INTERRUPTED,
+    RETRIES,
+    LocalMachine,
+    priority_of,
+    run_stages,
+    was_interrupted,
+)
 from flows.engine.pipeline import restore_output, restore_pipeline, sort_lock
 from flows.engine.runner import StageRunner
 from flows.engine.slots import compute_slots
@@ -49,12 +56,12 @@ from flows.remote.pool import RemoteRun, remote_places
 from flows.repository.checkout import RUNS, checked_out, remove_leftovers
 from flows.repository.git import commit, find_repository, git, resolve, uncommitted
 from flows.repository.refs import has_origin
+from flows.repository.revision import Training, change_params, plan_trainings
 from flows.request import PRESETS, RetrainRequest, is_preset_name
 from tasks.common.files import replacing
-from tasks.settings.changes import with_changes
-from tasks.settings.schema import fault_line, load_params
+from tasks.settings.schema import fault_line, parse_mapping
 from tasks.support.checkpoints import FOLDER as CHECKPOINT_FOLDER
-from tasks.support.cli import InputError, without_secrets
+from tasks.support.cli import InputError, describe_os_error, is_temporary, without_secrets
 
 #: Environment variable with the URL at which `make serve` serves runs/.
 REPORTS_URL = "RETRAIN_REPORTS_URL"
@@ -119,7 +126,9 @@ def _retrain(
         path = checkout / "params.yaml"
         path.write_text(params, encoding="utf-8")
         if request.look_for_new_data:
-            look_for_new_data(checkout, repository)
+            looked = look_for_new_data(checkout, repository, return_state=True)
+            if not looked.is_completed():
+                raise InputError(f"looking for new data: {looked.message}")
         params_commit = commit(
             checkout, f"Params of {name}\n\n{_describe(request)}\n\n{TRAILER}: {name}", *RESULTS
         )
@@ -130,18 +139,20 @@ def _retrain(
             RETRAIN_CHECKPOINTS=str(repository / CHECKPOINT_FOLDER),
             **_previous_data(checkout),
         )
-        checked = load_params(path)
-        local = LocalMachine(runner, compute_slots(checked))
+        trainings = plan_trainings(checkout)
+        local = LocalMachine(runner, compute_slots(trainings))
         remote_run = RemoteRun(checkout, pipeline, repository, run, name, logger.info)
         with remote_places(pools, remote_run, logger.info) as places:
             try:
-                run_stages(pipeline, lambda stage: places.get(stage) or local, priority_of(pipeline, checked))
+                run_stages(
+                    pipeline, lambda stage: places.get(stage) or local, priority_of(pipeline, trainings)
+                )
             finally:
                 runner.stop()  # stages are still running only if the flow itself was stopped
         # Drop the commits that were made for stages on other machines.
         git(checkout, "reset", "--quiet", "--soft", params_commit)
         sort_lock(checkout, pipeline.order)
-        return _publish(request, repository, checkout, base, at_origin)
+        return _publish(request, repository, checkout, base, trainings, at_origin)
 
 
 def _check_publishing(request: RetrainRequest, repository: Path, base: str, run: str) -> set[str] | None:
@@ -171,30 +182,46 @@ RAW = Path("data/raw")
 PREVIOUS_RAW = Path("data/previous")
 
 
-@task(task_run_name="look for new data", persist_result=False, cache_policy=NO_CACHE)
-def look_for_new_data(checkout: Path, repository: Path) -> None:
+@task(
+    task_run_name="look for new data",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+    retry_condition_fn=was_interrupted,
+    **RETRIES["download"],
+)
+def look_for_new_data(checkout: Path, repository: Path) -> State[Any]:
     """List the data source, and pin its contents in the checkout's params.yaml if they have changed.
 
     The revision's data is kept in the checkout, so that only changed files are downloaded.
     """
+    try:
+        text = _pin_new_data(checkout, repository)
+    except InputError as error:
+        return Failed(message=str(error))
+    except OSError as error:
+        name = INTERRUPTED if is_temporary(error) else None
+        return Failed(name=name, message=describe_os_error(error))
+    get_run_logger().info("%s", text)
+    return Completed(message=text)
+
+
+def _pin_new_data(checkout: Path, repository: Path) -> str:
     # These import pandas, which most runs do not need.
     from tasks.look import look
     from tasks.sources.layout import describe_left_out
 
-    path = checkout / "params.yaml"
-    raw = None
-    if restore_output(checkout, RAW.as_posix()):
-        raw = (checkout / RAW).rename(checkout / PREVIOUS_RAW)
-    source = load_params(path).data.source
-    news = look(source, repository, raw)
-    get_run_logger().info("%s", news.text)
+    path, previous = checkout / "params.yaml", checkout / PREVIOUS_RAW
+    text = path.read_text(encoding="utf-8")
+    if not previous.exists() and restore_output(checkout, RAW.as_posix()):
+        (checkout / RAW).rename(previous)
+    source = parse_mapping(text, "params.yaml")["data"]["source"]
+    news = look(source, repository, previous if previous.exists() else None)
     for line in describe_left_out(news.left_out, without_secrets(source)):
         get_run_logger().warning("%s", line)
     if news.fingerprint and news.differs:
-        pinned = with_changes(
-            path.read_text(encoding="utf-8"), {"new data": {"data": {"fingerprint": news.fingerprint}}}
-        )
-        path.write_text(pinned, encoding="utf-8")
+        change = {"new data": {"data": {"fingerprint": news.fingerprint}}}
+        path.write_text(change_params(checkout, text, change), encoding="utf-8")
+    return news.text
 
 
 def _previous_data(checkout: Path) -> dict[str, str]:
@@ -206,11 +233,15 @@ def _previous_data(checkout: Path) -> dict[str, str]:
 
 
 def _publish(
-    request: RetrainRequest, repository: Path, checkout: Path, base: str, at_origin: set[str] | None
+    request: RetrainRequest,
+    repository: Path,
+    checkout: Path,
+    base: str,
+    trainings: Mapping[str, Training],
+    at_origin: set[str] | None,
 ) -> Published | State[Any]:
     logger, name = get_run_logger(), checkout.name
-    params = load_params(checkout / "params.yaml")
-    changes = compare_with(checkout, base, params)
+    changes = compare_with(checkout, base, trainings)
     began = f"Started from {base[:10]} ({request.revision})."
     what = ", ".join(f"{key}={value}" for key, value in request.requested().items())
     title = f"Retrain {name}: {what}" if what else f"Retrain {name}"

@@ -75,8 +75,12 @@ def server_variables(api: str) -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in usual.items()}
 
 
-def serve(repository: Path, name: str, reports_host: str, reports_port: int | None) -> None:
+def serve(
+    repository: Path, name: str, reports_host: str, reports_port: int | None, reports_url: str | None = None
+) -> None:
     """Serve under a name until SIGINT, SIGTERM or SIGHUP.
+
+    `reports_url` is where browsers reach the reports, if not at the address on which they are served.
 
     Raises:
         InputError: the server cannot be started or must not be used, another clone uses the name, or a child
@@ -88,7 +92,8 @@ def serve(repository: Path, name: str, reports_host: str, reports_port: int | No
             _deploy_again(repository)
             return
         killed = kill_leftovers(repository, WORKER, SERVER)
-        reports = stack.enter_context(serving_reports(repository / RUNS, reports_host, reports_port))
+        served = stack.enter_context(serving_reports(repository / RUNS, reports_host, reports_port))
+        reports = reports_url.rstrip("/") if reports_url else served
         parts = {}
         chosen = get_current_settings().api.url
         api = api_of(chosen, "PREFECT_API_URL") if chosen else _own_api()
@@ -177,8 +182,8 @@ def _check_ours(deployment: DeploymentResponse, clone: str, ui: str) -> None:
         )
 
 
-def main(name: str, reports_host: str, reports_port: int | None) -> None:
+def main(name: str, reports_host: str, reports_port: int | None, reports_url: str | None) -> None:
     """Check the options of `cxr serve`, and serve."""
     if not POOL_NAME.fullmatch(name):
         raise InputError(f"--name {name!r}: must consist of letters, digits, _ and -")
-    run_until_stopped(lambda: serve(find_repository(), name, reports_host, reports_port))
+    run_until_stopped(lambda: serve(find_repository(), name, reports_host, reports_port, reports_url))

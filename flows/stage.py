@@ -28,7 +28,7 @@ from flows.repository.checkout import checked_out
 from flows.repository.git import GitError, find_repository
 from flows.repository.refs import fetch_commit
 from flows.repository.retry import DeniedError, UnavailableError, with_retries
-from tasks.settings.schema import load_params
+from flows.repository.revision import plan_trainings
 from tasks.support.checkpoints import FOLDER as CHECKPOINT_FOLDER
 from tasks.support.cli import InputError
 
@@ -108,7 +108,7 @@ def _reproduce(stage: str, repository: Path, checkout: Path, clock: Clock, log: 
         RETRAIN_SOURCE_ROOT=str(repository),
         RETRAIN_CHECKPOINTS=str(checkout / CHECKPOINT_FOLDER),
     )
-    slots = compute_slots(load_params(checkout / "params.yaml"))
+    slots = compute_slots(plan_trainings(checkout))
     with ExitStack() as stack:
         stack.callback(runner.stop)  # a stage is still running only if the flow itself was stopped
         with clock("slot"):
@@ -120,12 +120,11 @@ def _reproduce(stage: str, repository: Path, checkout: Path, clock: Clock, log: 
 def _check_versions(wanted: dict[str, str]) -> None:
     """Refuse a stage whose result would differ from that of the run's own machine."""
     here = versions()
-    if others := [
-        f"{name} {here.get(name, 'missing')}, not {wanted[name]}"
-        for name in wanted
-        if here.get(name) != wanted[name]
-    ]:
-        raise RefusedError(f"versions differ from the run's: {', '.join(others)}")
+    others = [name for name in wanted if here.get(name) != wanted[name]]
+    if others:
+        words = [f"{name} {here.get(name, 'missing')}, not {wanted[name]}" for name in others]
+        hint = "; `git pull` on the older machine and restart it" if "protocol" in others else ""
+        raise RefusedError(f"versions differ from the run's: {', '.join(words)}{hint}")
 
 
 @contextmanager

@@ -35,8 +35,8 @@ from flows.remote.run_cache import check_remote
 from flows.repository.checkout import CHECKOUTS, RUNS, remove_leftovers
 from flows.repository.git import find_repository
 from flows.repository.refs import ORIGIN, has_origin, refs_at_origin
+from flows.repository.revision import plan_trainings
 from flows.stage import UNFIT, stage
-from tasks.settings.schema import load_params
 from tasks.support.cli import InputError
 
 #: Seconds for which processes that are ending may still hold the locks of their checkouts.
@@ -78,7 +78,7 @@ def run_worker(
         report_ended_runs(api, killed)
         make_pool(api, pool)
         deploy_stages(api, pool)
-        slots = limit or len(compute_slots(load_params(repository / "params.yaml")))
+        slots = limit or len(compute_slots(plan_trainings(repository)))
         unfit = repository / RUNS / f".{process_name}.unfit"
         unfit.unlink(missing_ok=True)
         idle = repository / RUNS / f".{process_name}.idle"

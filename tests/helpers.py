@@ -22,6 +22,8 @@ import pytest
 from PIL import Image
 
 from flows.repository.git import environment
+from flows.repository.revision import Training
+from tasks.settings.schema import Params
 
 ROOT = Path(__file__).parent.parent
 REAL_ZIP = ROOT.parent / "shared" / "data" / "covidqu-infection.zip"
@@ -243,6 +245,11 @@ def benchmark(name: str) -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
         return importlib.import_module(name)
+
+
+def trainings_of(params: Params) -> dict[str, Training]:
+    """Return what a flow knows about the trainings of a params.yaml."""
+    return {name: Training.model_validate_json(plan.to_json()) for name, plan in params.plans.items()}
 
 
 def made(out: Path) -> dict[str, bytes]:

@@ -419,3 +419,10 @@ def test_the_bucket_is_created_once(services: dict[str, Any], s3: S3Server) -> N
         env = environment() | s3.environment | {"DVC_REMOTE_URL": "s3://made-by-compose/prefix"}
         subprocess.run([sys.executable, *arguments], env=env, check=True, timeout=60)
     assert "made-by-compose" in s3.files().ls("")
+
+
+@pytest.mark.parametrize("url", ["/srv/dvc", "gs://bucket/prefix"])
+def test_another_kind_of_remote_needs_no_bucket(services: dict[str, Any], url: str) -> None:
+    _, *arguments = services["bucket"]["entrypoint"]
+    env = environment() | {"DVC_REMOTE_URL": url, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    subprocess.run([sys.executable, *arguments], env=env, check=True, timeout=60)

@@ -10,6 +10,7 @@ def serve(
     name: Annotated[str, Parameter(metavar="NAME")] = "retrain",
     reports_port: Annotated[int | None, Parameter(metavar="PORT")] = None,
     reports_host: Annotated[str, Parameter(metavar="HOST")] = "127.0.0.1",
+    reports_url: Annotated[str | None, Parameter(metavar="URL")] = None,
 ) -> None:
     """Serve retraining in the Prefect UI, until Ctrl-C.
 
@@ -21,6 +22,7 @@ def serve(
         name: The name of the deployment and its work pool. Clones that share a server need different names.
         reports_port: The port for reports. By default the one after the server's. 0 uses any free port.
         reports_host: The address for reports, which have no password. Use 0.0.0.0 in a container.
+        reports_url: Where browsers on other machines reach the reports. Links in the UI begin with it.
 
     Examples:
         cxr serve
@@ -29,4 +31,4 @@ def serve(
     """
     from flows.serve import main
 
-    main(name, reports_host, reports_port)
+    main(name, reports_host, reports_port, reports_url)

@@ -1,7 +1,9 @@
 """Serve the reports in runs/ to browsers on this machine."""
 
+import errno
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -17,37 +19,62 @@ from tasks.support.cli import InputError
 class ReportHandler(SimpleHTTPRequestHandler):
     """Serves the files in runs/, except hidden ones, which are checkouts, locks and logs."""
 
+    #: Seconds after which a connection without a request is closed.
+    timeout = 30
+
     def send_head(self) -> Any:
         # Refuse pages of other sites whose domain resolves to this machine.
         if not is_own_host(self.headers.get("Host", ""), own_host_names()):
             self.send_error(403)
             return None
-        if any(
-            part.startswith(".")
-            for part in Path(self.translate_path(self.path)).relative_to(self.directory).parts
-        ):
+        if not self._is_served(Path(self.translate_path(self.path))):
             self.send_error(404)
             return None
         return super().send_head()
 
+    def _is_served(self, path: Path) -> bool:
+        """Return whether a path is in runs/, also after following symlinks, and not hidden."""
+        root = Path(self.directory)
+        try:
+            parts = [*path.relative_to(root).parts, *path.resolve().relative_to(root.resolve()).parts]
+        except ValueError:  # outside, or with a null byte
+            return False
+        return not any(part.startswith(".") for part in parts)
+
+    def list_directory(self, path: Any) -> Any:  # noqa: ARG002
+        """Respond with 404, because a list would contain the names of hidden files."""
+        self.send_error(404)
+
     def log_message(self, *args: Any) -> None:
         """Log nothing."""
+
+
+class IPv6Server(ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+
+def _bind(host: str, port: int, handler: Callable[..., ReportHandler]) -> ThreadingHTTPServer:
+    kind = IPv6Server if ":" in host else ThreadingHTTPServer
+    try:
+        return kind((host, port), handler)
+    except OverflowError:
+        why = "ports are 0 to 65535"
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            raise InputError(f"--reports-host {host}: {error.strerror}") from None
+        why = error.strerror or ""
+    raise InputError(f"--reports-port {port}: {why}; choose another port, or 0 for any free port")
 
 
 @contextmanager
 def serving_reports(folder: Path, host: str, port: int | None) -> Iterator[str]:
     """Serve the reports at one of this machine's addresses, and yield their URL for local browsers."""
     chosen = get_current_settings().server.api.port + 1 if port is None else port
-    try:
-        server = ThreadingHTTPServer((host, chosen), partial(ReportHandler, directory=str(folder)))
-    except OSError as error:
-        raise InputError(
-            f"--reports-port {chosen}: {error.strerror}; choose another port, or 0 for any free port"
-        ) from None
+    server = _bind(host, chosen, partial(ReportHandler, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        seen_at = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104
+        seen_at = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
         yield f"http://{seen_at}:{server.server_port}"
     finally:
         server.shutdown()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -21,6 +22,9 @@ PART_OF = "RETRAIN_PART_OF"
 
 #: Seconds that a worker has to end its runs, and a server to end, before they are killed.
 GRACE = 20.0
+
+#: Size in bytes from which a log is moved to NAME.log.1 when its process starts.
+LOG_SIZE = 10_000_000
 
 #: Signals for a clean exit: from Ctrl-C, from a service manager, and when the terminal closes.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -67,7 +71,7 @@ def child_process(
     path = log_path(name, repository)
     path.parent.mkdir(exist_ok=True)
     print(f"starting {name}; log: {path}", flush=True)
-    with path.open("wb") as log:
+    with _open_log(path) as log:
         process = subprocess.Popen(
             command,
             cwd=repository,
@@ -87,6 +91,15 @@ def child_process(
             process.wait(GRACE)
         kill([*started, *processes_of(name, repository)])
         process.wait()
+
+
+def _open_log(path: Path) -> IO[bytes]:
+    """Open a log for appending, since its last lines may say why the process had to be restarted."""
+    if path.exists() and path.stat().st_size > LOG_SIZE:
+        path.replace(path.with_name(f"{path.name}.1"))
+    log = path.open("ab", buffering=0)
+    log.write(f"--- started {datetime.now():%Y-%m-%d %H:%M:%S}\n".encode())
+    return log
 
 
 def _label(name: str, repository: Path) -> str:

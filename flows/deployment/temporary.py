@@ -18,7 +18,14 @@ from typing import IO
 
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
-from flows.deployment.prefect_api import STARTUP_TIMEOUT, ServerUnavailableError, check_server
+from flows.deployment.addresses import api_of, host_and_port
+from flows.deployment.prefect_api import (
+    LOCAL_HOSTS,
+    STARTUP_TIMEOUT,
+    ServerUnavailableError,
+    check_server,
+    ui_of,
+)
 from flows.repository.git import environment
 from tasks.support.cli import InputError
 
@@ -40,15 +47,20 @@ def start_server() -> Callable[[], None]:
         A function that waits until the server answers.
 
     Raises:
-        InputError: by the returned function, if the server does not start.
+        InputError: the settings name no valid address. By the returned function: the server does not start,
+            or the one in the settings does not answer.
     """
-    if get_current_settings().api.url:
-        return lambda: None
+    until_exit = ExitStack()
+    atexit.register(until_exit.close)
+    if chosen := get_current_settings().api.url:
+        api = api_of(chosen, "PREFECT_API_URL")
+        if host_and_port(api)[0] not in LOCAL_HOSTS:
+            print(f"reporting to {ui_of(api)}, with the figures of the report", file=sys.stderr)
+        until_exit.enter_context(temporary_settings({PREFECT_API_URL: api}))
+        return lambda: check_server(api)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    until_exit = ExitStack()
-    atexit.register(until_exit.close)
     log = until_exit.enter_context(TemporaryFile())  # noqa: SIM115  # until_exit closes it
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.deployment.guard", "--host", "127.0.0.1", "--port", str(port)],

@@ -7,7 +7,8 @@ from typing import Any
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists
 
-from flows.deployment.prefect_api import client_of
+from flows.deployment.prefect_api import client_of, ui_of
+from tasks.support.cli import InputError
 
 #: Valid pool names. The name becomes part of file names and URLs.
 POOL_NAME = re.compile("[A-Za-z0-9_-]+")
@@ -20,6 +21,18 @@ JOB: dict[str, Any] = {
 
 
 def make_pool(api: str, name: str) -> None:
-    """Create a work pool, unless one of that name exists. Its runs cannot set a command or an environment."""
-    with client_of(api) as client, suppress(ObjectAlreadyExists):
-        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=JOB))
+    """Create a work pool, unless one of that name exists. Its runs cannot set a command or an environment.
+
+    Raises:
+        InputError: the existing pool would let runs set them, because somebody else has made or changed it.
+    """
+    with client_of(api) as client:
+        with suppress(ObjectAlreadyExists):
+            client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=JOB))
+            return
+        pool = client.read_work_pool(name)
+    if (pool.type, pool.base_job_template) != ("process", JOB):
+        raise InputError(
+            f"the work pool {name} at {ui_of(api)} has another type or job template than this project's; "
+            "delete it, or choose another name"
+        )

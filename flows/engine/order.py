@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from graphlib import TopologicalSorter
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from prefect.tasks import exponential_backoff
 from flows.engine.pipeline import Pipeline
 from flows.engine.runner import Log, Outcome, Show, StageRun, StageRunner
 from flows.engine.slots import Slots
-from tasks.settings.schema import Params, Plan
+from flows.repository.revision import Training
 from tasks.support.cli import InputError
 from tasks.support.events import Event
 
@@ -71,7 +71,7 @@ class LocalMachine:
 Priority = tuple[int, float, str]
 
 
-def priority_of(pipeline: Pipeline, params: Params) -> Callable[[str], Priority]:
+def priority_of(pipeline: Pipeline, trainings: Mapping[str, Training]) -> Callable[[str], Priority]:
     """Return the sort key that decides which ready stage starts first.
 
     Stages on the longest dependency chain come first, then the longest trainings. A long training that starts
@@ -81,14 +81,14 @@ def priority_of(pipeline: Pipeline, params: Params) -> Callable[[str], Priority]
     for stage in reversed(list(TopologicalSorter(pipeline.upstream).static_order())):
         for up in pipeline.upstream[stage]:
             depth[up] = max(depth[up], depth[stage] + 1)
-    work = {f"train@{name}": _work(plan) for name, plan in params.plans.items()}
+    work = {f"train@{name}": _work(training) for name, training in trainings.items()}
     return lambda stage: (-depth[stage], -work.get(stage, 0.0), stage)
 
 
-def _work(plan: Plan) -> float:
+def _work(training: Training) -> float:
     """Estimate the cost of a training, before any image is counted: cost per pixel times pixels seen."""
-    passes = plan.epochs * len(plan.train_classes)
-    return passes * plan.image_size**2 * (plan.width / plan.patch) ** 2
+    passes = training.epochs * len(training.train_classes)
+    return passes * training.image_size**2 * (training.width / training.patch) ** 2
 
 
 def run_stages(
@@ -164,10 +164,11 @@ def _as_task(stage: str, place: Place) -> Task[..., State[Any]]:
     Only interrupted stages are retried. A stage that reported an error itself would report it again.
     """
     retries = place.retries or RETRIES.get(stage.partition("@")[0], RETRY_ONCE)
-    return reproduce.with_options(retry_condition_fn=_was_interrupted, **retries)
+    return reproduce.with_options(retry_condition_fn=was_interrupted, **retries)
 
 
-def _was_interrupted(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+def was_interrupted(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Return whether a task ended in a way that is worth a retry."""
     return state.name == INTERRUPTED
 
 

@@ -3,15 +3,16 @@
 import re
 import signal
 import subprocess
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from enum import StrEnum
 from pathlib import Path
 from threading import Event as Flag
 from threading import Thread
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import psutil
 
@@ -19,6 +20,8 @@ from flows.engine.slots import Slot
 from flows.repository.git import environment
 from tasks.support.cli import TEMPORARY
 from tasks.support.events import VARIABLE, Event, Reader
+
+T = TypeVar("T")
 
 #: Receives the output of a stage, line by line.
 Log = Callable[[str], None]
@@ -60,6 +63,10 @@ RETRYABLE = {
     ),
 }
 
+#: Seconds without a line or event after which a stage counts as stuck, as on a network disk that no longer
+#: answers. Every long operation shows its progress many times an hour.
+SILENCE = 2 * 3600.0
+
 #: Seconds that a stage has to end after SIGTERM, before it is killed.
 GRACE = 5.0
 
@@ -80,6 +87,44 @@ class StageRun(NamedTuple):
     """If the stage ran on another machine: which one, and how long each step took."""
 
 
+class Watchdog:
+    """Ends something that has not been heard for some time."""
+
+    def __init__(self, limit: float) -> None:
+        """Create a watchdog. `limit` is the longest silence in seconds."""
+        self.has_ended_it = False
+        self._limit, self._last = limit, time.monotonic()
+
+    def hearing(self, receive: Callable[[T], None]) -> Callable[[T], None]:
+        """Return a callback that passes everything on to `receive`, and that counts as a sign of life."""
+
+        def heard(item: T) -> None:
+            self._last = time.monotonic()
+            receive(item)
+
+        return heard
+
+    @contextmanager
+    def watching(self, end: Callable[[], None]) -> Iterator[None]:
+        """Call `end` once if the silence lasts too long, until the context ends."""
+        over = Flag()
+
+        def watch() -> None:
+            while not over.wait(min(self._limit / 10, 60)):
+                if time.monotonic() - self._last > self._limit:
+                    self.has_ended_it = True
+                    end()
+                    return
+
+        thread = Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
 class StageRunner:
     """Runs the stages of one checkout, each in a DVC process of its own."""
 
@@ -92,7 +137,7 @@ class StageRunner:
     def run(self, stage: str, slot: Slot, log: Log, show: Show) -> StageRun:
         """Bring one stage up to date. Each output line is passed to `log` as soon as it is printed.
 
-        `show` receives the stage's events, from another thread.
+        `show` receives the stage's events, from another thread. A stage that is silent for too long is ended.
 
         DVC stays in the process group of this process, so a signal that ends this process ends the stage too.
         DVC itself does not forward SIGTERM to the command that it runs.
@@ -100,13 +145,22 @@ class StageRunner:
         if self._stopped.is_set():
             return StageRun(Outcome.FAILED, "stopped")
         events = self._checkout / EVENTS / f"{stage}.jsonl"
-        with _events_shown(events, show), self._start(stage, slot, events) as process:
+        watchdog = Watchdog(SILENCE)
+        with (
+            _events_shown(events, watchdog.hearing(show)),
+            self._start(stage, slot, events) as process,
+            watchdog.watching(lambda: _end([process])),
+        ):
             assert process.stdout is not None
-            ran, status, tail = _follow(process.stdout, log)
+            ran, status, tail = _follow(process.stdout, watchdog.hearing(log))
         self._running.discard(process)
+        if watchdog.has_ended_it:
+            tail = f"{tail}\nended, because it printed nothing for {SILENCE:g} s".lstrip()
+            return StageRun(Outcome.INTERRUPTED, tail)
         if not process.returncode:
             return StageRun(Outcome.RAN if ran else Outcome.CACHED, tail)
-        interrupted = status in RETRYABLE and not self._stopped.is_set()
+        # If DVC itself was killed, it did not report the stage's status.
+        interrupted = (status or process.returncode) in RETRYABLE and not self._stopped.is_set()
         return StageRun(Outcome.INTERRUPTED if interrupted else Outcome.FAILED, tail)
 
     def _start(self, stage: str, slot: Slot, events: Path) -> "subprocess.Popen[str]":
@@ -131,18 +185,22 @@ class StageRunner:
         DVC does not end its child processes when it is ended, so each descendant is signalled separately.
         """
         self._stopped.set()
-        trees: list[psutil.Process] = []
-        for process in list(self._running):
-            with suppress(psutil.NoSuchProcess):
-                dvc = psutil.Process(process.pid)
-                trees += [*dvc.children(recursive=True), dvc]
-        for part in trees:
-            with suppress(psutil.NoSuchProcess):
-                part.terminate()
-        _, stubborn = psutil.wait_procs(trees, timeout=GRACE)
-        for part in stubborn:
-            with suppress(psutil.NoSuchProcess):
-                part.kill()
+        _end(self._running)
+
+
+def _end(running: Iterable["subprocess.Popen[str]"]) -> None:
+    trees: list[psutil.Process] = []
+    for process in list(running):
+        with suppress(psutil.NoSuchProcess):
+            dvc = psutil.Process(process.pid)
+            trees += [*dvc.children(recursive=True), dvc]
+    for part in trees:
+        with suppress(psutil.NoSuchProcess):
+            part.terminate()
+    _, stubborn = psutil.wait_procs(trees, timeout=GRACE)
+    for part in stubborn:
+        with suppress(psutil.NoSuchProcess):
+            part.kill()
 
 
 @contextmanager

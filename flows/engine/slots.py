@@ -1,22 +1,24 @@
 """Slots: the share of this machine that one stage may use, either a GPU of its own or some CPU cores.
 
 Each GPU and core has a lock file, which the stage that uses it holds, whichever flow runs that stage. Two
-flows on one machine therefore never share a GPU. No setup is needed, and a killed flow leaves nothing behind:
-the operating system releases a lock when its last holder ends.
+flows of one user with the same temporary folder therefore never share a GPU. No setup is needed, and a killed
+flow leaves nothing behind: the operating system releases a lock when its last holder ends.
 """
 
 import fcntl
 import os
+import re
 import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from flows.repository.revision import Training
 from tasks.common.cores import available_cores
-from tasks.settings.schema import Params
 from tasks.support.cli import InputError
 
 #: Seconds between two attempts to lock a free GPU or core.
@@ -105,8 +107,8 @@ def _private_folder(folder: Path) -> Path:
     return folder
 
 
-def compute_slots(params: Params) -> Slots:
-    """Return the slots of this machine for the trainings of `params`.
+def compute_slots(trainings: Mapping[str, Training]) -> Slots:
+    """Return the slots of this machine for the trainings of a params.yaml, by name.
 
     On a machine with GPUs, a slot is one GPU, or one GPU for each process of a training, with a proportional
     share of the CPU threads. CUDA_VISIBLE_DEVICES can restrict the GPUs. On a CPU, the number of slots
@@ -115,7 +117,7 @@ def compute_slots(params: Params) -> Slots:
     """
     cores = available_cores()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = _gpu_ids() if visible is None else [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]
+    gpus = _gpu_ids() if visible is None else _visible(visible)
     if gpus:
         prefix = "gpu-"
 
@@ -126,14 +128,20 @@ def compute_slots(params: Params) -> Slots:
                 "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
             }
 
-        processes = {f"train@{name}": plan.processes for name, plan in params.plans.items()}
+        processes = {f"train@{name}": training.processes for name, training in trainings.items()}
         return Slots([prefix + gpu for gpu in gpus], per_stage=1, variables=variables, more=processes)
-    threads_each = max(plan.threads or cores for plan in params.experiments.values())
+    threads_each = max(training.threads or cores for training in trainings.values())
     return Slots(
         [f"core-{number}" for number in range(cores)],
         per_stage=min(threads_each, cores),
         variables=lambda _: {},
     )
+
+
+def _visible(variable: str) -> list[str]:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES names. As in CUDA, an invalid entry hides those after it."""
+    entries = (entry.strip() for entry in variable.split(","))
+    return list(takewhile(re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch, entries))
 
 
 def _gpu_ids() -> list[str]:

@@ -7,6 +7,10 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+#: Increase it when the request changes, or what a worker does with it. Workers with another number refuse it.
+#: New fields need defaults, since the server checks requests against the schema of the last started worker.
+PROTOCOL = "1"
+
 #: Packages whose versions may change results.
 PACKAGES = ("dvc", "numpy", "pandas", "pillow", "safetensors", "scipy", "torch")
 
@@ -15,9 +19,12 @@ REFUSED = "Refused"
 
 
 class StageRequest(BaseModel):
-    """The stage to bring up to date, and the run that needs it."""
+    """The stage to bring up to date, and the run that needs it.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Unknown fields, from a run with newer code, are ignored: its protocol differs, so the stage is refused.
+    """
+
+    model_config = ConfigDict(frozen=True)
 
     stage: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*(@[A-Za-z0-9_-]+)?$")] = Field(
         description="A stage of dvc.yaml."
@@ -30,6 +37,7 @@ class StageRequest(BaseModel):
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and PACKAGES. The build tag of a version, such as +cu130, is removed."""
+    """Return the versions of Python, PACKAGES and the protocol, without build tags such as +cu130."""
     packages = {name: version(name).partition("+")[0] for name in PACKAGES}
-    return {"python": ".".join(platform.python_version_tuple()[:2])} | packages
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"python": python, "protocol": PROTOCOL} | packages

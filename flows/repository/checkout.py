@@ -23,7 +23,7 @@ from typing import IO, Literal, NamedTuple
 import psutil
 
 from flows.repository.dvc_internals import share_cache
-from flows.repository.git import git
+from flows.repository.git import UNATTENDED_LABEL, git
 from tasks.support.cli import InputError
 
 #: Folder in the repository, ignored by git and DVC, with the results of each run and the checkouts.
@@ -178,11 +178,15 @@ def _clear(repository: Path, folder: Path) -> None:
 
 
 def _end_processes_in(folder: Path) -> None:
-    """Kill the processes that work in a folder, which are stages that outlived their flow."""
+    """Kill the stages and other commands of a run that work in a folder and outlived their flow.
+
+    The shell or editor of somebody who looks at the checkout stays.
+    """
     orphans = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.pid != os.getpid() and Path(process.cwd()).is_relative_to(folder):
+            works_there = process.pid != os.getpid() and Path(process.cwd()).is_relative_to(folder)
+            if works_there and UNATTENDED_LABEL in process.environ():
                 process.kill()
                 orphans.append(process)
     psutil.wait_procs(orphans, timeout=5)

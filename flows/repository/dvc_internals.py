@@ -54,13 +54,14 @@ def share_cache(repository: Path, checkout: Path) -> None:
         cache, ours = repo.cache.local_cache_dir, repo.config
         levels = [ours.load_one("repo"), ours.load_one("local")]
     config = Config(str(checkout / ".dvc"))
+    # It holds credentials, so nobody else may read it from the moment it exists.
+    Path(config.files["local"]).touch(mode=0o600)
     with config.edit("local") as local:
         for level in levels:
             merge(local, level)
         local["cache"]["dir"] = cache
         # DVC's state database describes the files of one checkout and is useless for others.
         local["core"]["site_cache_dir"] = str(checkout / ".dvc" / "tmp" / "site")
-    Path(config.files["local"]).chmod(0o600)
 
 
 @contextmanager

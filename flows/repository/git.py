@@ -2,11 +2,13 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-from tasks.support.cli import InputError
+from tasks.support.cli import InputError, without_secrets
 
 #: Git options for unattended commands. Hooks are meant for people, and those of `dvc install` would run
 #: before the cache is shared. Signing needs a key that is unlocked, now and hours later. A run pushes only
@@ -39,8 +41,8 @@ GIT_LOCAL = frozenset(
     }
 )
 
-#: User name and password in a URL.
-PASSWORD = re.compile(r"://[^/@\s]+@")
+#: Environment variable that labels the commands of runs, servers and workers, and all their descendants.
+UNATTENDED_LABEL = "RETRAIN_UNATTENDED"
 
 #: The name of a git or DVC command, as opposed to the options before it.
 COMMAND_NAME = re.compile(r"[a-z]+(-[a-z]+)*")
@@ -51,8 +53,18 @@ class GitError(InputError):
 
 
 def find_repository() -> Path:
-    """Return the root of the git repository that contains the current folder."""
-    return Path(git(Path.cwd(), "rev-parse", "--show-toplevel"))
+    """Return the root of the git repository that contains the current folder.
+
+    Raises:
+        InputError: the repository is not the project's, or has the project in a subfolder.
+    """
+    root = Path(git(Path.cwd(), "rev-parse", "--show-toplevel"))
+    if not (root / "dvc.yaml").exists():
+        raise InputError(
+            f"{root}: this git repository has no dvc.yaml at its top; "
+            "the project needs a repository of its own"
+        )
+    return root
 
 
 def resolve(repository: Path, revision: str) -> str:
@@ -104,39 +116,58 @@ def git(folder: Path, *arguments: str, stdin: str | None = None, timeout: float 
         GitError: the command failed or timed out.
     """
     try:
-        return run(folder, "git", *UNATTENDED, *arguments, stdin=stdin, timeout=timeout)
+        # Messages are in English, because some of them are recognised.
+        return run(folder, "git", *UNATTENDED, *arguments, stdin=stdin, timeout=timeout, LC_ALL="C")
     except InputError as error:
         raise GitError(str(error)) from None
 
 
-def run(folder: Path, *command: str, stdin: str | None = None, timeout: float | None = None) -> str:
+def run(
+    folder: Path, *command: str, stdin: str | None = None, timeout: float | None = None, **variables: str
+) -> str:
     """Run a command in a folder and return its output without the final newline.
+
+    The command has a session of its own: programs that it starts, such as ssh, cannot ask on the terminal,
+    and all of them are killed with it.
 
     Args:
         timeout: Seconds after which the command is killed.
+        variables: Additional environment variables.
 
     Raises:
         InputError: the command failed or timed out. The message is the command's, with passwords in URLs
             removed.
     """
     name = f"{command[0]} {next((word for word in command[1:] if COMMAND_NAME.fullmatch(word)), '')}"
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment() | variables,
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(None if stdin is None else stdin.encode(), timeout)
+        except subprocess.TimeoutExpired:
+            _kill_session(process)
+            raise InputError(f"{name}: no result within {timeout:g} s") from None
+        except BaseException:  # such as Ctrl-C, which does not reach another session
+            _kill_session(process)
+            raise
+    if process.returncode:
+        message = (errors or output).decode(errors="replace").strip()
+        raise InputError(f"{name}: {without_secrets(message)}")
     try:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env=environment(),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout,
-        )
-    except subprocess.TimeoutExpired:
-        raise InputError(f"{name}: no result within {timeout:g} s") from None
-    if done.returncode:
-        message = PASSWORD.sub("://", (done.stderr or done.stdout).strip())
-        raise InputError(f"{name}: {message}")
-    return done.stdout.rstrip("\n")
+        return output.decode().rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: the output is not UTF-8 text ({error.reason})") from None
+
+
+def _kill_session(process: "subprocess.Popen[bytes]") -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def environment() -> dict[str, str]:
@@ -144,8 +175,9 @@ def environment() -> dict[str, str]:
 
     Commands of this Python installation come first in PATH. Variables that a git hook sets are removed,
     because they would redirect every git command to the hook's repository. Git never prompts for a password.
+    A label tells the commands from a person's own programs in the same folder.
     """
     commands = Path(sys.executable).parent
     kept = {name: value for name, value in os.environ.items() if name not in GIT_LOCAL}
     path = f"{commands}{os.pathsep}{os.environ.get('PATH', '')}"
-    return kept | {"PATH": path, "GIT_TERMINAL_PROMPT": "0"}
+    return kept | {"PATH": path, "GIT_TERMINAL_PROMPT": "0", UNATTENDED_LABEL: "1"}

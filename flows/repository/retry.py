@@ -14,12 +14,17 @@ T = TypeVar("T")
 #: Seconds between attempts.
 DELAYS = (2, 5, 10, 20, 30, 60, 60)
 
-#: Messages by which git reports missing or refused credentials.
+#: Messages by which git, ssh and GitHub report missing or refused credentials.
 GIT_DENIED = (
     "Authentication failed",
-    "could not read Username",
+    "Host key verification failed",
     "Permission denied",
+    "Write access to repository not granted",
+    "could not read Username",
+    "could not read Password",
     "terminal prompts disabled",
+    "The requested URL returned error: 401",
+    "The requested URL returned error: 403",
 )
 
 

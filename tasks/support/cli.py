@@ -28,6 +28,12 @@ def without_secrets(text: str) -> str:
     return _URL.sub(lambda url: f"{url['scheme']}{url['place']}{'?...' if url['query'] else ''}", text)
 
 
+def describe_os_error(error: OSError) -> str:
+    """Return the line that the user reads about an error of the system or the network."""
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or error}"
+
+
 def stage_main(main: Callable[[], None]) -> None:
     """Run `main`; report an InputError, OSError or lack of memory as one line on stderr, with exit status 1.
 
@@ -41,16 +47,16 @@ def stage_main(main: Callable[[], None]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process exits by itself after the message
         sys.exit(f"error: {error}")
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
-        sys.exit(TEMPORARY if _is_temporary(error) else 1)
+        print(f"error: {describe_os_error(error)}", file=sys.stderr)
+        sys.exit(TEMPORARY if is_temporary(error) else 1)
     except MemoryError:
         sys.exit("error: not enough memory")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _is_temporary(error: OSError) -> bool:
+def is_temporary(error: OSError) -> bool:
+    """Return whether a retry may succeed."""
     return isinstance(error, ConnectionError | TimeoutError) or error.errno in _TEMPORARY_ERRORS
 
 

@@ -13,11 +13,12 @@ import pytest
 
 from flows.comparison import Change, as_lines, as_rows, compare_with
 from flows.repository.git import git
+from flows.repository.revision import Training
 from tasks.scoring.intervals import Interval
 from tasks.scoring.verdict import Verdict
 from tasks.settings.changes import with_changes
-from tasks.settings.schema import Params, parse_params
-from tests.helpers import ROOT, Repository, empty_repository
+from tasks.settings.schema import parse_params
+from tests.helpers import ROOT, Repository, empty_repository, trainings_of
 
 IMAGES = 60
 NAME = "report1_bce"
@@ -25,9 +26,9 @@ DICE = np.random.default_rng(3).beta(5, 2, IMAGES) * 0.9
 
 
 @pytest.fixture(scope="module")
-def params() -> Params:
+def trainings() -> dict[str, Training]:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    return parse_params(with_changes(text, {}, [NAME]))
+    return trainings_of(parse_params(with_changes(text, {}, [NAME])))
 
 
 def table(dice: np.ndarray, half: str = "infection") -> pd.DataFrame:
@@ -79,14 +80,14 @@ Compare = Callable[[pd.DataFrame, pd.DataFrame], Change]
 
 
 @pytest.fixture
-def compare(repository: Repository, params: Params) -> Compare:
+def compare(repository: Repository, trainings: dict[str, Training]) -> Compare:
     """Compare a run's rows with those of a base that is committed."""
 
     def compare(run: pd.DataFrame, base: pd.DataFrame) -> Change:
         write(repository, {f"{NAME}-seed0": base}, {NAME: metrics(0.4)})
         revision = commit(repository)
         write(repository, {f"{NAME}-seed0": run}, {NAME: metrics(0.6)})
-        (change,) = compare_with(repository.folder, revision, params)
+        (change,) = compare_with(repository.folder, revision, trainings)
         return change
 
     return compare
@@ -129,24 +130,24 @@ def test_other_images_are_not_comparable(compare: Compare) -> None:
 
 @pytest.mark.parametrize("found", [{}, {"another": metrics()}, {NAME: {"test": {"lung": {}}}}])
 def test_an_experiment_or_target_that_the_base_lacks_is_new(
-    found: dict[str, object], repository: Repository, params: Params
+    found: dict[str, object], repository: Repository, trainings: dict[str, Training]
 ) -> None:
     write(repository, {f"{NAME}-seed0": table(DICE).assign(target="lung")}, found)
     revision = commit(repository)
     write(repository, {f"{NAME}-seed0": table(DICE)}, {NAME: metrics()})
-    (change,) = compare_with(repository.folder, revision, params)
+    (change,) = compare_with(repository.folder, revision, trainings)
     assert change.verdict == Verdict("new", change.verdict.challenger)
     assert change.verdict.challenger == pytest.approx(DICE.mean())
     assert change.test_before == {}
 
 
 def test_metrics_of_early_revisions_have_targets_without_splits(
-    repository: Repository, params: Params
+    repository: Repository, trainings: dict[str, Training]
 ) -> None:
     write(repository, {"report1_bce": table(DICE)}, {NAME: {"infection": {"covid": {"iou": 0.2}}}})
     revision = commit(repository)
     write(repository, {f"{NAME}-seed0": table(DICE)}, {NAME: metrics()})
-    (change,) = compare_with(repository.folder, revision, params)
+    (change,) = compare_with(repository.folder, revision, trainings)
     assert change.verdict.reason == "the base: it has no scores of single images"
     assert change.test_before == {"iou": 0.2}
 
@@ -161,30 +162,30 @@ def test_a_run_without_val_rows_is_not_comparable(compare: Compare) -> None:
 
 
 def test_data_that_is_nowhere_is_not_comparable_within_seconds(
-    repository: Repository, compare: Compare, params: Params
+    repository: Repository, compare: Compare, trainings: dict[str, Training]
 ) -> None:
     compare(table(DICE + 0.01), table(DICE))
     shutil.rmtree(repository.folder / ".dvc" / "cache")
     start = time.monotonic()
-    (change,) = compare_with(repository.folder, "HEAD", params)
+    (change,) = compare_with(repository.folder, "HEAD", trainings)
     assert time.monotonic() - start < 20
     nowhere = "the base: its scores of single images are neither in the DVC cache nor on the DVC remote"
     assert change.verdict.reason == nowhere
 
 
 def test_data_on_the_remote_is_read_from_there(
-    repository: Repository, compare: Compare, params: Params, tmp_path: Path
+    repository: Repository, compare: Compare, trainings: dict[str, Training], tmp_path: Path
 ) -> None:
     compare(table(DICE + 0.01), table(DICE))
     # The remote is configured after the base was committed.
     repository.run("dvc", "remote", "add", "--local", "--default", "beside", str(tmp_path / "remote"))
     shutil.move(repository.folder / ".dvc" / "cache", tmp_path / "remote")
-    (change,) = compare_with(repository.folder, "HEAD", params)
+    (change,) = compare_with(repository.folder, "HEAD", trainings)
     assert change.verdict.word == "better"
 
 
 def test_a_fault_of_the_remote_is_the_reason(
-    repository: Repository, compare: Compare, params: Params, monkeypatch: pytest.MonkeyPatch
+    repository: Repository, compare: Compare, trainings: dict[str, Training], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare(table(DICE + 0.01), table(DICE))
     shutil.rmtree(repository.folder / ".dvc" / "cache")
@@ -192,7 +193,7 @@ def test_a_fault_of_the_remote_is_the_reason(
         monkeypatch.setenv(name, "wrong")
     repository.run("dvc", "remote", "add", "--local", "--default", "gone", "s3://bucket/project")
     repository.run("dvc", "remote", "modify", "--local", "gone", "endpointurl", "http://127.0.0.1:9")
-    (change,) = compare_with(repository.folder, "HEAD", params)
+    (change,) = compare_with(repository.folder, "HEAD", trainings)
     assert change.verdict.reason.startswith("the base: its scores of single images could not be read: ")
     assert "127.0.0.1:9" in change.verdict.reason
 

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageOps
 
+from flows.engine.order import INTERRUPTED, was_interrupted
+from flows.retrain import look_for_new_data
 from tasks.settings.changes import with_changes
 from tasks.sources.phantom import PhantomSource
+from tasks.support.cli import InputError
 from tests.helpers import Repository, finished, make_repository_of, retrain, with_cache_of
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -69,3 +72,28 @@ def test_a_second_look_finds_nothing_new(repository: Repository) -> None:
 def test_without_looking_for_new_data_the_pinned_data_is_used(repository: Repository) -> None:
     output = retrain(repository, "--name", "own")
     assert output.splitlines()[-1] == "nothing changed since HEAD; nothing published"
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (ConnectionError("example.org: connection refused"), INTERRUPTED),
+        (PermissionError(13, "Permission denied", "/data"), "Failed"),
+        (InputError("data.source: nothing is there"), "Failed"),
+    ],
+)
+def test_a_look_is_retried_only_if_the_source_is_away(
+    error: Exception, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*args: object) -> None:
+        raise error
+
+    (tmp_path / "params.yaml").write_text("data: {source: https://example.org/x.zip}")
+    monkeypatch.setattr("tasks.look.look", away)
+    monkeypatch.setattr("flows.retrain.restore_output", lambda *_: False)
+    state = look_for_new_data.fn(tmp_path, tmp_path)
+    assert state.is_failed()
+    assert state.name == name
+    assert state.message in (str(error), "/data: Permission denied")
+    assert look_for_new_data.retries == 5
+    assert look_for_new_data.retry_condition_fn is was_interrupted

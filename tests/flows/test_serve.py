@@ -20,10 +20,19 @@ from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import (
+    PREFECT_SERVER_DATABASE_DRIVER,
+    PREFECT_SERVER_DATABASE_HOST,
+    PREFECT_SERVER_DATABASE_NAME,
+    PREFECT_SERVER_DATABASE_PASSWORD,
+    PREFECT_SERVER_DATABASE_USER,
+    temporary_settings,
+)
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin
 
+from flows.serve import server_variables
 from tests.flows.conftest import Served, serving
 from tests.helpers import Repository, free_ports
 
@@ -266,6 +275,20 @@ def refused(idle: Served, **variables: str) -> str:
     assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1, done
     assert idle.processes() == []
     return done.stderr
+
+
+def test_postgresql_is_recognised_without_a_connection_url_too() -> None:
+    batch = "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE"
+    assert batch not in server_variables("http://127.0.0.1:4200/api")
+    parts = {
+        PREFECT_SERVER_DATABASE_DRIVER: "postgresql+asyncpg",
+        PREFECT_SERVER_DATABASE_HOST: "database",
+        PREFECT_SERVER_DATABASE_NAME: "prefect",
+        PREFECT_SERVER_DATABASE_USER: "prefect",
+        PREFECT_SERVER_DATABASE_PASSWORD: "secret",
+    }
+    with temporary_settings(parts):
+        assert server_variables("http://127.0.0.1:4200/api")[batch] == "100"
 
 
 class Stranger(SimpleHTTPRequestHandler):

@@ -12,7 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+import pytest
 
+from flows.deployment.supervision import child_process
 from tests.helpers import ROOT
 
 SERVE = """
@@ -27,6 +29,20 @@ def serve():
 
 run_until_stopped(serve)
 """
+
+
+def test_a_log_keeps_what_earlier_processes_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    log = tmp_path / "runs" / ".logs" / "part.log"
+    for number in (1, 2):
+        with child_process("part", ["echo", f"why {number}"], tmp_path, {}) as process:
+            process.wait()
+    assert [line for line in log.read_text().splitlines() if "---" not in line] == ["why 1", "why 2"]
+    monkeypatch.setattr("flows.deployment.supervision.LOG_SIZE", 10)
+    with child_process("part", ["echo", "why 3"], tmp_path, {}) as process:
+        process.wait()
+    assert log.read_text().splitlines()[1:] == ["why 3"]
+    assert "why 2" in log.with_name("part.log.1").read_text()
 
 
 def take_terminal() -> None:

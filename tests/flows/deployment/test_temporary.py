@@ -55,6 +55,16 @@ def test_a_command_has_a_server_until_it_exits(make_home: Callable[[Path], Path]
         httpx.get(api)
 
 
+def test_a_server_in_the_settings_that_does_not_answer_is_reported_in_one_line(tmp_path: Path) -> None:
+    own = environment() | {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": "http://127.0.0.1:9/"}
+    own["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND], cwd=ROOT, env=own, capture_output=True, text=True, timeout=120
+    )
+    line = "error: no Prefect server answers at http://127.0.0.1:9/api: [Errno 111] Connection refused\n"
+    assert (done.returncode, done.stderr) == (1, line)
+
+
 def test_a_server_that_does_not_start_is_reported_in_one_line(tmp_path: Path) -> None:
     nowhere = f"sqlite+aiosqlite:///{tmp_path}/no/such/folder/prefect.db"
     done = run(tmp_path, PREFECT_SERVER_DATABASE_CONNECTION_URL=nowhere)

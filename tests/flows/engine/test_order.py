@@ -7,7 +7,7 @@ from flows.engine.pipeline import Pipeline
 from tasks.settings.changes import read_preset, with_changes
 from tasks.settings.schema import Params, load_params, parse_params
 from tasks.support.events import Event
-from tests.helpers import ROOT
+from tests.helpers import ROOT, trainings_of
 
 
 def pipeline_of(params: Params) -> Pipeline:
@@ -26,7 +26,7 @@ def pipeline_of(params: Params) -> Pipeline:
 
 def in_order(params: Params, *words: str) -> list[str]:
     pipeline = pipeline_of(params)
-    priority = priority_of(pipeline, params)
+    priority = priority_of(pipeline, trainings_of(params))
     return [stage for stage in sorted(pipeline.upstream, key=priority) if stage.startswith(words)]
 
 

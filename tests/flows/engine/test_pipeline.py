@@ -1,6 +1,7 @@
 """Stages through real DVC, in minimal repositories."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def run(repository: Repository, stage: str) -> tuple[Outcome, str]:
         (f"echo away; exit {TEMPORARY}", Outcome.INTERRUPTED, "away"),
         ("echo memory; kill -KILL $$", Outcome.INTERRUPTED, "memory"),
         ("echo memory; exit 137", Outcome.INTERRUPTED, "memory"),  # how dash reports SIGKILL
+        ("echo memory; kill -KILL $PPID; sleep 1", Outcome.INTERRUPTED, "memory"),  # DVC itself
         ("echo stopped; kill -TERM $$", Outcome.FAILED, "stopped"),
         ("echo stopped; exit 143", Outcome.FAILED, "stopped"),
         ("exit 3", Outcome.FAILED, "ERROR: failed to reproduce 'a': failed to run: exit 3, exited with 3"),
@@ -75,6 +77,36 @@ def test_events_are_shown_while_a_stage_runs_without_those_of_an_earlier_attempt
     for outcome in (Outcome.FAILED, Outcome.RAN):
         assert runner.run("a", NO_SLOT, lambda line: None, show).outcome is outcome
     assert shown == 2 * [("images", 0.5)]
+
+
+def test_a_silent_stage_is_ended_and_retried(
+    make: Callable[[str], Repository], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.engine.runner.SILENCE", 5.0)
+    repository = make("stages:\n  a:\n    cmd: echo began; sleep 600\n    outs: [out]\n")
+    started = time.monotonic()
+    assert run(repository, "a") == (
+        Outcome.INTERRUPTED,
+        "began\nended, because it printed nothing for 5 s",
+    )
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        "echo line",
+        """echo '{"time": "now", "what": "x", "done": 1, "total": 2, "fraction": 0.5}' >> $RETRAIN_EVENTS""",
+    ],
+    ids=["line", "event"],
+)
+def test_a_stage_that_shows_progress_is_not_ended(
+    make: Callable[[str], Repository], monkeypatch: pytest.MonkeyPatch, sign: str
+) -> None:
+    monkeypatch.setattr("flows.engine.runner.SILENCE", 6.0)
+    repository = make("stages:\n  a:\n    cmd: sh stage.sh\n    outs: [out]\n")
+    (repository.folder / "stage.sh").write_text(f"for n in 1 2 3 4 5; do {sign}; sleep 2; done; touch out")
+    assert run(repository, "a")[0] is Outcome.RAN
 
 
 def test_nothing_starts_after_a_stop(make: Callable[[str], Repository]) -> None:

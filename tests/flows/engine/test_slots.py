@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from flows.engine.slots import Slot, Slots, compute_slots
+from flows.repository.revision import Training
 from tasks.settings.schema import Params, parse_params
 from tasks.support.cli import InputError
+from tests.helpers import trainings_of
 
 
 @pytest.fixture(autouse=True)
@@ -24,12 +26,15 @@ def say_nothing(line: str) -> None:
 
 
 @pytest.fixture
-def with_threads(tiny_params_text: str) -> Callable[[int], Params]:
-    return lambda threads: parse_params(tiny_params_text.replace("threads: 1", f"threads: {threads}"))
+def with_threads(tiny_params_text: str) -> Callable[[int], dict[str, Training]]:
+    def trainings(threads: int) -> dict[str, Training]:
+        return trainings_of(parse_params(tiny_params_text.replace("threads: 1", f"threads: {threads}")))
+
+    return trainings
 
 
 def test_the_number_of_cpu_slots_follows_from_the_threads_of_a_training(
-    with_threads: Callable[[int], Params], monkeypatch: pytest.MonkeyPatch
+    with_threads: Callable[[int], dict[str, Training]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
@@ -47,7 +52,7 @@ def test_each_gpu_is_a_slot_with_its_share_of_the_threads(
     tiny_params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_gpus(monkeypatch, "2,5", 8)
-    slots = compute_slots(tiny_params)
+    slots = compute_slots(trainings_of(tiny_params))
     assert len(slots) == 2
     with slots.acquire(say_nothing) as first, slots.acquire(say_nothing) as second:
         assert [slot.variables for slot in (first, second)] == [
@@ -60,7 +65,9 @@ def test_a_training_in_several_processes_takes_one_gpu_per_process(
     tiny_params_text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_gpus(monkeypatch, "0,1,2", 6)
-    slots = compute_slots(parse_params(tiny_params_text.replace("processes: 1", "processes: 2")))
+    slots = compute_slots(
+        trainings_of(parse_params(tiny_params_text.replace("processes: 1", "processes: 2")))
+    )
     with (
         slots.acquire(say_nothing, "train@report1_bce-seed0") as two,
         slots.acquire(say_nothing, "baselines") as one,
@@ -69,10 +76,21 @@ def test_a_training_in_several_processes_takes_one_gpu_per_process(
         assert one.variables == {"CUDA_VISIBLE_DEVICES": "2", "OMP_NUM_THREADS": "2"}
 
 
-def test_hidden_gpus_are_not_used(tiny_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+@pytest.mark.parametrize(
+    ("visible", "count"), [("0, 1", 2), ("1,-1,2", 1), ("GPU-8932f937,MIG-5c1", 2), ("3,NoDevFiles", 1)]
+)
+def test_gpus_are_counted_as_cuda_does(
+    tiny_params: Params, monkeypatch: pytest.MonkeyPatch, visible: str, count: int
+) -> None:
+    with_gpus(monkeypatch, visible, 4)
+    assert len(compute_slots(trainings_of(tiny_params))) == count
+
+
+@pytest.mark.parametrize("hidden", ["", "-1", "NoDevFiles", "none"])
+def test_hidden_gpus_are_not_used(tiny_params: Params, monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    with compute_slots(tiny_params).acquire(say_nothing) as slot:
+    with compute_slots(trainings_of(tiny_params)).acquire(say_nothing) as slot:
         assert slot.variables == {}
 
 

@@ -60,6 +60,13 @@ def test_a_stage_is_refused_if_versions_differ() -> None:
         _check_versions(versions() | {"torch": "9.9.9"})
 
 
+def test_a_request_of_a_run_with_newer_code_is_refused_and_no_error() -> None:
+    newer = {"stage": TRAIN, "commit": "0" * 40, "run": "6a4b8b3e-55a4-4a3e-9a37-9a1c2a1f0c57", "limit": 3}
+    request = StageRequest.model_validate(newer | {"versions": versions() | {"protocol": "999"}})
+    with pytest.raises(RefusedError, match=r"protocol 1, not 999; `git pull` on the older machine"):
+        _check_versions(request.versions)
+
+
 @pytest.fixture(scope="module")
 def parent(cluster: Cluster) -> Host:
     return cluster.host("parent")

@@ -10,7 +10,7 @@ import pytest
 
 from flows.deployment.automations import report_ended_runs
 from flows.repository.checkout import CHECKOUTS, checked_out, remove_leftovers
-from flows.repository.git import commit, environment, git, resolve
+from flows.repository.git import UNATTENDED_LABEL, commit, environment, git, resolve
 from flows.worker import kill_leftovers
 from tests.helpers import Repository
 
@@ -91,6 +91,21 @@ class TestName:
         repository.run("rm", "-r", str(folder))
         with checked_out(repository.folder, head, "x", "") as checkout:
             assert checkout.name == "x"
+
+
+def test_at_its_end_a_run_kills_its_own_commands_but_no_other_program(
+    repository: Repository, head: str
+) -> None:
+    with checked_out(repository.folder, head, "x", "") as checkout:
+        persons = {name: value for name, value in environment().items() if name != UNATTENDED_LABEL}
+        shell = subprocess.Popen(["sleep", "60"], cwd=checkout, env=persons)
+        stage = subprocess.Popen(["sleep", "60"], cwd=checkout, env=environment())
+    try:
+        stage.wait(5)
+        assert shell.poll() is None
+    finally:
+        shell.kill()
+        shell.wait()
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 36, b"\xff\xfe"], ids=["empty", "zeros", "no text"])

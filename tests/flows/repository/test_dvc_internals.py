@@ -3,8 +3,10 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from dvc.config import merge
 
 from flows.repository.dvc_internals import (
     cached_entries,
@@ -115,15 +117,25 @@ def test_opening_waits_for_the_lock_of_another_process(repository: Repository) -
             assert holder.wait(1) == 0
 
 
-def test_a_checkout_shares_cache_remotes_and_credentials(repository: Repository, tmp_path: Path) -> None:
+def test_a_checkout_shares_cache_remotes_and_credentials(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     repository.run("dvc", "remote", "modify", "--local", "beside", "url", str(tmp_path / "elsewhere"))
     repository.run("git", "config", "user.name", "Tester")
     repository.run("git", "config", "user.email", "tester@example.org")
     repository.commit("all")
     repository.run("git", "worktree", "add", "--quiet", "--detach", str(tmp_path / "checkout"))
+    local, modes = tmp_path / "checkout/.dvc/config.local", []
+
+    def merging(into: dict[str, Any], level: dict[str, Any]) -> None:
+        modes.append(local.stat().st_mode & 0o777)  # before anything is written
+        merge(into, level)
+
+    monkeypatch.setattr("flows.repository.dvc_internals.merge", merging)
     share_cache(repository.folder, tmp_path / "checkout")
+    assert modes == [0o600, 0o600]
     checkout = Repository(tmp_path / "checkout")
     assert checkout.run("dvc", "config", "remote.beside.url").strip() == str(tmp_path / "elsewhere")
-    assert (tmp_path / "checkout/.dvc/config.local").stat().st_mode & 0o077 == 0
+    assert local.stat().st_mode & 0o777 == 0o600
     checkout.run("dvc", "checkout")
     assert checkout.read("second.txt") == "seed"
