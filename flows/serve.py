@@ -35,7 +35,7 @@ from flows.remote.pool import FLOW as STAGE_FLOW
 from flows.repository.checkout import RUNS
 from flows.repository.git import find_repository
 from flows.retrain import REPORTS_URL, retrain
-from flows.worker import PREFECT_WORKER, kill_leftovers, prefect_worker
+from flows.worker import kill_leftovers, prefect_worker
 from tasks.support.cli import InputError
 
 #: The key in a deployment's job variables that names the clone which created it.
@@ -104,7 +104,8 @@ def serve(
         page = _deploy(repository, api, name)
         lock.write(f"{api} {name}".encode())
         lock.flush()
-        worker = prefect_worker(repository, api, name, WORKER, PREFECT_WORKER, **{REPORTS_URL: reports})
+        options = ["--name", socket.gethostname()]
+        worker = prefect_worker(repository, api, name, WORKER, options, **{REPORTS_URL: reports})
         parts[WORKER] = stack.enter_context(worker)
         print(f"Prefect UI: {page}\nreports:    {reports}\nCtrl-C stops both.", flush=True)
         while not (ended := [name for name, process in parts.items() if process.poll() is not None]):

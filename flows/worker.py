@@ -46,9 +46,8 @@ LOCK_RELEASE_TIME = 3.0
 REPORT_TIME = 5.0
 
 
-#: Commands that start a worker. The second one notices when it is idle.
-PREFECT_WORKER = ("prefect", "worker", "start", "--type", "process")
-IDLE_WORKER = (sys.executable, "-m", "flows.deployment.idle_worker")
+#: The command that starts a worker.
+PREFECT_WORKER = (sys.executable, "-m", "flows.deployment.process_worker")
 
 
 def run_worker(
@@ -83,12 +82,11 @@ def run_worker(
         unfit.unlink(missing_ok=True)
         idle = repository / RUNS / f".{process_name}.idle"
         idle.unlink(missing_ok=True)
-        program, options = list(PREFECT_WORKER), ["--name", name, "--limit", str(slots)]
+        options = ["--name", name, "--limit", str(slots)]
         if idle_minutes is not None:
-            program = list(IDLE_WORKER)
             options += ["--idle-seconds", str(60 * idle_minutes), "--marker", str(idle)]
         process = stack.enter_context(
-            prefect_worker(repository, api, pool, process_name, [*program, *options], **{UNFIT: str(unfit)})
+            prefect_worker(repository, api, pool, process_name, options, **{UNFIT: str(unfit)})
         )
         print(f"worker {name} runs up to {slots} stages of pool {pool} at a time: {ui_of(api)}", flush=True)
         while process.poll() is None and not unfit.exists() and not idle.exists():
@@ -128,10 +126,10 @@ def deploy_stages(api: str, pool: str) -> None:
 
 @contextmanager
 def prefect_worker(
-    repository: Path, api: str, pool: str, name: str, program: Sequence[str], **variables: str
+    repository: Path, api: str, pool: str, name: str, options: Sequence[str], **variables: str
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a Prefect worker. On exit, end and report its runs, which the server would show as running."""
-    command = [*program, "--pool", pool]
+    command = [*PREFECT_WORKER, "--pool", pool, *options]
     with ExitStack() as stack:
         process = stack.enter_context(
             child_process(name, command, repository, worker_variables(repository, api) | variables)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dvc.config import ConfigError, NoRemoteError
+from dvc.exceptions import CheckoutError
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
@@ -127,11 +128,16 @@ class Remote:
         self._pushed.add(name)
 
     def pull_inputs(self, name: str) -> None:
-        """Download only the outputs of other stages that the stage reads."""
+        """Get the outputs of other stages that the stage reads: from this machine's cache, or the remote."""
 
         def pull() -> None:
             with self._repo() as repo:
-                if targets := _inputs(repo, repo.stage.load_one(name=name)):
+                targets = _inputs(repo, repo.stage.load_one(name=name))
+                if not targets:
+                    return
+                try:
+                    repo.checkout(targets=targets, force=True)
+                except CheckoutError:  # the cache does not have all of them
                     repo.pull(targets=targets, force=True)
 
         self.with_retries(f"downloading the inputs of {name} from the DVC remote", pull)

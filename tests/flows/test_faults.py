@@ -84,7 +84,7 @@ class TestInOrder:
         run = served.submit(epochs=5000, **SMALL)
         served.training(run.id)
         began = time.monotonic()
-        kill(served.part("worker"))
+        kill(served.part("flows.deployment.process_worker"))
         assert served.process.wait(40) == 1
         print(f"ended {time.monotonic() - began:.1f} s after the worker")
         log = served.repository.folder / "runs" / ".logs" / "worker.log"

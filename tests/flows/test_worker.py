@@ -10,7 +10,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.deployment.deployments import deploy
-from flows.deployment.idle_worker import IdleWorker
+from flows.deployment.process_worker import Worker
 from flows.deployment.work_pools import make_pool
 from flows.repository.git import environment
 from flows.stage import stage
@@ -86,11 +86,11 @@ def test_an_idle_worker_loses_no_run(
     deploy(api, stage, "drain")
     taken = request_stage(user, "drain")
 
-    async def poll(worker: IdleWorker) -> set[UUID]:
+    async def poll(worker: Worker) -> set[UUID]:
         return {run.id for run in await worker.get_and_submit_flow_runs()}
 
     async def scenario() -> UUID:
-        worker = IdleWorker(work_pool_name="drain", name="w", limit=1, idle_seconds=0.0, marker=marker)
+        worker = Worker(work_pool_name="drain", name="w", limit=1, idle_seconds=0.0, marker=marker)
         async with worker:
             await worker.sync_with_backend()
             assert await poll(worker) == {taken}

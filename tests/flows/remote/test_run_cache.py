@@ -1,5 +1,6 @@
 """Deletions on a DVC remote that others use too."""
 
+import json
 import os
 import shutil
 import time
@@ -120,3 +121,51 @@ def test_a_result_is_replaced_only_if_its_data_is_missing(
         assert entry not in there(tmp_path / "store") and len(there(tmp_path / "store")) == len(first)
     else:
         assert there(tmp_path / "store") == first
+
+
+#: A stage that reads a file and a folder of another one.
+READER = f"{PIPELINE}  use: {{cmd: cat b c/d > e, deps: [b, c], outs: [e]}}\n"
+
+
+@pytest.fixture
+def reader(repository: Path) -> Path:
+    """A repository whose DVC remote has everything, and whose workspace has no outputs."""
+    (repository / "a").write_text("input")
+    (repository / "dvc.yaml").write_text(READER)
+    reproduce(repository)
+    with chdir(repository), Repo() as repo:
+        repo.push()
+    (repository / "b").unlink()
+    shutil.rmtree(repository / "c")
+    return repository
+
+
+def read(repository: Path) -> str:
+    return (repository / "b").read_text() + (repository / "c/d").read_text()
+
+
+def test_inputs_that_the_cache_has_need_no_remote(reader: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").rename(tmp_path / "away")
+    Remote(reader, print).pull_inputs("use")
+    assert read(reader) == (reader / "e").read_text()
+
+
+@pytest.mark.parametrize("lost", ["everything", "a file", "a folder's list", "a file of a folder"])
+def test_inputs_that_the_cache_lacks_are_downloaded(reader: Path, lost: str) -> None:
+    cache = reader / ".dvc/cache/files/md5"
+    match lost:
+        case "everything":
+            shutil.rmtree(cache)
+        case "a folder's list":
+            (folder,) = cache.rglob("*.dir")
+            folder.unlink()
+        case _:
+            with chdir(reader), Repo() as repo:
+                names = {out.fs_path: out.hash_info.value for out in repo.index.outs}
+            listed = json.loads(
+                (cache / names[str(reader / "c")][:2] / names[str(reader / "c")][2:]).read_text()
+            )
+            gone = names[str(reader / "b")] if lost == "a file" else listed[0]["md5"]
+            (cache / gone[:2] / gone[2:]).unlink()
+    Remote(reader, print).pull_inputs("use")
+    assert read(reader) == (reader / "e").read_text()
