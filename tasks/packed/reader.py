@@ -81,7 +81,10 @@ class PackedSplit:
     def _read(self, kind: str, indices: Indices) -> Tensor:
         """Copy rows out of the memory map."""
         if kind not in self._arrays:
-            self._arrays[kind] = np.load(self._folder / f"{kind}.npy", mmap_mode="r")
+            file = self._folder / f"{kind}.npy"
+            if not file.exists():
+                raise InputError(f"{file}: the dataset has no {kind} masks; change targets in params.yaml")
+            self._arrays[kind] = np.load(file, mmap_mode="r")
         return torch.from_numpy(self._arrays[kind][self._rows[indices]])
 
 

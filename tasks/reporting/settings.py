@@ -14,7 +14,7 @@ def published_rows(section: Section) -> list[tuple[PublishedScores | None, tuple
         (p, (p.source, p.measured_on, formatted(p.iou, p.decimals), formatted(p.dice, p.decimals)))
         for p in section.published
     ]
-    words = {"covid": "COVID-19 Test images", "all": "Test images, controls included"}
+    words = {"covid": "COVID-19 Test images", "all": "Test images, controls included"}  # of COVID-QU-Ex
     for name, where in words.items() if rows and section.choice else ():
         if section.choice and (image_set := section.image_set(name)):
             chosen = image_set.row(section.choice.chosen)

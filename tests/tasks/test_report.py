@@ -309,10 +309,14 @@ def test_healthy_trainings_show_no_symptom(written: Work) -> None:
     assert "- **" not in (written.out / "summary.md").read_text(encoding="utf-8")
 
 
-def test_figure_position_out_of_range_is_an_error(work: Work) -> None:
-    with pytest.raises(InputError, match="there is no image 181 among 6 COVID-19 Test images"):
-        work.run(work.params(shown=(1, 181)))
-    assert not work.out.exists() and not work.metrics.exists()
+def test_figure_positions_out_of_range_are_named(work: Work) -> None:
+    said = section(work.run(work.params(shown=(1, 181))), "figures")
+    assert "There are 6, so 181 of report.figures does not exist." in said
+    assert said.count("Figure ") == 1
+
+
+def test_a_report_needs_no_figure(work: Work) -> None:
+    assert 'id="figures"' not in work.run(work.params(shown=(181, 182, 184)))
 
 
 def test_failed_report_keeps_the_previous_files(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
