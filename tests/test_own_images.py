@@ -1,9 +1,14 @@
 """Datasets of one's own from their files to the report, with DVC commands in a real repository."""
 
+import io
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from tests.helpers import Repository
 from tests.own import PAIRS, TABLE, patient, write_pairs, write_table
@@ -41,8 +46,13 @@ def test_a_folder_of_pairs_trains_to_a_report(make_repository: Make, tmp_path: P
     assert metrics["baselines"].keys() == {"all_background", "all_foreground"}
     assert metrics["dataset"]["images"] == 27
     assert "covid_without_infection" not in metrics["dataset"]
+    with zipfile.ZipFile(repository.folder / "artifacts/comparison/pictures.zip") as archive:
+        pictures = {name: Image.open(io.BytesIO(archive.read(name))) for name in archive.namelist()}
+    assert {picture.format for picture in pictures.values()} == {"PNG"}
+    masks = [np.asarray(picture.convert("L")) for name, picture in pictures.items() if "references/" in name]
+    assert masks and all(0.1 < (pixels == 255).mean() < 0.6 for pixels in masks)
     page = repository.read("reports/index.html")
-    assert "COVID-QU-Ex" not in page.partition("Printed pairs")[0]
+    assert "COVID-QU-Ex" not in page
     assert "Normal Test images" in page
     assert "There are no infection masks: nothing is known of infection." in page
     assert "There are no patient identifiers." in page

@@ -202,7 +202,7 @@ def on_printed_iou(found: PrintedIou, published: bool) -> list[str]:
     marking = f"Marking every pixel scores IoU {found.iou:.3f} on {where}"
     printed = found.printed_iou
     if not published:
-        unlike = "but for COVID-QU-Ex, so the two are not comparable"
+        unlike = "but for other X-rays, so the two are not comparable"
         return [f"{marking}. Report 1 printed {printed} for both losses, {unlike}."]
     if not found.same:
         return [f"{marking}, which differs from the {printed} that report 1 printed for both losses."]

@@ -93,7 +93,7 @@ class _Search:
 
     def __init__(self, source: Source, where: str, layout: Layout) -> None:
         self._source, self._where, self._layout = source, where, layout
-        self._names = source.names()
+        self._names = sorted(source.names())
         self._patterns = {
             kind: compiled(pattern) for kind, pattern in {**layout.masks, "image": layout.images}.items()
         }
