@@ -21,7 +21,7 @@ from tasks.common.environment import versions
 from tasks.common.files import replacing, write_table
 from tasks.common.raw import Split
 from tasks.networks.device import Compute, is_memory_short, set_up
-from tasks.networks.network import build_network, save_network
+from tasks.networks.network import build_network, load_start, save_network
 from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids
 from tasks.settings.schema import Plan
 from tasks.support.checkpoints import Checkpoint, key_of
@@ -160,6 +160,8 @@ class Training:
         self._plan, self._val, self._group = plan, data.val, group
         self._compute = set_up(plan.seed, plan.precision, plan.threads, group.size)
         network = build_network(plan, self._compute)
+        if plan.start_from:
+            load_start(network, plan.start_from)
         self._fitter = Fitter(plan, network, self._compute, data.train, group, parts)
         self._stop = Stop()
         self._name = plan.name

@@ -52,11 +52,11 @@ PAIRS = {
 }
 
 
-def write_pairs(folder: Path, each: int = 3) -> Path:
-    """One folder with X-rays as JPEG, and a lung mask of 0 and 1 beside each."""
+def write_pairs(folder: Path, each: int = 3, file_format: str = "JPEG", ending: str = "jpg") -> Path:
+    """One folder with X-rays, by default as JPEG, and a lung mask of 0 and 1 beside each."""
     files = {}
     for case in cases(each):
-        files[f"chest{case.number}.jpg"] = encoded(case.image, "JPEG")
+        files[f"chest{case.number}.{ending}"] = encoded(case.image, file_format)
         files[f"chest{case.number}_mask.png"] = encoded((case.lung > 0).astype(np.uint8))
     return write(files, folder)
 

@@ -35,6 +35,7 @@ from tasks.reporting.metrics import METRICS as IN_METRICS_JSON
 from tasks.settings.schema import Experiment, Selection, Settings, Stages, TrainingSettings, parse_mapping
 from tasks.sources.phantom import PhantomSource
 from tests.helpers import ROOT, Repository
+from tests.own import write_pairs
 from tests.results import Work
 
 PAGES = [
@@ -54,6 +55,7 @@ PARAMS, METRICS, CLI, FILES = (
 #: Pages with steps between their commands.
 NEW_LOSS = ROOT / "docs" / "get-started" / "new-loss.md"
 REAL_DATA = ROOT / "docs" / "how-to" / "real-data.md"
+OWN_IMAGES = ROOT / "docs" / "how-to" / "own-images.md"
 
 
 def page_id(page: Path) -> str:
@@ -180,8 +182,18 @@ def have_the_zip(page: Path, repository: Repository) -> None:
             archive.writestr(name, phantoms.read(name))
 
 
+def have_pairs(page: Path, repository: Repository) -> None:
+    """A folder of X-rays and lung masks, where the page expects it."""
+    write_pairs(repository.folder / "data" / "xrays", 5, "PNG", "png")
+    (repository.folder / "data" / "xrays" / "chest45_mask.png").unlink()
+
+
 #: What a reader has done before the commands of a page.
-BEFORE: dict[Path, Callable[[Path, Repository], None]] = {NEW_LOSS: follow_new_loss, REAL_DATA: have_the_zip}
+BEFORE: dict[Path, Callable[[Path, Repository], None]] = {
+    NEW_LOSS: follow_new_loss,
+    REAL_DATA: have_the_zip,
+    OWN_IMAGES: have_pairs,
+}
 
 
 def with_commands() -> list[Path]:
@@ -346,10 +358,14 @@ def test_defaults_are_those_of_params_yaml() -> None:
     params = parse_mapping((ROOT / "params.yaml").read_text(encoding="utf-8"), "params.yaml")
     rows = rows_of_params()
     for key in keys_of_params():
-        if not key.startswith(("experiments.", "stages.", "data.layout.")):
+        if not key.startswith(("experiments.", "stages.")):
             value: Any = params
-            for part in key.split("."):
-                value = value[part]
+            *sections, last = key.split(".")
+            for part in sections:
+                value = value[part] if value else None
+            if value is None:  # the keys of a section that is null
+                continue
+            value = value[last]
             shown = rows[key][1].strip("`")
             if shown.endswith("…"):
                 assert value.startswith(shown[:-1]), key

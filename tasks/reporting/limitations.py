@@ -1,6 +1,7 @@
 """What the scores do not say, from facts about the dataset and the run."""
 
 from tasks.comparison.document import Document, ImageGroups
+from tasks.reporting.words import listed
 
 RESEARCH_USE = "Research use only; not a medical device."
 
@@ -10,7 +11,7 @@ def limitations(document: Document) -> list[str]:
     if document.phantoms:
         return ["All images are synthetic. The scores support no conclusion about patients."]
     *found, on_test = _of_covid_qu_ex(document) if document.published else _of_own_images(document)
-    return [*found, *_mirrored(document), *_two_steps(document), on_test]
+    return [*found, *_mirrored(document), *_two_steps(document), *_fine_tuned(document), on_test]
 
 
 def _of_covid_qu_ex(document: Document) -> list[str]:
@@ -87,6 +88,16 @@ def _mirrored(document: Document) -> list[str]:
         "Some networks see mirrored images, in which the heart is on the right. This is deliberate: it "
         "doubles the variety of the training images, and the sides play no role in the masks. Nobody tested "
         "whether it harms patients with a heart on the right."
+    ]
+
+
+def _fine_tuned(document: Document) -> list[str]:
+    names = [e.name for e in document.experiments if e.plan.get("start_from")]
+    if not names:
+        return []
+    return [
+        f"{listed(names)} started from trained weights. If the images on which these were trained include "
+        "Test images or other images of the same patients, the scores are too good."
     ]
 
 

@@ -179,6 +179,13 @@ class Prediction(_Section):
     fill_holes: bool
 
 
+class StartFrom(_Section):
+    """Weights of a trained network, from which another training starts instead of random ones."""
+
+    weights: Annotated[str, Field(pattern=r"\.safetensors$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class Fit(_Section):
     """What determines a training, except network and loss. Every experiment may override it."""
 
@@ -209,6 +216,8 @@ class Fit(_Section):
     threads: Annotated[int, Field(ge=0)]
     processes: Positive
     accumulate: Positive
+    start_from: StartFrom | None = None
+    """None: random weights."""
 
 
 class TrainingSettings(Fit):
@@ -286,6 +295,11 @@ class Plan(Fit):
     loss: Loss
     loss_options: dict[str, float]
     selection: Selection = "all"  # by which earlier versions chose, whose plans do not name it
+
+    def to_json(self) -> str:
+        # As before this key existed, so that no finished training runs again.
+        without = {"start_from"} if self.start_from is None else set()
+        return self.model_dump_json(indent=2, exclude=without) + "\n"
 
 
 class TrainStage(_Section):
