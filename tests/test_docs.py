@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from types import UnionType
 from typing import Any, NamedTuple, get_args
 from urllib.parse import unquote
 
@@ -322,8 +323,9 @@ def leaves(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """The keys of a section, as `training.augment.flip`. A section that may be null is also a key itself."""
     for name, field in schema.model_fields.items():
         key = f"{prefix}{field.alias or name}"
-        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
-        sections = [kind for kind in kinds if issubclass(kind, BaseModel)]
+        optional = isinstance(field.annotation, UnionType)
+        kinds = get_args(field.annotation) if optional else (field.annotation,)
+        sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
         for kind in sections:
             yield from leaves(kind, f"{key}.")
         if not sections or type(None) in kinds:

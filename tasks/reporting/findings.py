@@ -89,10 +89,8 @@ def _how_good(section: Section, chosen: str) -> str:
     rate = controls and controls.row(chosen).scores.get("false_positive_rate")
     if not controls or not rate:
         return f"{sentence}."
-    return (
-        f"{sentence}. It marks something on {with_span(rate, percentage)} of {controls.row(chosen).images:,} "
-        "control images."
-    )
+    images = rate.images or controls.row(chosen).images
+    return f"{sentence}. It marks something on {with_span(rate, percentage)} of {images:,} control images."
 
 
 def on_training_variation(document: Document) -> str:
