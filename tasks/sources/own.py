@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from tasks.common.raw import CLASSES, KIND_WORDS, SPLITS, Half, Kind, Split
@@ -98,7 +99,7 @@ class _Search:
             kind: compiled(pattern) for kind, pattern in {**layout.masks, "image": layout.images}.items()
         }
         self._base = self._find_base()
-        self._groups = self._groups_in_names()
+        self._rows = self._read_table()
         self._reasons: defaultdict[str, set[str]] = defaultdict(set)
         self._notes: list[str] = []
 
@@ -144,22 +145,37 @@ class _Search:
         """The files that are left out by reason, the most frequent reason first."""
         reasons = sorted(self._reasons.items(), key=lambda found: (-len(found[1]), found[0]))
         return [
-            LeftOut(reason, len(names), sum(name.endswith("/") for name in names), min(names))
+            LeftOut(reason, len(names), sum(name.endswith("/") for name in names), self._masked(min(names)))
             for reason, names in reasons
         ]
 
     def _shown(self, file: str) -> str:
-        """The name of a file in messages, which logs keep. A hash stands for a group: it may be a patient."""
-        name = file.removeprefix(self._base)
+        """The name of a file in messages, which logs keep."""
+        return self._masked(file.removeprefix(self._base))
+
+    def _masked(self, name: str) -> str:
+        """The name with a hash in place of its group, which may be a patient.
+
+        Where names have groups, only the ending is shown of a file that fits no pattern.
+        """
         for regex in self._patterns.values():
-            match = regex.fullmatch(name)
-            if match and "group" in regex.groupindex:
-                start, end = match.span("group")
-                return name[:start] + hashed(match["group"]) + name[end:]
-        return "/".join(hashed(part) if part in self._groups else part for part in name.split("/"))
+            if match := regex.fullmatch(name):
+                return self._masked_match(match)
+        if "group" not in placeholders(self._layout.images):
+            return name
+        *folders, last = name.split("/")
+        return "/".join([*("*" for _ in folders), f"*{PurePosixPath(last).suffix}" if last else ""])
+
+    def _masked_match(self, match: "re.Match[str]") -> str:
+        name = match.string
+        if "group" in match.re.groupindex:
+            start, end = match.span("group")
+            return without_group(name[:start] + hashed(match["group"]) + name[end:], match["group"])
+        row = (self._rows or {}).get(match["name"])
+        return without_group(name, row.values.get("group", "")) if row else name
 
     def _leave_out(self, file: str, reason: str) -> None:
-        self._reasons[reason].add(self._shown(file))
+        self._reasons[reason].add(file.removeprefix(self._base))
 
     def _find_base(self) -> str:
         """The beginning of all names that is not in the patterns: the folder from which a zip was made."""
@@ -169,12 +185,6 @@ class _Search:
             return base
         tops = {name.partition("/")[0] for name in own if not hidden_part(name)}
         return f"{base}{tops.pop()}/" if len(tops) == 1 else base
-
-    def _groups_in_names(self) -> set[str]:
-        """The groups in the names of images and masks."""
-        names = [name.removeprefix(self._base) for name in self._names]
-        matches = (regex.fullmatch(name) for regex in self._patterns.values() for name in names)
-        return {match["group"] for match in matches if match and "group" in match.re.groupindex}
 
     def _matched(self) -> dict[Kind, dict[str, Fields]]:
         """The files that fit each pattern. A file that fits the pattern of a mask is no image."""
@@ -189,7 +199,7 @@ class _Search:
             elif not table or name != table.file:
                 self._match(file, name, found)
         if not found["image"]:
-            first = next((min(names) for names in self._reasons.values()), None)
+            first = next((self._masked(min(names)) for names in self._reasons.values()), None)
             hint = f"; a file that is there: {first!r}" if first else ""
             raise InputError(
                 f"{self._where}: no file fits data.layout.images, {self._layout.images!r}; a pattern is "
@@ -223,7 +233,7 @@ class _Search:
 
     def _candidates(self, files: Mapping[str, Fields]) -> dict[Key, _Candidate]:
         """The images by their keys. Those whose split or class is unknown are left out."""
-        rows, used = self._read_table(), set()
+        rows, used = self._rows, set()
         found: dict[Key, _Candidate] = {}
         names = placeholders(self._layout.images)
         for file, fields in files.items():
@@ -247,10 +257,9 @@ class _Search:
             found[key] = candidate
         if unused := sorted((rows or {}).keys() - used):
             which = "1 row" if len(unused) == 1 else f"{len(unused)} rows"
-            assert self._layout.table
-            self._notes.append(
-                f"{which} of {self._layout.table.file} without an image, the first: {unused[0]!r}"
-            )
+            assert rows and self._layout.table
+            first = without_group(unused[0], rows[unused[0]].values.get("group", ""))
+            self._notes.append(f"{which} of {self._layout.table.file} without an image, the first: {first!r}")
         return found
 
     def _read_table(self) -> dict[str, Row] | None:
@@ -302,9 +311,10 @@ class _Search:
 
     def _image(self, candidate: _Candidate, split: Split) -> Image:
         """The image in data/raw. A hash stands for a group in its name: it may be a patient."""
-        name = candidate.fields["name"]
+        group = candidate.group or ""
+        name = without_group(candidate.fields["name"], group)
         if "group" in placeholders(self._layout.images):
-            name = f"{hashed(candidate.fields['group'])}-{name}"
+            name = f"{hashed(group)}-{name}"
         half: Half = self._layout.half
         return Image(half, SPLITS.index(split), candidate.image_class, name)
 
@@ -376,6 +386,11 @@ def _a(words: str) -> str:
 def hashed(group: str) -> str:
     """A short hash, which stands for a group in names of images."""
     return hashlib.sha256(group.encode("utf-8", "surrogateescape")).hexdigest()[:DIGITS]
+
+
+def without_group(text: str, group: str) -> str:
+    """A text with a hash in place of each word that is the group."""
+    return re.sub(rf"(?<![^\W_]){re.escape(group)}(?![^\W_])", hashed(group), text) if group else text
 
 
 def describe(found: Found, layout: Layout | None) -> Iterator[str]:

@@ -104,7 +104,7 @@ KINDS: dict[str, tuple[Write, Layout, list[str], set[str], str]] = {
         write_table,
         OTHER_CLASSES,
         ["Non-COVID", "Normal"],
-        {"non_covid", "normal", "controls"},
+        {"normal", "controls"},
         "On 12 control Test images (Non-COVID and Normal) it reaches",
     ),
     "no controls": (write_both, BOTH, ["COVID-19"], {"covid"}, "On 3 COVID-19 Test images it reaches"),

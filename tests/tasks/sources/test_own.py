@@ -10,7 +10,7 @@ from tasks.common.raw import CLASSES, SPLITS
 from tasks.settings.layout import Layout
 from tasks.sources.listing import fingerprint, list_files
 from tasks.sources.open import open_source
-from tasks.sources.own import Found, compiled, describe, find, hashed
+from tasks.sources.own import Found, compiled, describe, find, hashed, without_group
 from tasks.support.cli import InputError
 from tests.helpers import zipped
 
@@ -193,6 +193,19 @@ def test_errors_name_no_group(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"'{hashed('Doe')}/1.png'") as error:
         search(tmp_path / "d", PATIENTS)
     assert "Doe" not in str(error.value)
+    with pytest.raises(InputError, match=r"a file that is there: '\*\.dcm'") as error:
+        search(write(tmp_path / "e", "Doe/scan.dcm"), PATIENTS)
+    assert "Doe" not in str(error.value)
+
+
+def test_a_group_within_a_name_is_replaced_too(tmp_path: Path) -> None:
+    layout = PATIENTS | {"images": "{group}/{name}.png", "infection": "{group}/mask/{name}.png"}
+    names = [f"{i}7/{folder}{i}7_view.png" for i in range(1, 9) for folder in ("", "mask/")]
+    found = search(write(tmp_path / "d", *names), layout)
+    assert {image.name for image in found.images} == {
+        f"{hashed(f'{i}7')}-{hashed(f'{i}7')}_view" for i in range(1, 9)
+    }
+    assert without_group("17_x/a17/17", "17") == f"{hashed('17')}_x/a17/{hashed('17')}"
 
 
 # --- the table ----------------------------------------------------------------------------------------------
@@ -234,6 +247,21 @@ def test_rows_and_images_without_each_other_are_named(tmp_path: Path) -> None:
     assert found.notes == ("2 rows of list.csv without an image, the first: 'x'",)
     assert reasons(found)["an image without a row in the table"] == (1, "images/z.png")
     assert list(describe(found, Layout.model_validate(TABLE)))[-1] == found.notes[0]
+
+
+def test_a_group_of_the_table_within_a_name_is_replaced(tmp_path: Path) -> None:
+    pairs(tmp_path / "d", "Doe_1", "Roe_1", "b_1", "Poe_2")
+    rows = ["Doe_1,1,pos,Doe", "Roe_1,2,pos,Roe", "b_1,3,pos,q", "Moe_1,3,pos,Moe", "Poe_2,9,pos,Poe"]
+    with_table(tmp_path / "d", *rows)
+    for name in "abc":
+        for kind in ("images", "masks"):
+            (tmp_path / "d" / kind / f"{name}.png").unlink()
+    found = search(tmp_path / "d", TABLE)
+    assert {image.name for image in found.images} == {f"{hashed('Doe')}_1", f"{hashed('Roe')}_1", "b_1"}
+    assert found.notes == (f"1 row of list.csv without an image, the first: '{hashed('Moe')}_1'",)
+    assert {group.first for group in found.left_out} == {
+        f"{kind}/{hashed('Poe')}_2.png" for kind in ("images", "masks")
+    }
 
 
 def test_a_group_in_several_splits_is_counted(tmp_path: Path) -> None:
