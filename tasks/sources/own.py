@@ -13,7 +13,7 @@ from tasks.sources.layout import LeftOut, hidden_part
 from tasks.sources.listing import Image, Images, find_images, find_left_out, refuse_unusable_name
 from tasks.sources.source import Source
 from tasks.sources.splits import Lot, draw
-from tasks.sources.table import Row, read_table
+from tasks.sources.table import Row, image_name, read_table
 from tasks.support.cli import InputError
 
 #: ASCII: otherwise, some letters of other alphabets would equal Latin ones.
@@ -171,7 +171,7 @@ class _Search:
         if "group" in match.re.groupindex:
             start, end = match.span("group")
             return without_group(name[:start] + hashed(match["group"]) + name[end:], match["group"])
-        row = (self._rows or {}).get(match["name"])
+        row = (self._rows or {}).get(image_name(match["name"]))
         return without_group(name, row.values.get("group", "")) if row else name
 
     def _leave_out(self, file: str, reason: str) -> None:
@@ -237,11 +237,12 @@ class _Search:
         found: dict[Key, _Candidate] = {}
         names = placeholders(self._layout.images)
         for file, fields in files.items():
-            row = rows.get(fields["name"]) if rows is not None else None
+            in_table = image_name(fields["name"])
+            row = rows.get(in_table) if rows is not None else None
             if rows is not None and row is None:
                 self._leave_out(file, "an image without a row in the table")
                 continue
-            used.add(fields["name"])
+            used.add(in_table)
             known = {**fields, **(row.values if row else {})}
             candidate = self._candidate(file, known)
             if isinstance(candidate, str):

@@ -239,6 +239,8 @@ def test_a_table_says_split_class_and_group(tmp_path: Path, separator: str) -> N
         "infection/Test/COVID-19/c",
     }
     assert found.groups == (3, 0) and found.left_out == [] and found.notes == ()
+    with_ending = TABLE | {"images": "images/{name}", "infection": "masks/{name}"}
+    assert len(search(folder, with_ending).images) == 3
 
 
 def test_rows_and_images_without_each_other_are_named(tmp_path: Path) -> None:
