@@ -73,11 +73,11 @@ class Splits(NamedTuple):
 
 def _read(plan: Plan, packed: Path, dropped: Set[str], group: Group) -> Splits:
     compute = set_up(plan.seed, plan.precision, plan.threads, group.size)
-    require_scores(packed, plan.half, plan.targets)
     names: tuple[Split, Split] = ("Train", "Val")
     train_split, val_split = (
         PackedSplit(packed, plan.half, name, plan.targets, plan.train_classes, dropped) for name in names
     )
+    require_scores(packed, plan.half, plan.targets)
     # For the checkpoint's key, which only the first process computes.
     digests = (train_split.digest(), val_split.digest()) if group.first else ()
     return Splits(Batches(train_split, compute), Batches(val_split, compute), digests)
