@@ -28,7 +28,7 @@ IMAGES = "images.csv"
 
 #: The Test scores that are shown, and the image sets that they may cover: the first one that has scores.
 TEST_METRICS = {"iou": "IoU", "dice": "Dice"}
-TEST_IMAGES = ("covid", "all")
+TEST_IMAGES = ("covid", "all", "controls", "non_covid", "normal")
 
 NOTE = """\
 The verdict compares the Val images one by one, by the score that `selection` names. It is *better* or

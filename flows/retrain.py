@@ -59,7 +59,7 @@ from flows.repository.refs import has_origin
 from flows.repository.revision import Training, change_params, plan_trainings
 from flows.request import PRESETS, RetrainRequest, is_preset_name
 from tasks.common.files import replacing
-from tasks.settings.schema import fault_line, parse_mapping
+from tasks.settings.schema import fault_line
 from tasks.support.checkpoints import FOLDER as CHECKPOINT_FOLDER
 from tasks.support.cli import InputError, describe_os_error, is_temporary, without_secrets
 
@@ -208,14 +208,16 @@ def look_for_new_data(checkout: Path, repository: Path) -> State[Any]:
 def _pin_new_data(checkout: Path, repository: Path) -> str:
     # These import pandas, which most runs do not need.
     from tasks.look import look
+    from tasks.settings.schema import load_data
     from tasks.sources.layout import describe_left_out
 
     path, previous = checkout / "params.yaml", checkout / PREVIOUS_RAW
     text = path.read_text(encoding="utf-8")
     if not previous.exists() and restore_output(checkout, RAW.as_posix()):
         (checkout / RAW).rename(previous)
-    source = parse_mapping(text, "params.yaml")["data"]["source"]
-    news = look(source, repository, previous if previous.exists() else None)
+    data = load_data(path)
+    source = data.source
+    news = look(source, repository, previous if previous.exists() else None, data.layout)
     for line in describe_left_out(news.left_out, without_secrets(source)):
         get_run_logger().warning("%s", line)
     if news.fingerprint and news.differs:

@@ -55,6 +55,16 @@ MAD_TO_SD = 1.4826
 #: nearly equal areas would make all others unusual.
 LEAST_SD = 0.3
 
+#: The column without any value of which a fault cannot be found.
+NEEDED = {
+    "controls_with_infection": "infection_area",
+    "covid_without_infection": "infection_area",
+    "empty_lung_masks": "lung_area",
+    "infection_outside_lung": "infection_outside_lung",
+    "unusual_lung_areas": "lung_area",
+    "bright_lungs": "lung_area",
+}
+
 #: Name of the totals in counts.csv.
 ALL = "all"
 #: Published counts of COVID-QU-Ex: half -> (split, class) -> images. Of the lung half only totals are known.
@@ -79,11 +89,11 @@ Pairs = NDArray[np.int64]  # (P, 2), row numbers in images.csv, the lower first
 Faults = dict[str, "pd.Series[str]"]  # name in audit.json -> image id -> problem
 
 
-def audit(raw: Path, packed: Path, out: Path, params: Audit, phantoms: bool) -> None:
+def audit(raw: Path, packed: Path, out: Path, params: Audit, published: bool) -> None:
     """Find the dataset's problems and write them under `out`.
 
-    Reads `raw/manifest.csv` and `packed/{images.csv,rejected.csv,thumbnails.npy}`. For `phantoms`, there are
-    no published counts.
+    Reads `raw/manifest.csv` and `packed/{images.csv,rejected.csv,thumbnails.npy}`. The counts of COVID-QU-Ex
+    are shown beside those of the dataset if it should have them (`published`).
 
     Raises:
         InputError: there are more than `MAX_PAIRS` pairs.
@@ -92,7 +102,7 @@ def audit(raw: Path, packed: Path, out: Path, params: Audit, phantoms: bool) -> 
     images = pd.read_csv(packed / "images.csv")
     rejected = pd.read_csv(packed / "rejected.csv", dtype=str, keep_default_na=False)
     thumbnails = np.load(packed / "thumbnails.npy", mmap_mode="r")
-    counts = count(manifest, images, phantoms)
+    counts = count(manifest, images, published)
     pairs = find_pairs(images, thumbnails, params.correlation)
     dropped = to_drop(pairs) if params.duplicates == "drop" else to_drop(pairs[:0])
     faults = find_faults(images)
@@ -150,14 +160,14 @@ def _differ(pairs: pd.DataFrame, place: int) -> "pd.Series[bool]":
 # Counts and problems
 
 
-def count(manifest: pd.DataFrame, images: pd.DataFrame, phantoms: bool) -> pd.DataFrame:
+def count(manifest: pd.DataFrame, images: pd.DataFrame, published: bool) -> pd.DataFrame:
     """One row per half, split and class, totals included; `published` is empty if unknown."""
     rows = []
     for half in sorted(set(manifest["half"])):
-        published = {} if phantoms else PUBLISHED[half]
+        expected = PUBLISHED[half] if published else {}
         for split, image_class in itertools.product((*SPLITS, ALL), (*CLASSES, ALL)):
             found, usable = (_count(table, half, split, image_class) for table in (manifest, images))
-            rows.append((half, split, image_class, found, usable, published.get((split, image_class))))
+            rows.append((half, split, image_class, found, usable, expected.get((split, image_class))))
     table = pd.DataFrame(rows, columns=["half", "split", "class", "images", "usable", "published"])
     return table.astype({"published": "Int64"})
 
@@ -186,7 +196,10 @@ def find_problems(
 
 
 def find_faults(images: pd.DataFrame) -> Faults:
-    """Masks that contradict their class or each other, unusual lung areas, and images that look inverted."""
+    """Masks that contradict their class or each other, unusual lung areas, and images that look inverted.
+
+    Faults that nothing can tell, because the dataset lacks lung masks or infection masks, are not among them.
+    """
     covid, infection, lung = images["class"] == "COVID-19", images["infection_area"], images["lung_area"]
     outside = images["infection_outside_lung"]
     least, most = usual_lung_areas(images)
@@ -195,7 +208,7 @@ def find_faults(images: pd.DataFrame) -> Faults:
         rows = pd.concat([images["id"], *(100 * value for value in values)], axis=1)[wanted]
         return pd.Series({row[0]: problem.format(*row[1:]) for row in rows.to_numpy()}, dtype=object)
 
-    return {
+    faults = {
         "controls_with_infection": found(
             ~covid & (infection > 0), "a control, but {:.3g} % of the image is marked as infection", infection
         ),
@@ -217,6 +230,7 @@ def find_faults(images: pd.DataFrame) -> Faults:
             "mask does not fit the image",
         ),
     }
+    return {name: problems for name, problems in faults.items() if not images[NEEDED[name]].isna().all()}
 
 
 def usual_lung_areas(images: pd.DataFrame) -> tuple["pd.Series[float]", "pd.Series[float]"]:
@@ -344,7 +358,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to create")
     args = parser.parse_args()
     params = load_params(args.params)
-    audit(args.raw, args.packed, args.out, params.audit, params.data.phantoms)
+    audit(args.raw, args.packed, args.out, params.audit, params.data.published)
 
 
 if __name__ == "__main__":

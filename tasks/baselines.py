@@ -1,7 +1,7 @@
 """Stage `baselines`: scores trivial predictors, which a network must beat to have learned anything."""
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,14 @@ from tasks.scoring.images import Calibration, score_masks
 from tasks.support.cli import InputError, stage_main
 from tasks.support.progress import progress
 
+#: The predictor that needs a reference lung mask.
+WHOLE_LUNG = "whole_lung"
+
 #: Each returns a mask (H, W), used as probabilities 0 and 1, from the reference masks of an image.
 PREDICTORS: dict[str, Callable[[dict[Kind, Mask]], Mask]] = {
-    "all_background": lambda masks: np.zeros_like(masks["lung"]),
-    "all_foreground": lambda masks: np.ones_like(masks["lung"]),
-    "whole_lung": lambda masks: masks["lung"],
+    "all_background": lambda masks: np.zeros_like(next(iter(masks.values()))),
+    "all_foreground": lambda masks: np.ones_like(next(iter(masks.values()))),
+    WHOLE_LUNG: lambda masks: masks["lung"],
 }
 
 
@@ -27,15 +30,20 @@ def baselines(table: Path, raw: Path, out: Path, half: str) -> None:
 
     `table` is the `images.csv` that lists the images. Writes under `out`: `images.csv`, one row per
     predictor, split, target and image, and `calibration.csv`, for the Test split. The predictor `whole_lung`
-    uses the reference lung mask as the infection mask.
+    uses the reference lung mask as the infection mask; without lung masks, there is no such predictor.
+
+    Raises:
+        InputError: the half has no Test image.
     """
     dataset = RawDataset(raw)
     images = pd.read_csv(table)
     images = images[(images["half"] == half) & images["split"].isin(["Val", "Test"])]
-    if not ((images["class"] == "COVID-19") & (images["split"] == "Test")).any():
-        raise InputError(f"{table}: the {half} half has no COVID-19 Test image to score")
-    calibrations = {name: Calibration() for name in PREDICTORS}
-    rows = pd.DataFrame(_score_all(dataset, images, half, calibrations))
+    if not (images["split"] == "Test").any():
+        raise InputError(f"{table}: the {half} half has no Test image to score")
+    targets = [kind for kind in dataset.kinds(half) if kind != "image"]
+    names = [name for name in PREDICTORS if name != WHOLE_LUNG or "lung" in targets]
+    calibrations = {name: Calibration() for name in names}
+    rows = pd.DataFrame(_score_all(dataset, images, targets, calibrations))
     tables = [found.table().assign(predictor=name) for name, found in calibrations.items()]
     with replacing(out) as partial:
         partial.mkdir()
@@ -44,16 +52,18 @@ def baselines(table: Path, raw: Path, out: Path, half: str) -> None:
 
 
 def _score_all(
-    dataset: RawDataset, images: pd.DataFrame, half: str, calibrations: Mapping[str, Calibration]
+    dataset: RawDataset,
+    images: pd.DataFrame,
+    targets: Sequence[Kind],
+    calibrations: Mapping[str, Calibration],
 ) -> Iterator[dict[str, object]]:
-    targets: list[Kind] = [kind for kind in HALF_KINDS[half] if kind != "image"]
     of_all = zip(images["id"], images["split"], images["class"], strict=True)
     for image_id, split, image_class in progress(of_all, len(images), "baselines Val and Test images"):
         masks = {target: dataset.read(image_id, target) > 0 for target in targets}
-        for name, predictor in PREDICTORS.items():
-            predicted = predictor(masks)
+        for name in calibrations:
+            predicted = PREDICTORS[name](masks)
             for target in targets:
-                if (name, target) != ("whole_lung", "lung"):  # would be compared with itself
+                if (name, target) != (WHOLE_LUNG, "lung"):  # would be compared with itself
                     reference = masks[target]
                     if split == "Test":
                         calibrations[name].add(target, image_class, predicted, reference)

@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import json
 import os
 import zipfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pandas as pd
 from tasks.common.files import replacing, write_table
 from tasks.common.raw import (
     CLASSES,
+    GROUPS,
     HALF_KINDS,
     KIND_FOLDERS,
     MANIFEST,
@@ -23,6 +25,7 @@ from tasks.common.raw import (
     shard_name,
     write_member,
 )
+from tasks.settings.layout import Layout
 from tasks.settings.schema import load_params
 from tasks.sources.layout import describe_left_out
 from tasks.sources.listing import (
@@ -31,42 +34,48 @@ from tasks.sources.listing import (
     Listing,
     PlaceInLayout,
     Stored,
-    find_images,
-    find_left_out,
     fingerprint,
     list_files,
     open_earlier,
 )
 from tasks.sources.open import open_source
+from tasks.sources.own import Found, describe, find
 from tasks.sources.source import Source
 from tasks.support.cli import InputError, stage_main, without_secrets
 from tasks.support.progress import progress
 
 
 def download(
-    source: Source, out: Path, where: str, pinned: str | None = None, previous: Path | None = None
+    source: Source,
+    out: Path,
+    where: str,
+    pinned: str | None = None,
+    previous: Path | None = None,
+    layout: Layout | None = None,
 ) -> None:
     """Copy the images and masks of `source` into the shards and the manifest of `out`.
 
     Files are copied unchanged; preprocessing checks whether the images are usable.
 
     Args:
-        source: the files, in the layout of COVID-QU-Ex.
+        source: the files, in the layout of COVID-QU-Ex or in `layout`.
         out: the folder to create; `tasks.common.raw` describes its contents.
         where: the name of the source in messages.
         pinned: the fingerprint that the source must have; None accepts any files.
         previous: an earlier `out`, if there is one. Files that the source has not changed are copied from
             it; the bytes of `out` do not depend on it.
+        layout: the user's own layout, if it is not that of COVID-QU-Ex.
 
     Raises:
         InputError: no file has this layout, a file cannot be read, the fingerprint does not match, or the
             source changed during the download.
         UnavailableError: a remote source cannot be reached.
     """
-    images = find_images(source, where)
+    found = find(source, where, layout)
+    images = found.images
     total = sum(len(files) for files in images.values())
     print(f"{where}: {len(images)} images, {total} files", flush=True)
-    for line in describe_left_out(find_left_out(source), where):
+    for line in (*describe_left_out(found.left_out, where), *describe(found, layout)):
         print(line, flush=True)
     # Only if needed: for a folder this reads every file.
     listing = list_files(source, images) if pinned or previous else None
@@ -74,18 +83,19 @@ def download(
         _refuse_another(pinned, listing, where)
     try:
         earlier = _Earlier(open_earlier(previous), listing)
-        fetched = _copy_all(source, images, listing, earlier, out, where)
+        fetched = _copy_all(source, found, listing, earlier, out, where)
     except _EarlierDamagedError as error:
         print(f"{error}; the earlier dataset is ignored", flush=True)
-        fetched = _copy_all(source, images, listing, _Earlier(None, None), out, where)
+        fetched = _copy_all(source, found, listing, _Earlier(None, None), out, where)
     if previous:
         print(f"{fetched} of {total} files fetched, {total - fetched} unchanged", flush=True)
 
 
 def _copy_all(
-    source: Source, images: Images, listing: Listing | None, earlier: "_Earlier", out: Path, where: str
+    source: Source, found: Found, listing: Listing | None, earlier: "_Earlier", out: Path, where: str
 ) -> int:
     """Create `out`; return the number of files read from the source."""
+    images = found.images
     files = {
         image.place(kind): images[image][kind] for image in sorted(images) for kind in _kinds(images, image)
     }
@@ -106,6 +116,8 @@ def _copy_all(
                     rows.append(_store(image, own, shard))
         manifest = pd.DataFrame(rows, columns=MANIFEST_COLUMNS)
         write_table(manifest, partial / MANIFEST)
+        if found.groups:
+            (partial / GROUPS).write_text(json.dumps(found.groups._asdict()) + "\n", encoding="utf-8")
         if listing is not None and not _is_as_listed(Stored(partial), listing):
             raise InputError(f"{where}: files changed during the download; run it again when nothing writes")
     print(manifest.groupby(["half", "split", "class"], sort=False).size().to_string(), flush=True)
@@ -186,9 +198,10 @@ def main() -> None:
     base = Path(os.environ.get("RETRAIN_SOURCE_ROOT", "."))
     # DVC deletes data/raw before this stage runs, so the earlier dataset is elsewhere. It changes no result.
     previous = os.environ.get("RETRAIN_PREVIOUS_RAW")
-    source = open_source(data.source, base, data.sha256)
+    source = open_source(data.source, base, data.sha256, own_layout=data.layout is not None)
     where = without_secrets(data.source)
-    download(source, args.raw, where, data.fingerprint, Path(previous) if previous else None)
+    earlier = Path(previous) if previous else None
+    download(source, args.raw, where, data.fingerprint, earlier, data.layout)
 
 
 if __name__ == "__main__":

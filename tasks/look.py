@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tasks.download import how_to_accept
-from tasks.settings.schema import load_params
+from tasks.settings.layout import Layout
+from tasks.settings.schema import load_data
 from tasks.sources.layout import LeftOut, describe_left_out
-from tasks.sources.listing import find_images, find_left_out, fingerprint, list_files, open_earlier
+from tasks.sources.listing import fingerprint, list_files, open_earlier
 from tasks.sources.open import open_source
+from tasks.sources.own import describe as describe_found
+from tasks.sources.own import find
 from tasks.support.cli import without_secrets
 
 
@@ -26,6 +29,8 @@ class News(NamedTuple):
     """Whether there was a complete earlier dataset to compare with; if not, every file counts as new."""
     left_out: list[LeftOut]
     """The files of the source that are not in the layout."""
+    counts: tuple[str, ...] = ()
+    """Lines that say what a layout of one's own finds, by split and class."""
 
     @property
     def differs(self) -> bool:
@@ -43,7 +48,7 @@ class News(NamedTuple):
         return f"{self.new} new, {self.changed} changed and {self.gone} removed of {self.total} files"
 
 
-def look(source: str, relative_to: Path, raw: Path | None) -> News:
+def look(source: str, relative_to: Path, raw: Path | None, layout: Layout | None = None) -> News:
     """List the source and compare it with an earlier `data/raw`, if there is one.
 
     For a zip file this reads only its directory, for a bucket its listing, for a folder every file. A file
@@ -53,19 +58,22 @@ def look(source: str, relative_to: Path, raw: Path | None) -> News:
         source: `data.source` of params.yaml.
         relative_to: the folder to which a relative path refers.
         raw: an earlier dataset; a missing or damaged one is ignored.
+        layout: `data.layout` of params.yaml.
 
     Raises:
         InputError: the source does not exist, or contains no files of the dataset.
         OSError: a file cannot be read, or a remote source cannot be reached.
     """
-    files = open_source(source, relative_to)
-    images = find_images(files, without_secrets(source))
+    files = open_source(source, relative_to, own_layout=layout is not None)
+    found = find(files, without_secrets(source), layout)
+    images, others, lines = found.images, found.left_out, tuple(describe_found(found, layout))
     listing = list_files(files, images)
-    others = find_left_out(files)
     earlier = open_earlier(raw)
     if listing is None:
         total = sum(len(kinds) for kinds in images.values())
-        return News(None, total, new=0, changed=0, gone=0, known=earlier is not None, left_out=others)
+        return News(
+            None, total, new=0, changed=0, gone=0, known=earlier is not None, left_out=others, counts=lines
+        )
     before = earlier.listing if earlier else {}
     changed = (
         sum(not earlier.holds(place, listing[place]) for place in listing if place in before)
@@ -80,20 +88,22 @@ def look(source: str, relative_to: Path, raw: Path | None) -> News:
         gone=len(before.keys() - listing.keys()),
         known=earlier is not None,
         left_out=others,
+        counts=lines,
     )
 
 
 def describe(params: Path, raw: Path) -> Iterator[str]:
-    """The output lines of `cxr data look`: differences from data/raw, files that are not in the layout, and
-    the fingerprint of the source.
+    """The output lines of `cxr data look`: differences from data/raw, files that are not in the layout,
+    what a layout of one's own finds, and the fingerprint of the source.
 
     A relative path in `data.source` refers to the folder of params.yaml.
     """
-    data = load_params(params).data
-    news = look(data.source, params.parent, raw)
+    data = load_data(params)
+    news = look(data.source, params.parent, raw, data.layout)
     where = without_secrets(data.source)
     yield f"{where}: {news.text}"
     yield from describe_left_out(news.left_out, where)
+    yield from news.counts
     if news.fingerprint:
         yield f"fingerprint {news.fingerprint}, {_pin(news.fingerprint, data.fingerprint)}"
 

@@ -8,15 +8,22 @@ import argparse
 from pathlib import Path
 
 from tasks.common.files import replacing
+from tasks.common.weights import read_weights
 from tasks.settings.schema import Params, load_params
 from tasks.support.cli import stage_main
 
 
 def plan(params: Params, out: Path) -> None:
-    """Write `TRAINING.json` for each training and `EXPERIMENT.prediction.json` for each experiment."""
+    """Write `TRAINING.json` for each training and `EXPERIMENT.prediction.json` for each experiment.
+
+    Raises:
+        InputError: weights from which a training is to start do not exist, or are others.
+    """
     with replacing(out) as partial:
         partial.mkdir()
         for name, training in params.plans.items():
+            if training.start_from:  # fail now, and not when the training is due
+                read_weights(training.start_from.weights, training.start_from.sha256)
             (partial / f"{name}.json").write_text(training.to_json(), encoding="utf-8")
         for name, experiment in params.experiments.items():
             text = experiment.prediction.to_json()

@@ -5,7 +5,7 @@
     data/packed/S/thumbnails.npy                 uint8 (N, 32, 32) for any S, in the order of images.csv
     data/packed/S/infection/Train/image.npy      uint8 (N, S, S), grey values 0..255
     data/packed/S/infection/Train/lung.npy       uint8 (N, S, S), marked share of each pixel, 255 if fully
-                                                 marked; likewise infection.npy
+                                                 marked; likewise infection.npy. Only masks that exist
 
 Read the arrays with `numpy.load(..., mmap_mode="r")`; the column `row` is an image's index in them.
 """
@@ -14,7 +14,8 @@ import argparse
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -25,8 +26,9 @@ from PIL import Image
 
 from tasks.common.cores import Processes
 from tasks.common.files import replacing, write_table
-from tasks.common.png import UnreadableError, read_grey
-from tasks.common.raw import HALF_KINDS, KIND_FOLDERS, KIND_WORDS, Kind, RawDataset, sha256
+from tasks.common.pictures import read_grey, read_mask
+from tasks.common.png import UnreadableError
+from tasks.common.raw import KIND_FOLDERS, KIND_WORDS, Kind, RawDataset, sha256
 from tasks.packed.writer import ArrayWriter
 from tasks.settings.schema import load_params
 from tasks.support.cli import InputError, stage_main
@@ -37,6 +39,13 @@ CHUNK = 32
 #: Columns of images.csv that come from the manifest.
 COLUMNS = ["id", "half", "split", "class"]
 THUMBNAIL = (32, 32)
+
+#: The value of marked pixels, where masks say nothing else.
+MARKED = 255
+#: Masks from which the value of marked pixels is taken, and masks that are read to find as many with marks.
+VOTERS, CANDIDATES = 25, 1000
+
+Marks = Mapping[Kind, int]  # the value of marked pixels in each kind of mask
 
 
 class Packed(NamedTuple):
@@ -62,10 +71,14 @@ def preprocess(raw: Path, out: Path, image_size: int, max_rejected: float) -> No
     the position of its edges at 256x256. Unusable images are excluded and listed with their reason. Memory
     use does not grow with the dataset.
 
+    A mask holds 0 and one other value, the same in all masks of its kind: 255, or what most of them use.
+
     Raises:
         InputError: more than the share `max_rejected` of the images is unusable.
     """
-    manifest = RawDataset(raw).manifest
+    dataset = RawDataset(raw)
+    manifest = dataset.manifest
+    of_half = {half: _kinds_and_marks(dataset, half) for half in dict.fromkeys(manifest["half"])}
     table: list[dict[str, object]] = []
     rejected: list[tuple[str, str]] = []
     with replacing(out) as partial, ExitStack() as whole:
@@ -75,17 +88,18 @@ def preprocess(raw: Path, out: Path, image_size: int, max_rejected: float) -> No
         for (half, split), images in manifest.groupby(["half", "split"], sort=False):
             folder = partial / str(half) / str(split)
             folder.mkdir(parents=True)
+            kinds, marks = of_half[half]
             with ExitStack() as stack:
                 writers = {
                     kind: stack.enter_context(ArrayWriter(folder / f"{kind}.npy", (image_size, image_size)))
-                    for kind in HALF_KINDS[str(half)]
+                    for kind in kinds
                 }
                 rows: list[dict[str, object]] = [
                     dict(zip(COLUMNS, values, strict=True))
                     for values in images[COLUMNS].itertuples(index=False)
                 ]
                 ids = list(images["id"])
-                jobs = ((raw, ids[i : i + CHUNK], image_size) for i in range(0, len(ids), CHUNK))
+                jobs = ((raw, ids[i : i + CHUNK], image_size, marks) for i in range(0, len(ids), CHUNK))
                 results = itertools.chain.from_iterable(processes.map(_pack_chunk, jobs))
                 shown = progress(results, len(rows), f"preprocess {half} {split}")
                 for row, result in zip(rows, shown, strict=True):
@@ -112,9 +126,42 @@ def _refuse_too_many(rejected: Sequence[tuple[str, str]], total: int, max_reject
         )
 
 
-def _pack_chunk(job: tuple[Path, list[str], int]) -> list[Packed | Rejected]:
-    raw, ids, image_size = job
-    return [pack_image(_opened(raw), image_id, image_size) for image_id in ids]
+def _kinds_and_marks(dataset: RawDataset, half: str) -> tuple[tuple[Kind, ...], Marks]:
+    """The kinds of files of a half, and the value of marked pixels in its masks."""
+    kinds = dataset.kinds(half)
+    ids = list(dataset.manifest["id"][dataset.manifest["half"] == half])
+    marks: dict[Kind, int] = {kind: marked_value(dataset, ids, kind) for kind in kinds if kind != "image"}
+    for kind, value in marks.items():
+        if value != MARKED:
+            print(f"{half} half: the {KIND_WORDS[kind]}s mark with {value} instead of {MARKED}", flush=True)
+    if "lung" not in kinds:
+        print(f"{half} half: no image has a lung mask", flush=True)
+    return kinds, marks
+
+
+def marked_value(dataset: RawDataset, ids: Sequence[str], kind: Kind) -> int:
+    """The value of marked pixels in most of the masks of a kind; 255 if none of those read has marks.
+
+    Reads masks at even distances, until `VOTERS` of them have marks of a single value.
+    """
+    step = max(1, len(ids) // VOTERS)
+    order = itertools.chain.from_iterable(ids[start::step] for start in range(step))
+    votes: Counter[int] = Counter()
+    for image_id in itertools.islice(order, CANDIDATES):
+        try:
+            levels = np.unique(np.asarray(_read(dataset, image_id, kind)))
+        except UnusableError:
+            continue
+        if len(found := levels[levels != 0]) == 1:
+            votes[int(found[0])] += 1
+        if votes.total() == VOTERS:
+            break
+    return max(votes, key=lambda value: (votes[value], value)) if votes else MARKED
+
+
+def _pack_chunk(job: tuple[Path, list[str], int, Marks]) -> list[Packed | Rejected]:
+    raw, ids, image_size, marks = job
+    return [pack_image(_opened(raw), image_id, image_size, marks) for image_id in ids]
 
 
 @functools.lru_cache(maxsize=1)
@@ -123,32 +170,33 @@ def _opened(raw: Path) -> RawDataset:
     return RawDataset(raw)
 
 
-def pack_image(dataset: RawDataset, image_id: str, image_size: int) -> Packed | Rejected:
-    """Read, check and resize one image with its masks."""
+def pack_image(dataset: RawDataset, image_id: str, image_size: int, marks: Marks) -> Packed | Rejected:
+    """Read, check and resize one image with its masks, which are those in `marks`."""
     try:
-        pictures = {kind: _read(dataset, image_id, kind) for kind in HALF_KINDS[image_id.partition("/")[0]]}
-        image = pictures.pop("image")
-        masks = {kind: _checked(kind, mask, image) for kind, mask in pictures.items()}
+        image = _read(dataset, image_id, "image")
+        masks = {
+            kind: _checked(kind, _read(dataset, image_id, kind), image, value)
+            for kind, value in marks.items()
+        }
     except UnusableError as error:
         return Rejected(str(error))
     size = (image_size, image_size)
     arrays: dict[Kind, np.ndarray] = {"image": _resized(image, size, Image.Resampling.BILINEAR)}
-    for kind, mask in pictures.items():
-        arrays[kind] = _resized(mask, size, Image.Resampling.BOX)
+    for kind, mask in masks.items():
+        arrays[kind] = _resized(Image.fromarray(mask * np.uint8(255)), size, Image.Resampling.BOX)
     pixels = np.asarray(image)
+    lung, infection = masks.get("lung"), masks.get("infection")
     facts = {
         "height": image.height,
         "width": image.width,
         "sha256": sha256([str(pixels.shape).encode(), pixels.tobytes()]),
-        "lung_area": _share(masks["lung"], pixels.size),
-        "lung_correlation": lung_correlation(pixels, masks["lung"]),
-        "infection_area": None,
-        "infection_outside_lung": None,
+        "lung_area": None if lung is None else _share(lung, pixels.size),
+        "lung_correlation": None if lung is None else lung_correlation(pixels, lung),
+        "infection_area": None if infection is None else _share(infection, pixels.size),
+        "infection_outside_lung": None
+        if infection is None or lung is None
+        else _share(infection & ~lung, int(np.count_nonzero(infection))),
     }
-    if "infection" in masks:
-        infection = masks["infection"]
-        facts["infection_area"] = _share(infection, pixels.size)
-        facts["infection_outside_lung"] = _share(infection & ~masks["lung"], int(np.count_nonzero(infection)))
     return Packed(arrays, _resized(image, THUMBNAIL, Image.Resampling.BOX), facts)
 
 
@@ -159,22 +207,22 @@ def _read(dataset: RawDataset, image_id: str, kind: Kind) -> Image.Image:
     if content is None:
         raise UnusableError(f"the {what} is missing in {KIND_FOLDERS[kind]!r}")
     try:
-        return read_grey(content)
+        return read_grey(content) if kind == "image" else read_mask(content)
     except UnreadableError as error:
         raise UnusableError(f"the {what} {error}") from None
 
 
-def _checked(kind: Kind, mask: Image.Image, image: Image.Image) -> np.ndarray:
-    """The mask as a boolean array (H, W)."""
+def _checked(kind: Kind, mask: Image.Image, image: Image.Image, value: int) -> np.ndarray:
+    """The mask as a boolean array (H, W): where it has `value`, which marks pixels."""
     if mask.size != image.size:
         raise UnusableError(
             f"the {kind} mask is {mask.width}x{mask.height} but the image {image.width}x{image.height}"
         )
     levels = np.asarray(mask)
-    marked: np.ndarray = levels == 255
+    marked: np.ndarray = levels == value
     if not (marked | (levels == 0)).all():
         other = levels[~marked & (levels != 0)].min()
-        raise UnusableError(f"the {kind} mask is not binary: it contains {other} besides 0 and 255")
+        raise UnusableError(f"the {kind} mask is not binary: it contains {other} besides 0 and {value}")
     return marked
 
 

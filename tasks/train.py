@@ -21,8 +21,8 @@ from tasks.common.environment import versions
 from tasks.common.files import replacing, write_table
 from tasks.common.raw import Split
 from tasks.networks.device import Compute, is_memory_short, set_up
-from tasks.networks.network import build_network, save_network
-from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids
+from tasks.networks.network import build_network, load_start, save_network
+from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids, require_scores
 from tasks.settings.schema import Plan
 from tasks.support.checkpoints import Checkpoint, key_of
 from tasks.support.cli import InputError, stage_main
@@ -51,8 +51,8 @@ def train(plan: Plan, packed: Path, out: Path, dropped: Set[str] = frozenset(), 
         parts: minimum number of parts in which a batch is computed; doubled while memory is insufficient.
 
     Raises:
-        InputError: a split has no image of the plan's classes, or memory is insufficient even for single
-            images.
+        InputError: a split has no image of the plan's classes, no Test image could be scored, or memory is
+            insufficient even for single images.
     """
     with joined(plan.processes) as group:
         data = _read(plan, packed, dropped, group)
@@ -77,6 +77,7 @@ def _read(plan: Plan, packed: Path, dropped: Set[str], group: Group) -> Splits:
     train_split, val_split = (
         PackedSplit(packed, plan.half, name, plan.targets, plan.train_classes, dropped) for name in names
     )
+    require_scores(packed, plan.half, plan.targets)
     # For the checkpoint's key, which only the first process computes.
     digests = (train_split.digest(), val_split.digest()) if group.first else ()
     return Splits(Batches(train_split, compute), Batches(val_split, compute), digests)
@@ -160,6 +161,8 @@ class Training:
         self._plan, self._val, self._group = plan, data.val, group
         self._compute = set_up(plan.seed, plan.precision, plan.threads, group.size)
         network = build_network(plan, self._compute)
+        if plan.start_from:
+            load_start(network, plan.start_from)
         self._fitter = Fitter(plan, network, self._compute, data.train, group, parts)
         self._stop = Stop()
         self._name = plan.name

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from types import UnionType
 from typing import Any, NamedTuple, get_args
 from urllib.parse import unquote
 
@@ -35,6 +36,7 @@ from tasks.reporting.metrics import METRICS as IN_METRICS_JSON
 from tasks.settings.schema import Experiment, Selection, Settings, Stages, TrainingSettings, parse_mapping
 from tasks.sources.phantom import PhantomSource
 from tests.helpers import ROOT, Repository
+from tests.own import write_pairs
 from tests.results import Work
 
 PAGES = [
@@ -54,6 +56,7 @@ PARAMS, METRICS, CLI, FILES = (
 #: Pages with steps between their commands.
 NEW_LOSS = ROOT / "docs" / "get-started" / "new-loss.md"
 REAL_DATA = ROOT / "docs" / "how-to" / "real-data.md"
+OWN_IMAGES = ROOT / "docs" / "how-to" / "own-images.md"
 
 
 def page_id(page: Path) -> str:
@@ -180,8 +183,18 @@ def have_the_zip(page: Path, repository: Repository) -> None:
             archive.writestr(name, phantoms.read(name))
 
 
+def have_pairs(page: Path, repository: Repository) -> None:
+    """A folder of X-rays and lung masks, where the page expects it."""
+    write_pairs(repository.folder / "data" / "xrays", 5, "PNG", "png")
+    (repository.folder / "data" / "xrays" / "chest45_mask.png").unlink()
+
+
 #: What a reader has done before the commands of a page.
-BEFORE: dict[Path, Callable[[Path, Repository], None]] = {NEW_LOSS: follow_new_loss, REAL_DATA: have_the_zip}
+BEFORE: dict[Path, Callable[[Path, Repository], None]] = {
+    NEW_LOSS: follow_new_loss,
+    REAL_DATA: have_the_zip,
+    OWN_IMAGES: have_pairs,
+}
 
 
 def with_commands() -> list[Path]:
@@ -307,13 +320,16 @@ def test_the_readme_is_short() -> None:
 
 
 def leaves(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The keys of a section, as `training.augment.flip`."""
+    """The keys of a section, as `training.augment.flip`. A section that may be null is also a key itself."""
     for name, field in schema.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from leaves(kind, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
+        key = f"{prefix}{field.alias or name}"
+        optional = isinstance(field.annotation, UnionType)
+        kinds = get_args(field.annotation) if optional else (field.annotation,)
+        sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        for kind in sections:
+            yield from leaves(kind, f"{key}.")
+        if not sections or type(None) in kinds:
+            yield key
 
 
 def keys_of_params() -> set[str]:
@@ -346,8 +362,12 @@ def test_defaults_are_those_of_params_yaml() -> None:
     for key in keys_of_params():
         if not key.startswith(("experiments.", "stages.")):
             value: Any = params
-            for part in key.split("."):
-                value = value[part]
+            *sections, last = key.split(".")
+            for part in sections:
+                value = value[part] if value else None
+            if value is None:  # the keys of a section that is null
+                continue
+            value = value[last]
             shown = rows[key][1].strip("`")
             if shown.endswith("…"):
                 assert value.startswith(shown[:-1]), key

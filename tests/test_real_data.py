@@ -52,7 +52,7 @@ def test_only_covid_images_have_infections(data: Path) -> None:
 
 
 def test_the_audit_finds_the_duplicate_and_near_duplicates(data: Path) -> None:
-    audit(data / "raw", data / "packed", data / "audit", Audit(correlation=0.98, duplicates="drop"), False)
+    audit(data / "raw", data / "packed", data / "audit", Audit(correlation=0.98, duplicates="drop"), True)
     pairs = pd.read_csv(data / "audit" / "pairs.csv")
     assert pairs[pairs["exact"]][["first", "second"]].to_numpy().tolist() == [
         ["infection/Train/COVID-19/covid_686", "infection/Test/COVID-19/covid_3155"]

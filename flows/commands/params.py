@@ -13,6 +13,7 @@ def params(
     *,
     preset: Annotated[str | None, Parameter(metavar="NAME")] = None,
     assignments: Annotated[tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE")] = (),
+    keep: Annotated[tuple[str, ...], Parameter(metavar="EXPERIMENT")] = (),
     file: Annotated[Path | None, Parameter(name="--params", metavar="FILE")] = None,
 ) -> None:
     """Change values in params.yaml.
@@ -22,6 +23,7 @@ def params(
     Args:
         preset: The name of a file in presets/, such as laptop, or the path of another YAML file.
         assignments: A value to change, such as alpha=0.3. Can be repeated.
+        keep: An experiment to keep, with what it builds on; all others are removed. Can be repeated.
         file: The file to change. By default the checkout's params.yaml.
 
     Examples:
@@ -34,7 +36,7 @@ def params(
 
     path = file or ROOT / "params.yaml"
     changes = read_changes(_preset_file(preset) if preset else None, list(assignments))
-    text = with_changes(read_text(path, "name it with --params"), changes)
+    text = with_changes(read_text(path, "name it with --params"), changes, keep)
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")
 

@@ -72,7 +72,7 @@ def _checked_chunks(content: bytes) -> dict[bytes, bytes]:
     if not content:
         raise UnreadableError("is an empty file")
     if not content.startswith(SIGNATURE):
-        raise UnreadableError(f"is {_format_of(content)}")
+        raise UnreadableError(f"is {format_of(content)}")
     chunks: dict[bytes, bytes] = {}
     pixels = []
     for kind, data in _chunks(content):
@@ -86,7 +86,8 @@ def _checked_chunks(content: bytes) -> dict[bytes, bytes]:
     return chunks | {b"IDAT": b"".join(pixels)}
 
 
-def _format_of(content: bytes) -> str:
+def format_of(content: bytes) -> str:
+    """What a file that is not PNG is, as the end of a sentence."""
     if content[128:132] == b"DICM":
         return "a DICOM file, not a PNG file"
     for beginning, name in OTHER_FORMATS.items():
@@ -111,14 +112,23 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         place += 12 + size
 
 
-def _refuse_unusual(chunks: dict[bytes, bytes]) -> None:
-    width, height, depth = struct.unpack(">IIB", chunks[b"IHDR"][:9])
+def refuse_size(width: int, height: int) -> None:
+    """Refuse a picture without pixels, or one that is too large for any X-ray, before it is decoded.
+
+    Raises:
+        UnreadableError: the size is out of range.
+    """
     if not width * height:
         raise UnreadableError(f"is {width}x{height}, without any pixel")
     if width * height > MAX_PIXELS:
         raise UnreadableError(f"is {width}x{height}, more than {MAX_PIXELS / 1e6:g} megapixels")
     if max(width, height) > MAX_SIDE:
         raise UnreadableError(f"is {width}x{height}, more than {MAX_SIDE} pixels on a side")
+
+
+def _refuse_unusual(chunks: dict[bytes, bytes]) -> None:
+    width, height, depth = struct.unpack(">IIB", chunks[b"IHDR"][:9])
+    refuse_size(width, height)
     if depth > 8:
         raise UnreadableError(f"has {depth} bits per channel, not 8")
     if b"acTL" in chunks:

@@ -1,10 +1,11 @@
-"""The raw dataset: a few deterministic zip shards of verbatim PNG files, and a manifest.
+"""The raw dataset: a few deterministic zip shards of verbatim files, and a manifest.
 
     data/raw/manifest.csv           one row per image: id (half/split/class/name), half, split, class, and
                                     the SHA-256 of each of its files, empty where it has none
     data/raw/infection-train.zip    one shard per half and split, members `COVID-19/images/covid_1.png`
 
-Equal images give identical bytes, whatever their source and order.
+Equal images give identical bytes, whatever their source and order. A member's name ends in .png also if the
+file has another format: `tasks.common.pictures` reads formats by content.
 
 NumPy, pandas and Pillow are imported where they are used. The schema of params.yaml needs only the names
 defined here, and importing the libraries would cost it half a second.
@@ -49,6 +50,8 @@ HALF_KINDS: dict[str, tuple[Kind, ...]] = {
 }
 HOW_TO_RENEW = "to create it again, run: dvc repro --force download"
 MANIFEST = "manifest.csv"
+#: How many groups, such as patients, an own layout names; no such file if it names none.
+GROUPS = "groups.json"
 MANIFEST_COLUMNS = ["id", "half", "split", "class", "image_sha256", "lung_sha256", "infection_sha256"]
 
 
@@ -107,8 +110,14 @@ class RawDataset:
             kind: set(self.manifest["id"][self.manifest[f"{kind}_sha256"] != ""]) for kind in KIND_FOLDERS
         }
 
+    def kinds(self, half: str) -> tuple[Kind, ...]:
+        """The kinds of files of a half. An infection half in which no image has a lung mask has none."""
+        ids = self.manifest["id"][self.manifest["half"] == half]
+        has_lungs = not self._files["lung"].isdisjoint(ids)
+        return tuple(k for k in HALF_KINDS[half] if k != "lung" or half == "lung" or has_lungs)
+
     def read_bytes(self, image_id: str, kind: Kind) -> bytes | None:
-        """The PNG file of an image or of one of its masks; None if the dataset has no such file.
+        """The file of an image or of one of its masks; None if the dataset has no such file.
 
         Raises:
             InputError: the shard with the file is damaged.
@@ -128,7 +137,7 @@ class RawDataset:
                 ) from None
 
     def read(self, image_id: str, kind: Kind) -> np.ndarray:
-        """The pixels as uint8 (H, W); masks contain only 0 and 255.
+        """The pixels as uint8 (H, W); those of a mask that are not 0 are marked.
 
         Raises:
             InputError: the dataset has no such file, the shard with the file is damaged, or the file cannot
@@ -136,13 +145,14 @@ class RawDataset:
         """
         import numpy as np
 
-        from tasks.common.png import UnreadableError, read_grey
+        from tasks.common.pictures import read_grey, read_mask
+        from tasks.common.png import UnreadableError
 
         content = self.read_bytes(image_id, kind)
         if content is None:
             raise InputError(f"{self._root}: {image_id} has no {KIND_FOLDERS[kind]} file")
         try:
-            return np.asarray(read_grey(content))
+            return np.asarray(read_grey(content) if kind == "image" else read_mask(content))
         except UnreadableError as error:
             raise InputError(f"{self._root}: {image_id}: the {KIND_WORDS[kind]} {error}") from None
 
@@ -161,8 +171,13 @@ def sha256(parts: Iterable[bytes]) -> str:
 
 def encode_mask(mask: np.ndarray) -> bytes:
     """Encode a boolean mask (H, W) as a 1-bit PNG."""
+    return encode_grey(mask)
+
+
+def encode_grey(pixels: np.ndarray) -> bytes:
+    """Encode a picture (H, W) as a PNG: grey values of type uint8, or a boolean mask."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(mask).save(buffer, format="PNG")
+    Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -7,8 +7,6 @@ from models.metrics import expected_calibration_error
 from tasks.comparison.document import Reliability, ReliabilityLine
 from tasks.comparison.inputs import ExperimentResults, Scored
 
-RELIABILITY_SETS = ("covid", "all")
-
 
 def reliability(scored: Scored) -> tuple[Reliability, ...]:
     """Per experiment: the share of reference pixels against the mean probability."""
@@ -19,11 +17,11 @@ def reliability(scored: Scored) -> tuple[Reliability, ...]:
 def _reliability(e: ExperimentResults, scored: Scored) -> Reliability:
     return Reliability(
         experiment=e.name,
-        ece=calibration_error(e.calibration[e.calibration["seed"] == e.seeds[0]], scored.target, "covid"),
+        ece=calibration_error(e.calibration[e.calibration["seed"] == e.seeds[0]], scored.target, scored.main),
         lines=tuple(
             _line(e, scored.target, image_set)
-            for image_set in RELIABILITY_SETS
-            if image_set in scored.image_sets()
+            for image_set in scored.image_sets()
+            if image_set in (scored.main, "all")
         ),
     )
 

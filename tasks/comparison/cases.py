@@ -9,11 +9,10 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from tasks.common.raw import CLASSES
+from tasks.common.raw import CLASSES, IMAGE_SETS
 from tasks.comparison.document import MOST_SPREADS, Figures, ShownImage, ShownPrediction, Spread, WorstCases
 from tasks.comparison.inputs import ExperimentResults, Inputs, Scored
 from tasks.comparison.trainings import BOTH
-from tasks.support.cli import InputError
 
 BINS = 25
 WORST = 4  # images of each class
@@ -22,8 +21,8 @@ REPORT_2 = "report2"  # the experiment with the settings of report 2
 
 def figures(inputs: Inputs, scored: Scored, positions: Sequence[int]) -> Figures:
     """The Test images selected in `report.figures`, with each experiment's prediction of this target."""
-    ids = figure_ids(inputs.table, scored.half, positions)
-    rejected = inputs.rejected["id"].str.startswith(f"{scored.half}/Test/COVID-19/").sum()
+    ids = figure_ids(inputs.table, scored.half, scored.main)
+    places = [f"{scored.half}/Test/{name}/" for name in IMAGE_SETS[scored.main]]
     shown = tuple(
         ShownImage(
             image_id=image_id,
@@ -36,25 +35,21 @@ def figures(inputs: Inputs, scored: Scored, positions: Sequence[int]) -> Figures
                 if image_id in set(e.images["id"])
             ),
         )
-        for position, image_id in ids.items()
+        for position in positions
+        for image_id in ids[position - 1 : position]
     )
-    return Figures(shown=shown, rejected=int(rejected))
+    return Figures(
+        shown=shown,
+        missing=tuple(position for position in positions if position > len(ids)),
+        images=len(ids),
+        rejected=int(inputs.rejected["id"].str.startswith(tuple(places)).sum()),
+    )
 
 
-def figure_ids(table: pd.DataFrame, half: str, positions: Sequence[int]) -> dict[int, str]:
-    """The images at these positions (from 1) among a half's COVID-19 Test images in file-name order.
-
-    Raises:
-        InputError: a position is greater than the number of images.
-    """
-    rows = table[(table["half"] == half) & (table["split"] == "Test") & (table["class"] == "COVID-19")]
-    ids = sorted(rows["id"])
-    beyond = [position for position in positions if position > len(ids)]
-    if beyond:
-        raise InputError(
-            f"report.figures: there is no image {beyond[0]} among {len(ids)} COVID-19 Test images"
-        )
-    return {position: ids[position - 1] for position in positions}
+def figure_ids(table: pd.DataFrame, half: str, image_set: str) -> list[str]:
+    """The images of a half's Test split that `report.figures` can select, in file-name order."""
+    rows = table[(table["half"] == half) & (table["split"] == "Test")]
+    return sorted(rows.loc[rows["class"].isin(IMAGE_SETS[image_set]), "id"])
 
 
 def _prediction(e: ExperimentResults, image_id: str, target: str) -> ShownPrediction:
@@ -100,7 +95,7 @@ def spreads(scored: Scored, ranking: Sequence[str]) -> tuple[Spread, ...]:
     """For the experiments with the best scores on Val."""
     experiments = {e.name: e for e in scored.experiments}
     leaders = [experiments[name] for name in ranking[:MOST_SPREADS]]
-    found = [(e, e.first_seed(scored.target, "covid").dropna(subset=["iou"])) for e in leaders]
+    found = [(e, e.first_seed(scored.target, scored.main).dropna(subset=["iou"])) for e in leaders]
     return tuple(_spread(e, scored.target, rows) for e, rows in found if len(rows))
 
 

@@ -86,8 +86,8 @@ def _limits(e: ExperimentResults) -> Limits | None:
 
 
 def sizes(scored: Scored) -> tuple[SizeGroup, ...]:
-    """Scores on the quarters of the COVID-19 Test images by the reference mask's area, smallest first."""
-    table = scored.table("Test", "covid")
+    """Scores on the quarters of the main Test images by the reference mask's area, smallest first."""
+    table = scored.table("Test", scored.main)
     if scored.target != "infection" or np.count_nonzero(table.nonempty) < 2 * QUARTERS:
         return ()
     return tuple(_size_groups(scored, table))

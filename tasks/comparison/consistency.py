@@ -52,8 +52,11 @@ def possible_pairs(scores: Sequence[float], decimals: int) -> list[tuple[float, 
     return [(iou, dice) for iou, dice in permutations(scores, 2) if check_pair(iou, dice, decimals) is None]
 
 
-def consistency(sections: Sequence[Section], phantoms: bool) -> Consistency:
-    """Check the printed scores and all scores in these sections."""
+def consistency(sections: Sequence[Section], published: bool) -> Consistency:
+    """Check the printed scores and all scores in these sections.
+
+    `published`: whether scores on these images are published.
+    """
     infection = next((s for s in sections if s.target == "infection" and s.experiments), None)
     final = [pair for pair in PRINTED_PAIRS if pair.final]
     scores = [score for pair in final for score in (pair.iou, pair.dice)]
@@ -61,7 +64,7 @@ def consistency(sections: Sequence[Section], phantoms: bool) -> Consistency:
     return Consistency(
         printed_iou=_printed_iou(infection) if infection else None,
         printed_maes=_printed_maes() if infection else (),
-        printed_pairs=tuple(_checked(pair) for pair in (*PRINTED_PAIRS, *_published_pairs(phantoms))),
+        printed_pairs=tuple(_checked(pair) for pair in (*PRINTED_PAIRS, *_published_pairs(published))),
         finals_in_any_order=bool(possible_pairs(scores, final[0].decimals)),
         own_pairs=len(own),
         broken_pairs=tuple(pair for pair in own if isinstance(pair, OwnPair)),
@@ -72,10 +75,10 @@ def _checked(pair: PrintedPair) -> PrintedPair:
     return pair.model_copy(update={"fault": check_pair(pair.iou, pair.dice, pair.decimals)})
 
 
-def _published_pairs(phantoms: bool) -> Iterator[PrintedPair]:
-    """Pairs from the literature; none for phantoms."""
-    for published in PUBLISHED.values() if not phantoms else ():
-        for p in published:
+def _published_pairs(published: bool) -> Iterator[PrintedPair]:
+    """Pairs from the literature; none for other images than those of COVID-QU-Ex."""
+    for of_target in PUBLISHED.values() if published else ():
+        for p in of_target:
             if p.dice is not None:
                 where = f"{p.source}, {p.measured_on}"
                 yield PrintedPair(where=where, iou=p.iou, dice=p.dice, decimals=p.decimals)
@@ -115,7 +118,8 @@ def _own_pair(row: ScoreRow, place: dict[str, str], average: str, iou: float, di
 
 def _printed_iou(infection: Section) -> PrintedIou | None:
     """Report 1's IoU, and the IoU of marking every pixel of the COVID-19 Test images."""
-    row = next((row for row in infection.covid.baselines if row.name == "all_foreground"), None)
+    covid = infection.image_set("covid")
+    row = next((row for row in covid.baselines if row.name == "all_foreground"), None) if covid else None
     if row is None:
         return None
     printed = REPORT_1[0].scores

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from tasks.common.raw import SPLITS
+from tasks.common.raw import SPLITS, RawDataset
 from tasks.comparison.document import AlikePair, ClassCount, Dataset, Problem
 from tasks.comparison.inputs import Inputs
 
@@ -14,6 +14,8 @@ def dataset(inputs: Inputs) -> Dataset:
     audit, split = inputs.audit, inputs.table["split"]
     return Dataset(
         images={name: int((split == name).sum()) for name in SPLITS},
+        masks=_masks(inputs.raw),
+        groups=inputs.image_groups,
         rejected=len(inputs.rejected),
         fingerprint=inputs.fingerprint,
         counts=_counts(audit.counts),
@@ -36,6 +38,11 @@ def dataset(inputs: Inputs) -> Dataset:
             for _, row in audit.leaking[:SHOWN_PAIRS].iterrows()
         ),
     )
+
+
+def _masks(raw: RawDataset) -> tuple[str, ...]:
+    halves = raw.manifest["half"].unique()
+    return tuple(dict.fromkeys(kind for half in halves for kind in raw.kinds(half) if kind != "image"))
 
 
 def _counts(counts: pd.DataFrame) -> tuple[ClassCount, ...]:

@@ -19,12 +19,16 @@ from tasks.scoring.intervals import Interval, Predictor, differences, scores
 
 HIGHER_IS_BETTER = {"iou": True, "dice": True, "mae": False, "balanced": True, "all": True}
 COMPARED = ("iou", "dice", "mae")  # metrics by which predictors are compared on Test images
-COMPARED_ON = ("covid", "all")  # image sets
+
+
+def is_compared(scored: Scored, image_set: str) -> bool:
+    """Whether predictors are compared on these Test images."""
+    return image_set in (scored.main, "all")
 
 
 def families(scored: Scored, image_set: str) -> tuple[Family, ...]:
     """All pairs of experiments and trivial predictors, for each compared metric."""
-    if image_set not in COMPARED_ON or not scored.experiments:
+    if not is_compared(scored, image_set) or not scored.experiments:
         return ()
     table = scored.table("Test", image_set)
     return tuple(

@@ -15,7 +15,7 @@ The stage report imports no other module of this package.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -25,7 +25,7 @@ from tasks.support.cli import InputError
 from tasks.support.symptoms import DeadEpochs, DivergedEpochs, NonFiniteLoss
 
 #: Increment this with every change that an older report could not read.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 COMPARISON_FILE = "comparison.json"
 #: Largest number of experiments per section whose score distribution is shown, by decreasing Val score.
@@ -67,8 +67,17 @@ class AlikePair(Model):
     correlation: float
 
 
+class ImageGroups(Model):
+    """Groups of images that belong together, such as those of a patient."""
+
+    number: int
+    split: int  # groups with images in several splits
+
+
 class Dataset(Model):
     images: dict[str, int]  # split -> packed images
+    masks: tuple[str, ...]  # kinds of reference masks that the dataset has
+    groups: ImageGroups | None  # None if it is not known which images belong together
     rejected: int
     fingerprint: str  # SHA-256 of the table of packed images
     counts: tuple[ClassCount, ...]
@@ -262,18 +271,20 @@ class ShownImage(Model):
 
     image_id: str
     why: Literal["figure", "class", "best", "median", "worst", "false alarm"]
-    position: int | None = None  # of a figure, among the COVID-19 Test images
+    position: int | None = None  # of a figure, among the main Test images
     references: tuple[str, ...]  # targets whose reference masks are shown
     predictions: tuple[ShownPrediction, ...]
 
 
 class Figures(Model):
     shown: tuple[ShownImage, ...]
-    rejected: int  # COVID-19 Test images that preprocessing excluded; positions do not count them
+    missing: tuple[int, ...]  # positions after the last of these images
+    images: int  # that can be selected
+    rejected: int  # that preprocessing excluded; positions do not count them
 
 
 class Spread(Model):
-    """Distribution of the IoU of single COVID-19 Test images, for an experiment's first seed."""
+    """Distribution of the IoU of single main Test images, for an experiment's first seed."""
 
     experiment: str
     images: int
@@ -296,7 +307,7 @@ class ReliabilityLine(Model):
 
 class Reliability(Model):
     experiment: str
-    ece: float | None  # on the COVID-19 Test images
+    ece: float | None  # on the main Test images
     lines: tuple[ReliabilityLine, ...]
 
 
@@ -382,6 +393,11 @@ class PublishedScores(Model):
     decimals: int  # as printed
 
 
+def main_image_set(names: Sequence[str]) -> str:
+    """Of the sets that have images, smallest first: the COVID-19 images, or all images if there are none."""
+    return "covid" if "covid" in names else names[-1]
+
+
 class Section(Model):
     """One target in one half of the dataset."""
 
@@ -407,9 +423,9 @@ class Section(Model):
         return next((found for found in self.image_sets if found.name == name), None)
 
     @property
-    def covid(self) -> ImageSet:
-        """The COVID-19 Test images, which every Test split contains."""
-        found = self.image_set("covid")
+    def main(self) -> ImageSet:
+        """The Test images on which scores are mostly reported, see `main_image_set`."""
+        found = self.image_set(main_image_set([found.name for found in self.image_sets]))
         assert found
         return found
 
@@ -503,6 +519,7 @@ class Document(Model):
     schema_version: int
     source: str  # of the dataset
     phantoms: bool
+    published: bool  # whether these are the images of COVID-QU-Ex, whose counts and scores are published
     dataset: Dataset
     plans: str  # SHA-256 of the plans of all trainings and predictions
     experiments: tuple[ExperimentRecord, ...]

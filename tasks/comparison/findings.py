@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tasks.comparison.differences import COMPARED, COMPARED_ON, HIGHER_IS_BETTER
+from tasks.comparison.differences import COMPARED, HIGHER_IS_BETTER, is_compared
 from tasks.comparison.document import AgainstBaselines, Family, ScoreRow
 from tasks.comparison.inputs import Scored
 
@@ -11,7 +11,7 @@ def against_baselines(
     scored: Scored, image_set: str, families: Sequence[Family]
 ) -> tuple[AgainstBaselines, ...]:
     """Which experiments beat each trivial predictor on which metric; a tie does not count as a win."""
-    if image_set not in COMPARED_ON or not scored.predictors:
+    if not is_compared(scored, image_set) or not scored.predictors:
         return ()
     won = {
         (d.winner, d.second if d.winner == d.first else d.first, d.metric)

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tasks.common.raw import CLASSES, IMAGE_SETS, RawDataset
+from tasks.common.raw import CLASSES, GROUPS, IMAGE_SETS, RawDataset
+from tasks.comparison.document import ImageGroups, main_image_set
 from tasks.settings.schema import Params
 from tasks.support.cli import InputError, without_secrets
 
@@ -125,6 +126,11 @@ class Scored:
         first = {frozenset(of_set): name for name, of_set in reversed(found.items()) if of_set}
         return [name for name, of_set in found.items() if of_set and first[frozenset(of_set)] == name]
 
+    @property
+    def main(self) -> str:
+        """The set of Test images on which scores are mostly reported."""
+        return main_image_set(self.image_sets())
+
     def table(self, split: str, image_set: str) -> "Table":
         """The rows of all predictors on the same images."""
         key = (split, image_set)
@@ -213,6 +219,8 @@ class Inputs:
     raw: RawDataset
     source: str
     phantoms: bool
+    published: bool  # whether counts and scores of these images are published
+    image_groups: ImageGroups | None
 
     def scored(self) -> list[Scored]:
         """Every half and target: targets with experiments first, and infection first among these."""
@@ -285,7 +293,14 @@ def read_inputs(
         raw=RawDataset(raw),
         source=without_secrets(params.data.source),
         phantoms=params.data.phantoms,
+        published=params.data.published,
+        image_groups=_image_groups(raw / GROUPS),
     )
+
+
+def _image_groups(file: Path) -> ImageGroups | None:
+    """None without a file: the dataset names no groups."""
+    return ImageGroups(**_json(file)) if file.exists() else None
 
 
 def _experiment(

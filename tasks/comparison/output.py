@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from tasks.common.files import replacing, write_table
-from tasks.common.raw import KIND_WORDS, Kind, write_member
+from tasks.common.png import SIGNATURE
+from tasks.common.raw import KIND_WORDS, Kind, encode_grey, encode_mask, write_member
 from tasks.comparison.document import (
     COMPARISON_FILE,
     PICTURES_FILE,
@@ -158,8 +159,14 @@ def _pictures(document: Document, inputs: Inputs) -> dict[str, bytes]:
 
 
 def _png(inputs: Inputs, image_id: str, target: str) -> bytes:
+    """The file as PNG: itself, if it is one and no mask with other values than 0 and 255."""
     kind: Kind = target  # type: ignore[assignment]  # a target is named like the kind of its mask
     content = inputs.raw.read_bytes(image_id, kind)
     if content is None:
         raise InputError(f"data/raw: {image_id} has no {KIND_WORDS[kind]}")
-    return content
+    if kind == "image":
+        return content if content.startswith(SIGNATURE) else encode_grey(inputs.raw.read(image_id, kind))
+    levels = inputs.raw.read(image_id, kind)
+    if content.startswith(SIGNATURE) and ((levels == 0) | (levels == 255)).all():
+        return content
+    return encode_mask(levels > 0)

@@ -33,13 +33,14 @@ def compare_all(inputs: Inputs, positions: Sequence[int]) -> Document:
         schema_version=SCHEMA_VERSION,
         source=inputs.source,
         phantoms=inputs.phantoms,
+        published=inputs.published,
         dataset=dataset(inputs),
         plans=inputs.plans,
         experiments=tuple(experiment(e) for e in inputs.experiments),
         groups=inputs.groups,
         sections=sections,
         report_2=_report_2(inputs, sections),
-        consistency=consistency(sections, inputs.phantoms),
+        consistency=consistency(sections, inputs.published),
     )
 
 
@@ -61,7 +62,7 @@ def _section(inputs: Inputs, scored: Scored, positions: Sequence[int], opens: bo
         image_sets=tuple(_image_set(scored, name) for name in scored.image_sets()),
         markings=markings(scored),
         printed=REPORT_1 if scored.target == "infection" else (),
-        published=() if inputs.phantoms else PUBLISHED.get(scored.target, ()),
+        published=PUBLISHED.get(scored.target, ()) if inputs.published else (),
         reliability=reliability(scored),
         detection=detection(scored),
         limits=limits(scored),
@@ -106,6 +107,6 @@ def _report_2(inputs: Inputs, sections: Sequence[Section]) -> Report2 | None:
 
 
 def _all_images(section: Section) -> dict[str, ScoreRow]:
-    """The rows of the largest image set: all images, or the COVID-19 images if there are no others."""
-    found = section.image_set("all") or section.covid
+    """The rows of the largest image set."""
+    found = section.image_set("all") or section.main
     return {row.name: row for row in found.rows}

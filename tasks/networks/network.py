@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 
 from models.networks import NETWORKS
 from models.patches import Patchwise
+from tasks.common.weights import read_weights
 from tasks.networks.device import Compute
-from tasks.settings.schema import Plan
+from tasks.settings.schema import Plan, StartFrom
+from tasks.support.cli import InputError
 
 #: Files in a network's folder.
 WEIGHTS, DESCRIPTION = "weights.safetensors", "network.json"
@@ -26,6 +29,32 @@ def build_network(plan: Plan, compute: Compute) -> nn.Module:
     channels = {"in_channels": 1, "out_channels": len(plan.targets)}
     network = Patchwise(make, patch=plan.patch, **channels) if plan.patch > 1 else make(**channels)
     return network.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def load_start(network: nn.Module, start: StartFrom) -> None:
+    """Give a network the weights of another one, which must have the same shape.
+
+    Raises:
+        InputError: the file does not exist, is another one, is not a safetensors file, or does not fit.
+    """
+    content = read_weights(start.weights, start.sha256)
+    try:
+        weights = load(content)
+    except SafetensorError as error:
+        raise InputError(f"start_from.weights: {start.weights}: not a safetensors file: {error}") from None
+    own = network.state_dict()
+    for name in (*own, *weights):
+        found, needed = (_shape(of.get(name)) for of in (weights, own))
+        if found != needed:
+            raise InputError(
+                f"start_from.weights: {start.weights}: {name} is {found}, but this network has {needed}; "
+                "network, width, depth, patch, deep_supervision and targets must be those of the weights"
+            )
+    network.load_state_dict(weights)
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else "x".join(map(str, tensor.shape)) or "a number"
 
 
 def save_network(folder: Path, weights: Mapping[str, Tensor], plan: Plan, **facts: Any) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 import hashlib
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +81,26 @@ class PackedSplit:
     def _read(self, kind: str, indices: Indices) -> Tensor:
         """Copy rows out of the memory map."""
         if kind not in self._arrays:
-            self._arrays[kind] = np.load(self._folder / f"{kind}.npy", mmap_mode="r")
+            file = self._folder / f"{kind}.npy"
+            if not file.exists():
+                raise InputError(f"{file}: the dataset has no {kind} masks; change targets in params.yaml")
+            self._arrays[kind] = np.load(file, mmap_mode="r")
         return torch.from_numpy(self._arrays[kind][self._rows[indices]])
+
+
+def require_scores(packed: Path, half: str, targets: Iterable[str]) -> None:
+    """Refuse a dataset on which a network could be trained, but not scored.
+
+    Raises:
+        InputError: no Test image of the half has anything marked as one of the targets.
+    """
+    table = pd.read_csv(packed / "images.csv")
+    test = table[(table["half"] == half) & (table["split"] == "Test")]
+    for target in targets:
+        if not (test[f"{target}_area"] > 0).any():
+            raise InputError(
+                f"{packed}: no Test image of the {half} half has {target} in its mask: nothing to score"
+            )
 
 
 def add_dropped_argument(parser: argparse.ArgumentParser) -> None:

@@ -51,9 +51,6 @@ def _formula(e: ExperimentRecord) -> str:
     return str(e.plan["loss"]) + json.dumps(e.plan.get("loss_options"), sort_keys=True)
 
 
-RELIABILITY_ROLES = {"covid": "validation", "all": "train"}  # the line styles of the training curves
-
-
 def reliability_charts(section: Section) -> list[figures.Chart]:
     """Per experiment: share of reference pixels against mean probability, one point per bin."""
     return [_reliability(found, section.target) for found in section.reliability]
@@ -61,7 +58,9 @@ def reliability_charts(section: Section) -> list[figures.Chart]:
 
 def _reliability(found: Reliability, target: str) -> figures.Chart:
     lines = [
-        figures.Curve(RELIABILITY_ROLES[line.image_set], line.mean_probability, line.true_share)
+        figures.Curve(
+            "train" if line.image_set == "all" else "validation", line.mean_probability, line.true_share
+        )
         for line in found.lines
     ]
     words = f"Reliability of {found.experiment}, {target}: ECE {formatted(found.ece, 4)}"

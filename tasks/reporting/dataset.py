@@ -11,6 +11,12 @@ from tasks.reporting.gallery import Gallery
 from tasks.reporting.words import formatted
 
 ALL = "all"  # name of the totals among the counts
+MASK_FAULTS = (
+    "controls_with_infection",
+    "covid_without_infection",
+    "empty_lung_masks",
+    "infection_outside_lung",
+)
 
 
 class CountCell(NamedTuple):
@@ -101,8 +107,10 @@ def findings(dataset: Dataset) -> list[str]:
     on_dropped = [_on_dropped(dataset)] if dataset.pairs_across_splits else []
     return [
         _on_leaks(dataset),
+        *_on_groups(dataset),
         *_on_other_pairs(dataset.audit),
         *on_dropped,
+        *_on_missing_masks(dataset),
         _on_masks(dataset),
         *_on_unusual(dataset.audit),
     ]
@@ -129,6 +137,31 @@ def _on_leaks(dataset: Dataset) -> str:
     )
 
 
+def _on_groups(dataset: Dataset) -> list[str]:
+    groups = dataset.groups
+    if not groups:
+        return []
+    number = _some(groups.number, "group")
+    if groups.split:
+        return [
+            f"The images belong to {number}, such as patients. {groups.split:,} of them have images in "
+            "several splits, so Test images may resemble training images."
+        ]
+    return [
+        f"The images belong to {number}, such as patients, and each group is in one split. Pairs across "
+        "splits are of different groups."
+    ]
+
+
+def _on_missing_masks(dataset: Dataset) -> list[str]:
+    missing = [kind for kind in ("lung", "infection") if kind not in dataset.masks]
+    unknown = {
+        "lung": "their area, the brightness of the lungs, and the infected share of the lung are unknown",
+        "infection": "nothing is known of infection",
+    }
+    return [f"There are no {kind} masks: {unknown[kind]}." for kind in missing]
+
+
 def _on_other_pairs(figures: dict[str, int]) -> list[str]:
     within, halves = figures["pairs_within_splits"], figures["pairs_across_halves"]
     alike = "duplicate or near-duplicate pair"
@@ -144,7 +177,7 @@ def _on_other_pairs(figures: dict[str, int]) -> list[str]:
 
 
 def _on_masks(dataset: Dataset) -> str:
-    figures = dataset.audit
+    figures = {**dict.fromkeys(MASK_FAULTS, 0), **dataset.audit}  # those that cannot be known are missing
     found = _listed(
         (figures["controls_with_infection"], "control with infection", "controls with infection"),
         (figures["covid_without_infection"], "COVID-19 image without", "COVID-19 images without"),
@@ -157,8 +190,10 @@ def _on_masks(dataset: Dataset) -> str:
     )
     if found:
         return f"Masks that contradict the classes or each other: {found}."
-    if all(count.half == "lung" for count in dataset.counts):
+    if "infection" not in dataset.masks:
         return "No lung mask is empty."
+    if "lung" not in dataset.masks:
+        return "The masks agree with the classes: all COVID-19 images and no controls have infection."
     return (
         "The masks agree with the classes: all COVID-19 images and no controls have infection. No lung mask "
         "is empty, and at most 1 % of any infection lies outside the lungs."
@@ -168,11 +203,11 @@ def _on_masks(dataset: Dataset) -> str:
 def _on_unusual(figures: dict[str, int]) -> list[str]:
     found = _listed(
         (
-            figures["bright_lungs"],
+            figures.get("bright_lungs", 0),
             "X-ray with lungs brighter than the rest of the chest",
             "X-rays with lungs brighter than the rest of the chest",
         ),
-        (figures["unusual_lung_areas"], "lung mask of unusual area", "lung masks of unusual area"),
+        (figures.get("unusual_lung_areas", 0), "lung mask of unusual area", "lung masks of unusual area"),
     )
     return [f"Images to look at: {found}."] if found else []
 

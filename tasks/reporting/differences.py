@@ -134,9 +134,6 @@ class Steps:
 
 
 STEP_METRICS = {"iou": "IoU", "balanced": "Balanced score"}
-#: Image sets and metrics that the table shows. The balanced score takes the place of IoU on all images.
-STEP_COLUMNS = (("covid", "iou"), ("all", "balanced"))
-STEP_COLUMNS_WITHOUT_CONTROLS = (("covid", "iou"), ("all", "iou"))
 
 
 def steps(document: Document, section: Section) -> Steps:
@@ -145,7 +142,7 @@ def steps(document: Document, section: Section) -> Steps:
     A step that changes nothing is left out.
     """
     with_steps = {step.experiment for step in section.steps}
-    shown = {step: _shown(step.changes) for step in section.steps}
+    shown = {step: _shown(step.changes, section.main.name) for step in section.steps}
     return Steps(
         tuple(
             f"{STEP_METRICS[change.metric]}, {change.split}, {IMAGE_SET_NAMES[change.image_set]}"
@@ -165,9 +162,10 @@ def steps(document: Document, section: Section) -> Steps:
     )
 
 
-def _shown(changes: Sequence[StepChange]) -> list[StepChange]:
+def _shown(changes: Sequence[StepChange], main: str) -> list[StepChange]:
+    """The IoU on the main images, and on all images the balanced score, or the IoU if there is none."""
     balanced = any(change.metric == "balanced" for change in changes)
-    columns = STEP_COLUMNS if balanced else STEP_COLUMNS_WITHOUT_CONTROLS
+    columns = ((main, "iou"), ("all", "balanced" if balanced else "iou"))
     return [change for change in changes if (change.image_set, change.metric) in columns]
 
 

@@ -25,7 +25,6 @@ from tasks.reporting.words import (
 )
 from tasks.support.symptoms import AnySymptom, DeadEpochs, DivergedEpochs, NonFiniteLoss, pixel_words
 
-ON_IMAGE_SET = {"covid": "the COVID-19 Test images", "all": "all Test images"}
 METRIC_NAMES = {"iou": "IoU", "dice": "Dice", "mae": "MAE"}
 NUMERALS = dict(enumerate(("Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten"), start=2))
 
@@ -56,7 +55,8 @@ def _what_was_trained(document: Document) -> str:
     what = "One network was" if count == 1 else f"{NUMERALS.get(count, count)} networks were"
     images = sorted({e.first.train_images for e in document.experiments})
     trained = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
-    kind = "synthetic phantoms" if document.phantoms else "chest X-rays from COVID-QU-Ex"
+    kind = "synthetic phantoms" if document.phantoms else "chest X-rays"
+    kind += " from COVID-QU-Ex" if document.published else ""
     return f"{what} trained on {trained} {kind} to segment {listed(_masks(document))}."
 
 
@@ -80,24 +80,22 @@ def _named(names: Sequence[str], last: str = "and") -> str:
 
 
 def _how_good(section: Section, chosen: str) -> str:
-    row = section.covid.row(chosen)
+    row = section.main.row(chosen)
+    where = f"{row.images:,} {IMAGE_SET_WORDS[section.main.name]}"
     sentence = (
-        f"On {row.images:,} COVID-19 Test images it reaches IoU {with_span(row.scores['iou'])} and Dice "
-        f"{with_span(row.scores['dice'])}"
+        f"On {where} it reaches IoU {with_span(row.scores['iou'])} and Dice {with_span(row.scores['dice'])}"
     )
     controls = section.image_set("controls")
     rate = controls and controls.row(chosen).scores.get("false_positive_rate")
     if not controls or not rate:
         return f"{sentence}."
-    return (
-        f"{sentence}. It marks something on {with_span(rate, percentage)} of {controls.row(chosen).images:,} "
-        "control images."
-    )
+    images = rate.images or controls.row(chosen).images
+    return f"{sentence}. It marks something on {with_span(rate, percentage)} of {images:,} control images."
 
 
 def on_training_variation(document: Document) -> str:
     """What the intervals say about another training with the same settings."""
-    family = document.predicted[0].covid.family("iou")
+    family = document.predicted[0].main.family("iou")
     if family and family.covers_training:
         return (
             "They include the variation between trainings: the variance between seeds is pooled over the "
@@ -177,9 +175,12 @@ def _non_finite(s: NonFiniteLoss) -> str:
     )
 
 
-def on_printed(found: Consistency, phantoms: bool) -> list[str]:
-    """What can be computed about the scores that the two reports printed."""
-    on_iou = on_printed_iou(found.printed_iou, phantoms) if found.printed_iou else []
+def on_printed(found: Consistency, published: bool) -> list[str]:
+    """What can be computed about the scores that the two reports printed.
+
+    `published`: whether the images are those of COVID-QU-Ex.
+    """
+    on_iou = on_printed_iou(found.printed_iou, published) if found.printed_iou else []
     return [*on_iou, *map(_on_printed_mae, found.printed_maes), *_on_printed_pairs(found)]
 
 
@@ -194,12 +195,12 @@ def _on_printed_pairs(found: Consistency) -> list[str]:
     return sentences
 
 
-def on_printed_iou(found: PrintedIou, phantoms: bool) -> list[str]:
+def on_printed_iou(found: PrintedIou, published: bool) -> list[str]:
     where = f"the {found.images:,} COVID-19 Test images"
     marking = f"Marking every pixel scores IoU {found.iou:.3f} on {where}"
     printed = found.printed_iou
-    if phantoms:
-        unlike = "but for real X-rays, so the two are not comparable"
+    if not published:
+        unlike = "but for other X-rays, so the two are not comparable"
         return [f"{marking}. Report 1 printed {printed} for both losses, {unlike}."]
     if not found.same:
         return [f"{marking}, which differs from the {printed} that report 1 printed for both losses."]
@@ -221,10 +222,14 @@ def _on_printed_mae(found: PrintedMae) -> str:
 def against_trivial(section: Section) -> list[str]:
     """Which experiments beat which trivial predictors on which metric."""
     return [
-        f"On {ON_IMAGE_SET[image_set.name]}, {_verdict(_who(found), found.not_beaten)}"
+        f"On {_the(IMAGE_SET_WORDS[image_set.name])}, {_verdict(_who(found), found.not_beaten)}"
         for image_set in section.image_sets
         for found in image_set.against_baselines
     ]
+
+
+def _the(words: str) -> str:
+    return words if words.startswith("all ") else f"the {words}"
 
 
 def _who(found: AgainstBaselines) -> Sequence[str]:
@@ -250,7 +255,7 @@ def _verdict(names: Sequence[str], not_beaten: Mapping[str, Sequence[str]]) -> s
 
 def on_chosen(section: Section) -> list[str]:
     """How the experiment chosen on Val compares with the others on Test images."""
-    family = section.covid.family("iou")
+    family = section.main.family("iou")
     if not section.choice or not family or len(section.experiments) < 2:
         return []
     chosen = section.choice.chosen
@@ -261,5 +266,5 @@ def on_chosen(section: Section) -> list[str]:
         "is beaten by {}": [d.second for d in found if d.winner == d.second],
     }
     parts = [words.format(_named(names)) for words, names in groups.items() if names]
-    where = f"{family.images:,} {IMAGE_SET_WORDS['covid']}"
+    where = f"{family.images:,} {IMAGE_SET_WORDS[section.main.name]}"
     return [f"On {where}, {chosen} {'; it '.join(parts)} in IoU."]

@@ -1,6 +1,7 @@
 """What the scores do not say, from facts about the dataset and the run."""
 
-from tasks.comparison.document import Document
+from tasks.comparison.document import Document, ImageGroups
+from tasks.reporting.words import listed
 
 RESEARCH_USE = "Research use only; not a medical device."
 
@@ -9,19 +10,15 @@ def limitations(document: Document) -> list[str]:
     """One sentence for each limitation that applies to this run."""
     if document.phantoms:
         return ["All images are synthetic. The scores support no conclusion about patients."]
-    audit = document.dataset.audit
-    near = audit["exact_pairs_across_splits"] + audit["near_pairs_across_splits"]
+    *found, on_test = _of_covid_qu_ex(document) if document.published else _of_own_images(document)
+    return [*found, *_mirrored(document), *_two_steps(document), *_fine_tuned(document), on_test]
+
+
+def _of_covid_qu_ex(document: Document) -> list[str]:
     return [
         "The Test images come from the same sources as the training images. No network was tested on images "
         "of another hospital, another scanner or another time.",
-        "There are no patient identifiers. Images of one patient may be in different splits and count as "
-        "independent, so all intervals are too narrow by an unknown amount. "
-        + (
-            f"The audit found {near} pair{'s' if near > 1 else ''} of identical or nearly identical images "
-            "across splits."
-            if near
-            else "The audit found no identical or nearly identical images across splits."
-        ),
+        _without_patients(document),
         "COVID-19 images and controls were collected by different institutions. A network may recognise the "
         "institution instead of the disease, which makes false positive rates look better than they would be "
         "within one hospital.",
@@ -32,11 +29,52 @@ def limitations(document: Document) -> list[str]:
         "infection, not any abnormality.",
         "The images have 256×256 pixels of 8 bits and no spacing. Distances are in pixels, and fine detail "
         "of the original X-rays is lost.",
-        *_mirrored(document),
-        *_two_steps(document),
         "The Test split has been looked at in earlier versions of this project and in both reports. Epochs, "
         "thresholds and the recommended network are chosen on the Val split alone.",
     ]
+
+
+def _of_own_images(document: Document) -> list[str]:
+    """What holds for any dataset, without knowing where it comes from."""
+    groups = document.dataset.groups
+    return [
+        "The Test images come from the same source as the training images. No network was tested on images "
+        "of another hospital, another scanner or another time, unless the splits were made so.",
+        _with_patients(groups) if groups else _without_patients(document),
+        "If the classes were collected by different institutions, a network may recognise the institution "
+        "instead of the disease.",
+        "Who drew the reference masks, and how far two readers would agree, is not part of the data. Scores "
+        "compare networks with these masks, not with the truth.",
+        "The images have 8 bits and no spacing. Distances are in pixels.",
+        "Each look at the Test scores that changes the settings makes them less reliable. Epochs, thresholds "
+        "and the recommended network are chosen on the Val split alone.",
+    ]
+
+
+def _without_patients(document: Document) -> str:
+    audit = document.dataset.audit
+    near = audit["exact_pairs_across_splits"] + audit["near_pairs_across_splits"]
+    return (
+        "There are no patient identifiers. Images of one patient may be in different splits and count as "
+        "independent, so all intervals are too narrow by an unknown amount. "
+    ) + (
+        f"The audit found {near} pair{'s' if near > 1 else ''} of identical or nearly identical images "
+        "across splits."
+        if near
+        else "The audit found no identical or nearly identical images across splits."
+    )
+
+
+def _with_patients(groups: ImageGroups) -> str:
+    independent = (
+        "Images of one group count as independent, so intervals are too narrow if groups have several images."
+    )
+    if groups.split:
+        return (
+            f"{groups.split:,} of {groups.number:,} groups, such as patients, have images in several splits. "
+            f"Scores on these may be better than on new patients. {independent}"
+        )
+    return f"All images of a group, such as a patient, are in one split. {independent}"
 
 
 def _mirrored(document: Document) -> list[str]:
@@ -50,6 +88,16 @@ def _mirrored(document: Document) -> list[str]:
         "Some networks see mirrored images, in which the heart is on the right. This is deliberate: it "
         "doubles the variety of the training images, and the sides play no role in the masks. Nobody tested "
         "whether it harms patients with a heart on the right."
+    ]
+
+
+def _fine_tuned(document: Document) -> list[str]:
+    names = [e.name for e in document.experiments if e.plan.get("start_from")]
+    if not names:
+        return []
+    return [
+        f"{listed(names)} started from trained weights. If the images on which these were trained include "
+        "Test images or other images of the same patients, the scores are too good."
     ]
 
 

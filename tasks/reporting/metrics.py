@@ -2,9 +2,10 @@
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from tasks.comparison.document import Document, ImageSet, ScoreRow, Section
+from tasks.comparison.document import Document, ScoreRow, Section
 from tasks.settings.schema import DATASET, TRIVIAL
 
 #: The scores of each image set, few enough to read a difference; scores.csv has all.
@@ -15,6 +16,8 @@ METRICS = {
     "controls": ("iou", "dice", "false_positive_rate"),
     "all": ("balanced", "iou", "dice"),
 }
+#: Without COVID-19 images, the main image set has their scores too.
+MAIN_METRICS = METRICS["covid"]
 
 Nested = dict[str, Any]
 
@@ -31,14 +34,16 @@ def metrics_json(document: Document) -> str:
                 for row in image_set.rows:
                     of_one = _entry(content, row, section, document)
                     of_split = of_one.setdefault(split, {}).setdefault(section.target, {})
-                    if scores := _scores(image_set, row):
+                    metrics = METRICS[image_set.name]
+                    if image_set.name == section.main.name:
+                        metrics = tuple(dict.fromkeys((*metrics, *MAIN_METRICS)))
+                    if scores := _scores(metrics, row):
                         of_split[image_set.name] = scores
     return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
-def _scores(image_set: ImageSet, row: ScoreRow) -> Nested:
-    wanted = (metric for metric in METRICS[image_set.name] if metric in row.scores)
-    return {metric: _rounded(row.scores[metric].value) for metric in wanted}
+def _scores(metrics: Sequence[str], row: ScoreRow) -> Nested:
+    return {metric: _rounded(row.scores[metric].value) for metric in metrics if metric in row.scores}
 
 
 def _entry(content: Nested, row: ScoreRow, section: Section, document: Document) -> Nested:

@@ -56,7 +56,13 @@ from tasks.reporting.score_tables import (
     score_tiles,
 )
 from tasks.reporting.settings import NUMERIC_COLUMNS, published_rows, settings
-from tasks.reporting.words import IMAGE_SET_WORDS, SELECTION_WORDS, formatted, section_words
+from tasks.reporting.words import (
+    IMAGE_SET_NAMES,
+    IMAGE_SET_WORDS,
+    SELECTION_WORDS,
+    formatted,
+    section_words,
+)
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 FIGURES = Path(__file__).parent / "figures.svg.j2"
@@ -100,6 +106,7 @@ class ImageSetView:
     more: Table
     has_printed: bool
     images: int
+    opened: bool  # whether the table is shown at once
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,8 @@ class SectionView:
     """What the page shows for one section."""
 
     words: str
+    main_words: str  # of the main Test images
+    main_name: str
     key: str  # part of the page's ids
     chosen: str
     selection: str
@@ -173,7 +182,7 @@ def render_page(document: Document, pictures: Path) -> str:
         leaks=leaks,
         charts=loss_charts(document.experiments),
         nsd_tolerance=NSD_TOLERANCE,
-        on_printed=on_printed(document.consistency, document.phantoms),
+        on_printed=on_printed(document.consistency, document.published),
         printed_pairs=printed_pairs(document.consistency),
         broken_pairs=broken_pairs(document.consistency.broken_pairs),
         report_2_columns=REPORT_2_COLUMNS,
@@ -210,6 +219,8 @@ def _section(document: Document, section: Section, gallery: Gallery) -> SectionV
     chosen_limits = next((found for found in section.limits if found.experiment == choice.chosen), None)
     return SectionView(
         words=section_words(document, section),
+        main_words=IMAGE_SET_WORDS[section.main.name],
+        main_name=IMAGE_SET_NAMES[section.main.name],
         key=key,
         chosen=choice.chosen,
         selection=SELECTION_WORDS[choice.selection],
@@ -242,6 +253,7 @@ def _image_set(document: Document, section: Section, image_set: ImageSet, key: s
         more=score_table(document, section, image_set, MORE_COLUMNS),
         has_printed=any(row.kind == "printed" for row in main.rows),
         images=image_set.rows[0].images,
+        opened=image_set.name in (section.main.name, "all"),
     )
 
 

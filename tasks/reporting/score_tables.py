@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tasks.comparison.document import Document, ImageSet, Kind, Marking, Score, ScoreRow, Section
-from tasks.reporting.words import bounds_words, formatted, listed, percentage, row_words, span
+from tasks.reporting.words import (
+    IMAGE_SET_NAMES,
+    bounds_words,
+    formatted,
+    listed,
+    percentage,
+    row_words,
+    span,
+)
 
 Value = float | None
 
@@ -80,9 +88,7 @@ def score_table(
     Columns without a value are omitted. An experiment that marks no pixel or every pixel is never
     highlighted as the best of a column.
     """
-    printed = (
-        section.printed if image_set.name == "covid" and "iou" in columns and not document.phantoms else ()
-    )
+    printed = section.printed if image_set.name == "covid" and "iou" in columns and document.published else ()
     columns = {metric: column for metric, column in columns.items() if _tells(metric, image_set.rows)}
     rivals = [row for row in image_set.experiments if row.name not in section.markings]
     rows = [
@@ -222,19 +228,22 @@ class Tile:
     trivial_share: float
 
 
-TILES = {
-    ("covid", "iou"): "IoU, COVID-19",
-    ("covid", "dice"): "Dice, COVID-19",
-    ("covid", "missed"): "COVID-19 images missed",
-    ("controls", "false_positive_rate"): "Controls falsely marked",
-}
+def _tiles(main: str) -> dict[tuple[str, str], str]:
+    """Image set and metric of each tile, with its label."""
+    name = IMAGE_SET_NAMES[main]
+    return {
+        (main, "iou"): f"IoU, {name}",
+        (main, "dice"): f"Dice, {name}",
+        (main, "missed"): f"{name} images missed",
+        ("controls", "false_positive_rate"): "Controls falsely marked",
+    }
 
 
 def score_tiles(section: Section) -> list[Tile]:
     """Test scores of the chosen experiment."""
     assert section.choice
     tiles = []
-    for (name, metric), label in TILES.items():
+    for (name, metric), label in _tiles(section.main.name).items():
         image_set = section.image_set(name)
         score = image_set and image_set.row(section.choice.chosen).scores.get(metric)
         if image_set and score:
@@ -267,7 +276,7 @@ class OverviewRow:
     kind: str  # see `Row`
     val: str  # selection score on Val
     level: bool  # not significantly lower on Val than the highest
-    share: float  # IoU on COVID-19 Test images, in percent
+    share: float  # IoU on the main Test images, in percent
     iou: str
     low: float | None = None  # bounds of the confidence interval, in percent
     high: float | None = None
@@ -279,11 +288,11 @@ def overview(document: Document, section: Section) -> list[OverviewRow]:
     """All experiments by group, the trivial predictors, and what report 1 printed."""
     titles = group_titles(document, section.experiments)
     rows: list[OverviewRow] = []
-    for row in section.covid.rows:
+    for row in section.main.rows:
         if title := titles.get(row.name):
             rows.append(OverviewRow(title, "group", "", False, 0, ""))
         rows.append(_overview_row(document, section, row))
-    if section.printed and not document.phantoms:
+    if section.printed and document.published:
         iou = section.printed[0].scores["iou"]  # the same for both losses
         rows.append(OverviewRow("report 1, both losses", "printed", "", False, _percent(iou), formatted(iou)))
     return rows

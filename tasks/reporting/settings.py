@@ -1,6 +1,7 @@
 """The report's tables of the experiments' settings and of published results, as cells of text."""
 
 from collections.abc import Callable, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from tasks.comparison.document import ExperimentRecord, PublishedScores, Section
@@ -14,7 +15,7 @@ def published_rows(section: Section) -> list[tuple[PublishedScores | None, tuple
         (p, (p.source, p.measured_on, formatted(p.iou, p.decimals), formatted(p.dice, p.decimals)))
         for p in section.published
     ]
-    words = {"covid": "COVID-19 Test images", "all": "Test images, controls included"}
+    words = {"covid": "COVID-19 Test images", "all": "Test images, controls included"}  # of COVID-QU-Ex
     for name, where in words.items() if rows and section.choice else ():
         if section.choice and (image_set := section.image_set(name)):
             chosen = image_set.row(section.choice.chosen)
@@ -44,6 +45,7 @@ SETTINGS: dict[str, Setting] = {
     "Network": lambda e: NETWORKS.get(e.plan["network"], e.plan["network"]) + _supervision(e.plan),
     "Parameters": lambda e: f"{e.first.parameters:,}",
     "Loss": lambda e: _loss(e.plan),
+    "Started from": lambda e: start_words(e.plan),
     "Epochs": lambda e: _plain(e.plan["epochs"]),
     "Best epoch": lambda e: ", ".join(_plain(training.best_epoch or None) for training in e.trainings),
     "Targets": lambda e: listed(e.plan["targets"]),
@@ -65,7 +67,7 @@ SETTINGS: dict[str, Setting] = {
 SHOWN_KEYS = {  # keys of a plan that the settings above show, or that are deliberately not shown
     *("name", "network", "deep_supervision", "loss", "loss_options", "epochs", "targets", "images"),
     *("train_classes", "half", "augment", "ema", "image_size", "width", "depth", "batch_size", "optimiser"),
-    *("learning_rate", "schedule", "seed", "experiment", "precision"),
+    *("learning_rate", "schedule", "seed", "experiment", "precision", "start_from"),
     "threads",  # CPU threads: describe the machine, not the experiment
 }
 NUMERIC_COLUMNS = ("Parameters", "Epochs", "Best epoch", "Batch size", "Seeds")
@@ -86,6 +88,12 @@ def settings(experiments: Sequence[ExperimentRecord]) -> tuple[dict[str, list[st
     differing = {k: v for k, v in columns.items() if k in ALWAYS_COLUMNS or len(set(v)) > 1}
     common = {k: v[0] for k, v in columns.items() if k not in differing and v[0] != "–"}
     return differing, common
+
+
+def start_words(plan: dict[str, Any]) -> str:
+    """The weights from which a training started."""
+    start = plan.get("start_from")
+    return f"{PurePath(start['weights']).name} (SHA-256 {start['sha256'][:12]})" if start else "–"
 
 
 def _supervision(plan: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from tasks.reporting.findings import (
 )
 from tasks.reporting.limitations import RESEARCH_USE
 from tasks.reporting.score_tables import MAIN_COLUMNS, Cell, score_table
-from tasks.reporting.words import SELECTION_WORDS, formatted, section_words
+from tasks.reporting.words import IMAGE_SET_WORDS, SELECTION_WORDS, formatted, section_words
 
 
 def summarise(document: Document) -> str:
@@ -31,19 +31,20 @@ def summarise(document: Document) -> str:
         choice = f"{section.choice.chosen}: {on_choice(section.choice)}"
         sentences = [choice, *on_chosen(section), *against_trivial(section)]
         lines += [*(f"- {sentence}" for sentence in sentences), ""]
-    lines += [*(f"- {sentence}" for sentence in on_printed(document.consistency, document.phantoms)), ""]
+    lines += [*(f"- {sentence}" for sentence in on_printed(document.consistency, document.published)), ""]
     lines += [
-        "Scores are means per image with 95 % confidence intervals, on the COVID-19 Test images unless the "
-        "column says otherwise. An image with an empty reference mask scores 1 if the prediction is empty "
-        "too, else 0. "
+        "Scores are means per image with 95 % confidence intervals, on the "
+        f"{IMAGE_SET_WORDS[document.predicted[0].main.name]} unless the column says otherwise. An image "
+        "with an empty reference mask scores 1 if the prediction is empty too, else 0. "
         "“Beats” means that the interval of the difference excludes zero; the intervals of all pairs hold "
         f"together. {on_training_variation(document)}"
     ]
     return "\n".join(lines) + "\n"
 
 
+MAIN = "main"  # stands for the section's main image set
 SUMMARY_COLUMNS = {
-    "covid": ("iou", "dice", "missed"),
+    MAIN: ("iou", "dice", "missed"),
     "controls": ("false_positive_rate",),
     "all": ("iou", "dice"),
 }
@@ -56,7 +57,7 @@ def _summary_table(document: Document, section: Section) -> list[str]:
             document, section, image_set, {metric: MAIN_COLUMNS[metric] for metric in SUMMARY_COLUMNS[name]}
         )
         for name in SUMMARY_COLUMNS
-        if (image_set := section.image_set(name))
+        if (image_set := section.main if name == MAIN else section.image_set(name))
     }
     headings = [
         f"{heading}, all images" if name == "all" else heading
@@ -70,7 +71,7 @@ def _summary_table(document: Document, section: Section) -> list[str]:
         f"{' | '.join(headings)} |",
         "| --- |" + " ---: |" * (len(headings) + 1),
     ]
-    for row in tables["covid"].rows:
+    for row in tables[MAIN].rows:
         if row.kind == "group":
             lines.append(f"| **{row.name}** |" + " |" * (len(headings) + 1))
             continue

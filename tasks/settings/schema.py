@@ -6,7 +6,7 @@ the stages rely on it. Error messages give the key, the invalid value and the va
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -23,6 +23,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tasks.common.raw import Half, ImageClass
+from tasks.settings.layout import Layout
 from tasks.support.cli import InputError
 
 Network = Literal["unet", "residual_unet", "attention_unet", "unet_plus_plus"]
@@ -95,6 +96,8 @@ class DataSource(_Section):
     source: Annotated[str, Field(min_length=1)]
     fingerprint: Annotated[str, Field(pattern=r"^f[0-9a-f]{31}$")] | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    layout: Layout | None = None
+    """None: the folders of COVID-QU-Ex. Revisions from before this key lack it."""
 
     @model_validator(mode="after")
     def _can_be_pinned(self) -> Self:
@@ -103,6 +106,8 @@ class DataSource(_Section):
                 raise ValueError("phantom:// never changes and has no fingerprint; set data.fingerprint=null")
             if self.sha256:
                 raise ValueError("phantom:// is not a zip file and has no sha256; set data.sha256=null")
+            if self.layout:
+                raise ValueError("phantom:// has the folders of COVID-QU-Ex; set data.layout=null")
         return self
 
     @model_validator(mode="after")
@@ -114,6 +119,11 @@ class DataSource(_Section):
     @property
     def phantoms(self) -> bool:
         return self.source.startswith("phantom://")
+
+    @property
+    def published(self) -> bool:
+        """Whether these are the images of COVID-QU-Ex, whose counts and scores are published."""
+        return not self.phantoms and self.layout is None
 
 
 class Preprocess(_Section):
@@ -169,6 +179,13 @@ class Prediction(_Section):
     fill_holes: bool
 
 
+class StartFrom(_Section):
+    """Weights of a trained network, from which another training starts instead of random ones."""
+
+    weights: Annotated[str, Field(pattern=r"\.safetensors$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class Fit(_Section):
     """What determines a training, except network and loss. Every experiment may override it."""
 
@@ -199,6 +216,8 @@ class Fit(_Section):
     threads: Annotated[int, Field(ge=0)]
     processes: Positive
     accumulate: Positive
+    start_from: StartFrom | None = None
+    """None: random weights."""
 
 
 class TrainingSettings(Fit):
@@ -276,6 +295,11 @@ class Plan(Fit):
     loss: Loss
     loss_options: dict[str, float]
     selection: Selection = "all"  # by which earlier versions chose, whose plans do not name it
+
+    def to_json(self) -> str:
+        # As before this key existed, so that no finished training runs again.
+        without = {"start_from"} if self.start_from is None else set()
+        return self.model_dump_json(indent=2, exclude=without) + "\n"
 
 
 class TrainStage(_Section):
@@ -395,6 +419,8 @@ class Settings(_Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if "layout" not in self.data.model_fields_set:  # stages of dvc.yaml depend on it
+            raise ValueError("data.layout: this key is missing; layout: null are the folders of COVID-QU-Ex")
         for name, experiment in self.experiments.items():
             place = f"experiments.{name}"
             if name in BASELINES:
@@ -409,6 +435,8 @@ class Settings(_Section):
                 )
             if experiment.lungs_from:
                 self._check_lungs(place, experiment, experiment.lungs_from)
+            if self.data.layout:
+                _check_layout(place, experiment, self.data.layout)
         self._check_groups()
         return self
 
@@ -435,6 +463,25 @@ class Settings(_Section):
             own, its = getattr(experiment, key), getattr(source, key)
             if own != its:
                 raise ValueError(f"{place}: {key} is {own}, but {name}, which predicts its lungs, has {its}")
+
+
+def _check_layout(place: str, experiment: Experiment, layout: Layout) -> None:
+    """Check that the dataset has the masks and the classes of an experiment."""
+    if missing := [target for target in experiment.targets if target not in layout.masks]:
+        raise ValueError(
+            f"{place}: targets: data.layout has no {missing[0]} masks; "
+            f"set targets: [{', '.join(layout.masks)}]"
+            + (f" and half: {layout.half}" if experiment.half != layout.half else "")
+        )
+    if experiment.half != layout.half:
+        raise ValueError(
+            f"{place}: half: the images of data.layout are the {layout.half} half; set half: {layout.half}"
+        )
+    if not set(experiment.train_classes) & set(layout.image_classes):
+        raise ValueError(
+            f"{place}: train_classes: data.layout has no images of {', '.join(experiment.train_classes)}; "
+            f"set train_classes: [{', '.join(layout.image_classes)}]"
+        )
 
 
 class Params(Settings):
@@ -476,6 +523,20 @@ def load_params(path: Path) -> Params:
         InputError: the file is missing, is not valid YAML, or has invalid values; one line per error.
     """
     return parse_params(read_text(path, "run this in the folder that contains params.yaml"), str(path))
+
+
+def load_data(path: Path) -> DataSource:
+    """Read and validate only the section `data`, whose layout one may try before the experiments fit it.
+
+    Raises:
+        InputError: as `load_params`.
+    """
+    raw = parse_mapping(read_text(path, "run this in the folder that contains params.yaml"), str(path))
+    return _validated(_Data, {"data": raw.get("data")}, str(path)).data
+
+
+class _Data(_Section):
+    data: DataSource
 
 
 def parse_params(text: str, where: str = "params.yaml") -> Params:
@@ -569,5 +630,11 @@ def _keys_at(place: tuple[str, ...]) -> list[str]:
     if place[:1] == ("experiments",):
         section, place = Experiment, place[2:]
     for part in place:
-        section = section.model_fields[part].annotation
-    return sorted(section.model_fields) if section is Experiment else list(section.model_fields)
+        section = _section_of(section.model_fields[part].annotation)
+    names = [field.alias or name for name, field in section.model_fields.items()]
+    return sorted(names) if section is Experiment else names
+
+
+def _section_of(annotation: Any) -> Any:
+    """The section itself, if a key may hold a section or null."""
+    return next((kind for kind in get_args(annotation) if hasattr(kind, "model_fields")), annotation)

@@ -185,6 +185,10 @@ class BucketFolder:
     def stamps(self, names: Iterable[str], /) -> dict[str, Stamp]:
         return {name: Stamp(self._harmless(name), self._objects[name].digest) for name in names}
 
+    def read(self, name: str) -> bytes:
+        self._harmless(name)
+        return retrying(lambda: self._bucket.read(name, self._objects[name].etag))
+
     @contextlib.contextmanager
     def reading(self, names: Sequence[str], /) -> Iterator[Iterator[bytes]]:
         for name in names:

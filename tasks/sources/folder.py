@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tasks.sources.layout import is_hidden, is_in_a_half
@@ -16,10 +16,15 @@ BLOCK = 1 << 20
 
 
 class FolderSource:
-    """The files below a folder; their names start with the folder's own name."""
+    """The files below a folder; their names start with the folder's own name.
 
-    def __init__(self, root: Path) -> None:
-        self._root = root.resolve()
+    Args:
+        root: the folder.
+        belongs: whether a file or folder of this name is part of the dataset.
+    """
+
+    def __init__(self, root: Path, belongs: Callable[[str], bool] = is_in_a_half) -> None:
+        self._root, self._belongs = root.resolve(), belongs
         # The name of a link counts, not that of its target.
         name = self._root.name if root.name in ("", "..") else root.name
         self.base = f"{name}/" if name else ""
@@ -70,7 +75,7 @@ class FolderSource:
 
         Links elsewhere lead to folders that are listed anyway, or to foreign ones.
         """
-        if not is_in_a_half(self.base + name):
+        if not self._belongs(self.base + name):
             return False
         target = Path(os.path.realpath(self._root / name))
         if not target.is_relative_to(self._root):
@@ -84,7 +89,7 @@ class FolderSource:
         if (
             entry.is_symlink()
             and not Path(entry.path).exists()
-            and is_in_a_half(self.base + name)
+            and self._belongs(self.base + name)
             and not is_hidden(entry.name, folder=False)  # such as the lock files of Emacs
         ):
             raise InputError(f"{self._root / name}: this link leads nowhere; is its disk mounted?")

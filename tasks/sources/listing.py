@@ -61,7 +61,7 @@ def find_images(source: Source, where: str) -> Images:
         if isinstance(place, str):
             continue
         half, split, image_class, kind, name = place
-        _refuse_unusable_name(name, file, where)
+        refuse_unusable_name(name, file, where)
         files = images.setdefault(Image(half, split, image_class, name), {})
         if kind in files:
             raise InputError(f"{where}: {files[kind]!r} and {file!r} are the same file of the dataset")
@@ -75,7 +75,12 @@ def find_images(source: Source, where: str) -> Images:
     return images
 
 
-def _refuse_unusable_name(name: str, file: str, where: str) -> None:
+def refuse_unusable_name(name: str, file: str, where: str) -> None:
+    """Refuse a name that cannot be stored.
+
+    Raises:
+        InputError: the name holds such a character.
+    """
     if found := UNUSABLE.search(name):
         what = "is not UTF-8" if found[0] >= "\ud800" else f"contains {found[0]!r}"
         raise InputError(f"{where}: {file!r}: this file name {what}; rename the file")

@@ -21,13 +21,16 @@ HOW_TO_GET_IT = (
 KINDS = "expected a path, kaggle://, s3://, https:// or phantom://"
 
 
-def open_source(source: str, relative_to: Path, sha256: str | None = None) -> Source:
+def open_source(
+    source: str, relative_to: Path, sha256: str | None = None, own_layout: bool = False
+) -> Source:
     """Open the source that `data.source` names.
 
     Args:
         source: a path or URL.
         relative_to: the folder to which a relative path refers; remote files are staged in its `.dvc/tmp`.
         sha256: digest of a whole zip, checked before any of its files is read.
+        own_layout: whether `data.layout` describes the files, which may then be anywhere in a folder.
 
     Raises:
         InputError: the source does not exist, or is neither a folder nor a complete and safe zip.
@@ -35,7 +38,7 @@ def open_source(source: str, relative_to: Path, sha256: str | None = None) -> So
     """
     scheme, separator, rest = source.partition("://")
     if not separator:
-        return _open_path(source, relative_to / Path(source).expanduser(), sha256)
+        return _open_path(source, relative_to / Path(source).expanduser(), sha256, own_layout)
     where = without_secrets(source)
     match scheme:
         case "phantom":
@@ -53,10 +56,10 @@ def open_source(source: str, relative_to: Path, sha256: str | None = None) -> So
     raise InputError(f"data.source: {where}: unknown kind of source; {KINDS}")
 
 
-def _open_path(source: str, path: Path, sha256: str | None) -> Source:
+def _open_path(source: str, path: Path, sha256: str | None, own_layout: bool) -> Source:
     if path.is_dir():
         _refuse_pin(source, sha256)
-        return FolderSource(path)
+        return FolderSource(path, lambda _: True) if own_layout else FolderSource(path)
     if path.is_file():
         return ZipSource(path, sha256=sha256)
     raise InputError(f"data.source: {source}: does not exist; {HOW_TO_GET_IT}")

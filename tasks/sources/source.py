@@ -36,6 +36,9 @@ class Source(Protocol):
     def stamps(self, names: Iterable[str], /) -> dict[str, Stamp] | None:
         """Stamps of these files; None if files never change."""
 
+    def read(self, name: str, /) -> bytes:
+        """The content of one file."""
+
     def reading(self, names: Sequence[str], /) -> AbstractContextManager[Iterator[bytes]]:
         """The contents of these files, in order.
 

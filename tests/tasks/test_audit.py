@@ -62,7 +62,7 @@ class Dataset:
         images.to_csv(self.packed / "images.csv", index=False)
         rejected.to_csv(self.packed / "rejected.csv", index=False)
         np.save(self.packed / "thumbnails.npy", np.stack(self.thumbnails))
-        audit(self.raw, self.packed, self.out, params, phantoms)
+        audit(self.raw, self.packed, self.out, params, published=not phantoms)
         figures: dict[str, int] = json.loads((self.out / "audit.json").read_text())["figures"]
         return figures
 

@@ -99,8 +99,9 @@ def pictures_of(document: Document) -> Iterator[str]:
 def test_failure_keeps_the_previous_output(work: Work) -> None:
     work.compare()
     before = made(work.comparison)
-    with pytest.raises(InputError, match="there is no image 181 among 6 COVID-19 Test images"):
-        work.compare(work.params(shown=(181,)))
+    zipfile.ZipFile(work.paths["evaluated"] / "bce-seed0" / "predictions.zip", "w").close()
+    with pytest.raises(InputError, match="no prediction of infection for"):
+        work.compare()
     assert made(work.comparison) == before
     assert not list(work.comparison.parent.glob(".*"))
 
@@ -131,7 +132,7 @@ def test_val_images_that_the_audit_drops_count_for_no_predictor(work: Work) -> N
     section = work.compare().sections[0]
     assert section.choice and section.choice.images == 7
     assert {row.images for row in section.val[0].rows} == {5}
-    assert {row.images for row in section.covid.rows} == {6}
+    assert {row.images for row in section.main.rows} == {6}
 
 
 def test_val_may_lack_a_class(work: Work) -> None:
@@ -184,6 +185,8 @@ def test_each_half_has_its_own_sections() -> None:
         raw=anything,
         source="",
         phantoms=False,
+        published=True,
+        image_groups=None,
     )
     found = inputs.scored()
     assert [(s.half, s.target, s.names) for s in found] == [

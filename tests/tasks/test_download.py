@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -6,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from tasks.common.raw import GROUPS, RawDataset
 from tasks.download import download
 from tasks.settings.changes import parse_assignment, with_changes
+from tasks.settings.layout import Layout
 from tasks.sources.folder import FolderSource
 from tasks.sources.listing import Listing, find_images, fingerprint, list_files
 from tasks.sources.open import open_source
 from tasks.sources.source import Stamp
 from tasks.support.cli import InputError
-from tests.helpers import ROOT, zipped
+from tests.helpers import ROOT, made, zipped
+from tests.own import PAIRS, TABLE, write_pairs, write_table
 
 DATA = "Infection Segmentation Data/Infection Segmentation Data"
 ONE = f"{DATA}/Train/COVID-19/images/covid_1.png"
@@ -196,3 +200,35 @@ def test_command_reads_fingerprint_and_earlier_dataset(
     assert accepted.returncode == 0, accepted.stderr
     assert accepted.stdout.splitlines()[-1] == "2 of 27 files fetched, 25 unchanged"
     assert contents(tmp_path / "raw") == fresh
+
+
+OWN = Layout.model_validate(PAIRS)
+
+
+def test_images_of_ones_own_are_copied_verbatim_and_only_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_pairs(tmp_path / "pairs", each=1)
+
+    def run(out: str, previous: str | None = None) -> dict[str, bytes]:
+        source = open_source(str(folder), Path(), own_layout=True)
+        earlier = tmp_path / previous if previous else None
+        download(source, tmp_path / out, "here", previous=earlier, layout=OWN)
+        return made(tmp_path / out)
+
+    first = run("a")
+    raw = RawDataset(tmp_path / "a")
+    for image_id in raw.manifest["id"]:
+        name = image_id.rpartition("/")[2]
+        assert raw.read_bytes(image_id, "image") == (folder / f"{name}.jpg").read_bytes()
+        assert raw.read_bytes(image_id, "lung") == (folder / f"{name}_mask.png").read_bytes()
+    assert raw.kinds("lung") == ("image", "lung")
+    assert run("b", previous="a") == first
+    assert "0 of 18 files fetched, 18 unchanged" in capsys.readouterr().out
+
+
+def test_groups_are_counted_without_their_names(tmp_path: Path) -> None:
+    source = open_source(str(write_table(tmp_path / "table", each=4)), Path(), own_layout=True)
+    download(source, tmp_path / "raw", "here", layout=Layout.model_validate(TABLE))
+    assert json.loads((tmp_path / "raw" / GROUPS).read_text()) == {"number": 18, "split": 0}
+    assert RawDataset(tmp_path / "raw").kinds("infection") == ("image", "infection")

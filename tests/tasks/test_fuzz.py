@@ -120,6 +120,7 @@ def pngs() -> list[bytes]:
         saved(values, "PNG"),
         saved(values, "JPEG"),
         saved(values, "TIFF"),
+        saved(values, "BMP"),
     ]
 
 
@@ -152,11 +153,14 @@ def many(seconds: float, work: Callable[[random.Random], None]) -> None:
         seed += 1
 
 
+PLACE: tuple[str, int, dict[Kind, int]] = ("lung/Train/Normal/a", 16, {"lung": 255})
+
+
 def check_png(content: bytes, mask: bytes) -> None:
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        result = pack_image(OneImage({"image": content, "lung": mask}), "lung/Train/Normal/a", 16)
-        mask_result = pack_image(OneImage({"image": mask, "lung": content}), "lung/Train/Normal/a", 16)
+        result = pack_image(OneImage({"image": content, "lung": mask}), *PLACE)
+        mask_result = pack_image(OneImage({"image": mask, "lung": content}), *PLACE)
     assert not warned, [str(warning.message) for warning in warned]
     for one in (result, mask_result):
         if isinstance(one, Rejected):

@@ -1,6 +1,7 @@
 import errno
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -14,11 +15,14 @@ from PIL import Image
 
 from tasks.common.raw import KIND_FOLDERS, Kind, RawDataset
 from tasks.download import download
+from tasks.packed.reader import PackedSplit
 from tasks.packed.writer import ArrayWriter
 from tasks.preprocess import lung_correlation, preprocess
+from tasks.settings.layout import Layout
 from tasks.sources.open import open_source
 from tasks.support.cli import InputError
 from tests.helpers import ROOT, png
+from tests.own import PAIRS, TABLE, write_pairs, write_table
 from tests.pngs import GREY_ALPHA, RGB, make_png, with_alpha
 
 TRAIN = "Infection Segmentation Data/Infection Segmentation Data/Train/COVID-19"
@@ -303,3 +307,54 @@ def test_array_writer_writes_the_same_file_as_numpy(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy", mmap_mode="r"), items)
     np.save(tmp_path / "b.npy", items)
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+# --- images of one's own ------------------------------------------------------------------------------------
+
+
+def own(folder: Path, layout: dict[str, object], out: Path) -> pd.DataFrame:
+    source = open_source(str(folder), Path(), own_layout=True)
+    download(source, out / "raw", "here", layout=Layout.model_validate(layout))
+    preprocess(out / "raw", out / "packed", 32, 0.5)
+    return pd.read_csv(out / "packed" / "images.csv")
+
+
+def test_masks_may_mark_with_another_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_pairs(tmp_path / "pairs", each=1)
+    ones = own(folder, PAIRS, tmp_path / "ones")
+    assert "lung half: the lung masks mark with 1 instead of 255" in capsys.readouterr().out
+    for path in folder.glob("*_mask.png"):
+        path.write_bytes(png(np.asarray(Image.open(path)) * np.uint8(255)))
+    assert own(folder, PAIRS, tmp_path / "full").equals(ones)
+    for path in (tmp_path / "full" / "packed").rglob("*.npy"):
+        same = tmp_path / "ones" / "packed" / path.relative_to(tmp_path / "full" / "packed")
+        assert path.read_bytes() == same.read_bytes()
+    assert capsys.readouterr().out.count("instead of 255") == 0
+
+
+def test_a_mask_that_marks_with_another_value_than_the_others_is_excluded(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "pairs", each=1)
+    path = folder / "chest3_mask.png"
+    path.write_bytes(png(np.asarray(Image.open(path)) * np.uint8(2)))
+    assert len(own(folder, PAIRS, tmp_path)) == 8
+    (reason,) = pd.read_csv(tmp_path / "packed" / "rejected.csv")["reason"]
+    assert reason == "the lung mask is not binary: it contains 2 besides 0 and 1"
+
+
+def test_a_mask_in_jpeg_is_excluded(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "pairs", each=1)
+    shutil.copyfile(folder / "chest3.jpg", folder / "chest3_mask.png")
+    own(folder, PAIRS, tmp_path)
+    (reason,) = pd.read_csv(tmp_path / "packed" / "rejected.csv")["reason"]
+    assert reason == "the lung mask is a JPEG file, whose compression changes pixels; save masks as PNG"
+
+
+def test_without_lung_masks_nothing_is_said_of_lungs(tmp_path: Path) -> None:
+    table = own(write_table(tmp_path / "table"), TABLE, tmp_path)
+    assert table[["lung_area", "lung_correlation", "infection_outside_lung"]].isna().all(axis=None)
+    assert (table["infection_area"] > 0).equals(table["class"] == "COVID-19")
+    arrays = {path.name for path in (tmp_path / "packed" / "infection" / "Train").iterdir()}
+    assert arrays == {"image.npy", "infection.npy"}
+    split = PackedSplit(tmp_path / "packed", "infection", "Train", ("lung",))
+    with pytest.raises(InputError, match="the dataset has no lung masks; change targets"):
+        split.masks()

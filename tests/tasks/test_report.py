@@ -309,10 +309,14 @@ def test_healthy_trainings_show_no_symptom(written: Work) -> None:
     assert "- **" not in (written.out / "summary.md").read_text(encoding="utf-8")
 
 
-def test_figure_position_out_of_range_is_an_error(work: Work) -> None:
-    with pytest.raises(InputError, match="there is no image 181 among 6 COVID-19 Test images"):
-        work.run(work.params(shown=(1, 181)))
-    assert not work.out.exists() and not work.metrics.exists()
+def test_figure_positions_out_of_range_are_named(work: Work) -> None:
+    said = section(work.run(work.params(shown=(1, 181))), "figures")
+    assert "There are 6, so 181 of report.figures does not exist." in said
+    assert "Figure 1: test image 1 " in said and "Figure 2" not in said
+
+
+def test_a_report_needs_no_figure(work: Work) -> None:
+    assert 'id="figures"' not in work.run(work.params(shown=(181, 182, 184)))
 
 
 def test_failed_report_keeps_the_previous_files(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -606,7 +610,7 @@ def test_document_of_another_schema_version_is_an_error(work: Work) -> None:
     work.compare()
     path = work.comparison / COMPARISON_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
-    with pytest.raises(InputError, match="schema version 99, but this code reads version 2"):
+    with pytest.raises(InputError, match="schema version 99, but this code reads version 3"):
         report(work.comparison, work.out, work.metrics)
     assert not work.out.exists() and not work.metrics.exists()
 

@@ -14,10 +14,12 @@ from torch import nn
 from models.losses import make_loss
 from models.networks import NETWORKS
 from tasks.common.environment import versions
+from tasks.common.raw import sha256
 from tasks.networks.device import Compute, set_up
-from tasks.networks.network import build_network, load_network, save_network
+from tasks.networks.network import build_network, load_network, load_start, save_network
 from tasks.packed.reader import PackedSplit
-from tasks.settings.schema import Params, Plan
+from tasks.plan import plan as write_plans
+from tasks.settings.schema import Params, Plan, StartFrom
 from tasks.support.checkpoints import FOLDER_VARIABLE
 from tasks.support.cli import InputError
 from tasks.support.events import VARIABLE, Reader
@@ -450,3 +452,77 @@ def test_patience_stops_a_training_without_improvement(plan: Plan, packed: Path,
     assert len(history) < 60
     assert description["best_epoch"] == len(history) - 2
     assert (history["val_score"].iloc[-2:] <= history["val_score"].iloc[-3]).all()
+
+
+# --- fine-tuning --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(plan: Plan, tmp_path: Path) -> tuple[Path, StartFrom]:
+    """Weights of a network, and how a plan names them."""
+    torch.manual_seed(7)
+    file = tmp_path / "trained.safetensors"
+    weights = build_network(plan, set_up(7, "fp32", 1)).state_dict()
+    file.write_bytes(safetensors.torch.save({name: tensor.contiguous() for name, tensor in weights.items()}))
+    return file, StartFrom(weights=str(file), sha256=sha256([file.read_bytes()]))
+
+
+def test_fine_tuning_starts_from_the_weights(
+    plan: Plan, packed: Path, tmp_path: Path, trained: tuple[Path, StartFrom]
+) -> None:
+    file, start = trained
+    still = altered(plan, epochs=1, learning_rate=1e-12, start_from=start)
+    train(still, packed, tmp_path / "out")
+    before = safetensors.torch.load_file(file)
+    after = safetensors.torch.load_file(tmp_path / "out" / "network" / "weights.safetensors")
+    kernels = [name for name in before if before[name].ndim == 4]
+    assert len(kernels) > 5
+    for name in kernels:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-6)
+    random = build_network(plan, set_up(plan.seed, "fp32", 1)).state_dict()
+    assert not torch.allclose(random[kernels[0]], before[kernels[0]])
+    load_network(tmp_path / "out" / "network", set_up(0, "fp32", 1))  # its plan names the start
+
+
+WRONG_STARTS = {
+    "another file": ({"sha256": 64 * "0"}, "the file does not match start_from.sha256: found "),
+    "no file": ({"weights": "none.safetensors"}, "none.safetensors: there is no such file"),
+}
+
+
+@pytest.mark.parametrize(("change", "line"), WRONG_STARTS.values(), ids=WRONG_STARTS)
+def test_weights_that_are_not_those_named_fail_before_anything_is_trained(
+    tiny_params: Params, tmp_path: Path, trained: tuple[Path, StartFrom], change: dict[str, str], line: str
+) -> None:
+    start = trained[1].model_copy(update=change)
+    experiments = {
+        name: experiment.model_copy(update={"start_from": start})
+        for name, experiment in tiny_params.experiments.items()
+    }
+    with pytest.raises(InputError) as error:
+        write_plans(tiny_params.model_copy(update={"experiments": experiments}), tmp_path / "plans")
+    assert line in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert not (tmp_path / "plans").exists()
+
+
+def test_weights_of_another_network_are_a_one_line_error(
+    plan: Plan, packed: Path, tmp_path: Path, trained: tuple[Path, StartFrom]
+) -> None:
+    wider = altered(plan, width=8, start_from=trained[1])
+    with pytest.raises(InputError, match=r"is 4x1x3x3, but this network has 8x1x3x3; network, width, depth"):
+        train(wider, packed, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_safetensors_are_read(plan: Plan, tmp_path: Path) -> None:
+    file = tmp_path / "pickle.safetensors"
+    torch.save({"a": torch.zeros(1)}, file)
+    start = StartFrom(weights=str(file), sha256=sha256([file.read_bytes()]))
+    with pytest.raises(InputError, match=r"pickle\.safetensors: not a safetensors file"):
+        load_start(build_network(plan, set_up(0, "fp32", 1)), start)
+
+
+def test_a_plan_without_a_start_is_the_same_as_before_this_key(plan: Plan) -> None:
+    assert "start_from" not in plan.to_json()
+    assert Plan.from_json(plan.to_json()) == plan

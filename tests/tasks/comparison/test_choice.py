@@ -10,7 +10,7 @@ def test_choice_is_made_on_val(work: Work) -> None:
     assert section.choice
     assert section.choice.chosen == "chosen"
     assert section.choice.scores["chosen"].value == 1
-    on_test = {row.name: row.value("iou") for row in section.covid.experiments}
+    on_test = {row.name: row.value("iou") for row in section.main.experiments}
     assert min(on_test, key=lambda name: on_test[name] or 0) == "chosen"
     assert section.choice.beaten == ("bce_iou", "bce")
     assert section.choice.level == ()

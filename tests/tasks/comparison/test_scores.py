@@ -60,7 +60,7 @@ def test_pooled_scores_count_the_pixels_of_all_images(sets: dict[str, ImageSet])
 def test_pooled_value_and_interval_come_from_the_same_numbers(work: Work) -> None:
     """One dead seed of two: the mean of the seeds' ratios, within its own interval."""
     work.add("half", shift=2, seeds=2, dead=True)
-    row = work.compare().sections[0].covid.row("half")
+    row = work.compare().sections[0].main.row("half")
     low, high = interval(row, "iou_pooled")
     assert row.value("iou_pooled") == pytest.approx((22 / 26 + 0) / 2)
     assert low <= 22 / 52 <= high
@@ -68,6 +68,6 @@ def test_pooled_value_and_interval_come_from_the_same_numbers(work: Work) -> Non
 
 def test_value_is_the_mean_over_seeds_with_their_deviation(work: Work) -> None:
     work.add("twice", shift=0, seeds=2)
-    score = work.compare().sections[0].covid.row("twice").scores["iou"]
+    score = work.compare().sections[0].main.row("twice").scores["iou"]
     assert score.value == pytest.approx((1 + 23 / 25) / 2)
     assert score.seed_sd == pytest.approx((1 - 23 / 25) / math.sqrt(2))

@@ -5,18 +5,18 @@ from tasks.reporting.findings import _verdict, on_printed_iou
 
 
 @pytest.mark.parametrize(
-    ("iou", "same", "phantoms", "expected"),
+    ("iou", "same", "published", "expected"),
     [
-        (0.139, True, False, "as a network that marks every pixel would"),
-        (0.1431, False, False, "differs from the 0.138"),
-        (0.139, True, True, "not comparable"),
+        (0.139, True, True, "as a network that marks every pixel would"),
+        (0.1431, False, True, "differs from the 0.138"),
+        (0.139, True, False, "not comparable"),
     ],
 )
-def test_sentences_on_the_printed_iou(iou: float, same: bool, phantoms: bool, expected: str) -> None:
+def test_sentences_on_the_printed_iou(iou: float, same: bool, published: bool, expected: str) -> None:
     found = PrintedIou(
         printed_iou=0.138, printed_mae_255=16.321, images=583, iou=iou, mae_255=219.6, same=same
     )
-    assert expected in " ".join(on_printed_iou(found, phantoms))
+    assert expected in " ".join(on_printed_iou(found, published))
 
 
 def test_verdict_names_the_predictors_that_are_not_beaten() -> None:

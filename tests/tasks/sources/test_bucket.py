@@ -8,6 +8,7 @@ import pytest
 
 from tasks.download import download
 from tasks.look import look
+from tasks.settings.layout import Layout
 from tasks.sources.bucket import Bucket
 from tasks.sources.layout import LeftOut
 from tasks.sources.listing import find_images, fingerprint, list_files
@@ -15,6 +16,7 @@ from tasks.sources.open import open_source
 from tasks.sources.transfer import UnavailableError
 from tasks.support.cli import InputError
 from tests.helpers import zipped
+from tests.own import TABLE, write_table
 from tests.s3 import S3Server
 
 DATA = "Infection Segmentation Data/Infection Segmentation Data"
@@ -89,6 +91,19 @@ def test_zip_gives_identical_bytes_and_fingerprint(
     whole = hashlib.sha256(archive.read_bytes()).hexdigest()
     download(open_source(source, tmp_path, whole), tmp_path / "checked", source)
     assert contents(tmp_path / "checked") == contents(tmp_path / "local")
+
+
+def test_images_of_ones_own_and_their_table_are_read_from_a_prefix(
+    bucket: str, s3: S3Server, tmp_path: Path
+) -> None:
+    own, layout = write_table(tmp_path / "own"), Layout.model_validate(TABLE)
+    s3.files().put(f"{own}/", f"{bucket}/own/", recursive=True)
+    source = f"s3://{bucket}/own"
+    assert look(source, tmp_path, None, layout).counts == look(str(own), tmp_path, None, layout).counts
+    for name, each in (("s3", source), ("local", str(own))):
+        download(open_source(each, tmp_path, own_layout=True), tmp_path / name, "here", layout=layout)
+    assert contents(tmp_path / "s3") == contents(tmp_path / "local")
+    assert look(source, tmp_path, tmp_path / "s3", layout).text == "unchanged: 72 files"
 
 
 def test_only_changed_objects_are_fetched(

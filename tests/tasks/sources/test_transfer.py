@@ -16,11 +16,13 @@ import pytest
 from tasks.download import download
 from tasks.look import look
 from tasks.settings.changes import parse_assignment, with_changes
+from tasks.settings.layout import Layout
 from tasks.sources.open import open_source
 from tasks.sources.transfer import Transfer, UnavailableError, retrying
 from tasks.support.cli import TEMPORARY, InputError
 from tests.fileserver import FileServer, file_server
 from tests.helpers import ROOT, zipped
+from tests.own import TABLE, write_table
 
 FIRST = "Infection Segmentation Data/Infection Segmentation Data/Train/COVID-19/images/covid_1.png"
 
@@ -89,6 +91,19 @@ def test_look_fetches_no_members(server: FileServer, archive: Path, tmp_path: Pa
     before = server.served
     download(open_source(url, tmp_path), tmp_path / "again", url, previous=tmp_path / "raw")
     assert server.served < before + 3 * 4096
+    assert staged(tmp_path) == []
+
+
+def test_images_of_ones_own_and_their_table_are_read_from_the_web(server: FileServer, tmp_path: Path) -> None:
+    archive = zipped(write_table(tmp_path / "own"), tmp_path / "own.zip", prefix="own/")
+    url, layout = server.put("/own.zip", archive), Layout.model_validate(TABLE)
+    whole = hashlib.sha256(archive.read_bytes()).hexdigest()
+    assert look(url, tmp_path, None, layout) == look(str(archive), tmp_path, None, layout)
+    assert staged(tmp_path) == []
+    for name, source in (("web", url), ("local", str(archive))):
+        opened = open_source(source, tmp_path, whole, own_layout=True)
+        download(opened, tmp_path / name, "here", layout=layout)
+    assert contents(tmp_path / "web") == contents(tmp_path / "local")
     assert staged(tmp_path) == []
 
 
