@@ -8,13 +8,15 @@ import pytest
 from flows.checks.check import Finding, Level
 from flows.checks.data import check_params, check_remote, check_source
 from tests.fileserver import file_server
-from tests.helpers import Repository, empty_repository
+from tests.helpers import Repository
 from tests.s3 import S3Server
 
 
 @pytest.fixture
 def repository(tmp_path: Path, tiny_params_text: str) -> Repository:
-    repository = empty_repository(tmp_path / "repository")
+    repository = Repository(tmp_path / "repository")
+    (repository.folder / ".dvc").mkdir(parents=True)
+    repository.run("git", "init", "--quiet")
     (repository.folder / "params.yaml").write_text(tiny_params_text)
     return repository
 
@@ -22,6 +24,12 @@ def repository(tmp_path: Path, tiny_params_text: str) -> Repository:
 def only(findings: Iterable[Finding]) -> Finding:
     (finding,) = findings
     return finding
+
+
+def set_remote(repository: Repository, url: str) -> None:
+    (repository.folder / ".dvc" / "config").write_text(
+        f"[core]\n    remote = store\n['remote \"store\"']\n    url = {url}\n"
+    )
 
 
 def set_source(repository: Repository, source: str) -> None:
@@ -68,22 +76,22 @@ def test_without_a_remote_there_is_a_warning(repository: Repository) -> None:
 
 
 def test_a_remote_is_written_read_and_left_as_it_was(repository: Repository, tmp_path: Path) -> None:
-    repository.run("dvc", "remote", "add", "--default", "beside", str(tmp_path / "remote"))
+    set_remote(repository, str(tmp_path / "remote"))
     finding = only(check_remote(repository.folder))
-    assert finding == (Level.OK, "the DVC remote 'beside' can be read and written", "")
+    assert finding == (Level.OK, "the DVC remote 'store' can be read and written", "")
     assert list((tmp_path / "remote").iterdir()) == []
 
 
 def test_a_remote_that_cannot_be_written_is_a_fault(repository: Repository) -> None:
-    repository.run("dvc", "remote", "add", "--default", "beside", "/proc/remote")
+    set_remote(repository, "/proc/remote")
     finding = only(check_remote(repository.folder))
     assert finding.level is Level.FAULT
-    assert finding.found.startswith("the DVC remote 'beside' cannot be used: ")
+    assert finding.found.startswith("the DVC remote 'store' cannot be used: ")
     assert "/proc/remote" in finding.found
 
 
 def test_a_default_remote_that_does_not_exist_is_a_fault(repository: Repository) -> None:
-    repository.run("dvc", "config", "core.remote", "nowhere")
+    (repository.folder / ".dvc" / "config").write_text("[core]\n    remote = nowhere\n")
     assert only(check_remote(repository.folder)).level is Level.FAULT
 
 
@@ -92,11 +100,11 @@ def test_a_bucket_takes_the_right_key_and_refuses_a_wrong_one(
 ) -> None:
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
-    repository.run("dvc", "remote", "add", "--default", "bucket", f"s3://{s3.make_bucket()}/store")
+    set_remote(repository, f"s3://{s3.make_bucket()}/folder")
     assert only(check_remote(repository.folder)).level is Level.OK
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-wrong-secret")
     finding = only(check_remote(repository.folder))
     assert finding.level is Level.FAULT
-    assert finding.found.startswith("the DVC remote 'bucket' cannot be used: ")
+    assert finding.found.startswith("the DVC remote 'store' cannot be used: ")
     assert "a-wrong-secret" not in str(finding)
     assert "AWS_SECRET_ACCESS_KEY" in finding.remedy

@@ -13,7 +13,7 @@ import pytest
 
 from flows.checks.check import Check, Finding, Level, Running
 from flows.checks.network import check_certificates, check_clients, check_clock, check_proxies
-from tests.helpers import Repository, empty_repository
+from tests.helpers import Repository
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +27,10 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
-    repository = empty_repository(tmp_path / "repository")
-    repository.commit("start")
+    repository = Repository(tmp_path)
+    repository.run("git", "init", "--quiet")
+    repository.name_author()
+    repository.run("git", "commit", "--quiet", "--allow-empty", "--message", "start")
     return repository
 
 
@@ -107,8 +109,11 @@ def by_endpoint(url: str, repository: Repository, monkeypatch: pytest.MonkeyPatc
 
 
 def by_remote(url: str, repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    repository.run("dvc", "remote", "add", "--default", "store", "s3://bucket")
-    repository.run("dvc", "remote", "modify", "store", "endpointurl", f"{url}/path")
+    (repository.folder / ".dvc").mkdir()
+    (repository.folder / ".dvc" / "config").write_text(
+        "[core]\n    remote = store\n['remote \"store\"']\n"
+        f"    url = s3://bucket\n    endpointurl = {url}/path\n"
+    )
 
 
 def by_origin(url: str, repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:

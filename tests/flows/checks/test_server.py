@@ -1,33 +1,36 @@
 """Where runs report to, and the ports of `cxr serve`, as settings left over from elsewhere say."""
 
-import json
 import socket
-import subprocess
-import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from prefect.context import root_settings_context
 from prefect.settings import PREFECT_HOME, PREFECT_SERVER_API_PORT, temporary_settings
 
 from flows.checks.check import Finding, Level
-from flows.checks.server import check_home, check_ports
+from flows.checks.server import check_files, check_home, check_ports, check_reporting
 from flows.deployment.supervision import exclusive
-from flows.repository.git import environment
-from tests.helpers import ROOT, free_ports
+from tests.helpers import free_ports
 
 DEAD = "http://127.0.0.1:9/api"
 
 
-def found_in(folder: Path, check: str, **variables: str) -> list[Finding]:
-    """Run a check as a command that is started in a folder, since Prefect reads settings there at import."""
-    code = (
-        "import json, pathlib; from flows.checks import server; "
-        f"print(json.dumps(list(server.{check}(pathlib.Path.cwd()))))"
-    )
-    own = environment() | {"PYTHONPATH": str(ROOT), "PREFECT_HOME": str(folder / "home")}
-    own.pop("PREFECT_API_URL", None)
-    output = subprocess.check_output([sys.executable, "-c", code], cwd=folder, env=own | variables, text=True)
-    return [Finding(Level(level), *words) for level, *words in json.loads(output)]
+@pytest.fixture
+def found_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Finding]]:
+    """Run a check with the settings of a command that is started in `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+
+    def found_in(check: Callable[[Path], Iterable[Finding]], **variables: str) -> list[Finding]:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        # The first context tells the second where the profiles are.
+        with root_settings_context(), root_settings_context():
+            return list(check(tmp_path))
+
+    return found_in
 
 
 def name_in_dotenv(folder: Path) -> str:
@@ -54,23 +57,24 @@ def name_in_profile(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("name", [name_in_dotenv, name_in_toml, name_in_pyproject, name_in_profile])
-def test_a_server_of_yesterday_is_a_fault_that_says_where_it_is_named(name: object, tmp_path: Path) -> None:
-    assert callable(name)
+def test_a_server_of_yesterday_is_a_fault_that_says_where_it_is_named(
+    name: Callable[[Path], str], found_in: Callable[..., list[Finding]], tmp_path: Path
+) -> None:
     source = name(tmp_path)
-    (finding,) = found_in(tmp_path, "check_reporting")
+    (finding,) = found_in(check_reporting)
     assert finding.level is Level.FAULT
     assert finding.found.startswith(
         f"PREFECT_API_URL, as set by {source}: no Prefect server answers at {DEAD}: "
     )
     assert "`PREFECT_API_URL= cxr retrain`" in finding.remedy
     # The remedy works.
-    (fine,) = found_in(tmp_path, "check_reporting", PREFECT_API_URL="")
+    (fine,) = found_in(check_reporting, PREFECT_API_URL="")
     assert fine == (Level.OK, "`cxr retrain` starts a Prefect server for itself", "")
 
 
-def test_a_server_elsewhere_is_named(tmp_path: Path) -> None:
+def test_a_server_elsewhere_is_named(found_in: Callable[..., list[Finding]]) -> None:
     api = "http://prefect.invalid/api"
-    elsewhere, dead = found_in(tmp_path, "check_reporting", PREFECT_API_URL=api)
+    elsewhere, dead = found_in(check_reporting, PREFECT_API_URL=api)
     assert (elsewhere.level, dead.level) == (Level.WARNING, Level.FAULT)
     assert elsewhere.found == (
         "runs report to http://prefect.invalid, as set by the environment: "
@@ -78,17 +82,21 @@ def test_a_server_elsewhere_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_a_server_that_answers_is_fine(tmp_path: Path, prefect_api: tuple[str, Path]) -> None:
+def test_a_server_that_answers_is_fine(
+    found_in: Callable[..., list[Finding]], prefect_api: tuple[str, Path]
+) -> None:
     api, _ = prefect_api
-    (finding,) = found_in(tmp_path, "check_reporting", PREFECT_API_URL=api)
+    (finding,) = found_in(check_reporting, PREFECT_API_URL=api)
     assert finding == (Level.OK, f"the Prefect server at {api} answers; the environment names it", "")
 
 
-def test_settings_in_files_are_named_without_their_values(tmp_path: Path) -> None:
-    assert [finding.level for finding in found_in(tmp_path, "check_files")] == [Level.OK]
+def test_settings_in_files_are_named_without_their_values(
+    found_in: Callable[..., list[Finding]], tmp_path: Path
+) -> None:
+    assert [finding.level for finding in found_in(check_files)] == [Level.OK]
     name_in_dotenv(tmp_path)
     name_in_pyproject(tmp_path)
-    dotenv, pyproject = found_in(tmp_path, "check_files")
+    dotenv, pyproject = found_in(check_files)
     assert dotenv.found.endswith(f"{tmp_path / '.env'}: PREFECT_API_AUTH_STRING, PREFECT_API_URL")
     assert pyproject.found.endswith(f"{tmp_path / 'pyproject.toml'}: api")
     assert "secret" not in str(dotenv)
