@@ -149,7 +149,7 @@ def test_a_checkout_shares_the_cache_whatever_the_letters_of_its_path(name: str,
     checkout = Repository(repository.folder / "runs" / "é")
     repository.run("git", "worktree", "add", "--quiet", str(checkout.folder))
     share_cache(repository.folder, checkout.folder)
-    cache = repository.folder / ".dvc" / "cache" / "files" / "md5"
+    cache = repository.folder / ".dvc" / "cache"
     with open_repo(checkout.folder) as repo:
         assert Path(repo.cache.local_cache_dir) == cache
         assert Path(repo.site_cache_dir).is_relative_to(checkout.folder)
