@@ -5,7 +5,6 @@ import fcntl
 import importlib.util
 import json
 import math
-import multiprocessing
 import os
 import re
 import shutil
@@ -26,7 +25,7 @@ from tasks.common.cores import available_cores
 MB, GB = 1e6, 1e9
 
 #: Free space in bytes without which no run gets far, and from which all of the dataset fits.
-FULL, ENOUGH = 100 * MB, 10 * GB
+FULL, ENOUGH = 20 * MB, 10 * GB
 
 FREE_SOME = "free some space, for example with `cxr prune`"
 
@@ -113,14 +112,13 @@ def _text(file: Path) -> str:
 
 
 def check_shared_memory(folder: Path) -> Iterator[Finding]:
-    """Check what processes of one command need in order to work together."""
-    try:
-        multiprocessing.get_context("spawn").Lock()
-    except (OSError, ImportError) as error:
-        yield fault(f"processes cannot share a lock: {error}", f"make {SHARED} writable")
+    """Check the memory through which the processes of one command work together."""
+    if not SHARED.is_dir():
         return
-    size = shutil.disk_usage(SHARED).total if SHARED.is_dir() else 0
-    if size < SHARED_MEMORY and len(visible_gpus()) > 1:
+    size = shutil.disk_usage(SHARED).total
+    if why := why_unwritable(SHARED):
+        yield fault(f"{SHARED} cannot be written to: {why}", f"make {SHARED} writable, with mode 1777")
+    elif size < SHARED_MEMORY and len(visible_gpus()) > 1:
         yield warning(
             f"{SHARED} has {_size(size)}: trainings in several processes may fail",
             "give the container more, such as `docker run --shm-size 1g`",

@@ -70,10 +70,12 @@ def _settings_in_files() -> dict[Path, list[str]]:
 
 
 def check_home(folder: Path) -> Iterator[Finding]:
-    """Check that Prefect can store its database and its settings."""
-    home = get_current_settings().home
+    """Check that Prefect can store its settings, and the database of a server that starts here."""
+    settings = get_current_settings()
+    home = settings.home
     if why := why_unwritable(home):
-        yield fault(
+        report = warning if settings.api.url else fault
+        yield report(
             f"{home}, the folder of Prefect, cannot be written to: {why}",
             "set PREFECT_HOME to a folder that you can write to",
         )

@@ -28,9 +28,15 @@ def doctor(
     """
     import sys
 
+    import psutil
+
     from flows.checks.output import print_json, print_text
+    from flows.deployment.supervision import kill
     from flows.doctor import examine
 
-    examined = examine(ROOT, before_runs=quick)
-    faults = print_json(examined) if as_json else print_text(examined)
+    try:
+        examined = examine(ROOT, before_runs=quick)
+        faults = print_json(examined) if as_json else print_text(examined)
+    finally:
+        kill(psutil.Process().children(recursive=True))  # commands of checks that are no longer awaited
     sys.exit(1 if faults else 0)

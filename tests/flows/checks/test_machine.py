@@ -113,14 +113,20 @@ def test_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_little_shared_memory_is_a_warning_with_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+def test_shared_memory_that_cannot_be_written_to_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "SHARED", UNWRITABLE)
     finding = only(check_shared_memory(Path()))
-    assert (finding.level, finding.found) == (
-        Level.WARNING,
-        "/proc has 0 MB: trainings in several processes may fail",
-    )
+    assert finding.level is Level.FAULT
+    assert finding.found.startswith("/proc cannot be written to: ")
+
+
+def test_little_shared_memory_is_a_warning_with_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "SHARED_MEMORY", 1e18)
+    assert only(check_shared_memory(Path())).level is Level.OK
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    finding = only(check_shared_memory(Path()))
+    assert finding.level is Level.WARNING
+    assert finding.found.endswith(": trainings in several processes may fail")
 
 
 def test_a_gpu_that_torch_cannot_use_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from prefect.context import root_settings_context
-from prefect.settings import PREFECT_HOME, PREFECT_SERVER_API_PORT, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_SERVER_API_PORT, temporary_settings
 
 from flows.checks.check import Finding, Level
 from flows.checks.server import check_files, check_home, check_ports, check_reporting
@@ -108,6 +108,9 @@ def test_a_home_that_cannot_be_written_to_is_a_fault() -> None:
     assert finding.level is Level.FAULT
     assert finding.found.startswith("/proc/home, the folder of Prefect, cannot be written to: ")
     assert "PREFECT_HOME" in finding.remedy
+    with temporary_settings({PREFECT_HOME: Path("/proc/home"), PREFECT_API_URL: DEAD}):
+        (finding,) = check_home(Path())  # no server starts here
+    assert finding.level is Level.WARNING
 
 
 def test_a_port_that_another_program_uses_is_a_warning(tmp_path: Path) -> None:
