@@ -23,7 +23,7 @@ TEST_PROCESSES ?= 4
 install: $(BIN)/cxr
 
 demo: $(BIN)/cxr
-	@env -u PREFECT_API_URL PREFECT_PROFILE=ephemeral $(BIN)/cxr retrain --preset demo \
+	@PREFECT_API_URL= PREFECT_PROFILE=ephemeral $(BIN)/cxr retrain --preset demo \
 		$(if $(EXPERIMENTS),--experiments $(EXPERIMENTS))
 
 serve: $(BIN)/cxr

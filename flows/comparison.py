@@ -79,7 +79,7 @@ def compare_with(checkout: Path, base: str, trainings: Mapping[str, Training]) -
                 name,
                 selections[name],
                 _targets(now[name]),
-                _targets(before.get(name, {})),
+                _targets(_mapping(before.get(name))),
                 _scores_of_run(trainings, name, checkout / EVALUATIONS),
                 _scores_of_base(name, Path(copies), fault),
             )
@@ -88,20 +88,23 @@ def compare_with(checkout: Path, base: str, trainings: Mapping[str, Training]) -
 
 def _metrics_at(repository: Path, commit: str) -> Metrics:
     try:
-        metrics: Metrics = json.loads(git(repository, "show", f"{commit}:metrics.json"))
+        return _mapping(json.loads(git(repository, "show", f"{commit}:metrics.json")))
     except (InputError, ValueError):  # a revision before the first run has no metrics
         return {}
-    return metrics
+
+
+def _mapping(metrics: Any) -> Metrics:
+    """Return a part of metrics.json. A file that another version or a person wrote may hold anything."""
+    return metrics if isinstance(metrics, dict) else {}
 
 
 def _targets(metrics: Metrics) -> Metrics:
     """Return an experiment's Test metrics by target. Early revisions have no others in metrics.json."""
-    found: Metrics = metrics.get("test", metrics)
-    return found
+    return _mapping(metrics.get("test", metrics))
 
 
 def _test_scores(sets: Metrics) -> dict[str, float]:
-    scores: Metrics = next((sets[images] for images in TEST_IMAGES if images in sets), {})
+    scores = _mapping(next((sets[images] for images in TEST_IMAGES if images in sets), {}))
     return {metric: scores[metric] for metric in TEST_METRICS if metric in scores}
 
 
@@ -126,7 +129,7 @@ def _changes(
             selection,
             _verdict(target, selection, run, base if target in before else None),
             _test_scores(sets),
-            _test_scores(before.get(target, {})),
+            _test_scores(_mapping(before.get(target))),
         )
         for target, sets in now.items()
     ]

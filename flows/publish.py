@@ -5,7 +5,7 @@ A run has one name from start to end, which its checkout, its branch `retrain/NA
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from string import ascii_letters, digits
@@ -87,8 +87,16 @@ def check_local_branches(repository: Path) -> None:
         raise InputError(_blocked(str(repository), "git branch --move retrain OTHER"))
 
 
-def check_origin(repository: Path, commit: str, run: str, log: Callable[[str], None]) -> set[str]:
+def check_origin(
+    repository: Path,
+    commit: str,
+    run: str,
+    log: Callable[[str], None],
+    delays: Sequence[float] = DELAYS,
+) -> set[str]:
     """Check that branches `retrain/NAME` can be pushed to origin, and return the names taken there.
+
+    `delays` are the seconds between attempts to reach it.
 
     Raises:
         InputError: origin does not answer or refuses the push, or a branch `retrain` there prevents it.
@@ -99,7 +107,7 @@ def check_origin(repository: Path, commit: str, run: str, log: Callable[[str], N
         return _refs_at_origin(repository)
 
     try:
-        refs = with_retries(ORIGIN, look, log, delays=DELAYS)
+        refs = with_retries(ORIGIN, look, log, delays=delays)
     except (DeniedError, UnavailableError) as error:
         raise InputError(f"publish: cannot push to {error}; `here` does not need {ORIGIN}") from None
     if BLOCKING_REF in refs:

@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from flows.comparison import NOTE, as_lines, as_rows, compare_with
 from flows.deployment.temporary import start_server
+from flows.doctor import check_before_run
 from flows.engine.order import (
     INTERRUPTED,
     RETRIES,
@@ -109,6 +110,7 @@ def _retrain(
     request: RetrainRequest, pools: dict[str, str], repository: Path, wanted: str
 ) -> Published | State[Any]:
     logger = get_run_logger()
+    check_before_run(repository, logger.warning)
     for leftover in remove_leftovers(repository):
         logger.info("removed the checkout %s of a killed run", leftover.name)
     base = resolve(repository, request.revision)
@@ -448,6 +450,7 @@ def run(repository: Path, request: RetrainRequest, pools: dict[str, str], name: 
         if branch and (report := _report_at(repository, branch)):
             print(f"nothing changed since {branch}; nothing to do; report: {report}")
             return
+    check_before_run(repository, warn=lambda _: None)  # the flow logs the warnings
     wait_for_server = start_server()
     wait_for_server()
     name = name or f"{request.preset or 'params'}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -30,6 +30,7 @@ from flows.deployment.supervision import (
     run_until_stopped,
 )
 from flows.deployment.work_pools import POOL_NAME, make_pool
+from flows.doctor import check_before_run
 from flows.engine.slots import compute_slots
 from flows.remote.run_cache import check_remote
 from flows.repository.checkout import CHECKOUTS, RUNS, remove_leftovers
@@ -71,6 +72,7 @@ def run_worker(
         process_name = f"worker-{pool}"
         if stack.enter_context(exclusive(repository, process_name)) is None:
             raise InputError(f"{repository}: another worker of pool {pool} uses this clone")
+        check_before_run(repository, lambda line: print(f"warning: {line}", flush=True))
         check_clone(repository)
         killed = kill_leftovers(repository, process_name)
         wait_for(api)

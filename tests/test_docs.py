@@ -30,6 +30,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from flows.commands.cli import COMMANDS, GROUPS, make_app
+from flows.repository.stage_environment import CREDENTIALS, PASSED
 from models import losses
 from tasks.comparison.document import Document, Limits, Score, Section
 from tasks.reporting.metrics import METRICS as IN_METRICS_JSON
@@ -423,6 +424,15 @@ def test_every_variable_of_ours_is_described() -> None:
     names |= set(re.findall(r"\$\{([A-Z_]+):", script))
     assert len(names) > 20
     assert not names - set(code_spans(CLI))
+
+
+def test_the_variables_that_stages_get_are_those_described() -> None:
+    _, _, rest = section(CLI, "Environment variables").partition("\n### Passed to stages\n")
+    text = rest.partition("\n### ")[0]
+    rows = dict(re.findall(r"^\| ([^|`]+) \| (`.+?) \|$", text, re.MULTILINE))
+    assert {purpose: named(names) for purpose, names in rows.items()} == {
+        purpose: set(names.split()) for purpose, names in {**PASSED, "data sources": CREDENTIALS}.items()
+    }
 
 
 def stages() -> set[str]:

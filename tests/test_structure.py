@@ -48,7 +48,7 @@ PACKAGES = {
         "reporting",
         "",
     ),
-    "flows": ("repository", "engine", "remote", "deployment", "", "commands"),
+    "flows": ("repository", "engine", "remote", "deployment", "checks", "", "commands"),
 }
 
 #: Maximum number of files in a folder.

@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
 from flows.commands.data import diff, look
+from flows.commands.doctor import doctor
 from flows.commands.params import params
 from flows.commands.prune import prune
 from flows.commands.retrain import retrain
@@ -19,7 +20,7 @@ from tasks.support.cli import stage_main
 #: Exit status of an invalid command line.
 USAGE = 2
 
-COMMANDS = (retrain, serve, worker, params, prune)
+COMMANDS = (retrain, serve, worker, params, prune, doctor)
 
 #: Commands below another word, such as `cxr data look`.
 GROUPS: dict[str, tuple[str, tuple[Callable[..., Any], ...]]] = {

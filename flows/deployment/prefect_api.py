@@ -105,7 +105,7 @@ def must_start(api: str, chosen: bool) -> bool:
         InputError: a server cannot be started there, or the running one must not be used.
     """
     if not chosen:
-        if _is_taken(api):
+        if is_taken(api):
             raise InputError(
                 f"a server is already running at {ui_of(api)}: to use it, set PREFECT_API_URL={api}; "
                 "to start one of your own, set PREFECT_SERVER_API_PORT to another port"
@@ -114,13 +114,13 @@ def must_start(api: str, chosen: bool) -> bool:
     try:
         check_server(api)
     except ServerUnavailableError:
-        if urlsplit(api).hostname not in LOCAL_HOSTS or _is_taken(api):
+        if urlsplit(api).hostname not in LOCAL_HOSTS or is_taken(api):
             raise
         return True
     return False
 
 
-def _is_taken(api: str) -> bool:
+def is_taken(api: str) -> bool:
     host, port = host_and_port(api)
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()

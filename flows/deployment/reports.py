@@ -15,6 +15,14 @@ from prefect.settings import get_current_settings
 from flows.deployment.addresses import is_own_host, own_host_names
 from tasks.support.cli import InputError
 
+#: Sent with every answer. A report loads nothing and runs no script, and other pages must not frame it.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
 
 class ReportHandler(SimpleHTTPRequestHandler):
     """Serves the files in runs/, except hidden ones, which are checkouts, locks and logs."""
@@ -31,6 +39,11 @@ class ReportHandler(SimpleHTTPRequestHandler):
             self.send_error(404)
             return None
         return super().send_head()
+
+    def end_headers(self) -> None:
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
+        super().end_headers()
 
     def _is_served(self, path: Path) -> bool:
         """Return whether a path is in runs/, also after following symlinks, and not hidden."""

@@ -26,6 +26,7 @@ from flows.deployment.prefect_api import (
     check_server,
     ui_of,
 )
+from flows.deployment.settings import api_url_source
 from flows.repository.git import environment
 from tasks.support.cli import InputError
 
@@ -53,11 +54,12 @@ def start_server() -> Callable[[], None]:
     until_exit = ExitStack()
     atexit.register(until_exit.close)
     if chosen := get_current_settings().api.url:
-        api = api_of(chosen, "PREFECT_API_URL")
+        source = api_url_source()
+        api = api_of(chosen, f"PREFECT_API_URL, as set by {source}")
         if host_and_port(api)[0] not in LOCAL_HOSTS:
             print(f"reporting to {ui_of(api)}, with the figures of the report", file=sys.stderr)
         until_exit.enter_context(temporary_settings({PREFECT_API_URL: api}))
-        return lambda: check_server(api)
+        return lambda: _check(api, source)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
@@ -75,6 +77,16 @@ def start_server() -> Callable[[], None]:
     until_exit.callback(_end, process)
     until_exit.enter_context(temporary_settings({PREFECT_API_URL: f"{url}/api"}))
     return lambda: _wait(f"{url}/api", process, log)
+
+
+def _check(api: str, source: str) -> None:
+    """Check the server of the settings, which the user may have forgotten."""
+    try:
+        check_server(api)
+    except ServerUnavailableError as error:
+        raise InputError(
+            f"{error}; PREFECT_API_URL is set by {source}; to run without that server, set PREFECT_API_URL="
+        ) from None
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

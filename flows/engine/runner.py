@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import psutil
 
 from flows.engine.slots import Slot
-from flows.repository.git import environment
+from flows.repository.stage_environment import stage_environment
 from tasks.support.cli import TEMPORARY
 from tasks.support.events import VARIABLE, Event, Reader
 
@@ -168,7 +168,7 @@ class StageRunner:
         process = subprocess.Popen(
             ["dvc", "--wait-for-lock", "repro", "--single-item", stage],
             cwd=self._checkout,
-            env=environment() | variables,
+            env=stage_environment(stage) | variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -116,9 +116,7 @@ def compute_slots(trainings: Mapping[str, Training]) -> Slots:
     of results.
     """
     cores = available_cores()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = _gpu_ids() if visible is None else _visible(visible)
-    if gpus:
+    if gpus := visible_gpus():
         prefix = "gpu-"
 
         def variables(units: list[str]) -> dict[str, str]:
@@ -136,6 +134,12 @@ def compute_slots(trainings: Mapping[str, Training]) -> Slots:
         per_stage=min(threads_each, cores),
         variables=lambda _: {},
     )
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that stages may use: those that CUDA_VISIBLE_DEVICES names, or else all."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return _gpu_ids() if visible is None else _visible(visible)
 
 
 def _visible(variable: str) -> list[str]:

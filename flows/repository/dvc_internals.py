@@ -11,7 +11,8 @@ from contextlib import ExitStack, chdir, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dvc.config import Config, merge
+from configobj import ConfigObj
+from dvc.config import Config, _pack_named, merge
 from dvc.exceptions import CollectCacheError, DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo
@@ -56,12 +57,24 @@ def share_cache(repository: Path, checkout: Path) -> None:
     config = Config(str(checkout / ".dvc"))
     # It holds credentials, so nobody else may read it from the moment it exists.
     Path(config.files["local"]).touch(mode=0o600)
-    with config.edit("local") as local:
-        for level in levels:
-            merge(local, level)
-        local["cache"]["dir"] = cache
-        # DVC's state database describes the files of one checkout and is useless for others.
-        local["core"]["site_cache_dir"] = str(checkout / ".dvc" / "tmp" / "site")
+    local = config.load_one("local")
+    for level in levels:
+        merge(local, level)
+    local["cache"]["dir"] = cache
+    # DVC's state database describes the files of one checkout and is useless for others.
+    local["core"]["site_cache_dir"] = str(checkout / ".dvc" / "tmp" / "site")
+    _write_settings(config, local)
+
+
+def _write_settings(config: Config, local: dict[str, Any]) -> None:
+    """Write the level `local` of DVC's settings.
+
+    DVC itself writes ASCII, and fails if the path of the repository has other letters. It reads UTF-8.
+    """
+    path = config.files["local"]
+    packed = _pack_named(Config._save_paths(local, path))
+    with Path(path).open("wb") as file:
+        ConfigObj(packed, encoding="utf-8").write(file)
 
 
 @contextmanager

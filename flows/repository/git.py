@@ -52,13 +52,13 @@ class GitError(InputError):
     """A git command failed. The message is git's."""
 
 
-def find_repository() -> Path:
-    """Return the root of the git repository that contains the current folder.
+def find_repository(folder: Path | None = None) -> Path:
+    """Return the root of the git repository that contains a folder, by default the current one.
 
     Raises:
         InputError: the repository is not the project's, or has the project in a subfolder.
     """
-    root = Path(git(Path.cwd(), "rev-parse", "--show-toplevel"))
+    root = Path(git(folder or Path.cwd(), "rev-parse", "--show-toplevel"))
     if not (root / "dvc.yaml").exists():
         raise InputError(
             f"{root}: this git repository has no dvc.yaml at its top; "
@@ -86,11 +86,11 @@ def commit(checkout: Path, message: str, *paths: str) -> str:
     # --force, because the user's own rules may ignore files of these names.
     git(checkout, "add", "--force", "--", *[path for path in paths if (checkout / path).exists()])
     if git(checkout, "diff", "--cached", "--name-only"):
-        git(checkout, *_identity(checkout), "commit", "--quiet", "--message", message)
+        git(checkout, *author_options(checkout), "commit", "--quiet", "--message", message)
     return git(checkout, "rev-parse", "HEAD")
 
 
-def _identity(checkout: Path) -> list[str]:
+def author_options(checkout: Path) -> list[str]:
     """Return options that set author and committer where git knows none, as on a fresh machine."""
     try:
         for who in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):

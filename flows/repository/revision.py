@@ -16,7 +16,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flows.repository.git import environment, git
+from flows.repository.git import git
+from flows.repository.stage_environment import stage_environment
 from tasks.settings.schema import Selection, fault_line
 from tasks.support.cli import InputError
 
@@ -111,7 +112,7 @@ def _run(tree: Path, *arguments: str, stdin: str = "") -> str:
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=tree,
-        env=environment() | {"PYTHONDONTWRITEBYTECODE": "1"},
+        env=stage_environment("plan") | {"PYTHONDONTWRITEBYTECODE": "1"},  # it is the revision's own code
         input=stdin.encode(),
         capture_output=True,
         check=False,

@@ -52,6 +52,9 @@ BASELINES = frozenset({"all_background", "all_foreground", "whole_lung"})
 #: Selects all experiments where experiments can be chosen.
 ALL = "all"
 
+#: Keys that a file of an earlier version lacks, with the value for which results stay as they were.
+ADDED = {"training.selection": "all", "prediction.presence": "0", "report.groups": "{}"}
+
 #: Names of the audit's counts and of the trivial predictors' scores in metrics.json.
 DATASET = "dataset"
 TRIVIAL = "baselines"
@@ -610,7 +613,9 @@ def _message(fault: ErrorDetails) -> str:
                 hint = f" (did you mean training.{place[0]}?)"
             return f"unknown key{hint}; the keys here are {', '.join(_keys_at(place[:-1]))}"
         case "missing":
-            return "this key is missing"
+            key = ".".join(place)
+            before = f"; to keep what happened without it: cxr params {as_before()}" if key in ADDED else ""
+            return f"this key is missing{before}"
         case "literal_error":
             return f"{fault['input']!r} is not one of {fault['ctx']['expected']}"
         case "value_error":
@@ -618,6 +623,11 @@ def _message(fault: ErrorDetails) -> str:
         case "dict_type" | "model_type":
             return f"{fault['input']!r} is invalid: expected keys and values"
     return f"{fault['input']!r} is invalid: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def as_before() -> str:
+    """The options of `cxr params` that convert a params.yaml of an earlier version."""
+    return " ".join(f"--set {key}={value}" for key, value in ADDED.items())
 
 
 def _near_key(place: tuple[str, ...]) -> str | None:

@@ -40,6 +40,34 @@ def test_a_report_is_served(reports: str) -> None:
     assert get(reports, "/x/") == (200, "runs/x/index.html")
 
 
+@pytest.mark.parametrize("path", ["/x/", "/nothing"])
+def test_a_page_may_load_and_run_nothing(reports: str, path: str) -> None:
+    with closing(http.client.HTTPConnection(urlsplit(reports).netloc, timeout=10)) as connection:
+        connection.request("GET", path)
+        headers = connection.getresponse().headers
+    policy = headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; ") and "script-src" not in policy
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Referrer-Policy"] == "no-referrer"
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:1", 200),
+        ("localhost", 200),
+        ("[::1]:80", 200),
+        ("evil.example", 403),
+        ("", 403),
+        ("[", 403),
+    ],
+)
+def test_a_host_name_of_another_machine_is_refused(reports: str, host: str, status: int) -> None:
+    with closing(http.client.HTTPConnection(urlsplit(reports).netloc, timeout=10)) as connection:
+        connection.request("GET", "/x/index.html", headers={"Host": host})
+        assert connection.getresponse().status == status
+
+
 @pytest.mark.parametrize("path", ["/", "/%00", "/x%00/", "/link/", "/link/index.html", "/logs/server.log"])
 def test_lists_null_bytes_and_links_to_other_files_are_not_found(reports: str, path: str) -> None:
     assert get(reports, path)[0] == 404

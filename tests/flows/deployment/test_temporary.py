@@ -61,7 +61,10 @@ def test_a_server_in_the_settings_that_does_not_answer_is_reported_in_one_line(t
     done = subprocess.run(
         [sys.executable, "-c", COMMAND], cwd=ROOT, env=own, capture_output=True, text=True, timeout=120
     )
-    line = "error: no Prefect server answers at http://127.0.0.1:9/api: [Errno 111] Connection refused\n"
+    line = (
+        "error: no Prefect server answers at http://127.0.0.1:9/api: [Errno 111] Connection refused; "
+        "PREFECT_API_URL is set by the environment; to run without that server, set PREFECT_API_URL=\n"
+    )
     assert (done.returncode, done.stderr) == (1, line)
 
 

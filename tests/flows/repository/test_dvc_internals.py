@@ -22,7 +22,7 @@ from flows.repository.dvc_internals import (
     stage_value,
     stages_in_order,
 )
-from tests.helpers import Repository
+from tests.helpers import Repository, empty_repository
 
 STAGES = """
 stages:
@@ -139,3 +139,20 @@ def test_a_checkout_shares_cache_remotes_and_credentials(
     assert local.stat().st_mode & 0o777 == 0o600
     checkout.run("dvc", "checkout")
     assert checkout.read("second.txt") == "seed"
+
+
+@pytest.mark.parametrize("name", ["Röntgen Müller", "50% [a], 'b' #1", "肺"])
+def test_a_checkout_shares_the_cache_whatever_the_letters_of_its_path(name: str, tmp_path: Path) -> None:
+    repository = empty_repository(tmp_path / name)
+    repository.run("dvc", "config", "--local", "core.autostage", "false")
+    repository.commit("start")
+    checkout = Repository(repository.folder / "runs" / "é")
+    repository.run("git", "worktree", "add", "--quiet", str(checkout.folder))
+    share_cache(repository.folder, checkout.folder)
+    cache = repository.folder / ".dvc" / "cache"
+    with open_repo(checkout.folder) as repo:
+        assert Path(repo.cache.local_cache_dir) == cache
+        assert Path(repo.site_cache_dir).is_relative_to(checkout.folder)
+    (checkout.folder / "file").write_text("content")
+    checkout.run("dvc", "add", "--quiet", "file")
+    assert len([path for path in cache.rglob("*") if path.is_file()]) == 1
