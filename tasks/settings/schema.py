@@ -88,6 +88,14 @@ def _presence(value: Any) -> Any:
     raise ValueError(f"{value!r} is neither val nor a number from 0 to below 1")
 
 
+def _exported(value: Any) -> Any:
+    if value == ALL:
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        return _distinct(tuple(value))
+    raise ValueError(f"{value!r} is neither all nor a list of experiments")
+
+
 _Checked = TypeVar("_Checked", bound=_Section)
 
 
@@ -292,6 +300,12 @@ class LungsStage(_Section):
     images: str
 
 
+class Export(_Section):
+    """The experiments whose networks leave the project as bundles."""
+
+    experiments: Annotated[tuple[str, ...] | Literal["all"], PlainValidator(_exported)]
+
+
 class Stages(_Section):
     """The lists for dvc.yaml's `foreach` stages, which it cannot derive from the experiments itself."""
 
@@ -303,6 +317,10 @@ class Stages(_Section):
     """By the name of the experiment that predicts them."""
     train: dict[str, TrainStage]
     """By the name of the training."""
+    convert: dict[str, TrainStage]
+    """The trainings that bundles need, by name."""
+    export: Annotated[tuple[str, ...], Field(strict=False)]
+    """Experiments."""
 
 
 class Report(_Section):
@@ -328,6 +346,13 @@ class Settings(_Section):
         dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], Experiment], Field(min_length=1)
     ]
     report: Report
+    export: Export
+
+    @property
+    def exported(self) -> tuple[str, ...]:
+        """The experiments of which a bundle is made, in the order of params.yaml."""
+        chosen = self.export.experiments
+        return tuple(name for name in self.experiments if chosen == ALL or name in chosen)
 
     @property
     def plans(self) -> dict[str, Plan]:
@@ -354,6 +379,10 @@ class Settings(_Section):
         """Derive the section `stages` from the experiments."""
         experiments = self.experiments.values()
         sources = dict.fromkeys(e.lungs_from for e in experiments if e.lungs_from)
+        train = {
+            name: TrainStage(experiment=plan.experiment, images=self.experiments[plan.experiment].folder)
+            for name, plan in self.plans.items()
+        }
         return Stages(
             preprocess=tuple(sorted({e.image_size for e in experiments})),
             baselines=tuple(dict.fromkeys(e.half for e in experiments)),
@@ -362,11 +391,21 @@ class Settings(_Section):
                 for name in sources
                 for source in [self.experiments[name]]
             },
-            train={
-                name: TrainStage(experiment=plan.experiment, images=self.experiments[plan.experiment].folder)
-                for name, plan in self.plans.items()
-            },
+            train=train,
+            convert={name: train[name] for name in self._converted()},
+            export=self.exported,
         )
+
+    def _converted(self) -> list[str]:
+        """The trainings of the exported experiments, and those that predict their lungs."""
+        experiments = {name: self.experiments[name] for name in self.exported}
+        lungs = {e.lungs_from for e in experiments.values()}
+        return [
+            name
+            for name, plan in self.plans.items()
+            if plan.experiment in experiments
+            or (plan.experiment in lungs and plan.seed == self.experiments[plan.experiment].seed)
+        ]
 
     @model_validator(mode="before")
     @classmethod
@@ -410,6 +449,9 @@ class Settings(_Section):
             if experiment.lungs_from:
                 self._check_lungs(place, experiment, experiment.lungs_from)
         self._check_groups()
+        for name in () if self.export.experiments == ALL else self.export.experiments:
+            if name not in self.experiments:
+                raise ValueError(f"export.experiments: {name!r} is not one of {', '.join(self.experiments)}")
         return self
 
     def _check_groups(self) -> None:
