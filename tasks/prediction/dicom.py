@@ -1,7 +1,8 @@
 """Reads radiographs from DICOM files as grey pictures.
 
 Files are not trusted, and may identify a patient. Only the attributes in `FACTS` leave a file, and messages
-never quote its content.
+never quote its content. Warnings of the libraries do, and damaged files may crash them:
+`tasks.prediction.decoder` calls this module in a process of its own.
 
 Grey values follow the file's own instructions (DICOM PS3.3 C.11): modality LUT or rescale, then VOI LUT or
 window, and otherwise the range that the stored bits can hold. The image's own minimum and maximum play no
@@ -9,9 +10,7 @@ role: they depend on collimators and markers.
 """
 
 import io
-import logging
 import math
-import warnings
 from typing import Any
 
 import numpy as np
@@ -46,18 +45,14 @@ def read_dicom(content: bytes) -> Picture:
     """
     if DEFLATED in content[:4096]:
         raise UnreadableError("uses the deflated transfer syntax; save it uncompressed or as JPEG 2000")
-    # Warnings and log lines of the library quote values of the file.
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            dataset = pydicom.dcmread(io.BytesIO(content))
-            _refuse_others(dataset)
-            return _picture(dataset)
-        except (MemoryError, UnreadableError):
-            raise
-        except Exception as error:  # damaged files cause many kinds of errors
-            raise UnreadableError(f"is a damaged DICOM file ({type(error).__name__})") from None
+    try:
+        dataset = pydicom.dcmread(io.BytesIO(content))
+        _refuse_others(dataset)
+        return _picture(dataset)
+    except (MemoryError, UnreadableError):
+        raise
+    except Exception as error:  # damaged files cause many kinds of errors
+        raise UnreadableError(f"is a damaged DICOM file ({type(error).__name__})") from None
 
 
 def _refuse_others(dataset: FileDataset) -> None:

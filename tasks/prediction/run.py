@@ -25,6 +25,7 @@ from tasks.common.cores import in_threads
 from tasks.common.png import UnreadableError
 from tasks.common.raw import encode_mask
 from tasks.inference.masks import Floats, Mask
+from tasks.prediction.decoder import Decoders
 from tasks.prediction.drawing import overlay
 from tasks.prediction.folder import OVERLAYS, Folder, Record
 from tasks.prediction.inputs import Item, find_items
@@ -91,7 +92,10 @@ def predict(inputs: Sequence[str], model: Path, out: Path, options: Options) -> 
     if options.pseudonyms:
         items = with_pseudonyms(items, options.pseudonyms)
     run = _Run(model, bundle, out, options)
-    run.predict(items)
+    try:
+        run.predict(items)
+    finally:
+        run.close()
     run.write(items, started)
     return run.summary()
 
@@ -123,6 +127,7 @@ class _Run:
         self._fingerprint = Fingerprint.read(model / FINGERPRINT_FILE)
         self._predictor = Predictor(model, bundle, options.engine, options.ensemble)
         self._folder = Folder(out, header, options.overwrite)
+        self._decoders = Decoders()
         self._failed: list[Failure] = []
         self._records: list[Record] = []
 
@@ -138,6 +143,9 @@ class _Run:
                     self._folder.finish(result)
                 self._records.append(result)
 
+    def close(self) -> None:
+        self._decoders.close()
+
     def _read(self, item: Item) -> _Read:
         """Read and decode a file, unless its results are there."""
         try:
@@ -152,7 +160,7 @@ class _Run:
         if self._folder.is_finished(item.name, digest):
             return _Read(item, digest, None, None, None)
         try:
-            picture = read_picture(content)
+            picture = read_picture(content, self._decoders)
             return _Read(item, digest, picture, None, picture.network_input(self._bundle.input.image_size))
         except UnreadableError as error:
             return _Read(item, digest, None, str(error), None)
