@@ -1,7 +1,7 @@
 """The fingerprint of training images: statistics that tell whether a new image is like them.
 
-It holds no image. Thumbnails are described by their mean and principal components, so that the nearest
-training thumbnail cannot be shown.
+It holds no image: an average over all of them, a few principal components, and ranges. The similarity to the
+nearest training thumbnail finds few more odd images, and would put all thumbnails into every bundle.
 """
 
 import csv
@@ -19,25 +19,30 @@ Floats = NDArray[np.float64]
 
 #: Pixels per side of a thumbnail; the stage preprocess makes them.
 SIDE = 32
-COMPONENTS = 48
-#: Share of the training images whose values count as usual, between two quantiles.
-USUAL = 0.998
-#: How far beyond these quantiles a value may lie, as a share of their distance.
-MARGIN = 0.25
+COMPONENTS = 16
 
-ARRAYS = ("mean", "components", "deviations", "low", "high")
-#: What is measured of an image.
-MEASURES = ("distance", "residual", "brightness", "contrast", "lung_area")
+#: What is measured of an image, with the shares of the training images that lie below and above the usual
+#: range. Likeness finds most odd images: inverted, rotated, of something else.
+MEASURES = {
+    "likeness": (0.006, 0.0),
+    "residual": (0.0, 0.006),
+    "brightness": (0.001, 0.001),
+    "contrast": (0.001, 0.001),
+    "lung_area": (0.001, 0.001),
+}
+ARRAYS = ("mean", "components", "low", "high")
 
 
 class Fingerprint(NamedTuple):
-    """Statistics of the thumbnails (N, 32, 32) of the training images, as vectors of 1024 grey values."""
+    """Statistics of the thumbnails of the training images, as vectors of 1024 grey values.
+
+    Vectors are normalised to mean 0 and standard deviation 1.
+    """
 
     mean: Floats
+    """(1024,), the average training image."""
     components: Floats
-    """(K, 1024) principal components."""
-    deviations: Floats
-    """(K,) standard deviation along each component."""
+    """(K, 1024) principal components around it."""
     low: Floats
     high: Floats
     """The usual range of each of `MEASURES`."""
@@ -49,7 +54,7 @@ class Fingerprint(NamedTuple):
             thumbnail: (32, 32), as `thumbnail` makes it.
             lung_area: share of the image that the predicted lungs cover; None if no lungs are predicted.
         """
-        measured = self._measured(thumbnail[None].astype(float))[0]
+        measured = self.measure(thumbnail[None].astype(float))[0]
         values = dict(zip(MEASURES, (*measured, lung_area), strict=True))
         return [
             name
@@ -57,14 +62,19 @@ class Fingerprint(NamedTuple):
             if (value := values[name]) is not None and not low <= value <= high
         ]
 
-    def _measured(self, thumbnails: Floats) -> Floats:
-        """All of `MEASURES` but the lung area, (N, 4)."""
+    def measure(self, thumbnails: Floats) -> Floats:
+        """All of `MEASURES` but the lung area, (N, 4), of thumbnails (N, 32, 32).
+
+        Likeness is the correlation with the average training image. The residual is what the components do
+        not explain of an image, as a share of its standard deviation.
+        """
         vectors = thumbnails.reshape(len(thumbnails), -1)
-        centred = vectors - self.mean
-        along = centred @ self.components.T
-        distance = np.sqrt(np.mean((along / self.deviations) ** 2, axis=1))
-        residual = np.sqrt(np.mean((centred - along @ self.components) ** 2, axis=1))
-        return np.stack([distance, residual, vectors.mean(axis=1), vectors.std(axis=1)], axis=1)
+        normal = normalised(vectors)
+        centred = normal - self.mean
+        explained = centred @ self.components.T @ self.components
+        likeness = normal @ self.mean / (len(self.mean) * self.mean.std())
+        residual = np.sqrt(np.mean((centred - explained) ** 2, axis=1))
+        return np.stack([likeness, residual, vectors.mean(axis=1), vectors.std(axis=1)], axis=1)
 
     def to_bytes(self) -> bytes:
         buffer = io.BytesIO()
@@ -76,12 +86,18 @@ class Fingerprint(NamedTuple):
         """Raises: InputError: the file is not a fingerprint."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                found = cls(*(arrays[name].astype(float) for name in ARRAYS))
-        except (ValueError, KeyError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
+                return cls(*(arrays[name].astype(float) for name in ARRAYS))
+        except (OSError, MemoryError):
+            raise
+        except Exception:  # other files cause many kinds of errors
             raise InputError(f"{path}: not a fingerprint of training images") from None
-        return found
+
+
+def normalised(vectors: Floats) -> Floats:
+    """Vectors (N, D) with mean 0 and standard deviation 1; of one grey alone, 0."""
+    centred = vectors - vectors.mean(axis=1, keepdims=True)
+    found: Floats = centred / np.maximum(centred.std(axis=1, keepdims=True), 1.0)
+    return found
 
 
 def thumbnail(picture: Image.Image) -> NDArray[np.uint8]:
@@ -106,17 +122,19 @@ def take_fingerprint(packed: Path, half: str, classes: tuple[str, ...]) -> Finge
 
 def fingerprint_of(thumbnails: Floats, lung_areas: Floats) -> Fingerprint:
     """The fingerprint of thumbnails (N, 32, 32) with grey values 0..255, and of lung areas (N,)."""
-    vectors = thumbnails.reshape(len(thumbnails), -1)
+    vectors = normalised(thumbnails.reshape(len(thumbnails), -1))
     mean = vectors.mean(axis=0)
-    values, directions = np.linalg.eigh(np.cov(vectors - mean, rowvar=False, bias=True))
-    kept = min(COMPONENTS, len(vectors) - 1)
-    components = directions[:, ::-1][:, :kept].T
-    # The sign of an eigenvector is arbitrary; fixing it makes the bytes independent of the algorithm's path.
-    signs = np.sign(components[np.arange(kept), np.abs(components).argmax(axis=1)])
-    deviations = np.sqrt(np.maximum(values[::-1][:kept], 1e-6))
-    empty = np.zeros(len(MEASURES))
-    plain = Fingerprint(mean, components * signs[:, None], deviations, empty, empty)
-    measured = np.column_stack([plain._measured(thumbnails), lung_areas])
-    low, high = np.nanquantile(measured, [(1 - USUAL) / 2, (1 + USUAL) / 2], axis=0)
-    margin = MARGIN * (high - low)
-    return plain._replace(low=low - margin, high=high + margin)
+    _, directions = np.linalg.eigh(np.cov(vectors - mean, rowvar=False, bias=True))
+    components = directions[:, ::-1][:, : min(COMPONENTS, len(vectors) - 1)].T
+    everything = np.zeros(len(MEASURES))
+    plain = Fingerprint(mean, components, everything, everything)
+    measured = np.column_stack([plain.measure(thumbnails), lung_areas])
+    shares = zip(measured.T, MEASURES.values(), strict=True)
+    ranges = np.array([_usual(values, below, above) for values, (below, above) in shares])
+    return plain._replace(low=ranges[:, 0], high=ranges[:, 1])
+
+
+def _usual(values: Floats, below: float, above: float) -> tuple[float, float]:
+    """The range that leaves these shares of the values out."""
+    low = float(np.nanquantile(values, below)) if below else -np.inf
+    return low, float(np.nanquantile(values, 1 - above)) if above else np.inf

@@ -12,7 +12,7 @@ import threading
 import warnings
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -76,13 +76,13 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.communicate()
 
 
-def _send(stream: BinaryIO, message: bytes) -> None:
+def _send(stream: IO[bytes], message: bytes) -> None:
     stream.write(len(message).to_bytes(8))
     stream.write(message)
     stream.flush()
 
 
-def _receive(stream: BinaryIO) -> bytes:
+def _receive(stream: IO[bytes]) -> bytes:
     """The next message. Raises EOFError if the other side has ended."""
     head = stream.read(8)
     message = stream.read(int.from_bytes(head))

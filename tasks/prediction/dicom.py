@@ -11,6 +11,7 @@ role: they depend on collimators and markers.
 
 import io
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,7 @@ def _windowed(values: Values, stored: NDArray[Any], dataset: Dataset) -> tuple[V
     center, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
     function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
     if center is not None and width is not None:
-        if function in WINDOWS and width >= (1 if function == "LINEAR" else 0) and width > 0:
+        if function in WINDOWS and (width >= 1 if function == "LINEAR" else width > 0):
             grey = np.clip(WINDOWS[function](values, center, width), 0, 1)
             return grey, f"window {function} {center:g}/{width:g}", []
         grey, how = _by_range(values, dataset)
@@ -136,7 +137,7 @@ def _linear(values: Values, center: float, width: float) -> Values:
 
 
 #: Grey values in [0, 1] before clipping, by VOILUTFunction (PS3.3 C.11.2.1.2 and C.11.2.1.3).
-WINDOWS = {
+WINDOWS: dict[str, Callable[[Values, float, float], Values]] = {
     "LINEAR": _linear,
     "LINEAR_EXACT": lambda values, center, width: (values - center) / width + 0.5,
     "SIGMOID": lambda values, center, width: 0.5 + 0.5 * np.tanh(2 * (values - center) / width),

@@ -9,14 +9,18 @@ from PIL import Image
 
 from tasks.inference.masks import Mask
 from tasks.reporting.charts import outline
+from tasks.settings.schema import Target
 
 #: Longest side of an overlay in pixels; larger images are downscaled.
 LONGEST_SIDE = 1024
 #: Colour (RGB) and opacity of the fill. Blue and vermilion differ for colour-blind readers too.
-COLOURS = {"lung": ((86, 180, 233), 0.0), "infection": ((213, 94, 0), 0.35)}
+COLOURS: dict[Target, tuple[tuple[int, int, int], float]] = {
+    "lung": ((86, 180, 233), 0.0),
+    "infection": ((213, 94, 0), 0.35),
+}
 
 
-def overlay(pixels: NDArray[np.uint8], masks: Mapping[str, Mask]) -> bytes:
+def overlay(pixels: NDArray[np.uint8], masks: Mapping[Target, Mask]) -> bytes:
     """The X-ray (H, W) with the outline of each mask, and infection filled, as a JPEG file."""
     picture = Image.fromarray(pixels)
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BOX)

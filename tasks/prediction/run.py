@@ -35,6 +35,7 @@ from tasks.prediction.pictures import Picture
 from tasks.prediction.predictor import EngineName, Prediction, Predictor, Raw
 from tasks.prediction.pseudonyms import with_pseudonyms
 from tasks.prediction.reading import read_picture
+from tasks.settings.schema import Target
 from tasks.support.cli import InputError, describe_os_error
 from tasks.support.progress import progress
 
@@ -201,8 +202,8 @@ class _Run:
                 name = f"probabilities/{target}/{item.name}.png"
                 yield name, lambda found=found: _sixteen_bit(found)  # type: ignore[misc]
         if not picture.shows_text:
-            masks: dict[str, Mask] = {} if prediction.lungs is None else {"lung": prediction.lungs}
-            masks |= prediction.masks
+            lungs: dict[Target, Mask] = {} if prediction.lungs is None else {"lung": prediction.lungs}
+            masks = lungs | prediction.masks
             yield f"{OVERLAYS}/{item.name}.jpg", lambda: overlay(picture.eight_bit(), masks)
 
     def _unusual(self, picture: Picture, prediction: Prediction) -> list[str]:
