@@ -10,7 +10,8 @@ from tasks.support.cli import InputError
 def chests(count: int, seed: int) -> np.ndarray:
     """Bright rectangles with two dark ones inside, uint8 (N, 32, 32)."""
     rng = np.random.default_rng(seed)
-    images = rng.normal(60, 1, (count, 32, 32))
+    noise = rng.uniform(1, 12, (count, 1, 1))
+    images = rng.normal(60, noise, (count, 32, 32))
     for image in images:
         top, left = rng.integers(2, 7, 2)
         image[top : top + 24, left : left + 22] += 120
