@@ -44,6 +44,10 @@ def predict(
     options = Options(engine, ensemble, probabilities, pseudonyms, overwrite)
     summary = run(inputs, model, out, options)
     warned = f", {summary.unusual} of them with warnings" if summary.unusual else ""
-    print(f"{summary.predicted} images predicted{warned}: {out / 'index.html'}")
+    print(f"predicted {_images(summary.predicted)}{warned}: {out / 'index.html'}")
     if summary.failed:
-        raise InputError(f"{len(summary.failed)} images were not predicted; {out / 'run.json'} says why")
+        raise InputError(f"{_images(len(summary.failed))} could not be predicted; see {out / 'run.json'}")
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}"

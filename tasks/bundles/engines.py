@@ -68,9 +68,12 @@ def torch_engine(folder: Path, precision: str, threads: int = 0, exact: bool = F
         exact: whether a GPU must not shorten the numbers that it multiplies (TF32), as it does by default.
 
     Raises:
-        InputError: the folder does not hold such a network.
+        InputError: the folder does not hold such a network, or torch is not installed.
     """
-    import torch
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise InputError("torch is not installed; install it, or use the engine onnx") from None
     from safetensors import SafetensorError
 
     from tasks.networks.device import set_up

@@ -269,7 +269,7 @@ def test_bad_files_among_good_ones(pseudonyms: bool, pipeline: Pipeline, tmp_pat
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
     assert done.stderr.count("not predicted: ") == len(bad)
-    assert done.stderr.splitlines()[-1].startswith("error: 50 images were not predicted; ")
+    assert done.stderr.splitlines()[-1].startswith("error: 50 images could not be predicted; see ")
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert (run["predicted"], len(run["failed"])) == (50, 50)
     assert len(table(tmp_path / "out")) == 50
