@@ -37,6 +37,8 @@ def onnx_engine(graph: Path) -> Engine:
     options.intra_op_num_threads = available_cores()
     options.use_deterministic_compute = True
     options.log_severity_level = 3  # errors
+    # Otherwise waiting threads would spin and take cores away from those that read and write images.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         # From bytes: the graph is one file, and must not refer to others.
         session = onnxruntime.InferenceSession(
