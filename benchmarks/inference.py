@@ -63,7 +63,8 @@ import tasks.evaluate
 import tasks.inference.predict
 import tasks.scoring.images
 from tasks.common.raw import CLASSES, RawDataset
-from tasks.inference.predict import PLAIN, predict_cases, predict_images
+from tasks.inference.masks import PLAIN
+from tasks.inference.predict import predict_cases, predict_images
 from tasks.networks.device import Compute, set_up
 from tasks.networks.network import load_network
 from tasks.packed.reader import PackedSplit

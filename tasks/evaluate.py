@@ -28,17 +28,8 @@ from tasks.common.cores import in_threads
 from tasks.common.environment import versions
 from tasks.common.files import replacing, write_table
 from tasks.common.raw import RawDataset, Split, encode_mask, write_member
-from tasks.inference.predict import (
-    BATCH,
-    Case,
-    Mask,
-    Recipe,
-    choose_points,
-    predict_cases,
-    read_mask,
-    steps,
-    to_masks,
-)
+from tasks.inference.masks import Mask, Recipe, infected_share, steps, to_masks
+from tasks.inference.predict import BATCH, Case, choose_points, predict_cases, read_mask
 from tasks.networks.device import set_up
 from tasks.networks.network import load_network
 from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids
@@ -83,6 +74,8 @@ def evaluate(
             "thresholds": {target: point.threshold for target, point in evaluation.points.items()},
             "presence": {target: point.presence for target, point in evaluation.points.items()},
             "prediction": json.loads(prediction.to_json()),
+            "precision": evaluation.compute.precision,
+            "device": evaluation.compute.device.type,
             "versions": versions(),
         }
         write_table(rows, folder / "images.csv")
@@ -108,10 +101,10 @@ class _Evaluation:
     ) -> None:
         self._plan, self._prediction = plan, prediction
         self._images, self._raw, self._dropped = images, raw, dropped
-        self._compute = set_up(plan.seed, plan.precision, plan.threads)
-        self._network = load_network(trained, self._compute)
+        self.compute = set_up(plan.seed, plan.precision, plan.threads)
+        self._network = load_network(trained, self.compute)
         val = PackedSplit(images, plan.half, "Val", plan.targets, plan.train_classes, dropped)
-        self.points = choose_points(self._network, plan, prediction, val, raw, self._compute)
+        self.points = choose_points(self._network, plan, prediction, val, raw, self.compute)
         self._steps = steps(prediction, self.points)
         self.calibration = Calibration()
         self.rows: list[Row] = []
@@ -132,7 +125,7 @@ class _Evaluation:
     def _cases(self, split: Split) -> Iterator[tuple[Case, Errors]]:
         images = PackedSplit(self._images, self._plan.half, split, dropped=self._dropped)
         what, flip = f"{self._plan.name} {split} batches", self._prediction.flip_average
-        for case in predict_cases(self._network, self._plan, images, self._raw, self._compute, flip, what):
+        for case in predict_cases(self._network, self._plan, images, self._raw, self.compute, flip, what):
             yield case, _errors(case)
 
     def _score(self, keep: bool, case_and_errors: tuple[Case, Errors]) -> "_Scored":
@@ -165,8 +158,8 @@ class _Evaluation:
         if reference_lungs is None:
             reference_lungs = read_mask(self._raw, case.image_id, "lung")
         return {
-            "true_share": _share(case.references["infection"].numpy(), reference_lungs.numpy()),
-            "predicted_share": _share(masks["infection"], lungs),
+            "true_share": infected_share(case.references["infection"].numpy(), reference_lungs.numpy()),
+            "predicted_share": infected_share(masks["infection"], lungs),
         }
 
     def _step_by_step(self, case: Case, made: dict[Recipe, Mask]) -> Iterator[Row]:
@@ -205,12 +198,6 @@ def _errors(case: Case) -> Errors:
         target: float(mean_absolute_error(case.probabilities[target], reference))
         for target, reference in case.references.items()
     }
-
-
-def _share(infection: Mask, lungs: Mask) -> float:
-    """The infected share of the lungs; 0 if there are no lungs."""
-    area = int(lungs.sum())
-    return int((infection & lungs).sum()) / area if area else 0.0
 
 
 def main() -> None:

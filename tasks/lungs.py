@@ -16,7 +16,8 @@ from torch import nn
 
 from tasks.common.files import replacing, write_table
 from tasks.common.raw import SPLITS, RawDataset
-from tasks.inference.predict import OperatingPoints, choose_points, predict_images, to_masks
+from tasks.inference.masks import OperatingPoints, to_masks
+from tasks.inference.predict import choose_points, predict_images
 from tasks.networks.device import Compute, set_up
 from tasks.networks.network import load_network
 from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids

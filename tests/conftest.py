@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -15,6 +16,9 @@ from tasks.sources.open import open_source
 from tasks.sources.phantom import PhantomSource
 from tests.helpers import ROOT, Repository, made_once, make_repository_of, with_cache_of
 from tests.s3 import s3
+
+if TYPE_CHECKING:
+    from tests.bundles import Pipeline
 
 __all__ = ["s3"]  # also a fixture
 
@@ -73,6 +77,15 @@ def tiny_packed(tiny_params: Params, tmp_path_factory: pytest.TempPathFactory) -
     download(open_source(source, Path()), folder / "raw", source)
     preprocess(folder / "raw", folder / "packed", tiny_params.training.image_size, 0.0)
     return folder / "packed"
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> "Pipeline":
+    """The outputs of all stages up to two bundles. Tests must not change them."""
+    from tests.bundles import run_pipeline
+
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    return run_pipeline(text, TINY, tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ from tasks.comparison.document import Document, Limits, Score, Section
 from tasks.reporting.metrics import METRICS as IN_METRICS_JSON
 from tasks.settings.schema import Experiment, Selection, Settings, Stages, TrainingSettings, parse_mapping
 from tasks.sources.phantom import PhantomSource
+from tests.bundles import Pipeline
 from tests.helpers import ROOT, Repository
 from tests.own import write_pairs
 from tests.results import Work
@@ -542,6 +543,18 @@ def test_every_output_and_its_columns_are_described(folder: str, finished_reposi
             columns = pd.read_csv(path, nrows=1).columns
             missing = [c for c in columns if not any(re.fullmatch(pattern, c) for pattern in patterns)]
             assert not missing, f"{name}: {missing}"
+
+
+def test_every_file_of_a_bundle_is_described(pipeline: Pipeline) -> None:
+    for stage, folder in {"convert": "converted", "export": "bundles"}.items():
+        words = named(section(FILES, stage))
+        patterns = [re.sub(PLACEHOLDER, r"[\\w-]+", re.escape(word)) for word in words]
+        files = [path for path in pipeline.out(folder).rglob("*") if path.is_file()]
+        assert files
+        for file in files:
+            assert any(re.search(rf"/{pattern}$", file.as_posix()) for pattern in patterns), file
+        for file in pipeline.out(folder).rglob("parity.json"):
+            assert set(load_json(file)) <= words
 
 
 def test_the_network_file_is_described(finished_repository: Repository) -> None:

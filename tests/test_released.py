@@ -28,6 +28,8 @@ def without_added(text: str) -> str:
     for key in ADDED:
         section, _, name = key.partition(".")
         del document[section][name]
+        if not document[section]:
+            del document[section]
     for experiment in document["experiments"].values():
         experiment.pop("selection", None)
     lines: list[str] = []
@@ -58,10 +60,21 @@ def test_params_without_the_added_keys_are_converted_by_the_command_in_the_error
     with pytest.raises(InputError) as refused:
         parse_params(text)
     lines = str(refused.value).splitlines()
-    assert {line.split(": ")[1] for line in lines} == set(ADDED)
+    # The section `export` is missing as a whole. `layout` alone is checked only when the rest is valid.
+    missing = set(ADDED) - {"data.layout", "export.experiments"} | {"export"}
+    assert {line.split(": ")[1] for line in lines} == missing
     assert all(line.endswith(f"cxr params {as_before()}") for line in lines)
     plans = parse_params(converted(text, lines[0])).plans
     assert {plan.selection for plan in plans.values()} == {"all"}
+
+
+def test_params_without_a_layout_are_converted_by_the_command_in_the_error() -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("  layout: null\n", "")
+    with pytest.raises(
+        InputError, match=r"^params.yaml: data.layout: this key is missing; to keep"
+    ) as refused:
+        parse_params(text)
+    assert parse_params(converted(text, str(refused.value))).data.layout is None
 
 
 @pytest.fixture

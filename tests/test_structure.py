@@ -46,6 +46,8 @@ PACKAGES = {
         "scoring",
         "comparison",
         "reporting",
+        "bundles",
+        "prediction",
         "",
     ),
     "flows": ("repository", "engine", "remote", "deployment", "checks", "", "commands"),

@@ -11,6 +11,7 @@ from cyclopts.exceptions import CycloptsError
 from flows.commands.data import diff, look
 from flows.commands.doctor import doctor
 from flows.commands.params import params
+from flows.commands.predict import predict
 from flows.commands.prune import prune
 from flows.commands.retrain import retrain
 from flows.commands.serve import serve
@@ -20,7 +21,7 @@ from tasks.support.cli import stage_main
 #: Exit status of an invalid command line.
 USAGE = 2
 
-COMMANDS = (retrain, serve, worker, params, prune, doctor)
+COMMANDS = (retrain, serve, worker, params, predict, prune, doctor)
 
 #: Commands below another word, such as `cxr data look`.
 GROUPS: dict[str, tuple[str, tuple[Callable[..., Any], ...]]] = {
@@ -31,7 +32,7 @@ GROUPS: dict[str, tuple[str, tuple[Callable[..., Any], ...]]] = {
 def make_app() -> App:
     app = App(
         name="cxr",
-        help="Train, evaluate and compare segmentation networks on COVID-QU-Ex chest X-rays.",
+        help="Train, evaluate, compare and apply segmentation networks on COVID-QU-Ex chest X-rays.",
         help_epilogue="`cxr COMMAND --help` shows a command's options, with examples.",
         help_format="plaintext",
         version_flags=(),

@@ -18,7 +18,13 @@ from PIL import BmpImagePlugin, Image, JpegImagePlugin, TiffImagePlugin
 from tasks.common import png
 from tasks.common.png import SIGNATURE, UnreadableError, refuse_size
 
-_JPEG, _BMP, _TIFF = b"\xff\xd8\xff", b"BM", (b"II*\0", b"MM\0*")
+#: How the files of each format begin.
+_BEGINNINGS = {
+    "PNG": (SIGNATURE,),
+    "JPEG": (b"\xff\xd8\xff",),
+    "TIFF": (b"II*\0", b"MM\0*"),
+    "BMP": (b"BM",),
+}
 
 #: Modes of Pillow that hold 8 bits per channel or less, and convert to grey as a viewer shows them.
 _MODES = ("1", "L", "P", "RGB", "LA", "RGBA")
@@ -42,15 +48,21 @@ def read_grey(content: bytes) -> Image.Image:
         UnreadableError: the file is damaged, or is something else than one upright, opaque picture of at most
             8 bits per channel.
     """
-    if content.startswith(_JPEG):
-        return _read_jpeg(content)
-    if content.startswith(_TIFF):
-        return _read_tiff(content)
-    if content.startswith(_BMP):
-        return _read_bmp(content)
-    if content and not content.startswith(SIGNATURE):
-        raise UnreadableError(f"is {png.format_of(content)}; PNG, JPEG, TIFF and BMP files can be read")
+    match format_of(content):
+        case "JPEG":
+            return _read_jpeg(content)
+        case "TIFF":
+            return _read_tiff(content)
+        case "BMP":
+            return _read_bmp(content)
+        case None if content:
+            raise UnreadableError(f"is {png.format_of(content)}; PNG, JPEG, TIFF and BMP files can be read")
     return png.read_grey(content)
+
+
+def format_of(content: bytes) -> str | None:
+    """The format of a file, PNG, JPEG, TIFF or BMP, by its first bytes; None if it is another one."""
+    return next((name for name, starts in _BEGINNINGS.items() if content.startswith(starts)), None)
 
 
 def read_mask(content: bytes) -> Image.Image:
@@ -59,9 +71,10 @@ def read_mask(content: bytes) -> Image.Image:
     Raises:
         UnreadableError: as `read_grey`, or the file's compression changes pixels.
     """
-    if content.startswith(_JPEG):
+    kind = format_of(content)
+    if kind == "JPEG":
         raise UnreadableError("is a JPEG file, whose compression changes pixels; save masks as PNG")
-    if content.startswith(_TIFF) and _compression(content) not in _LOSSLESS:
+    if kind == "TIFF" and _compression(content) not in _LOSSLESS:
         raise UnreadableError("is a TIFF file with a compression that changes pixels; save masks as PNG")
     return read_grey(content)
 

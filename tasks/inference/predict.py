@@ -1,6 +1,6 @@
-"""Predicts probabilities at the masks' original size with a trained network, and turns them into masks."""
+"""Predicts probabilities at the masks' original size with a trained network, and chooses operating points."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -8,19 +8,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.metrics import Confusion, DiceSums, Selection, confusion_of_masks, dice
-from models.postprocessing import fill_holes, remove_small
 from tasks.common.cores import in_threads
 from tasks.common.raw import RawDataset
+from tasks.inference.masks import (
+    Mask,
+    OperatingPoint,
+    OperatingPoints,
+    Recipe,
+    mask_of,
+    mean_probability,
+    recipes,
+    resized,
+)
 from tasks.networks.device import Compute, is_memory_short
 from tasks.packed.reader import PackedSplit, scaled
 from tasks.settings.schema import Plan, Prediction, Target
 from tasks.support.cli import InputError
 from tasks.support.progress import progress
-
-Mask = NDArray[np.bool_]
 
 #: Images per forward pass, if memory is sufficient.
 BATCH = 32
@@ -72,7 +78,7 @@ def predict_cases(
     cases = zip(in_threads(read_references, ids, BATCH), images, ids, classes, strict=True)
     for index, (references, predicted, image_id, image_class) in enumerate(cases):
         shape = references[plan.targets[0]].shape
-        region = None if regions is None else resized(regions[index].float(), shape) >= 0.5
+        region = None if regions is None else _own(regions[index].float(), shape) >= 0.5
         own = _own_size(plan, predicted.averaged, shape, region)
         plain = (
             own if predicted.plain is predicted.averaged else _own_size(plan, predicted.plain, shape, region)
@@ -83,8 +89,13 @@ def predict_cases(
 def _own_size(
     plan: Plan, probabilities: Tensor, shape: torch.Size, region: Tensor | None
 ) -> dict[Target, Tensor]:
-    own = {target: resized(p, shape) for target, p in zip(plan.targets, probabilities, strict=True)}
+    own = {target: _own(p, shape) for target, p in zip(plan.targets, probabilities, strict=True)}
     return own if region is None else {target: p * region for target, p in own.items()}
+
+
+def _own(values: Tensor, shape: torch.Size) -> Tensor:
+    height, width = shape
+    return torch.from_numpy(resized(values.numpy(), (height, width)))
 
 
 class Predicted(NamedTuple):
@@ -144,34 +155,7 @@ def _half(images: int, what: str) -> int:
     return images // 2
 
 
-def resized(probability: Tensor, shape: torch.Size) -> Tensor:
-    """Resize probabilities (h, w) bilinearly to `shape`; unchanged if they have it already.
-
-    Downscaling averages over all pixels. Without `antialias`, it would read only two rows and columns around
-    each position and skip the others.
-    """
-    if probability.shape == shape:
-        return probability
-    smaller = any(new < old for new, old in zip(shape, probability.shape, strict=True))
-    resized = functional.interpolate(
-        probability[None, None], size=shape, mode="bilinear", align_corners=False, antialias=smaller
-    )
-    return resized[0, 0]
-
-
 # --- operating points ---------------------------------------------------------------------------------------
-
-
-class OperatingPoint(NamedTuple):
-    """Where a target's probabilities become a mask."""
-
-    threshold: float
-    """The least probability of a marked pixel."""
-    presence: float
-    """The least mean probability of an image in which anything is marked; 0 marks every image."""
-
-
-OperatingPoints = dict[Target, OperatingPoint]
 
 
 def choose_points(
@@ -228,11 +212,6 @@ def _candidates(
     }
 
 
-def mean_probability(probability: NDArray[np.float32]) -> float:
-    """The mean probability of an image: the share that the network expects to be marked."""
-    return float(np.mean(probability, dtype=np.float64))
-
-
 def _thresholds(prediction: Prediction) -> NDArray[np.float32]:
     """The candidate thresholds."""
     return THRESHOLDS if prediction.threshold == "val" else np.array([prediction.threshold], np.float32)
@@ -280,7 +259,7 @@ def _dice_at_each(
     scores = []
     for threshold in thresholds:
         points = {**chosen, target: OperatingPoint(float(threshold), 0.0)}
-        mask = _mask(case.probabilities, recipes(points, prediction)[target], made)
+        mask = mask_of(case.probabilities, recipes(points, prediction)[target], made)
         scores.append(dice(confusion_of_masks(mask, reference)))
     return np.array(scores)
 
@@ -301,96 +280,3 @@ def _reaching(probability: NDArray[np.float32], thresholds: NDArray[np.float32])
     """Number of pixels with at least each threshold."""
     ordered = np.sort(probability, axis=None)
     return ordered.size - np.searchsorted(ordered, thresholds)
-
-
-# --- masks --------------------------------------------------------------------------------------------------
-
-PLAIN = Prediction(
-    threshold=0.5, presence=0.0, flip_average=False, within_lungs=False, min_area=0.0, fill_holes=False
-)
-HALF = OperatingPoint(0.5, 0.0)
-
-
-class Recipe(NamedTuple):
-    """How a mask is made: operating point, restriction to the lungs, small components, holes."""
-
-    target: Target
-    point: OperatingPoint
-    lungs: "Recipe | None"
-    min_area: float
-    fill_holes: bool
-
-
-def recipes(points: Mapping[Target, OperatingPoint], prediction: Prediction) -> dict[Target, Recipe]:
-    """The recipe for each target's mask."""
-    after = (prediction.min_area, prediction.fill_holes)
-    lungs = Recipe("lung", points["lung"], None, *after) if prediction.within_lungs else None
-    return {
-        target: Recipe(target, point, lungs if target == "infection" else None, *after)
-        for target, point in points.items()
-    }
-
-
-def to_masks(
-    probabilities: Mapping[Target, Tensor],
-    points: Mapping[Target, OperatingPoint],
-    prediction: Prediction,
-    made: dict[Recipe, Mask] | None = None,
-) -> dict[Target, Mask]:
-    """The predicted mask of each target.
-
-    `made` is a cache of masks from the same probabilities; new masks are added to it.
-    """
-    made = {} if made is None else made
-    of_targets = recipes({target: points[target] for target in probabilities}, prediction)
-    return {target: _mask(probabilities, recipe, made) for target, recipe in of_targets.items()}
-
-
-def _mask(probabilities: Mapping[Target, Tensor], recipe: Recipe, made: dict[Recipe, Mask]) -> Mask:
-    if recipe not in made:
-        made[recipe] = _make_mask(probabilities, recipe, made)
-    return made[recipe]
-
-
-def _make_mask(probabilities: Mapping[Target, Tensor], recipe: Recipe, made: dict[Recipe, Mask]) -> Mask:
-    probability = probabilities[recipe.target].numpy()
-    if recipe.point.presence and mean_probability(probability) < recipe.point.presence:
-        return np.zeros(probability.shape, bool)
-    mask: Mask = probability >= recipe.point.threshold
-    if recipe.lungs:
-        mask &= _mask(probabilities, recipe.lungs, made)
-    if recipe.min_area:
-        mask = remove_small(mask, recipe.min_area * mask.size)
-    return fill_holes(mask) if recipe.fill_holes else mask
-
-
-class Step(NamedTuple):
-    """Settings that turn probabilities into masks."""
-
-    averaged: bool
-    """Whether probabilities are averaged over the image and its mirror image."""
-    points: OperatingPoints
-    prediction: Prediction
-
-
-def steps(prediction: Prediction, points: OperatingPoints) -> dict[str, Step]:
-    """Settings for no step, each enabled step alone, and all enabled steps; empty if none is enabled."""
-    plain = dict.fromkeys(points, HALF)
-    threshold = {target: OperatingPoint(point.threshold, 0.0) for target, point in points.items()}
-    presence = {target: OperatingPoint(0.5, point.presence) for target, point in points.items()}
-    alone = {
-        "flip": Step(True, plain, PLAIN) if prediction.flip_average else None,
-        "threshold": Step(False, threshold, PLAIN) if threshold != plain else None,
-        "presence": Step(False, presence, PLAIN) if presence != plain else None,
-        "lungs": _alone(plain, prediction, "within_lungs"),
-        "small": _alone(plain, prediction, "min_area"),
-        "holes": _alone(plain, prediction, "fill_holes"),
-    }
-    on = {name: step for name, step in alone.items() if step}
-    chosen = Step(prediction.flip_average, points, prediction)
-    return {"plain": Step(False, plain, PLAIN), **on, "chosen": chosen} if on else {}
-
-
-def _alone(plain: OperatingPoints, prediction: Prediction, field: str) -> Step | None:
-    value = getattr(prediction, field)
-    return Step(False, plain, PLAIN.model_copy(update={field: value})) if value else None

@@ -106,16 +106,21 @@ def _keep_experiments(document: Any, names: Sequence[str]) -> None:
     for name in [name for name in there if name not in kept]:
         del there[name]
     _keep_in_groups(_section(document, "report").get("groups"), there)
+    _keep_in_list(_section(document, "export").get("experiments"), there)
 
 
 def _keep_in_groups(groups: Any, experiments: Any) -> None:
     """Remove experiments that no longer exist from the report's groups, and groups that become empty."""
     for title, names in list(groups.items()) if isinstance(groups, Mapping) else ():
-        if isinstance(names, CommentedSeq):
-            for name in [name for name in names if name not in experiments]:
-                names.remove(name)
+        _keep_in_list(names, experiments)
         if not names:
             del groups[title]
+
+
+def _keep_in_list(names: Any, experiments: Any) -> None:
+    if isinstance(names, list):
+        for name in [name for name in names if name not in experiments]:
+            names.remove(name)
 
 
 def _lungs_from(entry: Any) -> str | None:

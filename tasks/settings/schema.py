@@ -53,7 +53,13 @@ BASELINES = frozenset({"all_background", "all_foreground", "whole_lung"})
 ALL = "all"
 
 #: Keys that a file of an earlier version lacks, with the value for which results stay as they were.
-ADDED = {"training.selection": "all", "prediction.presence": "0", "report.groups": "{}"}
+ADDED = {
+    "data.layout": "null",
+    "training.selection": "all",
+    "prediction.presence": "0",
+    "report.groups": "{}",
+    "export.experiments": "[]",
+}
 
 #: Names of the audit's counts and of the trivial predictors' scores in metrics.json.
 DATASET = "dataset"
@@ -90,6 +96,14 @@ def _presence(value: Any) -> Any:
     if value == "val" or (type(value) in (int, float) and 0 <= value < 1):
         return value if value == "val" else float(value)
     raise ValueError(f"{value!r} is neither val nor a number from 0 to below 1")
+
+
+def _exported(value: Any) -> Any:
+    if value == ALL:
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        return _distinct(tuple(value))
+    raise ValueError(f"{value!r} is neither all nor a list of experiments")
 
 
 _Checked = TypeVar("_Checked", bound=_Section)
@@ -319,6 +333,12 @@ class LungsStage(_Section):
     images: str
 
 
+class Export(_Section):
+    """The experiments whose networks leave the project as bundles."""
+
+    experiments: Annotated[tuple[str, ...] | Literal["all"], PlainValidator(_exported)]
+
+
 class Stages(_Section):
     """The lists for dvc.yaml's `foreach` stages, which it cannot derive from the experiments itself."""
 
@@ -330,6 +350,10 @@ class Stages(_Section):
     """By the name of the experiment that predicts them."""
     train: dict[str, TrainStage]
     """By the name of the training."""
+    convert: dict[str, TrainStage]
+    """The trainings that bundles need, by name."""
+    export: Annotated[tuple[str, ...], Field(strict=False)]
+    """Experiments."""
 
 
 class Report(_Section):
@@ -355,6 +379,13 @@ class Settings(_Section):
         dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], Experiment], Field(min_length=1)
     ]
     report: Report
+    export: Export
+
+    @property
+    def exported(self) -> tuple[str, ...]:
+        """The experiments of which a bundle is made, in the order of params.yaml."""
+        chosen = self.export.experiments
+        return tuple(name for name in self.experiments if chosen == ALL or name in chosen)
 
     @property
     def plans(self) -> dict[str, Plan]:
@@ -381,6 +412,10 @@ class Settings(_Section):
         """Derive the section `stages` from the experiments."""
         experiments = self.experiments.values()
         sources = dict.fromkeys(e.lungs_from for e in experiments if e.lungs_from)
+        train = {
+            name: TrainStage(experiment=plan.experiment, images=self.experiments[plan.experiment].folder)
+            for name, plan in self.plans.items()
+        }
         return Stages(
             preprocess=tuple(sorted({e.image_size for e in experiments})),
             baselines=tuple(dict.fromkeys(e.half for e in experiments)),
@@ -389,11 +424,21 @@ class Settings(_Section):
                 for name in sources
                 for source in [self.experiments[name]]
             },
-            train={
-                name: TrainStage(experiment=plan.experiment, images=self.experiments[plan.experiment].folder)
-                for name, plan in self.plans.items()
-            },
+            train=train,
+            convert={name: train[name] for name in self._converted()},
+            export=self.exported,
         )
+
+    def _converted(self) -> list[str]:
+        """The trainings of the exported experiments, and those that predict their lungs."""
+        experiments = {name: self.experiments[name] for name in self.exported}
+        lungs = {e.lungs_from for e in experiments.values()}
+        return [
+            name
+            for name, plan in self.plans.items()
+            if plan.experiment in experiments
+            or (plan.experiment in lungs and plan.seed == self.experiments[plan.experiment].seed)
+        ]
 
     @model_validator(mode="before")
     @classmethod
@@ -421,9 +466,13 @@ class Settings(_Section):
         return merged
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _names_the_layout(self) -> Self:
         if "layout" not in self.data.model_fields_set:  # stages of dvc.yaml depend on it
-            raise ValueError("data.layout: this key is missing; layout: null are the folders of COVID-QU-Ex")
+            raise ValueError(f"data.layout: {_missing('data.layout')}")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
         for name, experiment in self.experiments.items():
             place = f"experiments.{name}"
             if name in BASELINES:
@@ -441,6 +490,9 @@ class Settings(_Section):
             if self.data.layout:
                 _check_layout(place, experiment, self.data.layout)
         self._check_groups()
+        for name in () if self.export.experiments == ALL else self.export.experiments:
+            if name not in self.experiments:
+                raise ValueError(f"export.experiments: {name!r} is not one of {', '.join(self.experiments)}")
         return self
 
     def _check_groups(self) -> None:
@@ -613,9 +665,7 @@ def _message(fault: ErrorDetails) -> str:
                 hint = f" (did you mean training.{place[0]}?)"
             return f"unknown key{hint}; the keys here are {', '.join(_keys_at(place[:-1]))}"
         case "missing":
-            key = ".".join(place)
-            before = f"; to keep what happened without it: cxr params {as_before()}" if key in ADDED else ""
-            return f"this key is missing{before}"
+            return _missing(".".join(place))
         case "literal_error":
             return f"{fault['input']!r} is not one of {fault['ctx']['expected']}"
         case "value_error":
@@ -623,6 +673,12 @@ def _message(fault: ErrorDetails) -> str:
         case "dict_type" | "model_type":
             return f"{fault['input']!r} is invalid: expected keys and values"
     return f"{fault['input']!r} is invalid: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _missing(key: str) -> str:
+    is_new = any(f"{added}.".startswith(f"{key}.") for added in ADDED)
+    before = f"; to keep what happened without it: cxr params {as_before()}" if is_new else ""
+    return f"this key is missing{before}"
 
 
 def as_before() -> str:

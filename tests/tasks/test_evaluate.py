@@ -9,7 +9,8 @@ import tasks.common.cores
 from models.metrics import confusion, dice, iou
 from tasks.common.raw import RawDataset, Split
 from tasks.evaluate import evaluate
-from tasks.inference.predict import PLAIN, OperatingPoint, OperatingPoints, predict_cases, steps, to_masks
+from tasks.inference.masks import PLAIN, OperatingPoint, OperatingPoints, steps, to_masks
+from tasks.inference.predict import predict_cases
 from tasks.networks.device import set_up
 from tasks.networks.network import load_network
 from tasks.packed.reader import PackedSplit

@@ -6,7 +6,7 @@ import pytest
 
 from tasks.common.raw import SPLITS
 from tasks.evaluate import evaluate
-from tasks.inference.predict import PLAIN
+from tasks.inference.masks import PLAIN
 from tasks.lungs import restrict
 from tasks.packed.reader import PackedSplit
 from tasks.settings.schema import Params, Plan

@@ -59,7 +59,9 @@ def test_lossless_pictures_are_read_exactly(content: bytes, expected: np.ndarray
         np.testing.assert_array_equal(np.asarray(picture), expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": exif(1)}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"exif": exif(1)}], ids=["plain", "progressive", "upright"]
+)
 @pytest.mark.parametrize(("pixels", "expected"), [(GREY, GREY), (RGB, LUMA)], ids=["grey", "colour"])
 def test_jpeg_is_read_nearly_exactly(
     pixels: np.ndarray, expected: np.ndarray, options: dict[str, Any]

@@ -6,29 +6,29 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch.nn import functional
 
 import tasks.inference.predict
 from models.metrics import Selection, confusion, dice
 from tasks.common.raw import RawDataset, encode_mask
-from tasks.inference.predict import (
+from tasks.inference.masks import (
     PLAIN,
-    THRESHOLDS,
-    Case,
     OperatingPoint,
     OperatingPoints,
-    Predicted,
     Recipe,
     Step,
+    steps,
+    to_masks,
+)
+from tasks.inference.predict import (
+    THRESHOLDS,
+    Case,
+    Predicted,
     _best_point,
     _Candidates,
     choose_points,
     dice_at_thresholds,
     predict_cases,
     predict_images,
-    resized,
-    steps,
-    to_masks,
 )
 from tasks.networks.device import set_up
 from tasks.packed.reader import PackedSplit
@@ -55,32 +55,6 @@ def raw(tiny_packed: Path) -> RawDataset:
 
 
 COMPUTE = set_up(0, "fp32", 1)
-
-
-def test_probabilities_are_resized_to_the_mask_if_sizes_differ() -> None:
-    probability = torch.rand(8, 8)
-    assert resized(probability, torch.Size([8, 8])) is probability
-    larger = resized(probability, torch.Size([20, 12]))
-    assert larger.shape == (20, 12)
-    assert larger.min() >= probability.min()
-    assert larger.max() <= probability.max()
-    assert resized(torch.full((4, 4), 0.3), torch.Size([9, 9])).allclose(torch.tensor(0.3))
-
-
-def test_downscaled_probabilities_are_means_over_all_pixels() -> None:
-    rows = torch.zeros(64, 64)
-    rows[::4] = 1  # without antialiasing, 64 -> 16 reads only rows 1 and 2 of each four
-    smaller = resized(rows, torch.Size([16, 16]))
-    torch.testing.assert_close(smaller[2:-2], torch.full((12, 16), 0.25))
-    assert resized(rows, torch.Size([16, 80]))[8, 40] == pytest.approx(0.25)
-    assert resized(torch.full((9, 9), 0.3), torch.Size([4, 4])).allclose(torch.tensor(0.3))
-
-
-@pytest.mark.parametrize("shape", [(20, 12), (8, 30), (16, 8)])
-def test_upscaled_probabilities_are_interpolated(shape: tuple[int, int]) -> None:
-    probability = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
-    plain = functional.interpolate(probability[None, None], shape, mode="bilinear", align_corners=False)
-    assert torch.equal(resized(probability, torch.Size(shape)), plain[0, 0])
 
 
 class Small(nn.Module):

@@ -214,19 +214,56 @@ def test_keeping_experiments_changes_only_groups_and_stages() -> None:
     """Lines of experiments are removed; those of groups and stages are rewritten."""
     kept = with_changes(TEXT, {}, ["combined"])
     middle = TEXT[TEXT.index("\nreport:") : TEXT.index("  groups:\n")]
+    export = TEXT[TEXT.index("export:\n") : TEXT.index("# Lists for")]
     assert kept.endswith(
         f"""{middle}  groups:
     "Combination": [combined]
 
-# Lists for the stages of dvc.yaml, derived from the experiments: `cxr params` writes them.
+{export}# Lists for the stages of dvc.yaml, derived from the experiments: `cxr params` writes them.
 stages:
   preprocess: [256]
   baselines: [infection]
   lungs: {{}}
   train:
     combined-seed0: {{experiment: combined, images: packed/256}}
+  convert:
+    combined-seed0: {{experiment: combined, images: packed/256}}
+  export: [combined]
 """
     )
+
+
+def test_experiments_that_are_not_kept_are_not_exported() -> None:
+    params = parse_params(with_changes(TEXT, {}, ["report2"]))
+    assert params.export.experiments == params.stages.export == ()
+    assert params.stages.convert == {}
+
+
+def test_a_bundle_needs_the_trainings_of_all_seeds_and_the_first_one_of_its_lungs() -> None:
+    params = changed(
+        "export.experiments=[two_step_infection]",
+        "experiments.two_step_infection.seeds=2",
+        "experiments.two_step_lungs.seeds=2",
+    )
+    assert params.stages.export == ("two_step_infection",)
+    assert list(params.stages.convert) == [
+        "two_step_lungs-seed0",
+        "two_step_infection-seed0",
+        "two_step_infection-seed1",
+    ]
+    everything = changed("export.experiments=all")
+    assert everything.stages.export == tuple(everything.experiments)
+    assert everything.stages.convert == everything.stages.train
+
+
+def test_exported_experiments_exist() -> None:
+    for value, message in (
+        ("[bset]", r"export\.experiments: 'bset' is not one of report1_bce, "),
+        ("everything", r"export\.experiments: 'everything' is neither all nor a list of experiments"),
+        ("[combined, combined]", r"export\.experiments: a value is listed twice"),
+    ):
+        with pytest.raises(InputError, match=message):
+            changed(f"export.experiments={value}")
 
 
 def test_groups_name_experiments_once() -> None:

@@ -1,0 +1,1 @@
+"""Bundles: trained networks with everything that is needed to run and to judge them elsewhere."""

@@ -1,0 +1,186 @@
+"""Puts a bundle together from the outputs of earlier stages."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tasks.bundles.card import card
+from tasks.bundles.files import BUNDLE_FILE, CARD_FILE, FINGERPRINT_FILE, GRAPH, NETWORKS, PARITY
+from tasks.bundles.fingerprint import take_fingerprint
+from tasks.bundles.schema import (
+    SCHEMA_VERSION,
+    Bundle,
+    DatasetRecord,
+    Input,
+    Licence,
+    NetworkRecord,
+    ParityRecord,
+    Point,
+    ScoreRecord,
+    Step,
+)
+from tasks.common.files import replacing
+from tasks.comparison.document import Document, ExperimentRecord, ScoreRow
+from tasks.reporting.limitations import RESEARCH_USE, limitations
+from tasks.settings.schema import LUNGS, Prediction, training_name
+
+#: Scores that the card and bundle.json state.
+METRICS = ("iou", "dice", "hd95", "missed", "false_positive_rate", "ece")
+#: Files of a network, and the stage whose output has them.
+WEIGHTS = ("weights.safetensors", "network.json")
+
+INTENDED_USE = (
+    f"{RESEARCH_USE} Marks {{targets}} on frontal chest X-rays of adults, for research on segmentation."
+)
+LICENCE_OF_DATA = (
+    "The networks were trained on COVID-QU-Ex, whose publishers state CC BY-SA 4.0; read its licence "
+    "before you share the bundle."
+)
+LICENCE_OF_OWN_IMAGES = (
+    "The networks were trained on other images than COVID-QU-Ex; check whether their owners allow you to "
+    "share the bundle."
+)
+LICENCE_OF_PHANTOMS = "The networks were trained on synthetic images, which have no licence of their own."
+#: Addresses that may leave this machine; a path may name a person.
+PUBLIC = ("kaggle://", "https://", "phantom://")
+
+
+class Outputs(NamedTuple):
+    """The folders of earlier stages."""
+
+    converted: Path
+    trained: Path
+    evaluated: Path
+    packed: Path
+
+
+def write_bundle(name: str, document: Document, outputs: Outputs, out: Path) -> Bundle:
+    """Write the bundle of an experiment under `out`, and return what its bundle.json says."""
+    experiment = document.experiment(name)
+    with replacing(out) as partial:
+        partial.mkdir()
+        of_lungs = _lungs_of(experiment, document)
+        plan = experiment.plan
+        fingerprint = take_fingerprint(outputs.packed, plan["half"], tuple(plan["train_classes"])).to_bytes()
+        (partial / FINGERPRINT_FILE).write_bytes(fingerprint)
+        main = _step(experiment, len(experiment.trainings), outputs, partial)
+        bundle = Bundle(
+            schema_version=SCHEMA_VERSION,
+            name=name,
+            intended_use=INTENDED_USE.format(targets=" and ".join(main.targets)),
+            limitations=tuple(limitations(document)),
+            input=Input(image_size=plan["image_size"]),
+            # All seeds learned from the lungs of the first seed.
+            lungs=_step(of_lungs, 1, outputs, partial) if of_lungs else None,
+            main=main,
+            dataset=_dataset(document, plan["half"]),
+            scores=tuple(_scores(name, main.targets, plan["half"], document)),
+            plans=document.plans,
+            versions=experiment.versions,
+            fingerprint=sha256(fingerprint).hexdigest(),
+            licence=Licence(code="Apache-2.0", data=_licence_of_data(document)),
+        )
+        (partial / BUNDLE_FILE).write_text(bundle.to_json(), encoding="utf-8")
+        (partial / CARD_FILE).write_text(card(bundle), encoding="utf-8")
+    return bundle
+
+
+def _licence_of_data(document: Document) -> str:
+    if document.phantoms:
+        return LICENCE_OF_PHANTOMS
+    return LICENCE_OF_DATA if document.published else LICENCE_OF_OWN_IMAGES
+
+
+def _lungs_of(experiment: ExperimentRecord, document: Document) -> ExperimentRecord | None:
+    images = str(experiment.plan["images"])
+    return document.experiment(images.removeprefix(LUNGS)) if images.startswith(LUNGS) else None
+
+
+def _step(experiment: ExperimentRecord, seeds: int, outputs: Outputs, out: Path) -> Step:
+    """Copy the networks of the first seeds, and describe them."""
+    trainings = [(training_name(experiment.name, t.seed), t.parameters) for t in experiment.trainings[:seeds]]
+    plan = experiment.plan
+    return Step(
+        experiment=experiment.name,
+        targets=plan["targets"],
+        prediction=Prediction.model_validate(experiment.prediction),
+        classes=plan["train_classes"],
+        networks=tuple(_network(name, parameters, outputs, out) for name, parameters in trainings),
+    )
+
+
+def _network(training: str, parameters: int, outputs: Outputs, out: Path) -> NetworkRecord:
+    folder = out / NETWORKS / training
+    folder.mkdir(parents=True)
+    copied = [outputs.converted / training / GRAPH]
+    copied += [outputs.trained / training / "network" / name for name in WEIGHTS]
+    for file in copied:
+        shutil.copyfile(file, folder / file.name)
+    evaluated = _json(outputs.evaluated / training / "settings.json")
+    described = _json(folder / "network.json")
+    return NetworkRecord(
+        training=training,
+        seed=described["plan"]["seed"],
+        parameters=parameters,
+        precision=evaluated["precision"],
+        points={
+            target: Point(threshold=threshold, presence=evaluated["presence"][target])
+            for target, threshold in evaluated["thresholds"].items()
+        },
+        parity=ParityRecord(**_json(outputs.converted / training / PARITY)),
+        files={file.name: sha256((folder / file.name).read_bytes()).hexdigest() for file in copied},
+    )
+
+
+def _dataset(document: Document, half: Any) -> DatasetRecord:
+    dataset = document.dataset
+    counts = {
+        count.split: count.usable
+        for count in dataset.counts
+        if count.half == half and count.image_class == "all" and count.split != "all"
+    }
+    return DatasetRecord(
+        source=document.source if document.source.startswith(PUBLIC) else "a local copy or bucket",
+        half=half,
+        images=counts,
+        fingerprint=dataset.fingerprint,
+        phantoms=document.phantoms,
+    )
+
+
+def _scores(name: str, targets: Sequence[str], half: str, document: Document) -> Iterator[ScoreRecord]:
+    for section in document.predicted:
+        if section.half != half or section.target not in targets:
+            continue
+        for image_set in section.image_sets:
+            yield from _row_scores(section.target, image_set.name, image_set.row(name), METRICS)
+        for group in section.sizes:
+            images = f"covid, infection {group.least:.1%} to {group.most:.1%} of the image"
+            row = next(row for row in group.rows if row.name == name)
+            yield from _row_scores(section.target, images, row, METRICS[:1])
+
+
+def _row_scores(target: Any, image_set: str, row: ScoreRow, metrics: Sequence[str]) -> Iterator[ScoreRecord]:
+    for metric in metrics:
+        score = row.scores.get(metric)
+        if score and math.isfinite(score.value):
+            interval = score.interval
+            known = interval is not None and math.isfinite(interval.low + interval.high)
+            yield ScoreRecord(
+                target=target,
+                image_set=image_set,
+                images=score.images or row.images,
+                metric=metric,
+                value=score.value,
+                low=interval.low if interval and known else None,
+                high=interval.high if interval and known else None,
+            )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,107 @@
+"""Finds the files that INPUT arguments mean: files, folders, patterns, zip archives.
+
+Names and contents are not trusted. A file is read only when its turn comes.
+"""
+
+import glob
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePath, PurePosixPath
+from typing import NamedTuple
+
+from tasks.sources.archives import ZipSource
+from tasks.sources.source import refuse_large
+from tasks.support.cli import InputError
+
+#: Endings of the files that are taken from a folder or an archive. DICOM files often have none.
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".ima", "")
+#: Characters that are kept in names of output files.
+_UNSAFE = re.compile(r"[^\w. ()+=,@-]")
+
+
+class Item(NamedTuple):
+    """An input file."""
+
+    source: str
+    """What the user knows it as."""
+    name: str
+    """Its path below the argument that led to it, without the ending, safe as the name of output files."""
+    read: Callable[[], bytes]
+
+
+def find_items(inputs: Sequence[str]) -> list[Item]:
+    """All files that the arguments mean, each once, in the order of the arguments and of their names.
+
+    Raises:
+        InputError: an argument means no file, or an archive is damaged or unsafe.
+    """
+    items: dict[str, Item] = {}
+    for argument in inputs:
+        found = list(_items(argument))
+        if not found:
+            raise InputError(f"{argument}: no image found; expected PNG, JPEG, TIFF, BMP or DICOM files")
+        for item in found:
+            items.setdefault(item.source, item)
+    return _with_distinct_names(list(items.values()))
+
+
+def _items(argument: str) -> Iterator[Item]:
+    path = Path(argument).expanduser()
+    if path.is_dir():
+        files = {file.relative_to(path): file for file in path.rglob("*") if file.is_file()}
+        yield from (_of_file(files[name], name) for name in sorted(files) if _is_candidate(name))
+    elif path.is_file():
+        if path.suffix.lower() == ".zip":
+            yield from _in_archive(path)
+        else:
+            yield _of_file(path, Path(path.name))
+    elif glob.has_magic(argument):
+        for found in sorted(glob.glob(str(path), recursive=True)):  # noqa: PTH207 (absolute patterns too)
+            if Path(found).is_file():
+                yield from _items(found)
+    else:
+        raise InputError(f"{argument}: no such file or folder")
+
+
+def _is_candidate(name: PurePath) -> bool:
+    """Whether a file below a folder may be an image: hidden files and other endings are left out."""
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.parts)
+    return not hidden and name.suffix.lower() in ENDINGS and name.name != "DICOMDIR"
+
+
+def _of_file(file: Path, relative: Path) -> Item:
+    def read() -> bytes:
+        refuse_large(file.parent, file.name, file.stat().st_size)
+        return file.read_bytes()
+
+    return Item(str(file), _safe(relative.as_posix()), read)
+
+
+def _in_archive(path: Path) -> Iterator[Item]:
+    archive = ZipSource(path)
+    for name in sorted(archive.names()):
+        if _is_candidate(PurePosixPath(name)):
+            yield Item(f"{path}/{name}", _safe(name), lambda name=name: archive.read(name))  # type: ignore[misc]
+
+
+def _safe(relative: str) -> str:
+    """The name of an output file for an input file; never leads outside a folder."""
+    parts = [_UNSAFE.sub("_", part).strip(". ") or "_" for part in PurePosixPath(relative).parts]
+    stem, dot, ending = parts[-1].rpartition(".")
+    if dot and f".{ending.lower()}" in ENDINGS:
+        parts[-1] = stem.strip(". ") or "_"
+    return "/".join(part[:120] for part in parts)
+
+
+def _with_distinct_names(items: list[Item]) -> list[Item]:
+    """Number the items whose names are the same, regardless of capital letters."""
+    taken: set[str] = set()
+    found = []
+    for item in items:
+        name, count = item.name, 1
+        while name.lower() in taken:
+            count += 1
+            name = f"{item.name}-{count}"
+        taken.add(name.lower())
+        found.append(item._replace(name=name))
+    return found

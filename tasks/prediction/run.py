@@ -1,0 +1,264 @@
+"""Predicts all images of a run and writes its folder. One bad file never ends the run."""
+
+import hashlib
+import io
+import itertools
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from tasks.bundles.files import BUNDLE_FILE, FINGERPRINT_FILE
+from tasks.bundles.fingerprint import Fingerprint, thumbnail
+from tasks.bundles.schema import Bundle, open_bundle
+from tasks.common.cores import in_threads
+from tasks.common.png import UnreadableError
+from tasks.common.raw import encode_mask
+from tasks.inference.masks import Floats, Mask
+from tasks.prediction.decoder import Decoders
+from tasks.prediction.drawing import overlay
+from tasks.prediction.folder import OVERLAYS, Folder, Record
+from tasks.prediction.inputs import Item, find_items
+from tasks.prediction.measures import measure
+from tasks.prediction.page import Failure, render
+from tasks.prediction.pictures import Picture
+from tasks.prediction.predictor import EngineName, Prediction, Predictor, Raw
+from tasks.prediction.pseudonyms import with_pseudonyms
+from tasks.prediction.reading import read_picture
+from tasks.settings.schema import Target
+from tasks.support.cli import InputError, describe_os_error
+from tasks.support.progress import progress
+
+#: Images that pass through the networks together. More would need more memory and save little time.
+BATCH = 16
+#: Images that a thread takes at a time.
+AT_A_TIME = 4
+#: Software that changes pixels.
+LIBRARIES = ("numpy", "pillow", "scipy", "onnxruntime", "torch", "pydicom", "python-gdcm")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How images are predicted, and what is written."""
+
+    engine: EngineName = "onnx"
+    """onnx runs the networks with ONNX Runtime on the CPU, torch with torch on the GPU if there is one."""
+    ensemble: bool = False
+    """Also run the networks of further seeds, and report how much they differ."""
+    probabilities: bool = False
+    """Also write probabilities, as 16-bit PNG files."""
+    pseudonyms: Path | None = None
+    """The file with the key of pseudonyms, which replace all file names."""
+    overwrite: bool = False
+    """Replace the results of an earlier run in the same folder."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did."""
+
+    predicted: int
+    """Images with results, including those of an earlier run that this one continued."""
+    unusual: int
+    """Predicted images with a warning."""
+    failed: list[Failure]
+
+
+def predict(inputs: Sequence[str], model: Path, out: Path, options: Options) -> Summary:
+    """Predict masks of X-rays, and write them with the other files of `tasks.prediction.folder`.
+
+    Images that an earlier run in the same folder has finished are not predicted again.
+
+    Args:
+        inputs: files, folders, patterns such as `xrays/*.png`, or zip archives.
+        model: the folder of a bundle.
+        out: the folder to write.
+
+    Raises:
+        InputError: there is no image or no bundle, or the folder holds something else.
+    """
+    started = time.time()
+    bundle = open_bundle(model)
+    items = find_items(inputs)
+    if options.pseudonyms:
+        items = with_pseudonyms(items, options.pseudonyms)
+    run = _Run(model, bundle, out, options)
+    try:
+        run.predict(items)
+    finally:
+        run.close()
+    run.write(items, started)
+    return run.summary()
+
+
+class _Read(NamedTuple):
+    """An input file that was read: its picture, or why there is none. Both are None if it was finished."""
+
+    item: Item
+    sha256: str
+    picture: Picture | None
+    reason: str | None
+    small: Floats | None
+    """The picture as the networks see it, (S, S)."""
+
+
+class _Predicted(NamedTuple):
+    read: _Read
+    raw: Raw | None
+
+
+class _Run:
+    """One call of `predict`."""
+
+    def __init__(self, model: Path, bundle: Bundle, out: Path, options: Options) -> None:
+        self._bundle, self._options = bundle, options
+        self._digest = hashlib.sha256((model / BUNDLE_FILE).read_bytes()).hexdigest()
+        changing = {name: asdict(options)[name] for name in ("engine", "ensemble", "probabilities")}
+        header = {"bundle": self._digest, "pseudonyms": options.pseudonyms is not None, **changing}
+        self._fingerprint = Fingerprint.read(model / FINGERPRINT_FILE)
+        self._predictor = Predictor(model, bundle, options.engine, options.ensemble)
+        self._folder = Folder(out, header, options.overwrite)
+        self._decoders = Decoders()
+        self._failed: list[Failure] = []
+        self._records: list[Record] = []
+
+    def predict(self, items: Sequence[Item]) -> None:
+        read = in_threads(self._read, items, AT_A_TIME)
+        written = in_threads(self._write, self._forward(read), AT_A_TIME)
+        for result in progress(written, len(items), "predict"):
+            if isinstance(result, Failure):
+                self._failed.append(result)
+                print(f"not predicted: {result.source}: {result.reason}", file=sys.stderr, flush=True)
+            elif isinstance(result, Record):
+                if result.image not in self._folder.finished or result != self._folder.finished[result.image]:
+                    self._folder.finish(result)
+                self._records.append(result)
+
+    def close(self) -> None:
+        self._decoders.close()
+
+    def _read(self, item: Item) -> _Read:
+        """Read and decode a file, unless its results are there."""
+        try:
+            content = item.read()
+        except InputError as error:
+            reason = "cannot be read from its archive" if self._options.pseudonyms else str(error)
+            return _Read(item, "", None, reason, None)
+        except OSError as error:
+            error.filename = None
+            return _Read(item, "", None, f"cannot be read: {describe_os_error(error)}", None)
+        digest = hashlib.sha256(content).hexdigest()
+        if self._folder.is_finished(item.name, digest):
+            return _Read(item, digest, None, None, None)
+        try:
+            picture = read_picture(content, self._decoders)
+            return _Read(item, digest, picture, None, picture.network_input(self._bundle.input.image_size))
+        except UnreadableError as error:
+            return _Read(item, digest, None, str(error), None)
+        except MemoryError:
+            return _Read(item, digest, None, "is too large for the memory", None)
+
+    def _forward(self, read: Iterator[_Read]) -> Iterator[_Predicted]:
+        """Pass the pictures through the networks, several at a time; keeps the order."""
+        while batch := list(itertools.islice(read, BATCH)):
+            images = [one.small for one in batch if one.small is not None]
+            raws = iter(self._predictor.forward(np.stack(images)[:, None]) if images else ())
+            for one in batch:
+                yield _Predicted(one, None if one.small is None else next(raws))
+
+    def _write(self, predicted: _Predicted) -> Record | Failure:
+        """Write the files of an image."""
+        (item, digest, picture, reason, _), raw = predicted
+        if reason is not None:
+            return Failure(item.source, reason)
+        if picture is None or raw is None:
+            return self._folder.finished[item.name]
+        prediction = self._predictor.finish(raw, picture.shape)
+        files = [
+            self._folder.write(name, content()) for name, content in self._files(item, picture, prediction)
+        ]
+        warnings = [*picture.warnings, *self._unusual(picture, prediction)]
+        row = {"image": item.name, "source": item.source, **measure(picture, prediction)}
+        row["warnings"] = "; ".join(warnings)
+        return Record(item.name, item.source, digest, row, picture.grey, picture.facts, files)
+
+    def _files(
+        self, item: Item, picture: Picture, prediction: Prediction
+    ) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        for target, mask in prediction.masks.items():
+            yield f"masks/{target}/{item.name}.png", lambda mask=mask: encode_mask(mask)  # type: ignore[misc]
+        if self._options.probabilities:
+            for target, found in prediction.probabilities.items():
+                name = f"probabilities/{target}/{item.name}.png"
+                yield name, lambda found=found: _sixteen_bit(found)  # type: ignore[misc]
+        if not picture.shows_text:
+            lungs: dict[Target, Mask] = {} if prediction.lungs is None else {"lung": prediction.lungs}
+            masks = lungs | prediction.masks
+            yield f"{OVERLAYS}/{item.name}.jpg", lambda: overlay(picture.eight_bit(), masks)
+
+    def _unusual(self, picture: Picture, prediction: Prediction) -> list[str]:
+        small = thumbnail(Image.fromarray(picture.eight_bit()))
+        lung_area = None if prediction.lungs is None else float(prediction.lungs.mean())
+        found = self._fingerprint.unusual(small, lung_area)
+        words = ", ".join(name.replace("_", " ") for name in found)
+        return [f"unlike the training images ({words})"] if found else []
+
+    def write(self, items: Sequence[Item], started: float) -> None:
+        """Write the table, the page and run.json."""
+        self._folder.write_table(self._records)
+        page = render(self._bundle, self._records, self._failed)
+        self._folder.write("index.html", page.encode())
+        content = json.dumps(self._facts(items, started), indent=1) + "\n"
+        self._folder.write("run.json", content.encode())
+
+    def _facts(self, items: Sequence[Item], started: float) -> dict[str, Any]:
+        options = asdict(self._options) | {"pseudonyms": self._options.pseudonyms is not None}
+        return {
+            "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.time() - started, 1),
+            "bundle": {"name": self._bundle.name, "sha256": self._digest},
+            "options": options,
+            "device": _device(self._options.engine),
+            "software": _software(self._options.engine),
+            "images": len(items),
+            "predicted": len(self._records),
+            "failed": [failure._asdict() for failure in self._failed],
+            "read": {record.image: {"grey_values": record.grey, **record.facts} for record in self._records},
+        }
+
+    def summary(self) -> Summary:
+        unusual = sum(bool(record.row.get("warnings")) for record in self._records)
+        return Summary(len(self._records), unusual, self._failed)
+
+
+def _sixteen_bit(probability: Floats) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.rint(probability * 65535).astype(np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _device(engine: EngineName) -> str:
+    if engine == "onnx":
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _software(engine: EngineName) -> dict[str, str]:
+    found = {"platform": f"{platform.system()} {platform.machine()}", "python": platform.python_version()}
+    for name in LIBRARIES:
+        if name != ("torch" if engine == "onnx" else "onnxruntime"):
+            with suppress(PackageNotFoundError):
+                found[name] = version(name)
+    return found

@@ -1,0 +1,98 @@
+"""A tiny pipeline, run as functions up to its bundles."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from tasks.audit import audit
+from tasks.baselines import baselines
+from tasks.bundles.assemble import Outputs
+from tasks.compare import compare
+from tasks.convert import convert
+from tasks.download import download
+from tasks.evaluate import evaluate
+from tasks.export import export
+from tasks.lungs import restrict
+from tasks.plan import plan as write_plans
+from tasks.preprocess import preprocess
+from tasks.settings.changes import parse_assignment, with_changes
+from tasks.settings.schema import LUNGS, Params, parse_params
+from tasks.sources.open import open_source
+from tasks.train import train
+
+#: An experiment on whole images with every step of post-processing and two seeds, and one on predicted lungs.
+EXPERIMENTS = ("combined", "two_step_infection")
+CHANGES = (
+    "export.experiments=all",
+    "experiments.combined.seeds=2",
+    "epochs=16",  # with fewer, masks are empty
+    "experiments.combined.prediction.min_area=0.01",
+)
+
+
+class Pipeline(NamedTuple):
+    """The outputs of all stages, under one folder."""
+
+    params: Params
+    folder: Path
+
+    @property
+    def packed(self) -> Path:
+        return self.folder / "data" / "packed" / str(self.params.training.image_size)
+
+    @property
+    def raw(self) -> Path:
+        return self.folder / "data" / "raw"
+
+    def out(self, stage: str, name: str = "") -> Path:
+        return self.folder / "artifacts" / stage / name
+
+    @property
+    def outputs(self) -> Outputs:
+        return Outputs(self.out("converted"), self.out("train"), self.out("evaluation"), self.packed)
+
+    def bundle(self, name: str) -> Path:
+        return self.out("bundles", name)
+
+
+def run_pipeline(text: str, tiny: tuple[str, ...], folder: Path) -> Pipeline:
+    """Run every stage. `text` is params.yaml, `tiny` the changes that make it run in seconds."""
+    changes = {assignment: parse_assignment(assignment) for assignment in (*tiny, *CHANGES)}
+    params = parse_params(with_changes(text, changes, EXPERIMENTS))
+    pipeline = Pipeline(params, folder)
+    source, size = params.data.source, params.training.image_size
+    download(open_source(source, Path()), pipeline.raw, source)
+    preprocess(pipeline.raw, pipeline.packed, size, 0.0)
+    write_plans(params, pipeline.out("plans"))
+    audit(pipeline.raw, pipeline.packed, pipeline.out("audit"), params.audit, published=False)
+    baselines(
+        pipeline.packed / "images.csv", pipeline.raw, pipeline.out("baselines", "infection"), "infection"
+    )
+    for name in sorted(params.plans, key=lambda name: params.plans[name].images.startswith(LUNGS)):
+        _training(pipeline, name)
+    compare(
+        params,
+        plans=pipeline.out("plans"),
+        trained=pipeline.out("train"),
+        evaluated=pipeline.out("evaluation"),
+        baselines=pipeline.out("baselines"),
+        audit=pipeline.out("audit"),
+        packed=pipeline.packed,
+        raw=pipeline.raw,
+        out=pipeline.out("comparison"),
+    )
+    for name in params.stages.export:
+        export(name, pipeline.out("comparison"), pipeline.outputs, pipeline.bundle(name))
+    return pipeline
+
+
+def _training(pipeline: Pipeline, name: str) -> None:
+    plan = pipeline.params.plans[name]
+    experiment = pipeline.params.experiments[plan.experiment]
+    network, images = pipeline.out("train", name) / "network", pipeline.folder / "data" / experiment.folder
+    lungs = pipeline.folder / "data" / "lungs" / plan.experiment
+    train(plan, images, pipeline.out("train", name))
+    evaluated = pipeline.out("evaluation", name)
+    evaluate(plan, experiment.prediction, network, images, pipeline.raw, evaluated)
+    convert(plan, experiment.prediction, network, images, evaluated, pipeline.out("converted", name))
+    if plan.experiment in pipeline.params.stages.lungs:
+        restrict(plan, experiment.prediction, network, images, pipeline.raw, lungs)

@@ -1,0 +1,75 @@
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tasks.prediction.inputs import find_items
+from tasks.support.cli import InputError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.png", "a/one.PNG", "a/two", "a/scan.dcm", "notes.txt", ".hidden.png", "a/DICOMDIR"):
+        (tmp_path / "x rays" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "x rays" / name).write_bytes(name.encode())
+    return tmp_path / "x rays"
+
+
+def test_folders_files_patterns_and_archives_are_searched(folder: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
+        archive.writestr("inner/c.png", b"c")
+        archive.writestr("__MACOSX/inner/._c.png", b"")
+        archive.writestr("read me.txt", b"")
+    found = find_items([str(folder), str(folder / "*.png"), str(tmp_path / "more.zip")])
+    assert {item.name: item.read() for item in found} == {
+        "a/one": b"a/one.PNG",
+        "a/scan": b"a/scan.dcm",
+        "a/two": b"a/two",
+        "b": b"b.png",
+        "inner/c": b"c",
+    }
+    assert found[-1].source == f"{tmp_path / 'more.zip'}/inner/c.png"
+
+
+def test_each_file_counts_once_and_equal_names_are_numbered(folder: Path) -> None:
+    (folder / "B.dcm").write_bytes(b"other")
+    files = [str(folder / name) for name in ("b.png", "B.dcm", "b.png")]
+    assert [item.name for item in find_items(files)] == ["b", "B-2"]
+
+
+def test_names_of_outputs_are_safe(tmp_path: Path) -> None:
+    names = ("..png", "a:b?.png", "con\ncrete.png", "ü ñ (1).png", "..", "x" * 200 + ".png")
+    for name in names:
+        if name != "..":
+            (tmp_path / name).write_bytes(b"")
+    found = {item.name for item in find_items([str(tmp_path)])}
+    assert "a_b_" in found
+    assert "con_crete" in found
+    assert "ü ñ (1)" in found
+    assert all(len(name) <= 120 and not name.startswith(".") for name in found)
+
+
+@pytest.mark.parametrize("member", ["../out.png", "/etc/x.png", "a/../../b.png"])
+def test_archives_that_lead_outside_are_refused(member: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        archive.writestr(member, b"")
+    with pytest.raises(InputError, match="leads outside the archive"):
+        find_items([str(tmp_path / "bad.zip")])
+
+
+def test_a_missing_or_empty_input_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere: no such file or folder"):
+        find_items([str(tmp_path / "nowhere")])
+    with pytest.raises(InputError, match=r"no image found"):
+        find_items([str(tmp_path)])
+    with pytest.raises(InputError, match=r"no image found"):
+        find_items([str(tmp_path / "*.png")])
+
+
+def test_a_file_larger_than_any_x_ray_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    os.truncate(tmp_path / "a.png", 65 << 20)
+    (item,) = find_items([str(tmp_path)])
+    with pytest.raises(InputError, match="more than the limit"):
+        item.read()
