@@ -60,6 +60,7 @@ TRAINING = {
     "threads": 0,
     "processes": 1,
     "accumulate": 1,
+    "start_from": None,
 }
 
 Item = TypeVar("Item")

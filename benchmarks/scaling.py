@@ -124,14 +124,17 @@ class Scenario(NamedTuple):
 
 
 def read_graph() -> Graph:
-    """Return the stages of the first independent experiment in dvc.yaml, and those of no experiment."""
+    """Return the stages of the first independent experiment in dvc.yaml, and those of no experiment.
+
+    Without those that only some experiments have: predicted lungs and bundles.
+    """
     with Repo(str(ROOT)) as repo:
         graph = repo.index.graph
         stages = {stage.name: {up.name for up in graph.successors(stage)} for stage in repo.index.stages}
     trainings = [stage for stage in stages if kind_of(stage) == "train"]
     plain = next(stage for stage in trainings if "lungs" not in map(kind_of, stages[stage]))
     taken = {stage for stage in stages if not is_of_training(stage) or key_of(stage) == key_of(plain)}
-    taken -= {stage for stage in stages if kind_of(stage) == "lungs"}
+    taken -= {stage for stage in stages if kind_of(stage) in ("lungs", "convert", "export")}
     return {stage: stages[stage] & taken for stage in taken}
 
 
