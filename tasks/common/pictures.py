@@ -16,15 +16,7 @@ import numpy as np
 from PIL import BmpImagePlugin, Image, JpegImagePlugin, TiffImagePlugin
 
 from tasks.common import png
-from tasks.common.png import SIGNATURE, UnreadableError, refuse_size
-
-#: How the files of each format begin.
-_BEGINNINGS = {
-    "PNG": (SIGNATURE,),
-    "JPEG": (b"\xff\xd8\xff",),
-    "TIFF": (b"II*\0", b"MM\0*"),
-    "BMP": (b"BM",),
-}
+from tasks.common.png import OTHER_FORMATS, SIGNATURE, UnreadableError, refuse_size
 
 #: Modes of Pillow that hold 8 bits per channel or less, and convert to grey as a viewer shows them.
 _MODES = ("1", "L", "P", "RGB", "LA", "RGBA")
@@ -62,7 +54,10 @@ def read_grey(content: bytes) -> Image.Image:
 
 def format_of(content: bytes) -> str | None:
     """The format of a file, PNG, JPEG, TIFF or BMP, by its first bytes; None if it is another one."""
-    return next((name for name, starts in _BEGINNINGS.items() if content.startswith(starts)), None)
+    if content.startswith(SIGNATURE):
+        return "PNG"
+    found = (name for beginning, name in OTHER_FORMATS.items() if content.startswith(beginning))
+    return next((name for name in found if name in ("JPEG", "TIFF", "BMP")), None)
 
 
 def read_mask(content: bytes) -> Image.Image:
