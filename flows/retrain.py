@@ -60,7 +60,7 @@ from flows.repository.refs import has_origin
 from flows.repository.revision import Training, change_params, plan_trainings
 from flows.request import PRESETS, RetrainRequest, is_preset_name
 from tasks.common.files import replacing
-from tasks.settings.schema import fault_line
+from tasks.settings.schema import fault_line, load_data
 from tasks.support.checkpoints import FOLDER as CHECKPOINT_FOLDER
 from tasks.support.cli import InputError, describe_os_error, is_temporary, without_secrets
 
@@ -210,7 +210,6 @@ def look_for_new_data(checkout: Path, repository: Path) -> State[Any]:
 def _pin_new_data(checkout: Path, repository: Path) -> str:
     # These import pandas, which most runs do not need.
     from tasks.look import look
-    from tasks.settings.schema import load_data
     from tasks.sources.layout import describe_left_out
 
     path, previous = checkout / "params.yaml", checkout / PREVIOUS_RAW
