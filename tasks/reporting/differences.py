@@ -1,11 +1,30 @@
-"""The report's paired comparisons between experiments and between the steps of post-processing."""
+"""The report's comparisons between experiments, post-processing steps, and images of several hospitals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.comparison.document import Difference, Document, Family, Section, StepChange
-from tasks.reporting.words import IMAGE_SET_NAMES, formatted, listed, signed, signed_span
+from tasks.comparison.document import (
+    Difference,
+    Document,
+    ExternalRow,
+    ExternalSet,
+    ExternalTarget,
+    Family,
+    Score,
+    Section,
+    StepChange,
+)
+from tasks.reporting.words import (
+    IMAGE_SET_NAMES,
+    bounds_words,
+    formatted,
+    listed,
+    percentage,
+    signed,
+    signed_span,
+    with_span,
+)
 
 
 @dataclass(frozen=True)
@@ -112,6 +131,134 @@ def whiskers(found: Sequence[Difference]) -> list[Whisker]:
 def _low_value_high(d: Difference) -> tuple[float, float, float]:
     """Low, value, high; without an interval, all three are the value."""
     return (d.interval.low, d.value, d.interval.high) if d.interval else (d.value, d.value, d.value)
+
+
+# Images of other hospitals
+
+
+@dataclass(frozen=True)
+class ScoreCell:
+    """A score, formatted, with its interval."""
+
+    value: str
+    span: str
+
+
+@dataclass(frozen=True)
+class ElsewhereRow:
+    """One experiment on an external dataset, compared with its own Test images."""
+
+    cells: tuple[ScoreCell, ...]
+    compared: ComparedRow
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """The table of one external dataset and one target."""
+
+    dataset: str
+    target: str
+    images: int
+    classes: str
+    headings: tuple[str, ...]
+    rows: list[ElsewhereRow]
+
+
+#: The metric whose change the report shows as a forest plot.
+FOREST = "iou"
+
+
+def elsewhere(document: Document) -> list[Elsewhere]:
+    """A table for each target and external dataset that has images with a reference mask.
+
+    The bars of all tables share one axis.
+    """
+    places = [(dataset, found) for dataset in document.external for found in dataset.targets if found.images]
+    changes = [row.changes[FOREST] for _, found in places for row in found.rows if row.changes]
+    bars = iter(whiskers(changes))
+    return [
+        _elsewhere(dataset, found, bars) for dataset, found in places if any(r.changes for r in found.rows)
+    ]
+
+
+def _elsewhere(dataset: ExternalSet, found: ExternalTarget, bars: Iterator[Whisker]) -> Elsewhere:
+    columns = _elsewhere_columns(found.rows[0], dataset.name)
+    return Elsewhere(
+        dataset.name,
+        found.target,
+        found.images,
+        listed(found.classes),
+        tuple(columns),
+        [
+            ElsewhereRow(
+                tuple(cell for _, cell in _elsewhere_columns(row, dataset.name).items()),
+                _elsewhere_compared(row, next(bars)),
+            )
+            for row in found.rows
+            if row.changes
+        ],
+    )
+
+
+def _elsewhere_columns(row: ExternalRow, dataset: str) -> dict[str, ScoreCell]:
+    """Heading -> cell."""
+    columns = {
+        "IoU, Test": _score_cell(row.test["iou"]),
+        f"IoU, {dataset}": _score_cell(row.scores["iou"]),
+        f"Dice, {dataset}": _score_cell(row.scores["dice"]),
+        f"Missed, {dataset}": _score_cell(row.scores["missed"], percentage),
+    }
+    if marked := row.scores.get("false_positive_rate"):
+        columns[f"Falsely marked, {dataset}"] = _score_cell(marked, percentage)
+    return columns
+
+
+def _score_cell(score: Score, show: Callable[[float | None], str] = formatted) -> ScoreCell:
+    return ScoreCell(show(score.value), bounds_words(score.interval, show) if score.interval else "")
+
+
+def _elsewhere_compared(row: ExternalRow, bar: Whisker) -> ComparedRow:
+    change = row.changes[FOREST]
+    words = {change.first: "better than on Test", change.second: "worse than on Test"}
+    verdict = words.get(change.winner or "", "no significant difference")
+    span = signed_span(change.interval)
+    return ComparedRow(row.experiment, signed(change.value), span, verdict, change.winner is None, bar)
+
+
+def on_external(document: Document) -> list[str]:
+    """How the experiment that was chosen for each target does on each external dataset."""
+    return [sentence for dataset in document.external for sentence in _on_dataset(document, dataset)]
+
+
+def _on_dataset(document: Document, dataset: ExternalSet) -> Iterator[str]:
+    chosen = {section.target: section.choice.chosen for section in document.predicted if section.choice}
+    for found in dataset.targets:
+        for row in found.rows:
+            if row.experiment == chosen.get(found.target) and row.changes:
+                yield _on_row(dataset.name, found, row)
+    usable = dataset.images - dataset.unusable
+    if dataset.overlapping:
+        identical = f", {dataset.identical:,} of them with identical pixels" if dataset.identical else ""
+        yield (
+            f"{dataset.name}: {dataset.overlapping:,} of {usable:,} usable images are also in the dataset"
+            f"{identical}. They are left out of the scores."
+        )
+    else:
+        yield f"{dataset.name}: none of the {usable:,} usable images is also in the dataset."
+
+
+def _on_row(dataset: str, found: ExternalTarget, row: ExternalRow) -> str:
+    change = row.changes[FOREST]
+    reached = (
+        f"For {found.target}, {row.experiment} reaches an IoU of {with_span(row.scores[FOREST])} on "
+        f"{found.images:,} images of {dataset} ({listed(found.classes)}), and "
+        f"{with_span(row.test[FOREST])} on {row.test_images:,} Test images ({listed(row.test_classes)})"
+    )
+    span = f" (95 % CI {signed_span(change.interval)})" if change.interval else ""
+    if change.winner is None:
+        return f"{reached}: the difference, {signed(change.value)}{span}, is not significant."
+    verb = "gains" if change.winner == change.first else "loses"
+    return f"{reached}: it {verb} {formatted(abs(change.value))}{span}."
 
 
 # Post-processing

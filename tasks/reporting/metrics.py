@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tasks.comparison.document import Document, ScoreRow, Section
-from tasks.settings.schema import DATASET, TRIVIAL
+from tasks.settings.schema import DATASET, EXTERNAL, TRIVIAL
 
 #: The scores of each image set, few enough to read a difference; scores.csv has all.
 METRICS = {
@@ -18,6 +18,8 @@ METRICS = {
 }
 #: Without COVID-19 images, the main image set has their scores too.
 MAIN_METRICS = METRICS["covid"]
+#: The scores on external datasets, over images with a reference mask; of the others the last.
+EXTERNAL_METRICS = ("iou", "dice", "false_positive_rate")
 
 Nested = dict[str, Any]
 
@@ -25,7 +27,8 @@ Nested = dict[str, Any]
 def metrics_json(document: Document) -> str:
     """Experiment -> val or test -> target -> image set -> metric; six decimals, null for NaN.
 
-    The trivial predictors are under `baselines`, and the audit's counts under `dataset`.
+    The trivial predictors are under `baselines`, and the audit's counts under `dataset`. Scores on external
+    datasets are under `external` -> dataset -> target -> metric of each experiment.
     """
     content: Nested = {DATASET: document.dataset.audit, TRIVIAL: {}}
     for section in document.sections:
@@ -39,6 +42,12 @@ def metrics_json(document: Document) -> str:
                         metrics = tuple(dict.fromkeys((*metrics, *MAIN_METRICS)))
                     if scores := _scores(metrics, row):
                         of_split[image_set.name] = scores
+    for dataset in document.external:
+        for found in dataset.targets:
+            for row in found.rows:
+                of_dataset = _within(_within(content[row.experiment], EXTERNAL), dataset.name)
+                scores = {metric: row.scores[metric] for metric in EXTERNAL_METRICS if metric in row.scores}
+                of_dataset[found.target] = {name: _rounded(score.value) for name, score in scores.items()}
     return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
