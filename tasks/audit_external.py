@@ -32,16 +32,16 @@ def audit_external(packed: Path, external: Path, out: Path, correlation: float) 
 
     Reads `images.csv` and `thumbnails.npy` of both, and `external/rejected.csv`.
     """
-    tables = [pd.read_csv(folder / "images.csv") for folder in (packed, external)]
-    thumbnails = [np.load(folder / "thumbnails.npy") for folder in (packed, external)]
-    found = find_overlap(*tables, *thumbnails, correlation)
+    dataset, images = (pd.read_csv(folder / "images.csv") for folder in (packed, external))
+    own, others = (np.load(folder / "thumbnails.npy") for folder in (packed, external))
+    found = find_overlap(dataset, images, own, others, correlation)
     rejected = pd.read_csv(external / "rejected.csv", dtype=str)
-    counts = {"images": len(tables[1]) + len(rejected), "unusable": len(rejected)}
+    counts = {"images": len(images) + len(rejected), "unusable": len(rejected)}
     with replacing(out) as partial:
         partial.mkdir()
         write_table(found, partial / "overlap.csv")
         (partial / "counts.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
-    print(f"{len(tables[1])} usable images, {len(found)} of them also in the dataset", flush=True)
+    print(f"{len(images)} usable images, {len(found)} of them also in the dataset", flush=True)
 
 
 def find_overlap(

@@ -103,11 +103,13 @@ class Evaluation:
         compute: Compute,
         points: OperatingPoints,
         raw: RawDataset,
+        step_by_step: bool = True,
     ) -> None:
+        """With `step_by_step`, also score each enabled step of post-processing."""
         self._plan, self._prediction = plan, prediction
         self._network, self._compute = network, compute
         self._points, self._raw = points, raw
-        self._steps = steps(prediction, points)
+        self._steps = steps(prediction, points) if step_by_step else {}
         self._has_lung_masks = False  # of the images that are being scored
         self.calibration = Calibration()
         self.rows: list[Row] = []

@@ -51,7 +51,7 @@ def evaluate_external(
         raise InputError(f"{raw}: these images have no {' or '.join(plan.targets)} masks")
     compute = set_up(plan.seed, plan.precision, plan.threads)
     network = load_network(trained, compute)
-    evaluation = Evaluation(plan, prediction, network, compute, points, dataset)
+    evaluation = Evaluation(plan, prediction, network, compute, points, dataset, step_by_step=False)
     with replacing(out) as folder:
         folder.mkdir()
         evaluation.run(PackedSplit(images, half, "Test"), "Test", targets=targets)

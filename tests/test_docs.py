@@ -34,7 +34,15 @@ from flows.repository.stage_environment import CREDENTIALS, PASSED
 from models import losses
 from tasks.comparison.document import Document, Limits, Score, Section
 from tasks.reporting.metrics import METRICS as IN_METRICS_JSON
-from tasks.settings.schema import Experiment, Selection, Settings, Stages, TrainingSettings, parse_mapping
+from tasks.settings.schema import (
+    Experiment,
+    External,
+    Selection,
+    Settings,
+    Stages,
+    TrainingSettings,
+    parse_mapping,
+)
 from tasks.sources.phantom import PhantomSource
 from tests.bundles import Pipeline
 from tests.helpers import ROOT, Repository
@@ -336,8 +344,9 @@ def leaves(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def keys_of_params() -> set[str]:
     own = Experiment.model_fields.keys() - TrainingSettings.model_fields.keys()
-    experiment = {f"experiments.NAME.{name}" for name in own}
-    return (set(leaves(Settings)) - {"experiments"}) | experiment | set(leaves(Stages, "stages."))
+    entries = {f"experiments.NAME.{name}" for name in own}
+    entries |= {f"external.NAME.{name}" for name in External.model_fields}
+    return (set(leaves(Settings)) - {"experiments"}) | entries | set(leaves(Stages, "stages."))
 
 
 def rows_of_params() -> dict[str, list[str]]:
@@ -362,7 +371,7 @@ def test_defaults_are_those_of_params_yaml() -> None:
     params = parse_mapping((ROOT / "params.yaml").read_text(encoding="utf-8"), "params.yaml")
     rows = rows_of_params()
     for key in keys_of_params():
-        if not key.startswith(("experiments.", "stages.")):
+        if not key.startswith(("experiments.", "external.", "stages.")):
             value: Any = params
             *sections, last = key.split(".")
             for part in sections:

@@ -175,7 +175,7 @@ def elsewhere(document: Document) -> list[Elsewhere]:
     """
     places = [(dataset, found) for dataset in document.external for found in dataset.targets if found.images]
     changes = [row.changes[FOREST] for _, found in places for row in found.rows if row.changes]
-    bars = iter(whiskers(changes))
+    bars = iter(whiskers(changes)) if changes else iter(())
     return [
         _elsewhere(dataset, found, bars) for dataset, found in places if any(r.changes for r in found.rows)
     ]

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.comparison.document import Document, ScoreRow, Section
+from tasks.comparison.document import Document, ExternalRow, ScoreRow, Section
 from tasks.settings.schema import DATASET, EXTERNAL, TRIVIAL
 
 #: The scores of each image set, few enough to read a difference; scores.csv has all.
@@ -44,14 +44,13 @@ def metrics_json(document: Document) -> str:
                         of_split[image_set.name] = scores
     for dataset in document.external:
         for found in dataset.targets:
-            for row in found.rows:
-                of_dataset = _within(_within(content[row.experiment], EXTERNAL), dataset.name)
-                scores = {metric: row.scores[metric] for metric in EXTERNAL_METRICS if metric in row.scores}
-                of_dataset[found.target] = {name: _rounded(score.value) for name, score in scores.items()}
+            for elsewhere in found.rows:
+                of_dataset = _within(_within(content[elsewhere.experiment], EXTERNAL), dataset.name)
+                of_dataset[found.target] = _scores(EXTERNAL_METRICS, elsewhere)
     return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
-def _scores(metrics: Sequence[str], row: ScoreRow) -> Nested:
+def _scores(metrics: Sequence[str], row: ScoreRow | ExternalRow) -> Nested:
     return {metric: _rounded(row.scores[metric].value) for metric in metrics if metric in row.scores}
 
 

@@ -490,7 +490,10 @@ class Settings(_Section):
         )
 
     def _external_stages(self) -> dict[str, Any]:
-        first, packed, lungs, scores = {}, {}, {}, {}
+        first: dict[str, ExternalStage] = {}
+        packed: dict[str, ExternalStage] = {}
+        lungs: dict[str, ExternalLungsStage] = {}
+        scores: dict[str, ExternalScoreStage] = {}
         for dataset in self.external:
             for name in self.scored_on(dataset):
                 experiment = self.experiments[self.plans[name].experiment]

@@ -229,6 +229,10 @@ stages:
   convert:
     combined-seed0: {{experiment: combined, images: packed/256}}
   export: [combined]
+  external: {{}}
+  preprocess_external: {{}}
+  lungs_external: {{}}
+  evaluate_external: {{}}
 """
     )
 
