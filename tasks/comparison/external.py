@@ -44,7 +44,7 @@ def _target(table: Table, target: str, halves: Sequence[Scored]) -> ExternalTarg
     if not len(table):
         return None
     masked = _masked(table)
-    found, compared = _scores(table), [_compared(masked, of_half) for of_half in halves]
+    found, compared = _scores(table), [_compared(table, of_half) for of_half in halves]
     return ExternalTarget(
         target=target,
         images=len(masked),
@@ -98,10 +98,10 @@ class _Compared(NamedTuple):
     covers_training: bool
 
 
-def _compared(masked: Table, of_half: Scored) -> _Compared:
-    """Compare external images with a reference mask with Test images, see `_like`."""
-    test = _like(masked, of_half.table("Test", "all"))
-    own, names = _masked(test), of_half.names
+def _compared(table: Table, of_half: Scored) -> _Compared:
+    """Compare the external images that have a reference mask with such Test images, see `_like`."""
+    test = _like(table, of_half.table("Test", "all"))
+    masked, own, names = _masked(table), _masked(test), of_half.names
     if not len(masked) or not len(own):
         return _Compared(names, test, {}, covers_training=True)
     # Two samples of images: each class of each sample is drawn by itself.
@@ -126,7 +126,7 @@ def _without_rounding(interval: Interval) -> Interval:
     return Interval(0.0, 0.0, 0.0) if rounded else interval
 
 
-def _like(masked: Table, test: Table) -> Table:
+def _like(table: Table, test: Table) -> Table:
     """The Test images of the same classes; all of them, if none of these has a reference mask."""
-    same = np.isin(test.strata, masked.strata)
+    same = np.isin(test.strata, table.strata)
     return test.only(np.flatnonzero(same)) if (same & test.nonempty).any() else test

@@ -148,8 +148,10 @@ class ScoreCell:
 class ElsewhereRow:
     """One experiment on an external dataset, compared with its own Test images."""
 
-    cells: tuple[ScoreCell, ...]
-    compared: ComparedRow
+    name: str
+    cells: tuple[ScoreCell, ...]  # of scores, then of the change
+    level: bool  # the interval of the change includes zero
+    whisker: Whisker
 
 
 @dataclass(frozen=True)
@@ -169,60 +171,53 @@ FOREST = "iou"
 
 
 def elsewhere(document: Document) -> list[Elsewhere]:
-    """A table for each target and external dataset that has images with a reference mask.
+    """A table for each target and external dataset of which changes are known.
 
     The bars of all tables share one axis.
     """
-    places = [(dataset, found) for dataset in document.external for found in dataset.targets if found.images]
-    changes = [row.changes[FOREST] for _, found in places for row in found.rows if row.changes]
+    places = [
+        (dataset, found)
+        for dataset in document.external
+        for found in dataset.targets
+        if all(row.changes for row in found.rows)
+    ]
+    changes = [row.changes[FOREST] for _, found in places for row in found.rows]
     bars = iter(whiskers(changes)) if changes else iter(())
     return [
-        _elsewhere(dataset, found, bars) for dataset, found in places if any(r.changes for r in found.rows)
+        Elsewhere(
+            dataset.name,
+            found.target,
+            found.images,
+            listed(found.classes),
+            tuple(_elsewhere_cells(found.rows[0])),
+            [_elsewhere_row(row, next(bars)) for row in found.rows],
+        )
+        for dataset, found in places
     ]
 
 
-def _elsewhere(dataset: ExternalSet, found: ExternalTarget, bars: Iterator[Whisker]) -> Elsewhere:
-    columns = _elsewhere_columns(found.rows[0], dataset.name)
-    return Elsewhere(
-        dataset.name,
-        found.target,
-        found.images,
-        listed(found.classes),
-        tuple(columns),
-        [
-            ElsewhereRow(
-                tuple(cell for _, cell in _elsewhere_columns(row, dataset.name).items()),
-                _elsewhere_compared(row, next(bars)),
-            )
-            for row in found.rows
-            if row.changes
-        ],
-    )
+def _elsewhere_row(row: ExternalRow, bar: Whisker) -> ElsewhereRow:
+    cells, change = _elsewhere_cells(row), row.changes[FOREST]
+    return ElsewhereRow(row.experiment, tuple(cells.values()), change.winner is None, bar)
 
 
-def _elsewhere_columns(row: ExternalRow, dataset: str) -> dict[str, ScoreCell]:
+def _elsewhere_cells(row: ExternalRow) -> dict[str, ScoreCell]:
     """Heading -> cell."""
-    columns = {
-        "IoU, Test": _score_cell(row.test["iou"]),
-        f"IoU, {dataset}": _score_cell(row.scores["iou"]),
-        f"Dice, {dataset}": _score_cell(row.scores["dice"]),
-        f"Missed, {dataset}": _score_cell(row.scores["missed"], percentage),
+    change = row.changes[FOREST]
+    cells = {
+        "Dice": _score_cell(row.scores["dice"]),
+        "Missed": _score_cell(row.scores["missed"], percentage),
     }
     if marked := row.scores.get("false_positive_rate"):
-        columns[f"Falsely marked, {dataset}"] = _score_cell(marked, percentage)
-    return columns
+        cells["Falsely marked"] = _score_cell(marked, percentage)
+    cells["IoU"] = _score_cell(row.scores[FOREST])
+    cells["IoU, Test"] = _score_cell(row.test[FOREST])
+    cells["Change of IoU"] = ScoreCell(signed(change.value), signed_span(change.interval))
+    return cells
 
 
 def _score_cell(score: Score, show: Callable[[float | None], str] = formatted) -> ScoreCell:
     return ScoreCell(show(score.value), bounds_words(score.interval, show) if score.interval else "")
-
-
-def _elsewhere_compared(row: ExternalRow, bar: Whisker) -> ComparedRow:
-    change = row.changes[FOREST]
-    words = {change.first: "better than on Test", change.second: "worse than on Test"}
-    verdict = words.get(change.winner or "", "no significant difference")
-    span = signed_span(change.interval)
-    return ComparedRow(row.experiment, signed(change.value), span, verdict, change.winner is None, bar)
 
 
 def on_external(document: Document) -> list[str]:
@@ -254,11 +249,11 @@ def _on_row(dataset: str, found: ExternalTarget, row: ExternalRow) -> str:
         f"{found.images:,} images of {dataset} ({listed(found.classes)}), and "
         f"{with_span(row.test[FOREST])} on {row.test_images:,} Test images ({listed(row.test_classes)})"
     )
-    span = f" (95 % CI {signed_span(change.interval)})" if change.interval else ""
     if change.winner is None:
-        return f"{reached}: the difference, {signed(change.value)}{span}, is not significant."
-    verb = "gains" if change.winner == change.first else "loses"
-    return f"{reached}: it {verb} {formatted(abs(change.value))}{span}."
+        interval = f" (95 % CI {signed_span(change.interval)})" if change.interval else ""
+        return f"{reached}: the difference, {signed(change.value)}{interval}, is not significant."
+    verb, gain = ("gains", change) if change.winner == change.first else ("loses", change.reversed)
+    return f"{reached}: it {verb} {with_span(Score(value=gain.value, interval=gain.interval))}."
 
 
 # Post-processing

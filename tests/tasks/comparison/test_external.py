@@ -1,6 +1,7 @@
 """Scores on external datasets: handmade masks with known scores."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -75,6 +76,7 @@ def test_the_table_has_a_row_for_each_metric(work: Work) -> None:
     assert row["change_low"] <= row["change"] <= row["change_high"]
     assert table.loc[("bce", "false_positive_rate"), "images"] == 1
     assert pd.isna(table.loc[("bce", "missed"), "change"])
+    assert table.loc[("bce", "false_positive_rate"), "test_value"] == 0
 
 
 def test_the_report_says_how_much_is_lost(work: Work) -> None:
@@ -82,9 +84,11 @@ def test_the_report_says_how_much_is_lost(work: Work) -> None:
     page = work.run().replace("\N{NON-BREAKING HYPHEN}", "-")
     loss = IOU[2] - IOU[12]
     assert f"For infection, bce_iou reaches an IoU of {IOU[12]:.3f}" in page
-    assert f"it loses {loss:.3f}" in page
+    assert f"it loses {loss:.3f} (95 % CI {loss:.3f}" in page
     assert "elsewhere: 1 of 7 usable images are also in the dataset, 1 of them with identical pixels." in page
-    assert "worse than on Test" in page
+    (table,) = re.findall(r'caption-external-elsewhere-infection">\n(<table.*?</table>)', page, re.DOTALL)
+    assert table.count('class="whisker"') == 2
+    assert 'class="level"' not in table  # both lose
     assert "Scores on elsewhere say how networks do on these images." in page
     assert "No network was tested on images of another hospital" not in page
     assert "it loses" in (work.out / "summary.md").read_text(encoding="utf-8")
