@@ -7,6 +7,7 @@ from pathlib import Path
 from tests.external import documented, write_external
 from tests.helpers import Repository, made
 from tests.test_pipeline import stages_run
+from tests.test_structure import assert_exact_code, stages
 
 Make = Callable[[Path], Repository]
 
@@ -42,3 +43,30 @@ def test_an_external_dataset_is_scored_without_any_training(
     repository.run("dvc", "repro")
     for folder in ("reports", "artifacts/comparison"):
         assert made(repository.folder / folder) == made(finished_repository.folder / folder)
+
+
+def test_the_stages_of_all_documented_datasets_are_declared(make_repository: Make, tmp_path: Path) -> None:
+    """With experiments on whole images and on predicted lungs, of two image sizes."""
+    repository = make_repository(tmp_path / "repository")
+    repository.set(
+        "experiments.plain={network: unet, loss: bce, targets: [lung]}",
+        "experiments.second={network: unet, loss: bce, images: lungs/plain, targets: [infection]}",
+        "experiments.larger={network: unet, loss: bce, targets: [infection, lung], image_size: 48}",
+        *(f"external.{name}={json.dumps(entry)}" for name, entry in documented().items()),
+    )
+    found = stages(repository.folder)
+    external = {name for name in found if "_external@" in name}
+    assert_exact_code({name: found[name] for name in external})
+    scored = {name.partition("@")[2] for name in external if name.startswith("evaluate_external@")}
+    on_lungs = {
+        f"{name}-{e}-seed0" for name in ("montgomery", "shenzhen", "jsrt") for e in ("plain", "larger")
+    }
+    on_infection = {f"qata-{e}-seed0" for e in ("report1_bce", "report1_bce_iou", "second", "larger")}
+    assert scored == on_lungs | on_infection
+    _, dependencies = found["evaluate_external@qata-second-seed0"]
+    assert {"data/external/qata/lungs/plain", "data/external/qata/raw"} <= dependencies
+    assert "preprocess_external@jsrt-48" in external and "preprocess_external@qata-32" in external
+    trained = repository.run("dvc", "dag", "--dot", "train@second-seed0")
+    assert "external" not in trained
+    upstream = repository.run("dvc", "dag", "--dot", "compare")
+    assert all(f'"{name}"' in upstream for name in external)
