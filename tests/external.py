@@ -26,6 +26,12 @@ def documented() -> dict[str, dict[str, Any]]:
     return entries
 
 
+def scripts() -> list[str]:
+    """The Python scripts of the page, in order: Montgomery County, JSRT."""
+    parts = PAGE.read_text(encoding="utf-8").split("```python\n")[1:]
+    return [part.partition("```")[0] for part in parts]
+
+
 def drawn(images: int, size: int = 64) -> Iterator[tuple[int, bool, np.ndarray, np.ndarray, np.ndarray]]:
     """Number, whether it is a COVID-19 image, image, lungs and infection."""
     for number in range(1, images + 1):

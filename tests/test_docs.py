@@ -32,7 +32,9 @@ from ruamel.yaml import YAML
 from flows.commands.cli import COMMANDS, GROUPS, make_app
 from flows.repository.stage_environment import CREDENTIALS, PASSED
 from models import losses
+from tasks.audit_external import COLUMNS as OVERLAP_COLUMNS
 from tasks.comparison.document import Document, Limits, Score, Section
+from tasks.comparison.output import EXTERNAL_COLUMNS
 from tasks.reporting.metrics import METRICS as IN_METRICS_JSON
 from tasks.settings.schema import (
     Experiment,
@@ -552,6 +554,11 @@ def test_every_output_and_its_columns_are_described(folder: str, finished_reposi
             columns = pd.read_csv(path, nrows=1).columns
             missing = [c for c in columns if not any(re.fullmatch(pattern, c) for pattern in patterns)]
             assert not missing, f"{name}: {missing}"
+
+
+def test_the_tables_of_external_datasets_are_described() -> None:
+    assert set(EXTERNAL_COLUMNS) <= named(section(FILES, "compare"))
+    assert set(OVERLAP_COLUMNS) <= named(section(FILES, "audit_external"))
 
 
 def test_every_file_of_a_bundle_is_described(pipeline: Pipeline) -> None:
