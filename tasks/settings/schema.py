@@ -124,11 +124,11 @@ class DataSource(_Section):
     def _can_be_pinned(self) -> Self:
         if self.phantoms:
             if self.fingerprint:
-                raise ValueError("phantom:// never changes and has no fingerprint; set data.fingerprint=null")
+                raise ValueError("phantom:// never changes and has no fingerprint; set fingerprint to null")
             if self.sha256:
-                raise ValueError("phantom:// is not a zip file and has no sha256; set data.sha256=null")
+                raise ValueError("phantom:// is not a zip file and has no sha256; set sha256 to null")
             if self.layout:
-                raise ValueError("phantom:// has the folders of COVID-QU-Ex; set data.layout=null")
+                raise ValueError("phantom:// has the folders of COVID-QU-Ex; set layout to null")
         return self
 
     @model_validator(mode="after")
