@@ -298,7 +298,7 @@ def _near(thumbnails: Thumbnails, least: float) -> Pairs:
     blocks = [(i, j) for i in starts for j in starts if i <= j]
     found, total = [np.empty((0, 2), dtype=np.int64)], 0
     for i, j in progress(blocks, len(blocks), "audit blocks"):
-        alike = _normalised(thumbnails, i) @ _normalised(thumbnails, j).T >= least - SLACK
+        alike = normalised(thumbnails, i) @ normalised(thumbnails, j).T >= least - SLACK
         pairs = np.argwhere(np.triu(alike, 1) if i == j else alike) + np.array([i, j])
         pairs = pairs[correlations(thumbnails, pairs) >= least]
         total += len(pairs)
@@ -312,7 +312,7 @@ def _refuse_too_many(count: int, what: str) -> None:
         raise InputError(f"the dataset has more than {MAX_PAIRS:,} pairs of images that {what}")
 
 
-def _normalised(thumbnails: Thumbnails, start: int) -> NDArray[np.float32]:
+def normalised(thumbnails: Thumbnails, start: int) -> NDArray[np.float32]:
     """A block of thumbnails (n, 1024), each with mean 0 and length 1; all 0 if it has a single grey value."""
     flat = thumbnails[start : start + BLOCK].reshape(-1, thumbnails[0].size).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)

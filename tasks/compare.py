@@ -25,6 +25,7 @@ def compare(params: Params, *, out: Path, **folders: Path) -> None:
         detection.csv     sensitivity, specificity and area under the ROC curve, by image
         steps.csv         one row per post-processing step, metric, split and image set
         reliability.csv   one row per probability bin that contains pixels
+        external.csv      one row per external dataset, target, experiment and metric, if there are any
         pictures.zip      X-rays, reference masks and predicted masks of the images to show
 
     Raises:

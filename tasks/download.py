@@ -1,4 +1,7 @@
-"""Stage `download`: copies the dataset from any source to `data/raw`; equal images give identical bytes."""
+"""Stage `download`: copies the dataset from any source to `data/raw`; equal images give identical bytes.
+
+With `--external`, as the stage `download_external`, it copies the Test images of an external dataset.
+"""
 
 import argparse
 import itertools
@@ -26,7 +29,7 @@ from tasks.common.raw import (
     write_member,
 )
 from tasks.settings.layout import Layout
-from tasks.settings.schema import load_params
+from tasks.settings.schema import DataSource, load_params
 from tasks.sources.layout import describe_left_out
 from tasks.sources.listing import (
     Image,
@@ -52,6 +55,7 @@ def download(
     pinned: str | None = None,
     previous: Path | None = None,
     layout: Layout | None = None,
+    external: str | None = None,
 ) -> None:
     """Copy the images and masks of `source` into the shards and the manifest of `out`.
 
@@ -65,13 +69,14 @@ def download(
         previous: an earlier `out`, if there is one. Files that the source has not changed are copied from
             it; the bytes of `out` do not depend on it.
         layout: the user's own layout, if it is not that of COVID-QU-Ex.
+        external: the name of the external dataset, if it is one.
 
     Raises:
         InputError: no file has this layout, a file cannot be read, the fingerprint does not match, or the
             source changed during the download.
         UnavailableError: a remote source cannot be reached.
     """
-    found = find(source, where, layout)
+    found = find(source, where, layout, external)
     images = found.images
     total = sum(len(files) for files in images.values())
     print(f"{where}: {len(images)} images, {total} files", flush=True)
@@ -80,7 +85,7 @@ def download(
     # Only if needed: for a folder this reads every file.
     listing = list_files(source, images) if pinned or previous else None
     if pinned:
-        _refuse_another(pinned, listing, where)
+        _refuse_another(pinned, listing, where, section_of(external))
     try:
         earlier = _Earlier(open_earlier(previous), listing)
         fetched = _copy_all(source, found, listing, earlier, out, where)
@@ -136,18 +141,23 @@ def _is_as_listed(stored: Stored, listing: Listing) -> bool:
     )
 
 
-def how_to_accept(found: str) -> str:
+def section_of(external: str | None) -> str:
+    """The section of params.yaml that describes the dataset."""
+    return f"external.{external}" if external else "data"
+
+
+def how_to_accept(found: str, section: str = "data") -> str:
     """The command that pins the files that the source has now."""
-    return f"cxr params --set data.fingerprint={found}"
+    return f"cxr params --set {section}.fingerprint={found}"
 
 
-def _refuse_another(pinned: str, listing: Listing | None, where: str) -> None:
+def _refuse_another(pinned: str, listing: Listing | None, where: str, section: str) -> None:
     assert listing is not None, "tasks.settings.schema forbids pinning a source that never changes"
     found = fingerprint(listing)
     if found != pinned:
         raise InputError(
-            f"{where}: the files do not match data.fingerprint: found {found}, pinned {pinned}; "
-            f"to accept the current files, run: {how_to_accept(found)}"
+            f"{where}: the files do not match {section}.fingerprint: found {found}, pinned {pinned}; "
+            f"to accept the current files, run: {how_to_accept(found, section)}"
         )
 
 
@@ -192,16 +202,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("params", type=Path)
     parser.add_argument("raw", type=Path, help="folder to create")
+    parser.add_argument("--external", metavar="NAME", help="an external dataset instead of the main one")
     args = parser.parse_args()
-    data = load_params(args.params).data
+    params = load_params(args.params)
+    data: DataSource = params.external[args.external] if args.external else params.data
     # A run works in its own checkout, but relative paths refer to the folder of the user's params.yaml.
     base = Path(os.environ.get("RETRAIN_SOURCE_ROOT", "."))
     # DVC deletes data/raw before this stage runs, so the earlier dataset is elsewhere. It changes no result.
-    previous = os.environ.get("RETRAIN_PREVIOUS_RAW")
-    source = open_source(data.source, base, data.sha256, own_layout=data.layout is not None)
+    previous = None if args.external else os.environ.get("RETRAIN_PREVIOUS_RAW")
+    own_layout, section = data.layout is not None, section_of(args.external)
+    source = open_source(data.source, base, data.sha256, own_layout, section)
     where = without_secrets(data.source)
     earlier = Path(previous) if previous else None
-    download(source, args.raw, where, data.fingerprint, earlier, data.layout)
+    download(source, args.raw, where, data.fingerprint, earlier, data.layout, args.external)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,15 +22,16 @@ if __name__ == "__main__":  # torch reads the variable when it is imported
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from torch import nn
 
 from models.metrics import calibration_bins, confusion_of_masks, mean_absolute_error
 from tasks.common.cores import in_threads
 from tasks.common.environment import versions
 from tasks.common.files import replacing, write_table
 from tasks.common.raw import RawDataset, Split, encode_mask, write_member
-from tasks.inference.masks import Mask, Recipe, infected_share, steps, to_masks
-from tasks.inference.predict import BATCH, Case, choose_points, predict_cases, read_mask
-from tasks.networks.device import set_up
+from tasks.inference.masks import Mask, OperatingPoints, Recipe, infected_share, steps, to_masks
+from tasks.inference.predict import Case, at_a_time, choose_points, predict_cases, read_mask
+from tasks.networks.device import Compute, set_up
 from tasks.networks.network import load_network
 from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids
 from tasks.scoring.images import Calibration, overlaps, score_masks
@@ -63,19 +64,23 @@ def evaluate(
         settings.json     the thresholds, the other settings that turn probabilities into masks, and versions
         predictions.zip   the masks of the Test split as 1-bit PNGs named TARGET/ID.png
     """
-    evaluation = _Evaluation(plan, prediction, trained, images, RawDataset(raw), dropped)
+    dataset, compute = RawDataset(raw), set_up(plan.seed, plan.precision, plan.threads)
+    network = load_network(trained, compute)
+    val = PackedSplit(images, plan.half, "Val", plan.targets, plan.train_classes, dropped)
+    points = choose_points(network, plan, prediction, val, dataset, compute)
+    evaluation = Evaluation(plan, prediction, network, compute, points, dataset)
     with replacing(out) as folder:
         folder.mkdir()
-        evaluation.run("Val")
+        evaluation.run(PackedSplit(images, plan.half, "Val", dropped=dropped), "Val")
         with zipfile.ZipFile(folder / "predictions.zip", "w") as archive:
-            evaluation.run("Test", archive)
+            evaluation.run(PackedSplit(images, plan.half, "Test", dropped=dropped), "Test", archive)
         rows = pd.DataFrame(evaluation.rows)
         settings = {
-            "thresholds": {target: point.threshold for target, point in evaluation.points.items()},
-            "presence": {target: point.presence for target, point in evaluation.points.items()},
+            "thresholds": {target: point.threshold for target, point in points.items()},
+            "presence": {target: point.presence for target, point in points.items()},
             "prediction": json.loads(prediction.to_json()),
-            "precision": evaluation.compute.precision,
-            "device": evaluation.compute.device.type,
+            "precision": compute.precision,
+            "device": compute.device.type,
             "versions": versions(),
         }
         write_table(rows, folder / "images.csv")
@@ -87,33 +92,44 @@ def evaluate(
         print(f"{plan.name}: {target}, {len(of_one)} {split} images of {image_class}: {shown}", flush=True)
 
 
-class _Evaluation:
+class Evaluation:
     """The scores of one trained network."""
 
     def __init__(
         self,
         plan: Plan,
         prediction: Prediction,
-        trained: Path,
-        images: Path,
+        network: nn.Module,
+        compute: Compute,
+        points: OperatingPoints,
         raw: RawDataset,
-        dropped: Set[str],
+        step_by_step: bool = True,
     ) -> None:
+        """With `step_by_step`, also score each enabled step of post-processing."""
         self._plan, self._prediction = plan, prediction
-        self._images, self._raw, self._dropped = images, raw, dropped
-        self.compute = set_up(plan.seed, plan.precision, plan.threads)
-        self._network = load_network(trained, self.compute)
-        val = PackedSplit(images, plan.half, "Val", plan.targets, plan.train_classes, dropped)
-        self.points = choose_points(self._network, plan, prediction, val, raw, self.compute)
-        self._steps = steps(prediction, self.points)
+        self._network, self._compute = network, compute
+        self._points, self._raw = points, raw
+        self._steps = steps(prediction, points) if step_by_step else {}
+        self._has_lung_masks = False  # of the images that are being scored
         self.calibration = Calibration()
         self.rows: list[Row] = []
         self.stepped: list[Row] = []
 
-    def run(self, split: Split, archive: zipfile.ZipFile | None = None) -> None:
-        """Score each image of the split. With an archive, store its masks there and count for calibration."""
-        score = partial(self._score, archive is not None)
-        for scored in in_threads(score, self._cases(split), BATCH):
+    def run(
+        self,
+        images: PackedSplit,
+        split: Split,
+        archive: zipfile.ZipFile | None = None,
+        targets: Sequence[Target] | None = None,
+    ) -> None:
+        """Score each image.
+
+        With an archive, store its masks there and count for calibration. `targets` are those that have
+        reference masks; by default, all of the plan.
+        """
+        self._has_lung_masks = "lung" in self._raw.kinds(images.table["half"][0])
+        score, cases = partial(self._score, archive is not None), self._cases(images, split, targets)
+        for scored in in_threads(score, cases, at_a_time(images)):
             self.rows += [{"seed": self._plan.seed, "split": split, **row} for row in scored.rows]
             self.stepped += [{"seed": self._plan.seed, "split": split, **row} for row in scored.stepped]
             for target, bins in scored.bins.items():
@@ -122,17 +138,21 @@ class _Evaluation:
                 assert archive
                 write_member(archive, name, png)
 
-    def _cases(self, split: Split) -> Iterator[tuple[Case, Errors]]:
-        images = PackedSplit(self._images, self._plan.half, split, dropped=self._dropped)
+    def _cases(
+        self, images: PackedSplit, split: Split, targets: Sequence[Target] | None
+    ) -> Iterator[tuple[Case, Errors]]:
         what, flip = f"{self._plan.name} {split} batches", self._prediction.flip_average
-        for case in predict_cases(self._network, self._plan, images, self._raw, self.compute, flip, what):
+        cases = predict_cases(
+            self._network, self._plan, images, self._raw, self._compute, flip, what, targets
+        )
+        for case in cases:
             yield case, _errors(case)
 
     def _score(self, keep: bool, case_and_errors: tuple[Case, Errors]) -> "_Scored":
         """Score one image. Uses no torch: in each of several threads, torch would start its own threads."""
         case, errors = case_and_errors
         made: dict[Recipe, Mask] = {}
-        masks = to_masks(case.probabilities, self.points, self._prediction, made)
+        masks = to_masks(case.probabilities, self._points, self._prediction, made)
         kept = masks if keep else {}
         return _Scored(
             case.image_class,
@@ -150,9 +170,12 @@ class _Evaluation:
             yield row | score_masks(*arrays, errors[target]) | shares
 
     def _shares(self, case: Case, masks: dict[Target, Mask]) -> Row:
-        """The infected share of the lung, reference and predicted; empty if no predicted lungs are known."""
+        """The infected share of the lung, reference and predicted.
+
+        Empty without predicted lungs, and on a dataset without lung masks.
+        """
         lungs = case.region.numpy() if case.region is not None else masks.get("lung")
-        if lungs is None:
+        if lungs is None or not self._has_lung_masks:
             return {}
         reference_lungs = case.references.get("lung")
         if reference_lungs is None:

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.download import how_to_accept
+from tasks.download import how_to_accept, section_of
 from tasks.settings.layout import Layout
-from tasks.settings.schema import load_data
+from tasks.settings.schema import DataSource, load_data, load_external
 from tasks.sources.layout import LeftOut, describe_left_out
 from tasks.sources.listing import fingerprint, list_files, open_earlier
 from tasks.sources.open import open_source
@@ -48,7 +48,13 @@ class News(NamedTuple):
         return f"{self.new} new, {self.changed} changed and {self.gone} removed of {self.total} files"
 
 
-def look(source: str, relative_to: Path, raw: Path | None, layout: Layout | None = None) -> News:
+def look(
+    source: str,
+    relative_to: Path,
+    raw: Path | None,
+    layout: Layout | None = None,
+    external: str | None = None,
+) -> News:
     """List the source and compare it with an earlier `data/raw`, if there is one.
 
     For a zip file this reads only its directory, for a bucket its listing, for a folder every file. A file
@@ -59,13 +65,14 @@ def look(source: str, relative_to: Path, raw: Path | None, layout: Layout | None
         relative_to: the folder to which a relative path refers.
         raw: an earlier dataset; a missing or damaged one is ignored.
         layout: `data.layout` of params.yaml.
+        external: the name of the external dataset, if it is one.
 
     Raises:
         InputError: the source does not exist, or contains no files of the dataset.
         OSError: a file cannot be read, or a remote source cannot be reached.
     """
-    files = open_source(source, relative_to, own_layout=layout is not None)
-    found = find(files, without_secrets(source), layout)
+    files = open_source(source, relative_to, own_layout=layout is not None, section=section_of(external))
+    found = find(files, without_secrets(source), layout, external)
     images, others, lines = found.images, found.left_out, tuple(describe_found(found, layout))
     listing = list_files(files, images)
     earlier = open_earlier(raw)
@@ -92,24 +99,26 @@ def look(source: str, relative_to: Path, raw: Path | None, layout: Layout | None
     )
 
 
-def describe(params: Path, raw: Path) -> Iterator[str]:
+def describe(params: Path, raw: Path, external: str | None = None) -> Iterator[str]:
     """The output lines of `cxr data look`: differences from data/raw, files that are not in the layout,
     what a layout of one's own finds, and the fingerprint of the source.
 
-    A relative path in `data.source` refers to the folder of params.yaml.
+    A relative path in `data.source` refers to the folder of params.yaml. `external` names an external dataset
+    to look at instead of the main one.
     """
-    data = load_data(params)
-    news = look(data.source, params.parent, raw, data.layout)
+    data: DataSource = load_external(params, external) if external else load_data(params)
+    news = look(data.source, params.parent, raw, data.layout, external)
     where = without_secrets(data.source)
     yield f"{where}: {news.text}"
     yield from describe_left_out(news.left_out, where)
     yield from news.counts
     if news.fingerprint:
-        yield f"fingerprint {news.fingerprint}, {_pin(news.fingerprint, data.fingerprint)}"
+        pin = _pin(news.fingerprint, data.fingerprint, section_of(external))
+        yield f"fingerprint {news.fingerprint}, {pin}"
 
 
-def _pin(found: str, pinned: str | None) -> str:
+def _pin(found: str, pinned: str | None, section: str) -> str:
     if found == pinned:
-        return "as pinned by data.fingerprint"
-    there = f"data.fingerprint pins {pinned}" if pinned else "data.fingerprint is not set"
-    return f"{there}; to accept the current files, run: {how_to_accept(found)}"
+        return f"as pinned by {section}.fingerprint"
+    there = f"{section}.fingerprint pins {pinned}" if pinned else f"{section}.fingerprint is not set"
+    return f"{there}; to accept the current files, run: {how_to_accept(found, section)}"

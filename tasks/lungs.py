@@ -3,6 +3,8 @@
 The lungs are predicted by a trained network; reference lung masks are not used in any split. Images and
 infection masks are 0 outside the predicted lungs, and `region.npy` contains the predicted lungs. The network
 was trained on the Train images, so its lungs may be more accurate there than on new images.
+
+With `--settings`, as the stage `lungs_external`, it does so with images that have no Val split.
 """
 
 import argparse
@@ -16,7 +18,7 @@ from torch import nn
 
 from tasks.common.files import replacing, write_table
 from tasks.common.raw import SPLITS, RawDataset
-from tasks.inference.masks import OperatingPoints, to_masks
+from tasks.inference.masks import OperatingPoints, read_points, to_masks
 from tasks.inference.predict import choose_points, predict_images
 from tasks.networks.device import Compute, set_up
 from tasks.networks.network import load_network
@@ -37,11 +39,13 @@ def restrict(
     raw: Path,
     out: Path,
     dropped: Set[str] = frozenset(),
+    points: OperatingPoints | None = None,
 ) -> None:
     """Write the plan's half of `packed` under `out`, restricted to the predicted lungs.
 
     `trained` is the folder of the network. Its probabilities become lung masks as `prediction` specifies, at
-    the network's image size. Images whose ids are in `dropped` are not used to choose a threshold.
+    the network's image size. Images whose ids are in `dropped` are not used to choose a threshold. Nothing is
+    chosen if `points` are given.
 
     Raises:
         InputError: the half has no infection masks.
@@ -52,8 +56,9 @@ def restrict(
         )
     compute = set_up(plan.seed, plan.precision, plan.threads)
     network = load_network(trained, compute)
-    val = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes, dropped)
-    points = choose_points(network, plan, prediction, val, RawDataset(raw), compute)
+    if points is None:
+        val = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes, dropped)
+        points = choose_points(network, plan, prediction, val, RawDataset(raw), compute)
     table = pd.read_csv(packed / "images.csv")
     with replacing(out) as partial:
         for split in SPLITS:
@@ -100,11 +105,13 @@ def main() -> None:
     parser.add_argument("raw", type=Path, help="data/raw")
     parser.add_argument("out", type=Path, help="folder to create")
     add_dropped_argument(parser)
+    parser.add_argument("--settings", type=Path, help="settings.json of evaluate, with the thresholds to use")
     args = parser.parse_args()
     plan = Plan.from_json(args.plan.read_text(encoding="utf-8"))
     prediction = Prediction.from_json(args.prediction.read_text(encoding="utf-8"))
     dropped = dropped_ids(args.dropped)
-    restrict(plan, prediction, args.trained, args.packed, args.raw, args.out, dropped)
+    points = read_points(args.settings) if args.settings else None
+    restrict(plan, prediction, args.trained, args.packed, args.raw, args.out, dropped, points)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from tasks.compare import compare
 from tasks.comparison.document import COMPARISON_FILE, Document
 from tasks.report import report
 from tasks.scoring.images import score_masks
-from tasks.settings.schema import DataSource, Params
+from tasks.settings.schema import DataSource, External, Params
 
 SIZE = 64
 CLASS_OF = {f"covid_{number}": "COVID-19" for number in range(1, 7)}
@@ -89,6 +89,7 @@ class Work:
         self.out, self.metrics = root / "reports", root / "metrics.json"
         self.experiments: dict[str, int] = {}  # number of seeds, in the order of params.yaml
         self.groups: dict[str, tuple[str, ...]] = {}
+        self.external: dict[str, list[str]] = {}  # external dataset -> trainings that are scored on it
         for name in ("plans", "packed", "raw", "baselines", "audit"):
             self.paths[name].mkdir()
         self._raw()
@@ -103,6 +104,8 @@ class Work:
             Params,
             SimpleNamespace(
                 data=DataSource(source=source),
+                external={name: External(source=f"data/{name}.zip") for name in self.external},
+                scored_on=self.external.__getitem__,
                 experiments=dict.fromkeys(self.experiments),
                 plans={
                     f"{name}-seed{seed}": SimpleNamespace(experiment=name, seed=seed)
@@ -162,6 +165,31 @@ class Work:
             self._evaluate(
                 self.paths["evaluated"] / training, shifts, targets, seed, PLAIN | (prediction or {}), dies
             )
+
+    def add_external(
+        self, dataset: str, target: str, shifts: dict[str, int], images: int = 6, overlap: int = 0
+    ) -> None:
+        """Add an external dataset of COVID-19 images and a control.
+
+        Training -> pixels by which its predictions are the reference masks shifted down. The first `overlap`
+        images are also in the dataset; on these, every prediction is perfect.
+        """
+        folder = self.paths["evaluated"] / "external" / dataset
+        self.external[dataset] = list(shifts)
+        ids = [f"infection/Test/COVID-19/{number}" for number in range(images)]
+        for training, shift in shifts.items():
+            rows = []
+            for number, image_id in enumerate([*ids, "infection/Test/Normal/0"]):
+                reference = REFERENCE["covid_1"] & (number < images)
+                predicted = np.roll(reference, 0 if number < overlap else shift, axis=0)
+                place = {"seed": int(training[-1]), "split": "Test", "target": target, "id": image_id}
+                rows.append({**place, "class": image_id.split("/")[2], **scores(reference, predicted)})
+            (folder / training).mkdir(parents=True)
+            pd.DataFrame(rows).to_csv(folder / training / "images.csv", index=False)
+        (folder / "audit").mkdir()
+        also = pd.DataFrame({"id": ids[:overlap], "also": IDS["covid_1"], "correlation": 1.0, "exact": True})
+        also.to_csv(folder / "audit" / "overlap.csv", index=False)
+        (folder / "audit" / "counts.json").write_text(json.dumps({"images": images + 2, "unusable": 1}))
 
     def _train(self, folder: Path, plan: dict[str, Any], dead: bool) -> None:
         (folder / "network").mkdir(parents=True)

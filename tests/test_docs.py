@@ -32,9 +32,19 @@ from ruamel.yaml import YAML
 from flows.commands.cli import COMMANDS, GROUPS, make_app
 from flows.repository.stage_environment import CREDENTIALS, PASSED
 from models import losses
+from tasks.audit_external import COLUMNS as OVERLAP_COLUMNS
 from tasks.comparison.document import Document, Limits, Score, Section
+from tasks.comparison.output import EXTERNAL_COLUMNS
 from tasks.reporting.metrics import METRICS as IN_METRICS_JSON
-from tasks.settings.schema import Experiment, Selection, Settings, Stages, TrainingSettings, parse_mapping
+from tasks.settings.schema import (
+    Experiment,
+    External,
+    Selection,
+    Settings,
+    Stages,
+    TrainingSettings,
+    parse_mapping,
+)
 from tasks.sources.phantom import PhantomSource
 from tests.bundles import Pipeline
 from tests.helpers import ROOT, Repository
@@ -336,8 +346,9 @@ def leaves(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def keys_of_params() -> set[str]:
     own = Experiment.model_fields.keys() - TrainingSettings.model_fields.keys()
-    experiment = {f"experiments.NAME.{name}" for name in own}
-    return (set(leaves(Settings)) - {"experiments"}) | experiment | set(leaves(Stages, "stages."))
+    entries = {f"experiments.NAME.{name}" for name in own}
+    entries |= {f"external.NAME.{name}" for name in External.model_fields}
+    return (set(leaves(Settings)) - {"experiments"}) | entries | set(leaves(Stages, "stages."))
 
 
 def rows_of_params() -> dict[str, list[str]]:
@@ -362,7 +373,7 @@ def test_defaults_are_those_of_params_yaml() -> None:
     params = parse_mapping((ROOT / "params.yaml").read_text(encoding="utf-8"), "params.yaml")
     rows = rows_of_params()
     for key in keys_of_params():
-        if not key.startswith(("experiments.", "stages.")):
+        if not key.startswith(("experiments.", "external.", "stages.")):
             value: Any = params
             *sections, last = key.split(".")
             for part in sections:
@@ -543,6 +554,11 @@ def test_every_output_and_its_columns_are_described(folder: str, finished_reposi
             columns = pd.read_csv(path, nrows=1).columns
             missing = [c for c in columns if not any(re.fullmatch(pattern, c) for pattern in patterns)]
             assert not missing, f"{name}: {missing}"
+
+
+def test_the_tables_of_external_datasets_are_described() -> None:
+    assert set(EXTERNAL_COLUMNS) <= named(section(FILES, "compare"))
+    assert set(OVERLAP_COLUMNS) <= named(section(FILES, "audit_external"))
 
 
 def test_every_file_of_a_bundle_is_described(pipeline: Pipeline) -> None:

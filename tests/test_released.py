@@ -27,7 +27,8 @@ def without_added(text: str) -> str:
     document = YAML(typ="safe").load(text)
     for key in ADDED:
         section, _, name = key.partition(".")
-        del document[section][name]
+        if name:
+            del document[section][name]
         if not document[section]:
             del document[section]
     for experiment in document["experiments"].values():

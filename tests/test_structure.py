@@ -145,13 +145,18 @@ def closure(path: Path) -> set[Path]:
     return found
 
 
-def stages() -> dict[str, tuple[str, set[str]]]:
-    with Repo(str(ROOT)) as repo:
+def stages(folder: Path = ROOT) -> dict[str, tuple[str, set[str]]]:
+    """Return the command and the dependencies of each stage of a repository."""
+    with Repo(str(folder)) as repo:
         return {s.name: (str(s.cmd), {d.def_path for d in s.deps}) for s in repo.index.stages}
 
 
 def test_each_stage_depends_on_exactly_the_code_that_affects_its_results() -> None:
-    for name, (command, dependencies) in stages().items():
+    assert_exact_code(stages())
+
+
+def assert_exact_code(found: dict[str, tuple[str, set[str]]]) -> None:
+    for name, (command, dependencies) in found.items():
         module = command.split()[2]
         needed = {
             p.relative_to(ROOT).as_posix()

@@ -10,6 +10,7 @@ from flows.commands import ROOT
 
 def look(
     *,
+    external: Annotated[str | None, Parameter(metavar="NAME")] = None,
     params: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     raw: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
 ) -> None:
@@ -18,15 +19,18 @@ def look(
     Prints the differences, and the fingerprint that pins the current contents of the source.
 
     Args:
+        external: Look at this dataset of the section external instead.
         params: The file that names the data source. By default the checkout's params.yaml.
-        raw: The downloaded dataset, if any. By default the checkout's data/raw.
+        raw: The downloaded dataset, if any. By default the checkout's data/raw, or the external dataset.
 
     Examples:
         cxr data look
+        cxr data look --external montgomery
     """
     from tasks.look import describe
 
-    for line in describe(params or ROOT / "params.yaml", raw or ROOT / "data" / "raw"):
+    data = ROOT / "data" / (f"external/{external}/raw" if external else "raw")
+    for line in describe(params or ROOT / "params.yaml", raw or data, external):
         print(line)
 
 

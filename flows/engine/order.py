@@ -28,8 +28,10 @@ INTERRUPTED = "Interrupted"
 
 #: Retries by kind of stage. An unreachable data source usually recovers within seconds or minutes. A training
 #: is expensive, and it fails again if memory is short.
+DOWNLOAD = {"retries": 5, "retry_delay_seconds": exponential_backoff(5), "retry_jitter_factor": 0.5}
 RETRIES: dict[str, dict[str, Any]] = {
-    "download": {"retries": 5, "retry_delay_seconds": exponential_backoff(5), "retry_jitter_factor": 0.5},
+    "download": DOWNLOAD,
+    "download_external": DOWNLOAD,
     "train": {"retries": 2, "retry_delay_seconds": [5, 60]},
 }
 RETRY_ONCE: dict[str, Any] = {"retries": 1, "retry_delay_seconds": 5}

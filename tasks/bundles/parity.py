@@ -16,7 +16,7 @@ from PIL import Image
 
 from tasks.bundles.engines import BATCH, Engine, mirror_averaged
 from tasks.common.environment import versions
-from tasks.inference.masks import Floats, Mask, OperatingPoint, OperatingPoints, resized, to_masks
+from tasks.inference.masks import Floats, Mask, OperatingPoints, operating_points, resized, to_masks
 from tasks.packed.reader import PackedSplit, scaled
 from tasks.settings.schema import Plan, Prediction, Target
 from tasks.support.cli import InputError
@@ -58,14 +58,6 @@ class Networks(NamedTuple):
     """torch in fp32."""
     native: Engine
     """torch as evaluate uses it; the same object if that is fp32 on the CPU."""
-
-
-def operating_points(evaluated: Evaluated) -> OperatingPoints:
-    """The operating points in the settings.json of the stage evaluate."""
-    return {
-        target: OperatingPoint(threshold, evaluated["presence"][target])
-        for target, threshold in evaluated["thresholds"].items()
-    }
 
 
 def read_settings(folder: Path) -> Evaluated:

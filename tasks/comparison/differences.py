@@ -12,7 +12,14 @@ import numpy as np
 import pandas as pd
 
 from models.metrics import selection_weights
-from tasks.comparison.document import Difference, Family, Step, StepChange
+from tasks.comparison.document import (
+    AgainstBaselines,
+    Difference,
+    Family,
+    ScoreRow,
+    Step,
+    StepChange,
+)
 from tasks.comparison.inputs import ExperimentResults, Scored, Table, Values
 from tasks.comparison.scores import bounds, predictor
 from tasks.scoring.intervals import Interval, Predictor, differences, scores
@@ -45,11 +52,11 @@ def family(table: Table, metric: str, values: Mapping[str, Values]) -> Family:
         metric=metric,
         images=len(table),
         covers_training=found.covers_training,
-        differences=tuple(_difference(metric, *pair, interval) for pair, interval in found.intervals.items()),
+        differences=tuple(difference(metric, *pair, interval) for pair, interval in found.intervals.items()),
     )
 
 
-def _difference(metric: str, first: str, second: str, interval: Interval) -> Difference:
+def difference(metric: str, first: str, second: str, interval: Interval) -> Difference:
     """First minus second, with the winner of the two."""
     winner = first if (interval.value > 0) == HIGHER_IS_BETTER[metric] else second
     return Difference(
@@ -60,6 +67,48 @@ def _difference(metric: str, first: str, second: str, interval: Interval) -> Dif
         interval=bounds(interval),
         winner=winner if interval.excludes_zero else None,
     )
+
+
+# Trivial predictors
+
+
+def against_baselines(
+    scored: Scored, image_set: str, families: Sequence[Family]
+) -> tuple[AgainstBaselines, ...]:
+    """Which experiments beat each trivial predictor on which metric; a tie does not count as a win."""
+    if not is_compared(scored, image_set) or not scored.predictors:
+        return ()
+    won = {
+        (d.winner, d.second if d.winner == d.first else d.first, d.metric)
+        for found in families
+        for d in found.differences
+        if d.winner
+    }
+    alike: dict[tuple[tuple[str, ...], ...], list[str]] = {}
+    for name in scored.names:
+        lost = tuple(
+            tuple(metric for metric in COMPARED if (name, predictor, metric) not in won)
+            for predictor in scored.predictors
+        )
+        alike.setdefault(lost, []).append(name)
+    return tuple(
+        AgainstBaselines(
+            experiments=tuple(who),
+            not_beaten=dict(zip(scored.predictors, lost, strict=True)),
+            everyone=len(who) == len(scored.names),
+        )
+        for lost, who in alike.items()
+    )
+
+
+def best_baselines(rows: Sequence[ScoreRow]) -> dict[str, str]:
+    """Metric -> the trivial predictor with the best score, for metrics that exist."""
+    trivial = [row for row in rows if row.kind == "baseline"]
+    return {
+        metric: max(trivial, key=lambda row: row.scores[metric].value * (1 if higher else -1)).name
+        for metric, higher in HIGHER_IS_BETTER.items()
+        if trivial and all(metric in row.scores for row in trivial)
+    }
 
 
 # Post-processing

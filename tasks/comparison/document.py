@@ -6,6 +6,7 @@
     sections       one per half and target: the choice on Val, Test scores, differences, images to show
     report_2       the table and pictures of report 2, for experiments that predict both lung and infection
     consistency    which printed scores are possible
+    external       scores on images of other hospitals; missing if there are none
 
 A section names the half of the dataset as well as the target, because Test images of different halves are
 not comparable. NaN and infinity are written as the strings "NaN", "Infinity" and "-Infinity"; null means
@@ -515,6 +516,45 @@ class Consistency(Model):
     broken_pairs: tuple[OwnPair, ...]
 
 
+# Images of other hospitals
+
+
+class ExternalRow(Model):
+    """One experiment on an external dataset, and on the Test images that are most like it.
+
+    IoU and Dice are means over the images with a reference mask, `missed` is the share of these in which
+    nothing is marked, and `false_positive_rate` the share of the others in which anything is marked.
+    """
+
+    experiment: str
+    scores: dict[str, Score]
+    test_images: int  # with a reference mask
+    test_classes: tuple[str, ...]  # the same as those of the external images, if Test images have them
+    test: dict[str, Score]
+    changes: dict[str, Difference]  # external dataset minus Test, of IoU and Dice
+
+
+class ExternalTarget(Model):
+    target: str
+    images: int  # with a reference mask
+    empty: int  # without one
+    classes: tuple[str, ...]  # of the images with a reference mask
+    covers_training: bool  # whether intervals of changes include the variation between trainings
+    rows: tuple[ExternalRow, ...]  # in the order of the groups
+
+
+class ExternalSet(Model):
+    """A dataset on which nothing was trained or chosen."""
+
+    name: str
+    source: str
+    images: int
+    unusable: int
+    overlapping: int  # usable images that are also in the dataset, and are left out of the scores
+    identical: int  # of these, the images whose pixels are all the same
+    targets: tuple[ExternalTarget, ...]
+
+
 class Document(Model):
     schema_version: int
     source: str  # of the dataset
@@ -527,6 +567,7 @@ class Document(Model):
     sections: tuple[Section, ...]
     report_2: Report2 | None
     consistency: Consistency
+    external: tuple[ExternalSet, ...] = ()
 
     @property
     def halves(self) -> tuple[str, ...]:
@@ -552,7 +593,8 @@ class Document(Model):
             yield from self.report_2.shown
 
     def to_json(self) -> str:
-        return self.model_dump_json(indent=1) + "\n"
+        without = set() if self.external else {"external"}
+        return self.model_dump_json(indent=1, exclude=without) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -6,8 +6,8 @@ No other module of this package reads files.
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tasks.common.raw import CLASSES, GROUPS, IMAGE_SETS, RawDataset
 from tasks.comparison.document import ImageGroups, main_image_set
-from tasks.settings.schema import Params
+from tasks.settings.schema import EXTERNAL, Params
 from tasks.support.cli import InputError, without_secrets
 
 Values = NDArray[np.float64]
@@ -155,6 +155,8 @@ class Table:
 
     rows: pd.DataFrame
     experiments: tuple[str, ...]
+    dataset: str = ""
+    """The external dataset to which the images belong, if any."""
 
     def __len__(self) -> int:
         return len(self._images)
@@ -202,7 +204,24 @@ class Table:
 
     def only(self, images: NDArray[np.intp]) -> "Table":
         """The rows of some of the images, by their positions."""
-        return Table(self.rows[self.rows["id"].isin(self.ids[images])], self.experiments)
+        return replace(self, rows=self.rows[self.rows["id"].isin(self.ids[images])])
+
+
+@dataclass(frozen=True)
+class ExternalResults:
+    """The outputs of earlier stages for one external dataset."""
+
+    name: str
+    source: str
+    images: int
+    unusable: int
+    overlap: pd.DataFrame  # one row per usable image that is also in the dataset
+    rows: pd.DataFrame  # one row per experiment (the column predictor), seed, target and other usable image
+    experiments: tuple[str, ...]  # in the order of the groups
+
+    def table(self, target: str) -> Table:
+        """The rows of a target."""
+        return Table(self.rows[self.rows["target"] == target], self.experiments, self.name)
 
 
 @dataclass(frozen=True)
@@ -221,6 +240,7 @@ class Inputs:
     phantoms: bool
     published: bool  # whether counts and scores of these images are published
     image_groups: ImageGroups | None
+    external: tuple[ExternalResults, ...]
 
     def scored(self) -> list[Scored]:
         """Every half and target: targets with experiments first, and infection first among these."""
@@ -263,7 +283,8 @@ def read_inputs(
     """Read the inputs of the comparison.
 
     For each training: `plans/NAME.json`, `trained/NAME/{history.csv,network/network.json}` and
-    `evaluated/NAME/{images.csv,steps.csv,calibration.csv,settings.json,predictions.zip}`. Also
+    `evaluated/NAME/{images.csv,steps.csv,calibration.csv,settings.json,predictions.zip}`. For each external
+    dataset: `evaluated/external/DATASET/{audit/counts.json,audit/overlap.csv,NAME/images.csv}`. Also
     `baselines/HALF/{images.csv,calibration.csv}`, `packed/{images.csv,rejected.csv}`, `raw` and the outputs
     of the stage audit.
 
@@ -295,6 +316,30 @@ def read_inputs(
         phantoms=params.data.phantoms,
         published=params.data.published,
         image_groups=_image_groups(raw / GROUPS),
+        external=tuple(
+            _external(dataset, params, [e.name for e in experiments], evaluated / EXTERNAL / dataset)
+            for dataset in params.external
+            if params.scored_on(dataset)
+        ),
+    )
+
+
+def _external(dataset: str, params: Params, experiments: Sequence[str], folder: Path) -> ExternalResults:
+    """The results on an external dataset, without the images that are also in the dataset."""
+    overlap = pd.read_csv(folder / "audit" / "overlap.csv").astype({"exact": bool})
+    counts = _json(folder / "audit" / "counts.json")
+    rows = _together(
+        _scores(folder / training / "images.csv").assign(predictor=params.plans[training].experiment)
+        for training in params.scored_on(dataset)
+    )
+    return ExternalResults(
+        name=dataset,
+        source=without_secrets(params.external[dataset].source),
+        images=counts["images"],
+        unusable=counts["unusable"],
+        overlap=overlap,
+        rows=rows[~rows["id"].isin(overlap["id"])].sort_values(["seed", "id"]),
+        experiments=tuple(experiments),
     )
 
 

@@ -14,7 +14,9 @@ from tasks.comparison.document import (
     COMPARISON_FILE,
     PICTURES_FILE,
     Bounds,
+    Difference,
     Document,
+    Score,
     ScoreRow,
     Section,
     prediction_name,
@@ -36,10 +38,18 @@ COLUMNS = {
     "steps": [*PLACE, "experiment", "step", "metric", *ESTIMATE],
     "reliability": [*PLACE, "experiment", "mean_probability", "true_share"],
 }
+#: Of external.csv: the score on the external images, the score on Test images, and the change.
+EXTERNAL_COLUMNS = [
+    *("dataset", "target", "name", "metric", "images", *ESTIMATE),
+    *("test_images", "test_value", "test_low", "test_high", "change", "change_low", "change_high"),
+]
 
 
 def write_comparison(document: Document, inputs: Inputs, out: Path) -> None:
-    """Write `comparison.json`, a table for each of `COLUMNS` and `pictures.zip` under `out`."""
+    """Write `comparison.json`, a table for each of `COLUMNS` and `pictures.zip` under `out`.
+
+    Also `external.csv`, if there are external datasets.
+    """
     rows = {
         "scores": _scores,
         "differences": _differences,
@@ -54,6 +64,9 @@ def write_comparison(document: Document, inputs: Inputs, out: Path) -> None:
         for name, columns in COLUMNS.items():
             found = [row for section in document.sections for row in rows[name](section)]
             write_table(pd.DataFrame(found, columns=columns), partial / f"{name}.csv")
+        if document.external:
+            table = pd.DataFrame(_external(document), columns=EXTERNAL_COLUMNS)
+            write_table(table, partial / "external.csv")
         with zipfile.ZipFile(partial / PICTURES_FILE, "w") as archive:
             for member, content in sorted(_pictures(document, inputs).items()):
                 write_member(archive, member, content)
@@ -138,6 +151,35 @@ def _reliability(section: Section) -> Iterator[Row]:
                     "mean_probability": probability,
                     "true_share": share,
                 }
+
+
+def _external(document: Document) -> Iterator[Row]:
+    for dataset in document.external:
+        for found in dataset.targets:
+            for row in found.rows:
+                place = {"dataset": dataset.name, "target": found.target, "name": row.experiment}
+                for metric, score in row.scores.items():
+                    of_masks = metric != "false_positive_rate"
+                    yield place | {
+                        "metric": metric,
+                        "images": found.images if of_masks else found.empty,
+                        **_estimate(score.value, score.interval),
+                        "test_images": row.test_images if of_masks else None,
+                        **_prefixed("test_", row.test.get(metric)),
+                        **_change(row.changes.get(metric)),
+                    }
+
+
+def _prefixed(prefix: str, score: Score | None) -> Row:
+    found = _estimate(score.value, score.interval) if score else {}
+    return {f"{prefix}{name}": value for name, value in found.items()}
+
+
+def _change(change: Difference | None) -> Row:
+    if change is None:
+        return {}
+    bounds = change.interval.model_dump() if change.interval else {}
+    return {"change": change.value, **{f"change_{name}": value for name, value in bounds.items()}}
 
 
 def _pictures(document: Document, inputs: Inputs) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ from tasks.comparison.choice import choice
 from tasks.comparison.clinical import detection, limits, sizes
 from tasks.comparison.consistency import consistency
 from tasks.comparison.dataset import dataset
-from tasks.comparison.differences import families, steps
+from tasks.comparison.differences import against_baselines, best_baselines, families, steps
 from tasks.comparison.document import (
     SCHEMA_VERSION,
     Choice,
@@ -18,7 +18,7 @@ from tasks.comparison.document import (
     ScoreRow,
     Section,
 )
-from tasks.comparison.findings import against_baselines, best_baselines
+from tasks.comparison.external import external
 from tasks.comparison.inputs import Inputs, Scored
 from tasks.comparison.published import PUBLISHED, REPORT_1, REPORT_2
 from tasks.comparison.scores import markings, score_rows
@@ -41,6 +41,7 @@ def compare_all(inputs: Inputs, positions: Sequence[int]) -> Document:
         sections=sections,
         report_2=_report_2(inputs, sections),
         consistency=consistency(sections, inputs.published),
+        external=tuple(external(found, scored) for found in inputs.external),
     )
 
 

@@ -1,7 +1,9 @@
 """Turns probabilities into masks, with NumPy alone: `cxr predict` works without torch."""
 
+import json
 from collections.abc import Mapping
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,6 +41,19 @@ class OperatingPoint(NamedTuple):
 
 
 OperatingPoints = dict[Target, OperatingPoint]
+
+
+def operating_points(evaluated: Mapping[str, Any]) -> OperatingPoints:
+    """The operating points in the settings.json of the stage evaluate."""
+    return {
+        target: OperatingPoint(threshold, evaluated["presence"][target])
+        for target, threshold in evaluated["thresholds"].items()
+    }
+
+
+def read_points(settings: Path) -> OperatingPoints:
+    """The operating points that the stage evaluate chose on Val; `settings` is its settings.json."""
+    return operating_points(json.loads(settings.read_text(encoding="utf-8")))
 
 
 def mean_probability(probability: Floats) -> float:

@@ -30,6 +30,8 @@ from tasks.support.progress import progress
 
 #: Images per forward pass, if memory is sufficient.
 BATCH = 32
+#: Pixels of the images that a thread handles at a time: as many as BATCH images of 512x512 have.
+PIXELS = BATCH * 512**2
 
 #: The candidates for `threshold: val`, and the number of those for `presence: val`.
 THRESHOLDS = (np.arange(1, 20) / 20).astype(np.float32)
@@ -57,6 +59,12 @@ def read_mask(raw: RawDataset, image_id: str, kind: Target) -> Tensor:
     return torch.from_numpy(raw.read(image_id, kind) > 0)
 
 
+def at_a_time(split: PackedSplit) -> int:
+    """How many images a thread handles at a time: up to `BATCH`, fewer if they are large."""
+    largest = int((split.table["height"] * split.table["width"]).max())
+    return max(1, min(BATCH, PIXELS // largest))
+
+
 def predict_cases(
     network: nn.Module,
     plan: Plan,
@@ -65,19 +73,24 @@ def predict_cases(
     compute: Compute,
     flip_average: bool,
     what: str,
+    targets: Sequence[Target] | None = None,
 ) -> Iterator[Case]:
-    """Yield each image of the split with its probabilities, which are 0 outside the visible region."""
+    """Yield each image of the split with its probabilities, which are 0 outside the visible region.
+
+    `targets` are those that have reference masks, at least one; by default, all of the plan.
+    """
+    known = plan.targets if targets is None else targets
     images = predict_images(network, split, compute, flip_average, what)
     regions = split.regions()
 
     def read_references(image_id: str) -> dict[Target, Tensor]:
-        return {target: read_mask(raw, image_id, target) for target in plan.targets}
+        return {target: read_mask(raw, image_id, target) for target in known}
 
     ids, classes = split.table["id"], split.table["class"]
     # Reference masks come first, so that those of the next batch are read while this batch is predicted.
-    cases = zip(in_threads(read_references, ids, BATCH), images, ids, classes, strict=True)
+    cases = zip(in_threads(read_references, ids, at_a_time(split)), images, ids, classes, strict=True)
     for index, (references, predicted, image_id, image_class) in enumerate(cases):
-        shape = references[plan.targets[0]].shape
+        shape = references[known[0]].shape
         region = None if regions is None else _own(regions[index].float(), shape) >= 0.5
         own = _own_size(plan, predicted.averaged, shape, region)
         plain = (
@@ -181,7 +194,7 @@ def choose_points(
     for targets in rounds:
         what = f"{plan.name} Val batches, threshold of {' and '.join(targets)}"
         cases = predict_cases(network, plan, images, raw, compute, prediction.flip_average, what)
-        found = list(in_threads(partial(_candidates, targets, chosen, prediction), cases, BATCH))
+        found = list(in_threads(partial(_candidates, targets, chosen, prediction), cases, at_a_time(images)))
         for target in targets:
             of_target = [of_one[target] for of_one in found]
             chosen[target] = _best_point(plan.selection, prediction, of_target)

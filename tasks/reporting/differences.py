@@ -1,11 +1,30 @@
-"""The report's paired comparisons between experiments and between the steps of post-processing."""
+"""The report's comparisons between experiments, post-processing steps, and images of several hospitals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.comparison.document import Difference, Document, Family, Section, StepChange
-from tasks.reporting.words import IMAGE_SET_NAMES, formatted, listed, signed, signed_span
+from tasks.comparison.document import (
+    Difference,
+    Document,
+    ExternalRow,
+    ExternalSet,
+    ExternalTarget,
+    Family,
+    Score,
+    Section,
+    StepChange,
+)
+from tasks.reporting.words import (
+    IMAGE_SET_NAMES,
+    bounds_words,
+    formatted,
+    listed,
+    percentage,
+    signed,
+    signed_span,
+    with_span,
+)
 
 
 @dataclass(frozen=True)
@@ -112,6 +131,129 @@ def whiskers(found: Sequence[Difference]) -> list[Whisker]:
 def _low_value_high(d: Difference) -> tuple[float, float, float]:
     """Low, value, high; without an interval, all three are the value."""
     return (d.interval.low, d.value, d.interval.high) if d.interval else (d.value, d.value, d.value)
+
+
+# Images of other hospitals
+
+
+@dataclass(frozen=True)
+class ScoreCell:
+    """A score, formatted, with its interval."""
+
+    value: str
+    span: str
+
+
+@dataclass(frozen=True)
+class ElsewhereRow:
+    """One experiment on an external dataset, compared with its own Test images."""
+
+    name: str
+    cells: tuple[ScoreCell, ...]  # of scores, then of the change
+    level: bool  # the interval of the change includes zero
+    whisker: Whisker
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """The table of one external dataset and one target."""
+
+    dataset: str
+    target: str
+    images: int
+    classes: str
+    headings: tuple[str, ...]
+    rows: list[ElsewhereRow]
+
+
+#: The metric whose change the report shows as a forest plot.
+FOREST = "iou"
+
+
+def elsewhere(document: Document) -> list[Elsewhere]:
+    """A table for each target and external dataset of which changes are known.
+
+    The bars of all tables share one axis.
+    """
+    places = [
+        (dataset, found)
+        for dataset in document.external
+        for found in dataset.targets
+        if all(row.changes for row in found.rows)
+    ]
+    changes = [row.changes[FOREST] for _, found in places for row in found.rows]
+    bars = iter(whiskers(changes)) if changes else iter(())
+    return [
+        Elsewhere(
+            dataset.name,
+            found.target,
+            found.images,
+            listed(found.classes),
+            tuple(_elsewhere_cells(found.rows[0])),
+            [_elsewhere_row(row, next(bars)) for row in found.rows],
+        )
+        for dataset, found in places
+    ]
+
+
+def _elsewhere_row(row: ExternalRow, bar: Whisker) -> ElsewhereRow:
+    cells, change = _elsewhere_cells(row), row.changes[FOREST]
+    return ElsewhereRow(row.experiment, tuple(cells.values()), change.winner is None, bar)
+
+
+def _elsewhere_cells(row: ExternalRow) -> dict[str, ScoreCell]:
+    """Heading -> cell."""
+    change = row.changes[FOREST]
+    cells = {
+        "Dice": _score_cell(row.scores["dice"]),
+        "Missed": _score_cell(row.scores["missed"], percentage),
+    }
+    if marked := row.scores.get("false_positive_rate"):
+        cells["Falsely marked"] = _score_cell(marked, percentage)
+    cells["IoU"] = _score_cell(row.scores[FOREST])
+    cells["IoU, Test"] = _score_cell(row.test[FOREST])
+    cells["Change of IoU"] = ScoreCell(signed(change.value), signed_span(change.interval))
+    return cells
+
+
+def _score_cell(score: Score, show: Callable[[float | None], str] = formatted) -> ScoreCell:
+    return ScoreCell(show(score.value), bounds_words(score.interval, show) if score.interval else "")
+
+
+def on_external(document: Document) -> list[str]:
+    """How the experiment that was chosen for each target does on each external dataset."""
+    return [sentence for dataset in document.external for sentence in _on_dataset(document, dataset)]
+
+
+def _on_dataset(document: Document, dataset: ExternalSet) -> Iterator[str]:
+    chosen = {section.target: section.choice.chosen for section in document.predicted if section.choice}
+    for found in dataset.targets:
+        for row in found.rows:
+            if row.experiment == chosen.get(found.target) and row.changes:
+                yield _on_row(dataset.name, found, row)
+    usable = dataset.images - dataset.unusable
+    if dataset.overlapping:
+        identical = f", {dataset.identical:,} of them with identical pixels" if dataset.identical else ""
+        yield (
+            f"{dataset.name}: {dataset.overlapping:,} of {usable:,} usable images are also in the dataset"
+            f"{identical}. They are left out of the scores."
+        )
+    else:
+        yield f"{dataset.name}: none of the {usable:,} usable images is also in the dataset."
+
+
+def _on_row(dataset: str, found: ExternalTarget, row: ExternalRow) -> str:
+    change = row.changes[FOREST]
+    reached = (
+        f"For {found.target}, {row.experiment} reaches an IoU of {with_span(row.scores[FOREST])} on "
+        f"{found.images:,} images of {dataset} ({listed(found.classes)}), and "
+        f"{with_span(row.test[FOREST])} on {row.test_images:,} Test images ({listed(row.test_classes)})"
+    )
+    if change.winner is None:
+        interval = f" (95 % CI {signed_span(change.interval)})" if change.interval else ""
+        return f"{reached}: the difference, {signed(change.value)}{interval}, is not significant."
+    verb, gain = ("gains", change) if change.winner == change.first else ("loses", change.reversed)
+    return f"{reached}: it {verb} {with_span(Score(value=gain.value, interval=gain.interval))}."
 
 
 # Post-processing

@@ -16,8 +16,7 @@ def limitations(document: Document) -> list[str]:
 
 def _of_covid_qu_ex(document: Document) -> list[str]:
     return [
-        "The Test images come from the same sources as the training images. No network was tested on images "
-        "of another hospital, another scanner or another time.",
+        _other_hospitals(document, "sources", ""),
         _without_patients(document),
         "COVID-19 images and controls were collected by different institutions. A network may recognise the "
         "institution instead of the disease, which makes false positive rates look better than they would be "
@@ -38,8 +37,7 @@ def _of_own_images(document: Document) -> list[str]:
     """What holds for any dataset, without knowing where it comes from."""
     groups = document.dataset.groups
     return [
-        "The Test images come from the same source as the training images. No network was tested on images "
-        "of another hospital, another scanner or another time, unless the splits were made so.",
+        _other_hospitals(document, "source", ", unless the splits were made so"),
         _with_patients(groups) if groups else _without_patients(document),
         "If the classes were collected by different institutions, a network may recognise the institution "
         "instead of the disease.",
@@ -49,6 +47,20 @@ def _of_own_images(document: Document) -> list[str]:
         "Each look at the Test scores that changes the settings makes them less reliable. Epochs, thresholds "
         "and the recommended network are chosen on the Val split alone.",
     ]
+
+
+def _other_hospitals(document: Document, sources: str, exception: str) -> str:
+    same = f"The Test images come from the same {sources} as the training images."
+    if not document.external:
+        return (
+            f"{same} No network was tested on images of another hospital, another scanner or another "
+            f"time{exception}."
+        )
+    names = listed([dataset.name for dataset in document.external])
+    return (
+        f"{same} Scores on {names} say how networks do on these images. Other hospitals may differ more, and "
+        "readers who draw masks by other rules lower a score too."
+    )
 
 
 def _without_patients(document: Document) -> str:

@@ -5,8 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.comparison.document import Document, ScoreRow, Section
-from tasks.settings.schema import DATASET, TRIVIAL
+from tasks.comparison.document import Document, ExternalRow, ScoreRow, Section
+from tasks.settings.schema import DATASET, EXTERNAL, TRIVIAL
 
 #: The scores of each image set, few enough to read a difference; scores.csv has all.
 METRICS = {
@@ -18,6 +18,8 @@ METRICS = {
 }
 #: Without COVID-19 images, the main image set has their scores too.
 MAIN_METRICS = METRICS["covid"]
+#: The scores on external datasets, over images with a reference mask; of the others the last.
+EXTERNAL_METRICS = ("iou", "dice", "false_positive_rate")
 
 Nested = dict[str, Any]
 
@@ -25,7 +27,8 @@ Nested = dict[str, Any]
 def metrics_json(document: Document) -> str:
     """Experiment -> val or test -> target -> image set -> metric; six decimals, null for NaN.
 
-    The trivial predictors are under `baselines`, and the audit's counts under `dataset`.
+    The trivial predictors are under `baselines`, and the audit's counts under `dataset`. Scores on external
+    datasets are under `external` -> dataset -> target -> metric of each experiment.
     """
     content: Nested = {DATASET: document.dataset.audit, TRIVIAL: {}}
     for section in document.sections:
@@ -39,10 +42,15 @@ def metrics_json(document: Document) -> str:
                         metrics = tuple(dict.fromkeys((*metrics, *MAIN_METRICS)))
                     if scores := _scores(metrics, row):
                         of_split[image_set.name] = scores
+    for dataset in document.external:
+        for found in dataset.targets:
+            for elsewhere in found.rows:
+                of_dataset = _within(_within(content[elsewhere.experiment], EXTERNAL), dataset.name)
+                of_dataset[found.target] = _scores(EXTERNAL_METRICS, elsewhere)
     return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
-def _scores(metrics: Sequence[str], row: ScoreRow) -> Nested:
+def _scores(metrics: Sequence[str], row: ScoreRow | ExternalRow) -> Nested:
     return {metric: _rounded(row.scores[metric].value) for metric in metrics if metric in row.scores}
 
 

@@ -21,8 +21,10 @@ from tasks.reporting.differences import (
     Matrix,
     Steps,
     compared_rows,
+    elsewhere,
     group_rows,
     matrix,
+    on_external,
     steps,
 )
 from tasks.reporting.findings import (
@@ -193,6 +195,8 @@ def render_page(document: Document, pictures: Path) -> str:
         xrays=list(gallery.xrays.values()),
         most_spreads=MOST_SPREADS,
         limitations=limitations(document),
+        elsewhere=elsewhere(document),
+        on_external=on_external(document),
         research_use=RESEARCH_USE,
         devices=_devices(document),
         versions=_versions(document),

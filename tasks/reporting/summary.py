@@ -1,6 +1,7 @@
 """A short version of the report in Markdown: one table per target and the main findings."""
 
 from tasks.comparison.document import Document, Section
+from tasks.reporting.differences import on_external
 from tasks.reporting.findings import (
     against_trivial,
     on_choice,
@@ -31,6 +32,8 @@ def summarise(document: Document) -> str:
         choice = f"{section.choice.chosen}: {on_choice(section.choice)}"
         sentences = [choice, *on_chosen(section), *against_trivial(section)]
         lines += [*(f"- {sentence}" for sentence in sentences), ""]
+    if document.external:
+        lines += [*(f"- {sentence}" for sentence in on_external(document)), ""]
     lines += [*(f"- {sentence}" for sentence in on_printed(document.consistency, document.published)), ""]
     lines += [
         "Scores are means per image with 95 % confidence intervals, on the "

@@ -204,6 +204,16 @@ def pooled_values(part: Values, whole: Values) -> Values:
     return ratio + (part - ratio * whole) * np.where(empty, 0.0, whole.shape[1] / np.where(empty, 1, total))
 
 
+def between_samples(first: Values, second: Values) -> Values:
+    """Values (S, N1 + N2) whose mean for each seed is the mean of `first` minus the mean of `second`.
+
+    For two samples of images, (S, N1) and (S, N2), on which the same S trainings are scored. The intervals of
+    `scores` hold for these values if no stratum has images of both samples.
+    """
+    images = first.shape[1] + second.shape[1]
+    return np.concatenate([first * (images / first.shape[1]), -second * (images / second.shape[1])], axis=1)
+
+
 # --- errors of contrasts ------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """Applies presets and single assignments to the text of params.yaml. Comments are kept."""
 
 import io
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def with_changes(text: str, changes: Mapping[str, Mapping[str, Any]], experiment
     yaml.width, yaml.preserve_quotes = 4096, True
     document = yaml.load(text)
     for change in changes.values():
-        _drop_pins(document, change, set_there={pin for c in changes.values() for pin in _section(c, "data")})
+        _drop_pins(document, change, list(changes.values()))
         _merge(document, change.among(document) if isinstance(change, Preset) else change)
     if experiments:
         _keep_experiments(document, experiments)
@@ -85,17 +85,25 @@ _Representer.add_representer(
 )
 
 
-def _drop_pins(document: Any, change: Mapping[str, Any], set_there: Set[str]) -> None:
-    data = _section(document, "data")
-    if _section(change, "data").get("source", data.get("source")) != data.get("source"):
-        for pin in PINS:
-            if pin in data and pin not in set_there:
-                data[pin] = None
+def _drop_pins(document: Any, change: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) -> None:
+    """Remove the pins of each source that the change replaces, except pins that one of the changes sets."""
+    places = [("data",), *(("external", name) for name in _section(document, "external"))]
+    for place in places:
+        data = _section(document, *place)
+        set_there = {pin for each in changes for pin in _section(each, *place)}
+        if _section(change, *place).get("source", data.get("source")) != data.get("source"):
+            for pin in PINS:
+                if pin in data and pin not in set_there:
+                    data[pin] = None
 
 
-def _section(document: Any, name: str) -> Any:
-    section = document.get(name)
-    return section if isinstance(section, Mapping) else {}
+def _section(document: Any, *names: str) -> Any:
+    section = document
+    for name in names:
+        section = section.get(name)
+        if not isinstance(section, Mapping):
+            return {}
+    return section
 
 
 def _keep_experiments(document: Any, names: Sequence[str]) -> None:

@@ -165,14 +165,16 @@ class Layout(_Part):
         return self
 
     def _require_splits(self) -> None:
-        if not self.knows("split"):
-            if self.splits.names:
-                raise ValueError("splits.names: neither a pattern nor the table has a split for each image")
-            if len(self.splits.drawn) < 2:
-                raise ValueError(
-                    "splits: neither a pattern nor the table has a split for each image; draw them, for "
-                    "example with splits: {seed: 0, val: 0.15, test: 0.2}"
-                )
+        self._refuse_useless_names()
+        if not self.knows("split") and len(self.splits.drawn) < 2:
+            raise ValueError(
+                "splits: neither a pattern nor the table has a split for each image; draw them, for "
+                "example with splits: {seed: 0, val: 0.15, test: 0.2}"
+            )
+
+    def _refuse_useless_names(self) -> None:
+        if self.splits.names and not self.knows("split"):
+            raise ValueError("splits.names: neither a pattern nor the table has a split for each image")
 
     def _require_classes(self) -> None:
         if not isinstance(self.classes, str) and not self.knows("class"):
@@ -180,4 +182,15 @@ class Layout(_Part):
             raise ValueError(
                 f"classes: neither a pattern nor the table has a class for each image; the classes are "
                 f"{', '.join(CLASSES)}; {one}"
+            )
+
+
+class ExternalLayout(Layout):
+    """The layout of images on which nothing is trained: all are Test, unless their splits are named."""
+
+    def _require_splits(self) -> None:
+        self._refuse_useless_names()
+        if self.splits.drawn:
+            raise ValueError(
+                "splits: nothing is trained on these images, so no split is drawn; remove val and test"
             )

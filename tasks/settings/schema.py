@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tasks.common.raw import Half, ImageClass
-from tasks.settings.layout import Layout
+from tasks.settings.layout import ExternalLayout, Layout
 from tasks.support.cli import InputError
 
 Network = Literal["unet", "residual_unet", "attention_unet", "unet_plus_plus"]
@@ -55,11 +55,15 @@ ALL = "all"
 #: Keys that a file of an earlier version lacks, with the value for which results stay as they were.
 ADDED = {
     "data.layout": "null",
+    "external": "{}",
     "training.selection": "all",
     "prediction.presence": "0",
     "report.groups": "{}",
     "export.experiments": "[]",
 }
+
+#: Key of the experiments' scores on external images in metrics.json, and folder of these scores.
+EXTERNAL = "external"
 
 #: Names of the audit's counts and of the trivial predictors' scores in metrics.json.
 DATASET = "dataset"
@@ -120,11 +124,11 @@ class DataSource(_Section):
     def _can_be_pinned(self) -> Self:
         if self.phantoms:
             if self.fingerprint:
-                raise ValueError("phantom:// never changes and has no fingerprint; set data.fingerprint=null")
+                raise ValueError("phantom:// never changes and has no fingerprint; set fingerprint to null")
             if self.sha256:
-                raise ValueError("phantom:// is not a zip file and has no sha256; set data.sha256=null")
+                raise ValueError("phantom:// is not a zip file and has no sha256; set sha256 to null")
             if self.layout:
-                raise ValueError("phantom:// has the folders of COVID-QU-Ex; set data.layout=null")
+                raise ValueError("phantom:// has the folders of COVID-QU-Ex; set layout to null")
         return self
 
     @model_validator(mode="after")
@@ -141,6 +145,22 @@ class DataSource(_Section):
     def published(self) -> bool:
         """Whether these are the images of COVID-QU-Ex, whose counts and scores are published."""
         return not self.phantoms and self.layout is None
+
+
+class External(DataSource):
+    """An entry under `external`: images on which every experiment is scored, and none is trained."""
+
+    layout: ExternalLayout | None = None
+    """None: the Test images of the infection half, in the folders of COVID-QU-Ex."""
+
+    @property
+    def masks(self) -> tuple[Target, ...]:
+        """The masks that the images have."""
+        return tuple(t for t in get_args(Target) if self.layout is None or t in self.layout.masks)
+
+
+#: By name, without hyphens, which join these names with those of trainings.
+ExternalDatasets = dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], External]
 
 
 class Preprocess(_Section):
@@ -333,6 +353,31 @@ class LungsStage(_Section):
     images: str
 
 
+class ExternalStage(_Section):
+    """An external dataset, and an image size to which its images are packed."""
+
+    dataset: str
+    image_size: int
+
+
+class ExternalLungsStage(_Section):
+    """The training that predicts the lungs on an external dataset."""
+
+    dataset: str
+    training: str
+    experiment: str
+    image_size: int
+
+
+class ExternalScoreStage(_Section):
+    """A training and the folder of the external images that it is scored on, relative to data/external/."""
+
+    dataset: str
+    training: str
+    experiment: str
+    images: str
+
+
 class Export(_Section):
     """The experiments whose networks leave the project as bundles."""
 
@@ -354,6 +399,14 @@ class Stages(_Section):
     """The trainings that bundles need, by name."""
     export: Annotated[tuple[str, ...], Field(strict=False)]
     """Experiments."""
+    external: dict[str, ExternalStage]
+    """By the name of the external dataset, with one of its image sizes."""
+    preprocess_external: dict[str, ExternalStage]
+    """By the name of the external dataset and the image size."""
+    lungs_external: dict[str, ExternalLungsStage]
+    """By the name of the external dataset and of the experiment that predicts the lungs."""
+    evaluate_external: dict[str, ExternalScoreStage]
+    """By the name of the external dataset and of the training."""
 
 
 class Report(_Section):
@@ -370,6 +423,7 @@ class Settings(_Section):
     alpha: Share | None
     epochs: Positive | None
     data: DataSource
+    external: ExternalDatasets
     preprocess: Preprocess
     audit: Audit
     training: TrainingSettings
@@ -408,8 +462,13 @@ class Settings(_Section):
         constants = getattr(self.losses, experiment.loss, None)
         return constants.model_dump() if constants else {}
 
+    def scored_on(self, dataset: str) -> list[str]:
+        """The trainings that predict a mask of an external dataset."""
+        masks = set(self.external[dataset].masks)
+        return [name for name, plan in self.plans.items() if masks & set(plan.targets)]
+
     def derive_stages(self) -> Stages:
-        """Derive the section `stages` from the experiments."""
+        """Derive the section `stages` from the experiments and the external datasets."""
         experiments = self.experiments.values()
         sources = dict.fromkeys(e.lungs_from for e in experiments if e.lungs_from)
         train = {
@@ -427,7 +486,39 @@ class Settings(_Section):
             train=train,
             convert={name: train[name] for name in self._converted()},
             export=self.exported,
+            **self._external_stages(),
         )
+
+    def _external_stages(self) -> dict[str, Any]:
+        first: dict[str, ExternalStage] = {}
+        packed: dict[str, ExternalStage] = {}
+        lungs: dict[str, ExternalLungsStage] = {}
+        scores: dict[str, ExternalScoreStage] = {}
+        for dataset in self.external:
+            for name in self.scored_on(dataset):
+                experiment = self.experiments[self.plans[name].experiment]
+                size, source = experiment.image_size, experiment.lungs_from
+                packed[f"{dataset}-{size}"] = ExternalStage(dataset=dataset, image_size=size)
+                first.setdefault(dataset, packed[f"{dataset}-{size}"])
+                if source:
+                    lungs[f"{dataset}-{source}"] = ExternalLungsStage(
+                        dataset=dataset,
+                        training=training_name(source, self.experiments[source].seed),
+                        experiment=source,
+                        image_size=size,
+                    )
+                scores[f"{dataset}-{name}"] = ExternalScoreStage(
+                    dataset=dataset,
+                    training=name,
+                    experiment=self.plans[name].experiment,
+                    images=f"{dataset}/{experiment.folder}",
+                )
+        return {
+            "external": first,
+            "preprocess_external": packed,
+            "lungs_external": lungs,
+            "evaluate_external": scores,
+        }
 
     def _converted(self) -> list[str]:
         """The trainings of the exported experiments, and those that predict their lungs."""
@@ -590,8 +681,26 @@ def load_data(path: Path) -> DataSource:
     return _validated(_Data, {"data": raw.get("data")}, str(path)).data
 
 
+def load_external(path: Path, name: str) -> External:
+    """Read and validate only one entry of the section `external`.
+
+    Raises:
+        InputError: as `load_params`; or there is no such entry.
+    """
+    raw = parse_mapping(read_text(path, "run this in the folder that contains params.yaml"), str(path))
+    entries = raw.get("external")
+    if not isinstance(entries, dict) or name not in entries:
+        there = ", ".join(map(str, entries)) if isinstance(entries, dict) and entries else "there are none"
+        raise InputError(f"{path}: external: {name!r} is not one of its datasets ({there})")
+    return _validated(_Externals, {"external": {name: entries[name]}}, str(path)).external[name]
+
+
 class _Data(_Section):
     data: DataSource
+
+
+class _Externals(_Section):
+    external: ExternalDatasets
 
 
 def parse_params(text: str, where: str = "params.yaml") -> Params:
@@ -695,6 +804,8 @@ def _keys_at(place: tuple[str, ...]) -> list[str]:
     section: Any = Params
     if place[:1] == ("experiments",):
         section, place = Experiment, place[2:]
+    elif place[:1] == ("external",) and len(place) > 1:
+        section, place = External, place[2:]
     for part in place:
         section = _section_of(section.model_fields[part].annotation)
     names = [field.alias or name for name, field in section.model_fields.items()]

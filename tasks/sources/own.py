@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from tasks.common.raw import CLASSES, KIND_WORDS, SPLITS, Half, Kind, Split
-from tasks.settings.layout import Layout, placeholders
+from tasks.settings.layout import ExternalLayout, Layout, placeholders
 from tasks.sources.layout import LeftOut, hidden_part
 from tasks.sources.listing import Image, Images, find_images, find_left_out, refuse_unusable_name
 from tasks.sources.source import Source
@@ -46,16 +46,32 @@ class Found(NamedTuple):
     """Further lines for the user."""
 
 
-def find(source: Source, where: str, layout: Layout | None) -> Found:
+def find(source: Source, where: str, layout: Layout | None, external: str | None = None) -> Found:
     """Find the images of a source, in the folders of COVID-QU-Ex or in a layout of one's own.
+
+    Of the external dataset that `external` names, only Test images are found, and of the folders of
+    COVID-QU-Ex only those of the infection half.
 
     Raises:
         InputError: no file is in the layout, two files have the same place in it, a file name cannot be
             stored, the table cannot be read, or a split has no image.
     """
-    if layout is None:
-        return Found(find_images(source, where), find_left_out(source))
-    return _Search(source, where, layout).found()
+    if layout:
+        return _Search(source, where, layout, external).found()
+    images = find_images(source, where)
+    return Found(_test_images(images, where) if external else images, find_left_out(source))
+
+
+def _test_images(images: Images, where: str) -> Images:
+    """The Test images of the infection half."""
+    test = {
+        image: files
+        for image, files in images.items()
+        if image.half == "infection" and SPLITS[image.split] == "Test"
+    }
+    if not test:
+        raise InputError(f"{where}: the infection half has no Test image, and only these are scored")
+    return test
 
 
 def compiled(pattern: str) -> "re.Pattern[str]":
@@ -92,8 +108,11 @@ class _Candidate(NamedTuple):
 class _Search:
     """One pass over the files of a source."""
 
-    def __init__(self, source: Source, where: str, layout: Layout) -> None:
+    def __init__(self, source: Source, where: str, layout: Layout, external: str | None) -> None:
         self._source, self._where, self._layout = source, where, layout
+        self._key = f"external.{external}.layout" if external else "data.layout"
+        #: The splits that images can have; the first is that of images whose split nothing names.
+        self._wanted: tuple[Split, ...] = ("Test",) if external else SPLITS
         self._names = sorted(source.names())
         self._patterns = {
             kind: compiled(pattern) for kind, pattern in {**layout.masks, "image": layout.images}.items()
@@ -117,7 +136,7 @@ class _Search:
                 first, second = self._shown(images[image]["image"]), self._shown(candidate.file)
                 raise InputError(
                     f"{self._where}: {first!r} and {second!r} have the same name, split and class; rename "
-                    "one of them, or tell them apart by {group} in data.layout.images"
+                    f"one of them, or tell them apart by {{group}} in {self._key}.images"
                 )
             images[image] = {"image": candidate.file, **masks[key]}
             if candidate.group is not None:
@@ -202,13 +221,13 @@ class _Search:
             first = next((self._masked(min(names)) for names in self._reasons.values()), None)
             hint = f"; a file that is there: {first!r}" if first else ""
             raise InputError(
-                f"{self._where}: no file fits data.layout.images, {self._layout.images!r}; a pattern is "
+                f"{self._where}: no file fits {self._key}.images, {self._layout.images!r}; a pattern is "
                 f"relative to the source{hint}"
             )
         for kind in self._layout.masks:
             if not found[kind]:
                 raise InputError(
-                    f"{self._where}: no file fits data.layout.{kind}, {self._layout.masks[kind]!r}; "
+                    f"{self._where}: no file fits {self._key}.{kind}, {self._layout.masks[kind]!r}; "
                     f"an image is {self._shown(next(iter(found['image'])))!r}"
                 )
         return found
@@ -219,10 +238,10 @@ class _Search:
         if len(masks) > 1:
             raise InputError(
                 f"{self._where}: {self._shown(file)!r} fits the patterns of lung and infection masks; write "
-                "more of the names into data.layout.lung and data.layout.infection"
+                f"more of the names into {self._key}.lung and {self._key}.infection"
             )
         if not matches:
-            self._leave_out(file, "fits no pattern of data.layout")
+            self._leave_out(file, f"fits no pattern of {self._key}")
             return
         kind = masks[0] if masks else "image"
         fields = matches[kind].groupdict()
@@ -252,7 +271,7 @@ class _Search:
             if key in found:
                 first, second = self._shown(found[key].file), self._shown(file)
                 raise InputError(
-                    f"{self._where}: {first!r} and {second!r} are the same image by data.layout.images, "
+                    f"{self._where}: {first!r} and {second!r} are the same image by {self._key}.images, "
                     f"{self._layout.images!r}"
                 )
             found[key] = candidate
@@ -270,7 +289,7 @@ class _Search:
         file = self._base + table.file
         if file not in self._names:
             raise InputError(
-                f"{self._where}: data.layout.table.file: there is no file {table.file!r}; its name is "
+                f"{self._where}: {self._key}.table.file: there is no file {table.file!r}; its name is "
                 "relative to the source"
             )
         return read_table(self._source.read(file), table, self._where)
@@ -278,9 +297,11 @@ class _Search:
     def _candidate(self, file: str, known: Fields) -> _Candidate | str:
         """The image, or the reason why it is left out."""
         layout = self._layout
-        split = _found(known.get("split", "Train"), layout.splits.names, SPLITS)
+        split = _found(known.get("split", self._wanted[0]), layout.splits.names, SPLITS)
         if split is None:
             return f"{known['split']!r} is none of the splits {_words(layout.splits.names, SPLITS)}"
+        if split not in self._wanted:
+            return f"in {split}, and only Test images are scored"
         classes = layout.classes
         if isinstance(classes, str):
             image_class: str | None = classes
@@ -339,7 +360,7 @@ class _Search:
                     mask, first, second = map(self._shown, (file, *(candidates[i].file for i in fitting[:2])))
                     raise InputError(
                         f"{self._where}: the {KIND_WORDS[kind]} {mask!r} fits several images, such as "
-                        f"{first!r} and {second!r}; write more placeholders into data.layout.{kind}"
+                        f"{first!r} and {second!r}; write more placeholders into {self._key}.{kind}"
                     )
                 if not fitting:
                     why = "of an image that is left out" if key in left else "without an image"
@@ -356,11 +377,11 @@ class _Search:
 
     def _refuse_empty_split(self, images: Images) -> None:
         counts = Counter(SPLITS[image.split] for image in images)
-        if missing := [split for split in SPLITS if not counts[split]]:
-            numbers = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
+        if missing := [split for split in self._wanted if not counts[split]]:
+            numbers = ", ".join(f"{split} {counts[split]}" for split in self._wanted)
             reasons = "".join(f"; {len(names)} files: {reason}" for reason, names in self._reasons.items())
             raise InputError(
-                f"{self._where}: no image is in {missing[0]} ({numbers}); data.layout.splits names or draws "
+                f"{self._where}: no image is in {missing[0]} ({numbers}); {self._key}.splits names or draws "
                 f"the splits{reasons}"
             )
 
@@ -402,6 +423,8 @@ def describe(found: Found, layout: Layout | None) -> Iterator[str]:
     yield f"{len(found.images)} images with {masks}, as the {layout.half} half:"
     counts = Counter((image.split, image.image_class) for image in found.images)
     for split, name in enumerate(SPLITS):
+        if isinstance(layout, ExternalLayout) and name != "Test":
+            continue
         classes = [f"{counts[split, i]} {label}" for i, label in enumerate(CLASSES) if counts[split, i]]
         yield f"  {name}: {', '.join(classes)}"
     if found.groups:

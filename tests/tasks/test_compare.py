@@ -187,6 +187,7 @@ def test_each_half_has_its_own_sections() -> None:
         phantoms=False,
         published=True,
         image_groups=None,
+        external=(),
     )
     found = inputs.scored()
     assert [(s.half, s.target, s.names) for s in found] == [

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.comparison.differences import _difference, family, step_changes
+from tasks.comparison.differences import difference, family, step_changes
 from tasks.comparison.inputs import Table
 from tasks.scoring.intervals import Interval
+from tests.results import Work
 
 
 @pytest.mark.parametrize(
@@ -22,16 +23,16 @@ from tasks.scoring.intervals import Interval
 def test_winner_requires_an_interval_that_excludes_zero(
     interval: tuple[float, float, float], winner: str | None
 ) -> None:
-    assert _difference("iou", "a", "b", Interval(*interval)).winner == winner
+    assert difference("iou", "a", "b", Interval(*interval)).winner == winner
 
 
 def test_smaller_error_wins() -> None:
-    assert _difference("mae", "a", "b", Interval(-0.02, -0.03, -0.01)).winner == "a"
-    assert _difference("mae", "a", "b", Interval(0.02, 0.01, 0.03)).winner == "b"
+    assert difference("mae", "a", "b", Interval(-0.02, -0.03, -0.01)).winner == "a"
+    assert difference("mae", "a", "b", Interval(0.02, 0.01, 0.03)).winner == "b"
 
 
 def test_single_image_has_no_interval() -> None:
-    assert _difference("iou", "a", "b", Interval(0.02, math.nan, math.nan)).interval is None
+    assert difference("iou", "a", "b", Interval(0.02, math.nan, math.nan)).interval is None
 
 
 def table(scores: dict[str, list[list[float]]], experiments: tuple[str, ...]) -> Table:
@@ -99,3 +100,17 @@ def test_seed_without_a_step_counts_as_unchanged() -> None:
     values = {c.change.metric: round(c.change.value, 9) for c in found}
     assert values == {"iou": 0.1, "dice": 0.25, "balanced": 0.25}
     assert {(c.change.split, c.change.image_set) for c in found} == {("Val", "all")}
+
+
+def test_baselines_that_are_not_beaten_are_listed(work: Work) -> None:
+    work.add("dead", shift=0, dead=True)
+    (section,) = (s for s in work.compare().sections if s.target == "infection")
+    found = {of_one.experiments: of_one.not_beaten for of_one in section.main.against_baselines}
+    assert found["bce", "bce_iou"] == {"all_background": (), "all_foreground": (), "whole_lung": ()}
+    assert found[("dead",)]["all_background"] == ("iou", "dice", "mae")  # the same masks
+    assert "mae" not in found[("dead",)]["all_foreground"]
+    assert section.main.best_baselines == {
+        "iou": "whole_lung",
+        "dice": "whole_lung",
+        "mae": "all_background",
+    }

@@ -238,7 +238,7 @@ def test_configured_point_is_kept(tiny_params: Params, val: PackedSplit, raw: Ra
 
 
 def test_threshold_ignores_specks_that_are_removed_later(
-    tiny_params: Params, monkeypatch: pytest.MonkeyPatch
+    tiny_params: Params, val: PackedSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On plain masks, only a threshold above 0.8 would leave the control unmarked."""
     lesion = torch.zeros(32, 32)
@@ -253,7 +253,7 @@ def test_threshold_ignores_specks_that_are_removed_later(
     plan = tiny_params.plans["report1_bce-seed0"].model_copy(update={"selection": "balanced"})
     prediction = PLAIN.model_copy(update={"threshold": "val", "min_area": 4 / 1024})
     nothing: Any = None
-    assert choose_points(nothing, plan, prediction, nothing, nothing, COMPUTE) == {
+    assert choose_points(nothing, plan, prediction, val, nothing, COMPUTE) == {
         "infection": OperatingPoint(0.5, 0.0)
     }
 

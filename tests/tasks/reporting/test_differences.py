@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from tasks.comparison.differences import _difference
+from tasks.comparison.differences import difference as of_pair
 from tasks.comparison.document import Bounds, Difference, StepChange
 from tasks.reporting.differences import DifferenceCell, postprocessing, step_cell, verdict, whiskers
 from tasks.scoring.intervals import Interval
@@ -10,7 +10,7 @@ from tests.results import PLAIN
 
 
 def difference(value: float, low: float, high: float) -> Difference:
-    return _difference("iou", "a", "b", Interval(value, low, high))
+    return of_pair("iou", "a", "b", Interval(value, low, high))
 
 
 @pytest.mark.parametrize(

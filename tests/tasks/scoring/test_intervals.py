@@ -10,6 +10,7 @@ from tasks.scoring.intervals import (
     Interval,
     Predictor,
     SeedVariance,
+    between_samples,
     differences,
     paired_difference,
     pooled_seed_variance,
@@ -269,6 +270,26 @@ def test_equal_inputs_give_equal_intervals() -> None:
 
 
 # --- pooled scores ------------------------------------------------------------------------------------------
+
+
+def test_difference_of_two_samples_has_welchs_interval() -> None:
+    first, second = noise(1, 60, 0.05, seed=1), noise(1, 40, 0.1, seed=2)
+    found = interval_of(between_samples(first, second), np.repeat([0, 1], [60, 40]))
+    welch = stats.ttest_ind(first[0], second[0], equal_var=False).confidence_interval()
+    assert found.value == pytest.approx(first.mean() - second.mean())
+    assert found.low == pytest.approx(welch.low, abs=0.05 * (welch.high - welch.low))
+    assert found.high == pytest.approx(welch.high, abs=0.05 * (welch.high - welch.low))
+
+
+def test_difference_of_two_samples_has_the_nominal_coverage() -> None:
+    random = np.random.default_rng(6)
+    predictors = {
+        str(i): Predictor(between_samples(random.beta(5, 2, (1, 60)), random.beta(4, 1, (1, 40))))
+        for i in range(1000)
+    }
+    intervals = scores(predictors, np.repeat([0, 1], [60, 40])).intervals.values()
+    covered = [i.low <= 5 / 7 - 4 / 5 <= i.high for i in intervals]
+    assert 0.93 < np.mean(covered) < COVERED + 0.015
 
 
 def test_pooled_values_have_the_ratio_as_their_mean() -> None:

@@ -141,7 +141,7 @@ def test_an_experiment_without_its_masks_or_classes_fails_at_the_start(
 
 
 def test_phantoms_have_no_layout() -> None:
-    with pytest.raises(InputError, match=r"phantom:// has the folders of COVID-QU-Ex; set data\.layout=null"):
+    with pytest.raises(InputError, match=r"phantom:// has the folders of COVID-QU-Ex; set layout to null"):
         changed(LUNGS, *MINE, "data.source=phantom://9", "data.sha256=null")
 
 

@@ -229,6 +229,10 @@ stages:
   convert:
     combined-seed0: {{experiment: combined, images: packed/256}}
   export: [combined]
+  external: {{}}
+  preprocess_external: {{}}
+  lungs_external: {{}}
+  evaluate_external: {{}}
 """
     )
 
@@ -368,7 +372,7 @@ def test_null_stays_null() -> None:
 
 def test_fingerprint_of_phantoms_is_an_error_and_the_demo_removes_it() -> None:
     pin = f"data.fingerprint=f{31 * '0'}"
-    with pytest.raises(InputError, match=r": data: phantom:// never changes .* set data\.fingerprint=null$"):
+    with pytest.raises(InputError, match=r": data: phantom:// never changes .* set fingerprint to null$"):
         changed(pin, "data.source=phantom://9")
     pinned = with_changes(TEXT, {pin: parse_assignment(pin)})
     demo = with_changes(pinned, {"demo": read_preset(ROOT / "presets" / "demo.yaml")})
@@ -393,7 +397,7 @@ def test_pin_set_together_with_a_source_is_kept_in_any_order() -> None:
 
 
 def test_sha256_of_phantoms_is_an_error() -> None:
-    with pytest.raises(InputError, match=r": data: phantom:// is not a zip file .*; set data\.sha256=null$"):
+    with pytest.raises(InputError, match=r": data: phantom:// is not a zip file .*; set sha256 to null$"):
         changed(SHA256, "data.source=phantom://9")
 
 
