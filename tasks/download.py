@@ -43,6 +43,7 @@ from tasks.sources.own import Found, describe, find
 from tasks.sources.source import Source
 from tasks.support.cli import InputError, stage_main, without_secrets
 from tasks.support.progress import progress
+from tasks.support.repository import user_repository
 
 
 def download(
@@ -194,11 +195,9 @@ def main() -> None:
     parser.add_argument("raw", type=Path, help="folder to create")
     args = parser.parse_args()
     data = load_params(args.params).data
-    # A run works in its own checkout, but relative paths refer to the folder of the user's params.yaml.
-    base = Path(os.environ.get("RETRAIN_SOURCE_ROOT", "."))
     # DVC deletes data/raw before this stage runs, so the earlier dataset is elsewhere. It changes no result.
     previous = os.environ.get("RETRAIN_PREVIOUS_RAW")
-    source = open_source(data.source, base, data.sha256, own_layout=data.layout is not None)
+    source = open_source(data.source, user_repository(), data.sha256, own_layout=data.layout is not None)
     where = without_secrets(data.source)
     earlier = Path(previous) if previous else None
     download(source, args.raw, where, data.fingerprint, earlier, data.layout)
