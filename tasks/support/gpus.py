@@ -11,6 +11,13 @@ from pathlib import Path
 #: Where NVIDIA's driver lists its GPUs, a folder for each. WSL2 does not have it.
 DRIVER = Path("/proc/driver/nvidia/gpus")
 
+#: The device through which programs reach the driver. A container without GPUs lacks it, but sees that list.
+CONTROL = Path("/dev/nvidiactl")
+
+#: Files that only containers have, of Docker and of Podman, and a variable of Kubernetes.
+IN_CONTAINER = (Path("/.dockerenv"), Path("/run/.containerenv"))
+IN_KUBERNETES = "KUBERNETES_SERVICE_HOST"
+
 #: Where WSL2 has nvidia-smi, which need not be on the PATH.
 WSL = "/usr/lib/wsl/lib"
 
@@ -34,7 +41,8 @@ def _named(variable: str) -> list[str]:
 def _count() -> int:
     """Return the number of NVIDIA GPUs, as the driver lists them, or else nvidia-smi."""
     if DRIVER.is_dir():
-        return len(list(DRIVER.iterdir()))
+        hidden = _is_container() and not CONTROL.exists()
+        return 0 if hidden else len(list(DRIVER.iterdir()))
     program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=WSL)
     if not program:
         return 0
@@ -43,3 +51,7 @@ def _count() -> int:
     except (OSError, subprocess.TimeoutExpired):
         return 0
     return 0 if done.returncode else len(re.findall(rb"^GPU \d+:", done.stdout, re.MULTILINE))
+
+
+def _is_container() -> bool:
+    return IN_KUBERNETES in os.environ or any(path.exists() for path in IN_CONTAINER)

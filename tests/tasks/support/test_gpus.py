@@ -21,6 +21,9 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", "/bin:/usr/bin")
     monkeypatch.setattr(gpus, "DRIVER", tmp_path / "driver")
+    monkeypatch.setattr(gpus, "CONTROL", tmp_path / "nvidiactl")
+    monkeypatch.setattr(gpus, "IN_CONTAINER", (tmp_path / ".dockerenv", tmp_path / ".containerenv"))
+    monkeypatch.delenv(gpus.IN_KUBERNETES, raising=False)
     monkeypatch.setattr(gpus, "WSL", str(tmp_path / "wsl"))
     gpus._count.cache_clear()
     yield tmp_path
@@ -40,6 +43,21 @@ def test_the_driver_lists_them(system: Path) -> None:
     for bus in ("0000:01:00.0", "0000:02:00.0"):
         (system / "driver" / bus).mkdir(parents=True)
     assert visible_gpus() == ["0", "1"]
+
+
+@pytest.mark.parametrize("mark", [".dockerenv", ".containerenv", "variable"])
+def test_a_container_without_devices_has_none(
+    mark: str, system: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (system / "driver" / "0000:01:00.0").mkdir(parents=True)
+    if mark == "variable":
+        monkeypatch.setenv(gpus.IN_KUBERNETES, "10.0.0.1")
+    else:
+        (system / mark).touch()
+    assert visible_gpus() == []
+    gpus._count.cache_clear()
+    (system / "nvidiactl").touch()
+    assert visible_gpus() == ["0"]
 
 
 def test_on_wsl_nvidia_smi_lists_them(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
