@@ -19,7 +19,7 @@ GPU 1: NVIDIA H200 (UUID: GPU-8932f937)
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A system without GPUs, whose files are in a folder."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setenv("PATH", "/bin:/usr/bin")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(gpus, "DRIVER", tmp_path / "driver")
     monkeypatch.setattr(gpus, "CONTROL", tmp_path / "nvidiactl")
     monkeypatch.setattr(gpus, "IN_CONTAINER", (tmp_path / ".dockerenv", tmp_path / ".containerenv"))
@@ -61,7 +61,7 @@ def test_a_container_without_devices_has_none(
 
 
 def test_on_wsl_nvidia_smi_lists_them(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    add_nvidia_smi(system, f"[ $1 = --list-gpus ] && cat <<END\n{LISTED}END")
+    add_nvidia_smi(system, f"[ $1 = --list-gpus ] && /bin/cat <<END\n{LISTED}END")
     assert visible_gpus() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert visible_gpus() == ["1"]
@@ -70,7 +70,7 @@ def test_on_wsl_nvidia_smi_lists_them(system: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    "script", ["echo 'Failed to initialize NVML' && exit 9", "exec sleep 60", "echo 'No'"]
+    "script", ["echo 'Failed to initialize NVML' && exit 9", "exec /bin/sleep 60", "echo 'No'"]
 )
 def test_an_nvidia_smi_that_fails_counts_none(
     script: str, system: Path, monkeypatch: pytest.MonkeyPatch
