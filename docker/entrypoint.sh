@@ -27,7 +27,8 @@ if ! git merge --quiet --ff-only '@{upstream}' 2> /dev/null; then
   echo "the default branch of origin was rewritten; what was checked out here is now the branch $kept"
 fi
 
-if ! cmp --silent requirements.lock "$installed/requirements.lock"; then
+# An image that was built from a checkout on Windows may have other line ends.
+if ! diff --brief --strip-trailing-cr requirements.lock "$installed/requirements.lock" > /dev/null; then
   echo "requirements.lock differs from the one in the image; run docker compose up --build" >&2
   exit 1
 fi

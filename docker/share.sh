@@ -10,6 +10,12 @@ if [[ -f $1/.git ]] && ! git -C "$1" rev-parse --git-dir &> /dev/null; then
   echo "this checkout is a worktree or a submodule, whose repository is not in the container; use a clone" >&2
   exit 1
 fi
+alternates=.git/objects/info/alternates   # of `git clone --shared` and `--reference`
+if [[ -s $1/$alternates ]] && ! git -C "$1" cat-file -e 'HEAD^{tree}' &> /dev/null; then
+  echo "this clone uses the commits of another repository, which is not in the container; to copy them:" \
+    "git repack -ad && rm $alternates" >&2
+  exit 1
+fi
 [[ -e $ORIGIN/HEAD ]] || git init --quiet --bare --initial-branch=main "$ORIGIN"
 git -C "$ORIGIN" config receive.shallowUpdate true   # accepts pushes from a shallow clone
 before=$(git -C "$ORIGIN" rev-parse --quiet --verify refs/heads/main || true)

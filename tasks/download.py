@@ -46,6 +46,7 @@ from tasks.sources.own import Found, describe, find
 from tasks.sources.source import Source
 from tasks.support.cli import InputError, stage_main, without_secrets
 from tasks.support.progress import progress
+from tasks.support.repository import user_repository
 
 
 def download(
@@ -206,12 +207,10 @@ def main() -> None:
     args = parser.parse_args()
     params = load_params(args.params)
     data: DataSource = params.external[args.external] if args.external else params.data
-    # A run works in its own checkout, but relative paths refer to the folder of the user's params.yaml.
-    base = Path(os.environ.get("RETRAIN_SOURCE_ROOT", "."))
     # DVC deletes data/raw before this stage runs, so the earlier dataset is elsewhere. It changes no result.
     previous = None if args.external else os.environ.get("RETRAIN_PREVIOUS_RAW")
     own_layout, section = data.layout is not None, section_of(args.external)
-    source = open_source(data.source, base, data.sha256, own_layout, section)
+    source = open_source(data.source, user_repository(), data.sha256, own_layout, section)
     where = without_secrets(data.source)
     earlier = Path(previous) if previous else None
     download(source, args.raw, where, data.fingerprint, earlier, data.layout, args.external)

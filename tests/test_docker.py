@@ -263,6 +263,26 @@ def test_a_worktree_without_its_repository_is_reported_in_one_line(machine: Mach
     )
 
 
+def test_a_clone_that_borrows_commits_is_reported_in_one_line(machine: Machine, tmp_path: Path) -> None:
+    borrowing = tmp_path / "borrowing"
+    git(tmp_path, "clone", "--quiet", "--shared", str(machine.checkout), str(borrowing))
+    lender, machine.checkout = machine.checkout, borrowing
+    assert machine.share() == ""
+    hidden = lender.rename(tmp_path / "outside")
+    (refused,) = machine.share(fails=True).splitlines()
+    assert refused.startswith("this clone uses the commits of another repository")
+    hidden.rename(lender)
+    subprocess.run(refused.partition("to copy them: ")[2], shell=True, cwd=borrowing, check=True)
+    lender.rename(hidden)
+    assert machine.share() == ""
+
+
+def test_other_line_ends_in_the_image_are_no_other_requirements(machine: Machine) -> None:
+    lock = machine.installed / "requirements.lock"
+    lock.write_bytes(lock.read_bytes().replace(b"\n", b"\r\n"))
+    assert machine.start("show").endswith(f"in {machine.clone}\n")
+
+
 def test_a_checkout_on_windows_has_the_line_endings_that_linux_needs(tmp_path: Path) -> None:
     git(tmp_path, "init", "--quiet")
     git(tmp_path, "config", "core.autocrlf", "true")
@@ -359,6 +379,14 @@ def test_health_checks_use_no_proxy(services: dict[str, Any], name: str) -> None
             server.timeout = 20
             server.handle_request()
             assert asking.wait(20) == 0
+
+
+def test_mounted_folders_of_the_host_are_readable_where_selinux_is_enforced(services: dict[str, Any]) -> None:
+    mounted = [volume for service in services.values() for volume in service.get("volumes", [])]
+    of_the_host = [volume for volume in mounted if volume.startswith((".", "/", "~", "$"))]
+    assert of_the_host
+    for volume in of_the_host:
+        assert "z" in volume.split(":")[2].split(","), volume
 
 
 @pytest.mark.parametrize("name", ["parent", "cpu-worker", "gpu-worker"])

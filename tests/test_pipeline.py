@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
-from tests.helpers import Repository
+from tests.helpers import Repository, with_cache_of
 
 
 def stages_run(output: str) -> set[str]:
@@ -63,10 +64,17 @@ class TestInOrder:
             ".#fitting.py",
             "fitting.py.bak",
             ".DS_Store",
+            ".fitting.py.swx",
+            "4913",
+            "fitting.py.orig",
+            "._fitting.py",
+            ".nfs000000000000a1",
+            "desktop.ini",
+            ".ropeproject/config.py",
+            ".ipynb_checkpoints/fitting.py",
+            "__pycache__/fitting.pyc",
         )
-        paths = [
-            folder / path for path in (*left, ".ipynb_checkpoints/fitting.py", "__pycache__/fitting.pyc")
-        ]
+        paths = [folder / path for path in left]
         for path in paths:
             path.parent.mkdir(exist_ok=True)
             path.write_text("of an editor")
@@ -172,3 +180,48 @@ class TestInOrder:
         output = repository.run("dvc", "repro", fails=True)
         assert "error: params.yaml: alhpa: unknown key (did you mean alpha?)" in output
         params.write_text(good)
+
+
+def test_an_experiment_of_dvc_in_a_copy_finds_the_data_source(
+    make_repository: Callable[[Path], Repository], kaggle_folder: Path, tmp_path: Path
+) -> None:
+    repository = make_repository(tmp_path / "repository")
+    repository.set("data.source=data/covidqu")
+    repository.commit("data source")
+    (repository.folder / "data").mkdir(exist_ok=True)
+    kaggle_folder.rename(repository.folder / "data" / "covidqu")
+    assert "data/covidqu: 9 images" in repository.run("dvc", "exp", "run", "--temp", "download")
+    assert not (repository.folder / "data" / "raw").exists()
+
+
+def test_branches_of_two_runs_can_be_merged(
+    make_repository: Callable[[Path], Repository], finished_repository: Repository, tmp_path: Path
+) -> None:
+    """As docs/how-to/compare.md describes it."""
+    repository = with_cache_of(finished_repository, make_repository(tmp_path / "repository"))
+    for name in ("dvc.lock", "metrics.json"):
+        shutil.copyfile(finished_repository.folder / name, repository.folder / name)
+    repository.commit("results")
+    params = repository.folder / "params.yaml"
+    before = params.read_text()
+    for name in ("a", "b"):
+        repository.run("git", "switch", "--quiet", "--create", f"retrain/{name}", "main")
+        params.write_text(f"{before}# {name}\n")
+        assert stages_run(repository.run("dvc", "repro", "plan")) == {"plan"}
+        metrics = json.loads(repository.read("metrics.json"))
+        metrics["dataset"]["images"] = ord(name)
+        (repository.folder / "metrics.json").write_text(json.dumps(metrics))
+        repository.commit(name)
+    lock = repository.read("dvc.lock")
+    repository.run("git", "switch", "--quiet", "main")
+    repository.run("git", "merge", "--quiet", "retrain/a")
+    conflicts = repository.run("git", "merge", "retrain/b", fails=True)
+    for name in ("params.yaml", "dvc.lock", "metrics.json"):
+        assert f"Merge conflict in {name}" in conflicts
+    repository.run("git", "checkout", "--theirs", "params.yaml")
+    assert stages_run(repository.run("dvc", "repro")) <= {"report"}
+    assert repository.read("dvc.lock") == lock
+    assert repository.read("metrics.json") == finished_repository.read("metrics.json")
+    repository.run("git", "add", "params.yaml", "dvc.lock", "metrics.json")
+    repository.run("git", "commit", "--no-edit", "--quiet")
+    assert repository.run("git", "status", "--porcelain") == ""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
+from flows.repository.git import git
 from tests.helpers import ROOT
 
 LAYERS = ("flows", "tasks", "models")
@@ -56,14 +57,18 @@ PACKAGES = {
 #: Maximum number of files in a folder.
 MAX_FILES = 16
 
-#: Modules that do not affect results: the command line, progress and checkpoints. Also the schema of
-#: params.yaml, because stages declare the values that they read from it as params or as a plan file.
+#: Modules that do not affect results: the command line, progress, checkpoints, locks, places of files. Also
+#: the schema of params.yaml, because stages declare the values that they read from it as params or as a plan
+#: file.
 WITHOUT_RESULT = (
     "tasks/settings/",
     "tasks/support/checkpoints.py",
     "tasks/support/cli.py",
     "tasks/support/events.py",
+    "tasks/support/gpus.py",
+    "tasks/support/locks.py",
     "tasks/support/progress.py",
+    "tasks/support/repository.py",
 )
 
 #: Modules whose only effect is on the log of a stage.
@@ -169,6 +174,15 @@ def assert_exact_code(found: dict[str, tuple[str, set[str]]]) -> None:
         assert not left_out, f"{name} does not depend on {sorted(left_out)}, which it imports"
         unused = {d for d in code if not any(path == d or path.startswith(f"{d}/") for path in needed)}
         assert not unused, f"{name} depends on {sorted(unused)}, which it does not import"
+
+
+def test_dvc_sees_every_file_of_the_code() -> None:
+    """.dvcignore hides other files in folders of code, so that what editors leave there reruns nothing."""
+    files = git(ROOT, "ls-files", "-z", "--", "tasks", "models").split("\0")[:-1]
+    with Repo(str(ROOT)) as repo:
+        hidden = [file for file in files if repo.dvcignore.is_ignored_file(str(ROOT / file))]
+    assert len(files) > 50
+    assert not hidden, f".dvcignore hides {hidden} from DVC"
 
 
 def test_every_experiment_has_its_stages() -> None:

@@ -39,6 +39,8 @@ def check_python(folder: Path) -> Iterator[Finding]:
         yield ok(f"Python {version} in {sys.prefix}")
     if sys.prefix == sys.base_prefix:
         yield warning("Python runs outside a virtual environment", "run `make install`, then .venv/bin/cxr")
+    if os.environ.get("PYTHONSAFEPATH"):
+        yield fault("PYTHONSAFEPATH is set, so stages do not find the project's code", "unset PYTHONSAFEPATH")
     for name in ("PYTHONPATH", "PYTHONHOME"):
         if os.environ.get(name):
             yield warning(f"{name} is set, so Python may load other code than that of .venv", f"unset {name}")

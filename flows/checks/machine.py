@@ -1,6 +1,5 @@
 """Checks of processors, GPUs, memory, disks and file locks."""
 
-import errno
 import fcntl
 import importlib.util
 import json
@@ -17,10 +16,11 @@ from typing import Any
 import psutil
 
 from flows.checks.check import Check, Finding, fault, ok, warning
-from flows.engine.slots import visible_gpus
 from flows.repository.checkout import RUNS
 from flows.repository.git import run
 from tasks.common.cores import available_cores
+from tasks.support.gpus import visible_gpus
+from tasks.support.locks import HOW_TO_GET_LOCKS, NO_LOCKS
 
 MB, GB = 1e6, 1e9
 
@@ -40,9 +40,6 @@ SHARED = Path("/dev/shm")  # noqa: S108
 
 #: Its size in bytes that trainings in several processes need. Docker's default is 64 MB.
 SHARED_MEMORY = 256 * MB
-
-#: Errors of a file system without locks.
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF)
 
 #: What torch says about itself. Loading it takes seconds, and may crash, so another process does it.
 ASK_TORCH = """
@@ -231,7 +228,7 @@ def check_locks(folder: Path) -> Iterator[Finding]:
     for path in refused:
         yield fault(
             f"the file system of {path} has no locks, which keep runs apart",
-            "use a local disk (for the temporary folder, set TMPDIR), or mount it with flock",
+            HOW_TO_GET_LOCKS,
         )
     if not refused:
         yield ok("files can be locked")

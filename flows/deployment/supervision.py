@@ -16,6 +16,7 @@ import psutil
 
 from flows.repository.checkout import RUNS
 from flows.repository.git import environment
+from tasks.support.locks import lock_file
 
 #: Environment variable that labels a child process and all its descendants.
 PART_OF = "RETRAIN_PART_OF"
@@ -40,7 +41,7 @@ def exclusive(repository: Path, name: str) -> Iterator[IO[bytes] | None]:
     path.parent.mkdir(exist_ok=True)
     with path.open("ab") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
         else:

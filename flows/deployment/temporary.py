@@ -35,6 +35,9 @@ PROJECT = Path(__file__).parents[2]
 #: Seconds that the server has to end before it is killed.
 GRACE = 5.0
 
+#: What Prefect's server says about a database of a newer version.
+NEWER_DATABASE = "Can't locate revision"
+
 #: Variables that Prefect sets for its own temporary servers: no UI, and only the services of a single run.
 VARIABLES = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
 
@@ -108,4 +111,6 @@ def _wait(api: str, process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
     lines = log.read().decode(errors="replace").splitlines()
     errors = [line for line in lines if "Error" in line]
     why = (errors or lines or [f"no answer within {STARTUP_TIMEOUT:.0f} s"])[-1]
+    if NEWER_DATABASE in why:
+        why += f"; a newer Prefect has used {get_current_settings().home}: set PREFECT_HOME to another folder"
     raise InputError(f"the temporary Prefect server did not start: {why}")

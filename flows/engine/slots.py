@@ -7,19 +7,19 @@ flow leaves nothing behind: the operating system releases a lock when its last h
 
 import fcntl
 import os
-import re
 import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import takewhile
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from flows.repository.revision import Training
 from tasks.common.cores import available_cores
 from tasks.support.cli import InputError
+from tasks.support.gpus import visible_gpus
+from tasks.support.locks import lock_file
 
 #: Seconds between two attempts to lock a free GPU or core.
 POLL = 0.5
@@ -77,18 +77,21 @@ class Slots:
         """Lock up to `count` units that are free."""
         held: list[tuple[str, IO[bytes]]] = []
         with self._open("choosing") as turn:
-            fcntl.flock(turn, fcntl.LOCK_EX)  # one process at a time, or two could hold half a slot each
+            lock_file(turn, fcntl.LOCK_EX)  # one process at a time, or two could hold half a slot each
             for unit in self._units:
                 if len(held) == count:
                     break
                 file = stack.enter_context(self._open(unit.replace("/", "_")))
                 with suppress(BlockingIOError):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     held.append((unit, file))
         return held
 
     def _open(self, name: str) -> IO[bytes]:
-        return open(os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "rb+")
+        def opener(path: str, flags: int) -> int:
+            return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+        return open(self._folder / name, "rb+", opener=opener)
 
 
 def _private_folder(folder: Path) -> Path:
@@ -134,21 +137,3 @@ def compute_slots(trainings: Mapping[str, Training]) -> Slots:
         per_stage=min(threads_each, cores),
         variables=lambda _: {},
     )
-
-
-def visible_gpus() -> list[str]:
-    """Return the GPUs that stages may use: those that CUDA_VISIBLE_DEVICES names, or else all."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return _gpu_ids() if visible is None else _visible(visible)
-
-
-def _visible(variable: str) -> list[str]:
-    """Return the GPUs that CUDA_VISIBLE_DEVICES names. As in CUDA, an invalid entry hides those after it."""
-    entries = (entry.strip() for entry in variable.split(","))
-    return list(takewhile(re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch, entries))
-
-
-def _gpu_ids() -> list[str]:
-    """Return the numbers of this machine's NVIDIA GPUs, as the driver lists them."""
-    folder = Path("/proc/driver/nvidia/gpus")
-    return [str(number) for number, _ in enumerate(folder.iterdir())] if folder.is_dir() else []

@@ -21,15 +21,13 @@ from dvc.utils.serialize import load_yaml
 
 from flows.repository.dvc_internals import ENTRY
 from flows.repository.git import git
+from tasks.support.repository import EXPERIMENTS
 
 #: A hash of data, as it appears in dvc.lock, .dvc files and the run cache.
 HASH = re.compile(r"\b[0-9a-f]{32}(?:\.dir)?\b")
 
 #: Pathspecs of the files in which DVC records hashes.
 RECORDS = (":(glob)**/dvc.lock", ":(glob)**/*.dvc")
-
-#: Working folders of `dvc exp run --temp` and `--queue`.
-EXPERIMENTS = Path(".dvc/tmp/exps")
 
 
 class Unreferenced(NamedTuple):

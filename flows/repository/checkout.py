@@ -25,6 +25,7 @@ import psutil
 from flows.repository.dvc_internals import share_cache
 from flows.repository.git import UNATTENDED_LABEL, git
 from tasks.support.cli import InputError
+from tasks.support.locks import lock_file
 
 #: Folder in the repository, ignored by git and DVC, with the results of each run and the checkouts.
 RUNS = Path("runs")
@@ -69,8 +70,8 @@ def checked_out(
     parent = repository / CHECKOUTS
     parent.mkdir(parents=True, exist_ok=True)
     folders = (parent / numbered_name for numbered_name in numbered(name))
-    with (repository / RUNNING).open("ab") as running:
-        fcntl.flock(running, fcntl.LOCK_SH)
+    with (repository / RUNNING).open("ab+") as running:
+        lock_file(running, fcntl.LOCK_SH)
         folder, lock = next((folder, lock) for folder in folders if (lock := _reserve(folder, taken)))
         with lock:
             lock.write(run.encode())
@@ -94,7 +95,7 @@ def none_running(repository: Path) -> Iterator[bool]:
     path.parent.mkdir(exist_ok=True)
     with path.open("ab") as running:
         try:
-            fcntl.flock(running, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(running, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
         else:
@@ -128,7 +129,7 @@ def _hold(path: Path, mode: Literal["rb+", "xb+"]) -> IO[bytes]:
     """
     with ExitStack() as stack:
         lock = stack.enter_context(path.open(mode))
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not _is_at(path, lock):
             raise BlockingIOError
         stack.pop_all()  # the caller closes it

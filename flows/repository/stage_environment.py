@@ -30,7 +30,7 @@ PASSED = {
 #: Credentials of data sources, which only the stages in WITH_CREDENTIALS get.
 CREDENTIALS = "AWS_* KAGGLE_* KAGGLEHUB_* NETRC"
 
-WITH_CREDENTIALS = ("download",)
+WITH_CREDENTIALS = ("download", "download_external")
 
 #: Environment variable with more names and patterns, separated by spaces, that every stage gets.
 MORE = "RETRAIN_STAGE_VARIABLES"

@@ -1,26 +1,23 @@
 """Reads the weights from which a training starts, if they are those that params.yaml names."""
 
-import os
 from pathlib import Path
 
 from tasks.common.raw import sha256
 from tasks.support.cli import InputError
-
-#: The folder from which a relative path counts. A run works in its own checkout, far from the user's files.
-BASE_VARIABLE = "RETRAIN_SOURCE_ROOT"
+from tasks.support.repository import user_repository
 
 
 def read_weights(file: str, digest: str) -> bytes:
     """The content of a file of weights.
 
     Args:
-        file: its path.
+        file: its path. A relative one counts from the user's repository.
         digest: its SHA-256.
 
     Raises:
         InputError: the file does not exist or has another SHA-256.
     """
-    path = Path(os.environ.get(BASE_VARIABLE, ".")) / Path(file).expanduser()
+    path = user_repository() / Path(file).expanduser()
     if not path.is_file():
         raise InputError(f"start_from.weights: {file}: there is no such file")
     content = path.read_bytes()

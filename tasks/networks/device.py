@@ -4,7 +4,9 @@ import ctypes
 import os
 import shutil
 import sysconfig
+import tempfile
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from tasks.common.cores import available_cores
 from tasks.support.cli import InputError
+from tasks.support.gpus import visible_gpus
 
 #: Minimum number of images in a training on a GPU for which compiling the network pays off.
 WORTH_COMPILING = 100_000
@@ -59,9 +62,26 @@ def set_up(seed: int, precision: str, threads: int, processes: int = 1) -> Compu
     _keep_freed_memory()
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu" and visible_gpus():
+        _warn_of_unused_gpu()
     if precision == "auto":
         precision = "bf16" if _has_fast_bf16(device) else "fp32"
     return Compute(device, precision)
+
+
+@cache
+def _warn_of_unused_gpu() -> None:
+    """Say once why torch cannot use the GPUs that are visible."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        why = "it finds none"
+    except (AssertionError, RuntimeError) as error:  # a build without CUDA; an old driver or no such GPU
+        why = str(error).partition("\n")[0]
+    print(
+        f"warning: a GPU is visible, but torch {torch.__version__} uses the CPU, which is much slower: "
+        f"{why}; `cxr doctor` says what to do",
+        flush=True,
+    )
 
 
 def _threads_of_environment() -> int:
@@ -99,20 +119,33 @@ def compiled(network: nn.Module, how: str, compute: Compute, images_seen: int) -
         images_seen: number of images that the whole training processes.
 
     Raises:
-        InputError: torch.compile needs a C++ compiler, and none is installed.
+        InputError: torch.compile needs a C++ compiler and a folder for what it compiles, and one is missing.
     """
     on_gpu = compute.device.type == "cuda"
-    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     if how == "auto":
         pays = on_gpu and images_seen >= WORTH_COMPILING
-        how = "fused" if pays and compiler and _triton_works(compute.device) else "none"
+        how = "fused" if pays and not _cannot_compile() and _triton_works(compute.device) else "none"
     if how == "none":
         return network
-    if not compiler:
-        raise InputError(f"compile: {how} needs a C++ compiler (g++), and none was found; set compile: none")
+    if missing := _cannot_compile():
+        raise InputError(f"compile: {how} needs {missing}, or set compile: none")
     torch.use_deterministic_algorithms(True)  # the compiler checks this setting
     mode = "reduce-overhead" if how == "graphs" and on_gpu else "default"
     return torch.compile(network, mode=mode, dynamic=False)  # type: ignore[return-value]
+
+
+def _cannot_compile() -> str:
+    """What torch.compile lacks on this machine, and what to do; "" if it has everything."""
+    if not (shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")):
+        return "a C++ compiler (g++), and none was found; install one"
+    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir())
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if os.statvfs(there).f_flag & os.ST_NOEXEC:
+        return (
+            f"a folder for compiled programs, but {there} is mounted with noexec; "
+            "set TMPDIR to a folder on another disk"
+        )
+    return ""
 
 
 def _triton_works(device: torch.device) -> bool:

@@ -133,6 +133,8 @@ class Bucket:
             return InputError(f"{self.where}: a file changed during the download; start again")
         if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"):
             return InputError(f"{self.where}: the credentials are wrong ({code}); set {CREDENTIALS}")
+        if code == "InvalidObjectState":
+            return InputError(f"{self.where}: an object is archived, so it cannot be read; restore it first")
         if status in (401, 403) and self._anonymous:
             return InputError(f"{self.where}: no anonymous access ({code}); set {CREDENTIALS}")
         if status in (401, 403):

@@ -25,6 +25,7 @@ from typing import IO, Protocol, TypeVar
 
 from tasks.common.cores import in_order
 from tasks.support.cli import InputError
+from tasks.support.locks import lock_file
 from tasks.support.progress import progress
 
 Result = TypeVar("Result")
@@ -353,26 +354,27 @@ class _Staging:
         return crc32
 
 
-def _locked(path: Path, where: str) -> IO[str]:
+def _locked(path: Path, where: str) -> IO[bytes]:
     """Open the lock file and hold its lock."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{where}: waiting for another process that is fetching it", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        # The previous holder may have deleted the file.
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
-            return file
-        file.close()
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(path.open("wb"))
+            try:
+                lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{where}: waiting for another process that is fetching it", flush=True)
+                lock_file(file, fcntl.LOCK_EX)
+            # The previous holder may have deleted the file.
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                stack.pop_all()  # the caller closes it
+                return file
 
 
 def _remove_other_versions(folder: Path) -> None:
     """Delete the folders of older versions of the source, except those in use by another process."""
     for other in folder.parent.glob(f"{folder.name.partition('-')[0]}-*"):
         if other != folder and (other / "lock").exists():
-            with (other / "lock").open("w") as lock, contextlib.suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with (other / "lock").open("wb") as lock, contextlib.suppress(BlockingIOError):
+                lock_file(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(other, ignore_errors=True)

@@ -1,6 +1,6 @@
 """Saves the state of an unfinished training so that it can be resumed.
 
-    .dvc/tmp/checkpoints/TRAINING-KEY.pt
+    .dvc/tmp/checkpoints/TRAINING-KEY.pt    in the user's repository, whose copies are temporary
 
 DVC deletes a stage's outputs before it runs the stage, so checkpoints are not outputs. The key is a hash of
 everything that determines the training: a changed training does not resume from the checkpoint. A finished
@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from tasks.support.repository import user_repository
 
 #: Environment variable with the checkpoint folder. Flows set it, because their own checkouts are temporary.
 FOLDER_VARIABLE = "RETRAIN_CHECKPOINTS"
@@ -43,7 +45,7 @@ class Checkpoint:
     """The checkpoint file of one training."""
 
     def __init__(self, name: str, key: str) -> None:
-        folder = Path(os.environ.get(FOLDER_VARIABLE) or FOLDER)
+        folder = Path(os.environ.get(FOLDER_VARIABLE) or user_repository() / FOLDER)
         self.path = folder / f"{name}-{key[:16]}.pt"
         self._saved_at, self._cost = time.monotonic(), 0.0
         _remove_forgotten(folder)

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import version
@@ -86,3 +87,11 @@ def test_variables_that_load_other_code_are_warnings(monkeypatch: pytest.MonkeyP
     _, other = check_python(Path())
     assert other.level is Level.WARNING
     assert other.found.startswith("PYTHONPATH is set")
+
+
+def test_a_variable_that_hides_the_project_from_stages_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    findings = [finding for finding in check_python(Path()) if finding.level is Level.FAULT]
+    assert [finding.remedy for finding in findings] == ["unset PYTHONSAFEPATH"]
+    hidden = subprocess.run([sys.executable, "-m", "tasks.plan"], cwd=ROOT, capture_output=True, text=True)
+    assert "No module named" in hidden.stderr

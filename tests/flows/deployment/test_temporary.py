@@ -1,9 +1,11 @@
 """The temporary server of a command that has no other."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -75,3 +77,15 @@ def test_a_server_that_does_not_start_is_reported_in_one_line(tmp_path: Path) ->
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: the temporary Prefect server did not start: ")
     assert line.endswith("unable to open database file")
+
+
+def test_a_database_of_a_newer_prefect_is_named_as_such(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "prefect.db")) as database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        database.execute("INSERT INTO alembic_version VALUES ('ffffffffffff')")
+        database.commit()
+    done = run(tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: the temporary Prefect server did not start: ")
+    assert line.endswith(f"a newer Prefect has used {tmp_path}: set PREFECT_HOME to another folder")

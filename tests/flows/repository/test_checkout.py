@@ -1,15 +1,18 @@
 """Checkouts and commits of runs, with various git settings."""
 
+import fcntl
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from flows.deployment.automations import report_ended_runs
-from flows.repository.checkout import CHECKOUTS, checked_out, remove_leftovers
+from flows.deployment.supervision import exclusive
+from flows.repository.checkout import CHECKOUTS, checked_out, none_running, remove_leftovers
 from flows.repository.git import UNATTENDED_LABEL, commit, environment, git, resolve
 from flows.worker import kill_leftovers
 from tests.helpers import Repository
@@ -25,6 +28,11 @@ def repository(
 @pytest.fixture
 def head(repository: Repository) -> str:
     return resolve(repository.folder, "HEAD")
+
+
+def flock_of_nfs(file: IO[bytes], operation: int) -> None:
+    """Lock as NFS does: by byte ranges, which only a file that is open for reading or writing can have."""
+    fcntl.lockf(file, operation)
 
 
 def left(repository: Repository) -> list[str]:
@@ -91,6 +99,17 @@ class TestName:
         repository.run("rm", "-r", str(folder))
         with checked_out(repository.folder, head, "x", "") as checkout:
             assert checkout.name == "x"
+
+
+def test_a_checkout_can_be_on_nfs(repository: Repository, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.flock", flock_of_nfs)
+    with checked_out(repository.folder, head, "x", "") as checkout:
+        assert checkout.exists()
+    with none_running(repository.folder) as none:
+        assert none
+    assert remove_leftovers(repository.folder) == []
+    with exclusive(repository.folder, "serve") as lock:
+        assert lock
 
 
 def test_at_its_end_a_run_kills_its_own_commands_but_no_other_program(

@@ -1,5 +1,6 @@
 """How commands run unattended, and how their errors are reported."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -43,6 +44,24 @@ def test_programs_that_a_command_started_are_killed_with_it(tmp_path: Path) -> N
 def test_messages_of_git_are_in_english(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
     assert "LC_ALL=C" in git(tmp_path, "-c", "alias.variables=!env", "variables").splitlines()
+
+
+@pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="requires ssh-keygen")
+def test_signatures_are_not_part_of_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "key")
+    (tmp_path / "signers").write_text(f"x@y {(tmp_path / 'key.pub').read_text()}")
+    settings = tmp_path / "gitconfig"
+    settings.write_text(
+        "[user]\nname = x\nemail = x@y\n[log]\nshowSignature = true\n"
+        f'[gpg]\nformat = ssh\n[gpg "ssh"]\nallowedSignersFile = {tmp_path}/signers\n'
+    )
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    git(tmp_path, "init", "--quiet")
+    sign = ("-c", f"user.signingKey={tmp_path}/key", "commit", "--gpg-sign", "--allow-empty", "--quiet")
+    git(tmp_path, *sign, "--message", "signed")
+    shown = ("log", "-1", "--format=%s")
+    assert "signature" in run(tmp_path, "git", *shown)
+    assert git(tmp_path, *shown) == "signed"
 
 
 def test_output_is_read_as_utf_8_in_any_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

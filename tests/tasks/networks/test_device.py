@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.networks.device import compiled, set_up
+from tasks.networks import device
+from tasks.networks.device import Compute, compiled, set_up
 from tasks.support.cli import InputError
 from tests.helpers import ROOT
 
@@ -73,6 +74,55 @@ def test_missing_compiler_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         InputError, match=r"compile: fused needs a C\+\+ compiler \(g\+\+\), and none was found"
     ):
         compiled(nn.Conv2d(1, 1, 1), "fused", set_up(0, "fp32", 1), 1)
+
+
+@pytest.fixture
+def noexec(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A temporary folder that is mounted with noexec."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    folder = next((mount[1] for mount in mounts if "noexec" in mount[3].split(",")), "")
+    if not folder:
+        pytest.skip("needs a file system that is mounted with noexec")
+    monkeypatch.setattr("tempfile.tempdir", folder)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(device, "_triton_works", lambda _: True)
+    return folder
+
+
+def test_auto_does_not_compile_where_compiled_programs_cannot_run(noexec: str) -> None:
+    network = nn.Conv2d(1, 1, 1)
+    assert compiled(network, "auto", Compute(torch.device("cuda"), "fp32"), 10**9) is network
+
+
+def test_compiling_where_compiled_programs_cannot_run_is_an_error(
+    noexec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, compute = nn.Conv2d(1, 1, 1), set_up(0, "fp32", 1)
+    with pytest.raises(InputError) as refused:
+        compiled(network, "fused", compute, 1)
+    assert str(refused.value) == (
+        f"compile: fused needs a folder for compiled programs, but {noexec} is mounted with noexec; "
+        "set TMPDIR to a folder on another disk, or set compile: none"
+    )
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "new"))
+    assert compiled(network, "fused", compute, 1) is not network
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPU of this machine")
+def test_a_gpu_that_torch_cannot_use_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device._warn_of_unused_gpu.cache_clear()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    set_up(0, "fp32", 1)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    for _ in range(2):
+        assert set_up(0, "fp32", 1).device.type == "cpu"
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"warning: a GPU is visible, but torch {torch.__version__} uses the CPU")
+    assert line.endswith("; `cxr doctor` says what to do")
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="requires glibc")

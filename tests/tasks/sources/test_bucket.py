@@ -2,6 +2,8 @@
 
 import hashlib
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -209,6 +211,40 @@ def test_errors_are_one_line(bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_p
     assert "no anonymous access (AccessDenied); set AWS_ACCESS_KEY_ID" in said(f"s3://{bucket}/x")
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     assert "The config profile (nobody) could not be found" in said(f"s3://{bucket}/x")
+
+
+class Archive(BaseHTTPRequestHandler):
+    """An S3 server whose only object is archived: it has a size, but cannot be read."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.send_header("ETag", '"0123456789abcdef0123456789abcdef"')
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        answer = b"<Error><Code>InvalidObjectState</Code><Message>Archived</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_archived_object_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Archive) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        with pytest.raises(InputError) as refused:
+            open_source("s3://bucket/a.zip", tmp_path)
+        server.shutdown()
+    assert str(refused.value) == (
+        "s3://bucket/a.zip: an object is archived, so it cannot be read; restore it first"
+    )
 
 
 def test_public_bucket_needs_no_credentials(
