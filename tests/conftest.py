@@ -45,15 +45,25 @@ TINY = (
 #: Test files that take minutes. They start first, because one that starts last would run alone at the end.
 LONGEST = (
     "test_pool.py",
-    "test_faults.py",
     "test_pipeline.py",
     "test_retrain.py",
     "test_serve.py",
+    "test_ui.py",
+    "test_prune.py",
+    "test_new_data.py",
     "test_publish.py",
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by mark
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("markexpr") == "soak":
+        # Tests of such a class build on those before them.
+        for item in items:
+            if (parent := item.parent) and parent.name == "TestInOrder":
+                siblings = [one for one in items if one.parent is parent]
+                if any(one.get_closest_marker("soak") for one in siblings[siblings.index(item) :]):
+                    item.add_marker("soak")
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 

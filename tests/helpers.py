@@ -23,6 +23,7 @@ from PIL import Image
 
 from flows.repository.git import environment
 from flows.repository.revision import Training
+from tasks.settings.changes import read_changes, with_changes
 from tasks.settings.schema import Params
 
 ROOT = Path(__file__).parent.parent
@@ -177,7 +178,10 @@ class Repository:
         self.run("git", "config", "user.email", "tester@example.org")
 
     def set(self, *assignments: str) -> None:
-        self.run("cxr", "params", *[w for a in assignments for w in ("--set", a)])
+        """Change params.yaml, as `cxr params --set`."""
+        path = self.folder / "params.yaml"
+        text = with_changes(path.read_text(encoding="utf-8"), read_changes(None, list(assignments)))
+        path.write_text(text, encoding="utf-8")
 
     def commit(self, message: str) -> None:
         self.run("git", "add", "--all")
@@ -217,15 +221,23 @@ def empty_repository(folder: Path) -> Repository:
     """A repository of git and DVC with nothing in it."""
     folder.mkdir()
     repository = Repository(folder)
-    repository.run("git", "init", "--quiet")
+    repository.run("git", "init", "--quiet", "--initial-branch=main")
     repository.name_author()
-    repository.run("dvc", "init", "--quiet")
+    # As by `dvc init`, which takes a second.
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc" / "config").write_text("[core]\n    analytics = false\n")
+    (folder / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
+    (folder / ".dvcignore").touch()
+    repository.run("git", "add", ".dvc", ".dvcignore")
     return repository
 
 
-def with_cache_of(finished: Repository, repository: Repository) -> Repository:
-    """Copy the DVC cache of a finished repository, which has the results of all stages."""
-    shutil.copytree(finished.folder / ".dvc" / "cache", repository.folder / ".dvc" / "cache")
+def with_cache_of(finished: Repository, repository: Repository, *without: str) -> Repository:
+    """Copy the DVC cache of a finished repository, which has the results of all stages but `without`."""
+    cache = shutil.copytree(finished.folder / ".dvc" / "cache", repository.folder / ".dvc" / "cache")
+    for entry in (cache / "runs").rglob("*"):
+        if entry.is_file() and any(f"-m tasks.{stage} " in entry.read_text() for stage in without):
+            entry.unlink()
     return repository
 
 

@@ -65,6 +65,7 @@ def parts(rehearsed: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+@pytest.mark.soak
 def test_each_part_is_done_or_gives_a_reason(parts: dict[str, dict[str, Any]], rehearsed: Path) -> None:
     done = ("smoke", "throughput", "combined")
     left_out = ("inference", "report1_bce", "report1_bce_iou")
@@ -78,12 +79,14 @@ def test_each_part_is_done_or_gives_a_reason(parts: dict[str, dict[str, Any]], r
     assert all(f"\n| {name} | {of['status']} | " in table for name, of in parts.items())
 
 
+@pytest.mark.soak
 def test_the_smoke_test_killed_a_training_and_compared_bytes(parts: dict[str, dict[str, Any]]) -> None:
     smoke = parts["smoke"]
     assert smoke["killed"].startswith("resuming after epoch ")
     assert smoke["resumed_same_bytes"] is smoke["evaluated_same_bytes"] is True
 
 
+@pytest.mark.soak
 def test_rates_are_plausible(parts: dict[str, dict[str, Any]]) -> None:
     (row,) = parts["throughput"]["rows"]
     assert row["network"] == "residual_unet, width 4, depth 2, patch 1"
@@ -96,6 +99,7 @@ def test_rates_are_plausible(parts: dict[str, dict[str, Any]]) -> None:
     assert 0 <= row["wait"] < 1
 
 
+@pytest.mark.soak
 def test_an_experiment_reports_how_many_of_its_epochs_it_ran(parts: dict[str, dict[str, Any]]) -> None:
     combined = parts["combined"]
     assert combined["of_epochs"] == 4 and 1 <= combined["epochs"] <= 4

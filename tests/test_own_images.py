@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.helpers import Repository
@@ -59,6 +60,7 @@ def test_a_folder_of_pairs_trains_to_a_report(make_repository: Make, tmp_path: P
     assert "up to date" in repository.run("dvc", "status")
 
 
+@pytest.mark.soak
 def test_a_table_of_splits_and_patients_trains_to_a_report(make_repository: Make, tmp_path: Path) -> None:
     source = write_table(tmp_path / "table")
     repository = configured(make_repository, tmp_path / "repository", source, TABLE, "infection")

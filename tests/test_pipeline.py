@@ -129,12 +129,14 @@ class TestInOrder:
         assert stages_run(repository.run("dvc", "repro")) <= {"plan", "compare", "report"}
         repository.commit("alpha 0.5")
 
+    @pytest.mark.soak
     def test_dvc_exp_run(self, repository: Repository) -> None:
         repository.run("dvc", "exp", "run", "--set-param", "alpha=0.3", "--name", "third")
         shown = json.loads(repository.run("dvc", "exp", "show", "--json"))
         assert "third" in json.dumps(shown)
         assert YAML(typ="safe").load(repository.read("params.yaml"))["alpha"] == 0.3
 
+    @pytest.mark.soak
     def test_new_experiments_need_only_an_entry_and_image_sizes_can_be_mixed(
         self, repository: Repository
     ) -> None:
@@ -156,6 +158,7 @@ class TestInOrder:
             assert metrics["second"][split].keys() == {"infection"}
         assert "Other experiments" in page
 
+    @pytest.mark.soak
     def test_another_seed_trains_one_network_and_changed_lungs_retrain_only_their_users(
         self, repository: Repository
     ) -> None:
@@ -168,6 +171,7 @@ class TestInOrder:
         assert ran == {"plan", *seed, "evaluate@plain-seed0", *of_second, "compare", "report"}
         assert "2 seeds" in repository.read("reports/index.html")
 
+    @pytest.mark.soak
     def test_dropping_duplicates_retrains_nothing_if_there_are_none(self, repository: Repository) -> None:
         repository.set("audit.duplicates=drop")
         ran = stages_run(repository.run("dvc", "repro"))

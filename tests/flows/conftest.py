@@ -127,6 +127,12 @@ class Served(User):
         folder = self.repository.folder / "runs" / ".checkouts"
         return [path.name for path in folder.iterdir()] if folder.exists() else []
 
+    def left_nothing(self) -> bool:
+        """Return whether the repository has no branch, worktree or checkout of a run."""
+        branches = self.repository.run("git", "branch", "--format=%(refname:short)").split()
+        worktrees = self.repository.run("git", "worktree", "list").splitlines()
+        return branches == ["main"] and len(worktrees) == 1 and self.checkouts() == []
+
 
 @contextmanager
 def serving(repository: Repository, home: Path, name: str = "retrain", **settings: str) -> Iterator[Served]:

@@ -27,15 +27,6 @@ from tests.helpers import Repository, cut_power, eventually
 SMALL = {"experiments": ["report1_bce"], "publish": "nowhere"}
 TRAIN = "train@report1_bce-seed0"
 
-#: The stages that the first run leaves in the DVC cache for all others.
-BEFORE_TRAINING = ("download", "preprocess@32", "audit", "baselines@infection")
-
-
-def left_nothing(served: Served) -> bool:
-    branches = served.repository.run("git", "branch", "--format=%(refname:short)").split()
-    worktrees = served.repository.run("git", "worktree", "list").splitlines()
-    return branches == ["main"] and len(worktrees) == 1 and served.checkouts() == []
-
 
 def kill(process: psutil.Process) -> None:
     process.kill()
@@ -43,6 +34,7 @@ def kill(process: psutil.Process) -> None:
 
 
 class TestInOrder:
+    @pytest.mark.soak
     def test_the_second_of_two_runs_waits_for_the_first(self, served: Served) -> None:
         runs = [served.submit(**SMALL).id for _ in range(2)]
         eventually(
@@ -54,20 +46,7 @@ class TestInOrder:
         assert first.end_time <= second.start_time
         assert {task.state_name for task in served.tasks(second.id).values()} == {"Cached"}
 
-    def test_cancel_ends_a_training_within_seconds(self, served: Served) -> None:
-        run = served.submit(epochs=5000)
-        served.training(run.id)
-        began = time.monotonic()
-        served.cancel(run.id)
-        eventually("nothing trains", lambda: not served.working_for(run.id, "tasks.train"), timeout=10)
-        print(f"the training ended {time.monotonic() - began:.1f} s after the cancel")
-        ended = served.finished(run.id)
-        print(f"the run was Cancelled {time.monotonic() - began:.1f} s after it")
-        assert ended.state_name == "Cancelled"
-        eventually("no process is left", lambda: not served.working_for(run.id), timeout=10)
-        assert left_nothing(served)
-        assert served.slots_taken() == 0
-
+    @pytest.mark.soak
     def test_a_training_that_the_system_kills_is_retried(self, served: Served) -> None:
         run = served.submit(epochs=60, **SMALL)
         checkpoints = served.repository.folder / ".dvc/tmp/checkpoints"
@@ -90,7 +69,7 @@ class TestInOrder:
         log = served.repository.folder / "runs" / ".logs" / "worker.log"
         assert served.read_output().splitlines()[-1] == f"error: the worker ended unexpectedly; see {log}"
         assert served.processes() == []
-        assert left_nothing(served)
+        assert served.left_nothing()
 
         served.start()
         assert served.run(run.id).state_name == "Crashed"
@@ -109,13 +88,13 @@ class TestInOrder:
         cut_power(lambda: set(served.processes()) - set(orphans))
         served.process.wait(60)
         assert all(orphan.is_running() for orphan in orphans)
-        assert not left_nothing(served)
+        assert not served.left_nothing()
 
         served.start()
         assert not any(orphan.is_running() for orphan in orphans)
         assert served.run(run.id).state_name == "Crashed"
         assert served.finished(next_run.id).state_name == "Completed"
-        assert left_nothing(served)
+        assert served.left_nothing()
 
         served.retry(run.id)
         assert served.finished(run.id).state_name == "Completed"
@@ -143,7 +122,7 @@ class TestInOrder:
         served.start()
         assert not server.is_running()  # replaced by a new server
         assert served.finished(waiting.id).state_name == "Completed"
-        assert left_nothing(served)
+        assert served.left_nothing()
 
 
 def within(served: Served, seconds: float) -> None:

@@ -50,6 +50,7 @@ def test_without_new_data_nothing_runs(repository: Repository) -> None:
     assert output.splitlines()[-1] == "nothing changed since HEAD; nothing published"
 
 
+@pytest.mark.soak
 def test_only_changed_files_are_fetched(repository: Repository, source: Path) -> None:
     image = min(source.rglob("Train/COVID-19/images/*.png"))
     with Image.open(image) as before:
@@ -63,12 +64,14 @@ def test_only_changed_files_are_fetched(repository: Repository, source: Path) ->
     assert re.search(r"^\+  fingerprint: f[0-9a-f]{31}$", changed, re.MULTILINE)
 
 
+@pytest.mark.soak
 def test_a_second_look_finds_nothing_new(repository: Repository) -> None:
     output = retrain(repository, "--name", "later", "--look-for-new-data")
     assert output.splitlines()[-1].startswith("nothing changed since retrain/news; nothing published")
     assert set(finished(output).values()) == {"Cached", "Completed"}
 
 
+@pytest.mark.soak
 def test_without_looking_for_new_data_the_pinned_data_is_used(repository: Repository) -> None:
     output = retrain(repository, "--name", "own")
     assert output.splitlines()[-1] == "nothing changed since HEAD; nothing published"

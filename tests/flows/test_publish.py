@@ -69,6 +69,7 @@ def metrics(repository: Repository, branch: str) -> str:
     return repository.run("git", "show", f"{branch}:metrics.json")
 
 
+@pytest.mark.soak
 def test_a_name_taken_here_or_at_origin_gets_a_number_everywhere(repository: Repository) -> None:
     before = {name: repository.read(f"runs/shared/{name}") for name in ("metrics.json", "index.html")}
     # A branch that another machine has pushed and this repository has not fetched.

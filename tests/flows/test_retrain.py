@@ -92,6 +92,7 @@ class TestInOrder:
         same = {stage for stage in others if ours[stage] == others[stage]}
         assert same == others.keys() - of_alpha
 
+    @pytest.mark.soak
     def test_a_repeated_run_changes_and_publishes_nothing(self, repository: Repository) -> None:
         output = retrain(repository, "--name", "again", "--set", "alpha=0.4", "--publish", "nowhere")
         stages = repository.run("dvc", "stage", "list", "--name-only").split()
@@ -112,6 +113,7 @@ class TestInOrder:
         assert "report1_bce_iou" in report("--set", "alpha=0.4")
         assert "report1_bce_iou" in report("--experiments", "all", "--set", "alpha=0.4")
 
+    @pytest.mark.soak
     def test_a_deleted_report_is_restored(self, repository: Repository) -> None:
         shutil.rmtree(repository.folder / "runs" / "first")
         output = retrain(repository, "--name", "again", "--set", "alpha=0.4")
@@ -127,6 +129,7 @@ class TestInOrder:
         assert repository.read("dvc.lock") == repository.run("git", "show", "retrain/first:dvc.lock")
         repository.run("git", "checkout", "--quiet", "params.yaml")
 
+    @pytest.mark.soak
     def test_metrics_are_compared_across_branches(self, repository: Repository) -> None:
         retrain(repository, "--name", "second", "--set", "alpha=0.9", "--revision", "retrain/first")
         text = repository.run("dvc", "metrics", "diff", "retrain/first", "retrain/second", "--json")

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from http.client import HTTPConnection
@@ -34,7 +35,7 @@ from websockets.typing import Origin
 
 from flows.serve import server_variables
 from tests.flows.conftest import Served, serving
-from tests.helpers import Repository, free_ports
+from tests.helpers import Repository, eventually, free_ports
 
 WEEKLY = ("weekly", "0 3 * * 1", False)
 NO_HEADERS: dict[str, str] = {}
@@ -148,6 +149,7 @@ class TestInOrder:
         after = served.client.read_deployment_by_name("retrain/retrain")
         assert (after.updated, after.schedules) == (before.updated, before.schedules)
 
+    @pytest.mark.soak
     def test_clones_with_different_names_share_a_server(
         self, served: Served, make_repository: Callable[[Path], Repository], tmp_path: Path
     ) -> None:
@@ -202,6 +204,20 @@ class TestInOrder:
             f"/deployments/{deployment.id}", json={"parameters": deployment.parameters}
         ).raise_for_status()
 
+    def test_cancel_ends_a_training_within_seconds(self, served: Served) -> None:
+        run = served.submit(epochs=5000)
+        served.training(run.id)
+        began = time.monotonic()
+        served.cancel(run.id)
+        eventually("nothing trains", lambda: not served.working_for(run.id, "tasks.train"), timeout=10)
+        print(f"the training ended {time.monotonic() - began:.1f} s after the cancel")
+        ended = served.finished(run.id)
+        print(f"the run was Cancelled {time.monotonic() - began:.1f} s after it")
+        assert ended.state_name == "Cancelled"
+        eventually("no process is left", lambda: not served.working_for(run.id), timeout=10)
+        assert served.left_nothing()
+        assert served.slots_taken() == 0
+
     def test_ctrl_c_ends_it_and_its_run(self, served: Served) -> None:
         run = served.submit(epochs=5000, publish="nowhere")
         served.training(run.id)
@@ -217,6 +233,7 @@ class TestInOrder:
         assert served.slots_taken() == 0
         assert schedules(served) == {(*WEEKLY[:2], True), LEAP_DAY}
 
+    @pytest.mark.soak
     def test_a_service_manager_that_signals_all_processes_at_once_ends_it_too(self, served: Served) -> None:
         run = served.submit(epochs=5000, publish="nowhere")
         served.training(run.id)

@@ -45,6 +45,7 @@ def repository(make_repository: Callable[[Path], Repository], tmp_path: Path) ->
     return repository
 
 
+@pytest.mark.soak
 def test_a_worker_exits_with_status_0_when_it_has_been_idle(
     repository: Repository, user: User, prefect_api: tuple[str, Path], tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from flows.engine.runner import Outcome, StageRunner
 from flows.engine.slots import Slot
 from tasks.support.cli import TEMPORARY
 from tasks.support.events import Event
-from tests.helpers import Repository
+from tests.helpers import Repository, empty_repository
 
 NO_SLOT = Slot({}, ())
 
@@ -20,11 +20,7 @@ NO_SLOT = Slot({}, ())
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[[str], Repository]:
     def make(dvc_yaml: str) -> Repository:
-        repository = Repository(tmp_path / "repository")
-        repository.folder.mkdir()
-        repository.run("git", "init", "--quiet", "--initial-branch=main")
-        repository.run("dvc", "init", "--quiet")
-        repository.run("dvc", "config", "core.analytics", "false")
+        repository = empty_repository(tmp_path / "repository")
         (repository.folder / "dvc.yaml").write_text(dvc_yaml)
         return repository
 
@@ -85,10 +81,10 @@ def test_a_silent_stage_is_ended_and_retried(
     monkeypatch.setattr("flows.engine.runner.SILENCE", 5.0)
     repository = make("stages:\n  a:\n    cmd: echo began; sleep 600\n    outs: [out]\n")
     started = time.monotonic()
-    assert run(repository, "a") == (
-        Outcome.INTERRUPTED,
-        "began\nended, because it printed nothing for 5 s",
-    )
+    outcome, tail = run(repository, "a")
+    assert outcome is Outcome.INTERRUPTED
+    # On a busy machine DVC takes more than 5 s to start the stage.
+    assert tail.removeprefix("began\n") == "ended, because it printed nothing for 5 s"
     assert time.monotonic() - started < 60
 
 

@@ -20,7 +20,7 @@ from flows.remote.pool import pool_of
 from flows.remote.stage_request import StageRequest, versions
 from flows.stage import RefusedError, _check_versions
 from tests.flows.cluster import AUTH, Cluster, Host, Program
-from tests.helpers import Repository, eventually
+from tests.helpers import Repository, eventually, with_cache_of
 from tests.postgresql import PASSWORD
 from tests.s3 import SECRET
 
@@ -123,6 +123,7 @@ class TestInOrder:
     def test_trainings_spread_over_machines_and_give_the_same_bytes(
         self, cluster: Cluster, parent: Host, workers: list[Host], finished_repository: Repository
     ) -> None:
+        with_cache_of(finished_repository, parent.repository, "train", "evaluate", "compare", "report")
         everything = ("--pool", "train@*=gpu", "--pool", "evaluate@*=gpu", "--pool", "report=gpu")
         output = parent.retrain("--name", "spread", *everything).finish(400)
         assert "report runs on this machine: DVC cannot transfer its outputs" in output
@@ -141,6 +142,7 @@ class TestInOrder:
         shown = parent.repository.run("git", "show", "retrain/spread:metrics.json")
         assert shown == alone.read("metrics.json")
 
+    @pytest.mark.soak
     def test_another_machine_reuses_results_without_requesting_a_stage(
         self, cluster: Cluster, parent: Host, other: Host, workers: list[Host]
     ) -> None:
@@ -150,6 +152,7 @@ class TestInOrder:
         assert cluster.user.tasks(of(cluster, "again").id)[TRAIN].state_name == "Cached"
         assert lock(other.repository, "again") == lock(parent.repository, "spread")
 
+    @pytest.mark.soak
     def test_two_more_seeds_train_side_by_side_and_the_first_is_cached(
         self, cluster: Cluster, parent: Host, workers: list[Host]
     ) -> None:

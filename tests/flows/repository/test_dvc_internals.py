@@ -40,10 +40,7 @@ stages:
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
     """A repository with two stages that have run, and a DVC remote."""
-    repository = Repository(tmp_path / "repository")
-    repository.folder.mkdir()
-    repository.run("git", "init", "--quiet")
-    repository.run("dvc", "init", "--quiet")
+    repository = empty_repository(tmp_path / "repository")
     repository.run("dvc", "remote", "add", "--default", "beside", str(tmp_path / "remote"))
     (repository.folder / "dvc.yaml").write_text(STAGES)
     (repository.folder / "seed.txt").write_text("seed")

@@ -114,6 +114,7 @@ def test_two_processes_resume_after_a_signal_or_kill(
     assert made(tmp_path / "out") == made(by_two[0])
 
 
+@pytest.mark.soak
 def test_processes_combined_with_parts(plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
     changes = {"processes": 2, "accumulate": 2, "batch_size": 11, "epochs": 1}  # the last 3: 2 and 1
     out, _ = trained(plan.model_copy(update=changes), tmp_path, tiny_packed)
@@ -198,6 +199,7 @@ def within(mebibytes: int, arguments: list[Any]) -> subprocess.CompletedProcess[
     return subprocess.run(short, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT)
 
 
+@pytest.mark.soak
 def test_insufficient_memory_doubles_the_parts(plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
     plan = plan.model_copy(update={"batch_size": 14, "epochs": 1, "width": 64, "depth": 1})
     done = within(110, command(plan, tmp_path, tiny_packed))
