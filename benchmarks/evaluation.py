@@ -40,11 +40,16 @@ except ModuleNotFoundError:  # an older checkout, without subpackages
 
 forward = [0.0, 0.0]
 
-def timed(load_network):
+def timed(load):
     def loaded(*arguments):
+        found = load(*arguments)
+        for network in found if isinstance(found, tuple) else (found,):
+            watch(network)
+        return found
+
+    def watch(network):
         import torch
 
-        network = load_network(*arguments)
         call = network.forward
 
         def timed_forward(x):
@@ -57,13 +62,13 @@ def timed(load_network):
             return y
 
         network.forward = timed_forward
-        return network
 
     return loaded
 
 def stage_main(main):
     imported = now()
-    main.__globals__["load_network"] = timed(main.__globals__["load_network"])
+    for name in {"load_network", "load_networks"} & main.__globals__.keys():
+        main.__globals__[name] = timed(main.__globals__[name])
     main()
     end = now()
     seconds = [(i - s, f, e - i - f) for s, i, f, e in zip(start, imported, forward, end)]

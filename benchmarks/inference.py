@@ -126,14 +126,16 @@ class Predicting(Contestant):
 
 class Network(Predicting):
     def work(self) -> None:
-        for _ in predict_images(self.network, self.split, self.compute, self.setting.flip, "network"):
+        for _ in predict_images([self.network], self.split, self.compute, self.setting.flip, "network"):
             pass
 
 
 class OwnSize(Predicting):
     def work(self) -> None:
         plan, flip = self.setting.plan, self.setting.flip
-        for _ in predict_cases(self.network, plan, self.split, self.dataset, self.compute, flip, "own size"):
+        for _ in predict_cases(
+            [self.network], plan, self.split, self.dataset, self.compute, flip, "own size"
+        ):
             pass
 
 

@@ -209,8 +209,8 @@ def look_for_new_data(checkout: Path, repository: Path) -> State[Any]:
 
 def _pin_new_data(checkout: Path, repository: Path) -> str:
     # These import pandas, which most runs do not need.
-    from tasks.look import look
     from tasks.sources.layout import describe_left_out
+    from tasks.sources.look import look
 
     path, previous = checkout / "params.yaml", checkout / PREVIOUS_RAW
     text = path.read_text(encoding="utf-8")

@@ -41,7 +41,7 @@ from tasks.sources.listing import (
     list_files,
     open_earlier,
 )
-from tasks.sources.open import open_source
+from tasks.sources.open import how_to_accept, open_source, section_of
 from tasks.sources.own import Found, describe, find
 from tasks.sources.source import Source
 from tasks.support.cli import InputError, stage_main, without_secrets
@@ -140,16 +140,6 @@ def _is_as_listed(stored: Stored, listing: Listing) -> bool:
     return stored.listing.keys() == listing.keys() and all(
         stored.holds(place, stamp) for place, stamp in listing.items() if isinstance(stamp.digest, int)
     )
-
-
-def section_of(external: str | None) -> str:
-    """The section of params.yaml that describes the dataset."""
-    return f"external.{external}" if external else "data"
-
-
-def how_to_accept(found: str, section: str = "data") -> str:
-    """The command that pins the files that the source has now."""
-    return f"cxr params --set {section}.fingerprint={found}"
 
 
 def _refuse_another(pinned: str, listing: Listing | None, where: str, section: str) -> None:

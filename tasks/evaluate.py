@@ -1,6 +1,7 @@
 """Stage `evaluate`: scores a trained network on the Val and Test splits, at the masks' original size.
 
-The Val scores choose between experiments; the Test scores are reported.
+The Val scores choose between experiments; the Test scores are reported. With a folder of several networks,
+as the stage `ensemble`, it scores the average of their probabilities.
 
 Probabilities are resized to each mask's original size before scoring, so networks trained at different
 image sizes are comparable.
@@ -22,17 +23,31 @@ if __name__ == "__main__":  # torch reads the variable when it is imported
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from torch import nn
 
 from models.metrics import calibration_bins, confusion_of_masks, mean_absolute_error
 from tasks.common.cores import in_threads
 from tasks.common.environment import versions
 from tasks.common.files import replacing, write_table
-from tasks.common.raw import RawDataset, Split, encode_mask, write_member
-from tasks.inference.masks import Mask, OperatingPoints, Recipe, infected_share, steps, to_masks
-from tasks.inference.predict import Case, at_a_time, choose_points, predict_cases, read_mask
+from tasks.common.raw import RawDataset, Split, encode_grey, encode_mask, write_member
+from tasks.inference.masks import (
+    Mask,
+    OperatingPoints,
+    Recipe,
+    disagreement,
+    infected_share,
+    steps,
+    to_masks,
+)
+from tasks.inference.predict import (
+    Case,
+    Networks,
+    at_a_time,
+    choose_points,
+    load_networks,
+    predict_cases,
+    read_mask,
+)
 from tasks.networks.device import Compute, set_up
-from tasks.networks.network import load_network
 from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids
 from tasks.scoring.images import Calibration, overlaps, score_masks
 from tasks.settings.schema import Plan, Prediction, Target
@@ -40,6 +55,9 @@ from tasks.support.cli import stage_main
 
 Row = dict[str, Any]
 Errors = dict[str, float]
+
+#: For how many Test images of each target the spread of an ensemble is kept as a picture.
+PICTURES = 6
 
 STEP_COLUMNS = ["seed", "split", "step", "target", "id", "class", "iou", "dice"]
 
@@ -55,25 +73,33 @@ def evaluate(
 ) -> None:
     """Score the network in the folder `trained` on every Val and Test image of its half, whatever its class.
 
-    `images` is the folder that the training read. Val images whose ids are in `dropped` are left out. Writes
-    under `out`:
+    Networks in subfolders of `trained` are scored as an ensemble; `plan` is that of the first. `images` is
+    the folder that the training read. Val images whose ids are in `dropped` are left out. Writes under `out`:
 
-        images.csv        one row per split, target and image
+        images.csv        one row per split, target and image; of an ensemble with the disagreement of its
+                          networks, see `tasks.inference.masks.disagreement`
         steps.csv         one row per post-processing step, split, target and image, if any step is enabled
         calibration.csv   one row per target, image set and probability bin, for the Test split
         settings.json     the thresholds, the other settings that turn probabilities into masks, and versions
         predictions.zip   the masks of the Test split as 1-bit PNGs named TARGET/ID.png
+        spread.zip        of an ensemble: the standard deviation of its networks' probabilities as 8-bit PNGs
+                          named TARGET/ID.png, in which white is 0.5; only of the Test images with the largest
+                          disagreement
     """
     dataset, compute = RawDataset(raw), set_up(plan.seed, plan.precision, plan.threads)
-    network = load_network(trained, compute)
+    networks = load_networks(trained, compute)
     val = PackedSplit(images, plan.half, "Val", plan.targets, plan.train_classes, dropped)
-    points = choose_points(network, plan, prediction, val, dataset, compute)
-    evaluation = Evaluation(plan, prediction, network, compute, points, dataset)
+    points = choose_points(networks, plan, prediction, val, dataset, compute)
+    evaluation = Evaluation(plan, prediction, networks, compute, points, dataset)
     with replacing(out) as folder:
         folder.mkdir()
         evaluation.run(PackedSplit(images, plan.half, "Val", dropped=dropped), "Val")
         with zipfile.ZipFile(folder / "predictions.zip", "w") as archive:
             evaluation.run(PackedSplit(images, plan.half, "Test", dropped=dropped), "Test", archive)
+        if len(networks) > 1:
+            with zipfile.ZipFile(folder / "spread.zip", "w") as archive:
+                for name, picture in sorted(evaluation.spread()):
+                    write_member(archive, name, picture)
         rows = pd.DataFrame(evaluation.rows)
         settings = {
             "thresholds": {target: point.threshold for target, point in points.items()},
@@ -93,13 +119,13 @@ def evaluate(
 
 
 class Evaluation:
-    """The scores of one trained network."""
+    """The scores of one trained network, or of an ensemble."""
 
     def __init__(
         self,
         plan: Plan,
         prediction: Prediction,
-        network: nn.Module,
+        networks: Networks,
         compute: Compute,
         points: OperatingPoints,
         raw: RawDataset,
@@ -107,10 +133,11 @@ class Evaluation:
     ) -> None:
         """With `step_by_step`, also score each enabled step of post-processing."""
         self._plan, self._prediction = plan, prediction
-        self._network, self._compute = network, compute
+        self._networks, self._compute = networks, compute
         self._points, self._raw = points, raw
         self._steps = steps(prediction, points) if step_by_step else {}
         self._has_lung_masks = False  # of the images that are being scored
+        self._spread: dict[Target, list[tuple[float, str, bytes]]] = {target: [] for target in plan.targets}
         self.calibration = Calibration()
         self.rows: list[Row] = []
         self.stepped: list[Row] = []
@@ -137,13 +164,22 @@ class Evaluation:
             for name, png in scored.pngs.items():
                 assert archive
                 write_member(archive, name, png)
+            for target, picture in scored.spread.items():
+                most = sorted([*self._spread[target], picture], key=lambda one: (-one[0], one[1]))
+                self._spread[target] = most[:PICTURES]
+
+    def spread(self) -> Iterator[tuple[str, bytes]]:
+        """Name and content of the pictures in `spread.zip`."""
+        for target, pictures in self._spread.items():
+            for _, image_id, picture in pictures:
+                yield f"{target}/{image_id}.png", picture
 
     def _cases(
         self, images: PackedSplit, split: Split, targets: Sequence[Target] | None
     ) -> Iterator[tuple[Case, Errors]]:
         what, flip = f"{self._plan.name} {split} batches", self._prediction.flip_average
         cases = predict_cases(
-            self._network, self._plan, images, self._raw, self._compute, flip, what, targets
+            self._networks, self._plan, images, self._raw, self._compute, flip, what, targets, True
         )
         for case in cases:
             yield case, _errors(case)
@@ -154,20 +190,30 @@ class Evaluation:
         made: dict[Recipe, Mask] = {}
         masks = to_masks(case.probabilities, self._points, self._prediction, made)
         kept = masks if keep else {}
+        rows = list(self._rows(case, masks, errors))
+        apart = {row["target"]: row["disagreement"] for row in rows if "disagreement" in row}
         return _Scored(
             case.image_class,
-            list(self._rows(case, masks, errors)),
+            rows,
             list(self._step_by_step(case, made)),
             {target: _bins(case, target) for target in kept},
             {f"{target}/{case.image_id}.png": encode_mask(mask) for target, mask in kept.items()},
+            {
+                target: (value, case.image_id, _spread(case, target))
+                for target, value in apart.items()
+                if keep and value > 0
+            },
         )
 
     def _rows(self, case: Case, masks: dict[Target, Mask], errors: Errors) -> Iterator[Row]:
+        # With the operating points of the ensemble, which the report states.
+        members = [to_masks(each, self._points, self._prediction) for each in case.members]
         for target, mask in case.references.items():
             arrays = (masks[target], case.probabilities[target].numpy(), mask.numpy())
             row = {"target": target, "id": case.image_id, "class": case.image_class}
             shares = self._shares(case, masks) if target == "infection" else {}
-            yield row | score_masks(*arrays, errors[target]) | shares
+            apart = {"disagreement": disagreement([each[target] for each in members])} if members else {}
+            yield row | score_masks(*arrays, errors[target]) | shares | apart
 
     def _shares(self, case: Case, masks: dict[Target, Mask]) -> Row:
         """The infected share of the lung, reference and predicted.
@@ -209,10 +255,17 @@ class _Scored(NamedTuple):
     stepped: list[Row]
     bins: dict[Target, NDArray[np.float64]]
     pngs: dict[str, bytes]
+    spread: dict[Target, tuple[float, str, bytes]]
+    """Disagreement, id and picture of the spread; empty for a single network."""
 
 
 def _bins(case: Case, target: Target) -> NDArray[np.float64]:
     return calibration_bins(case.probabilities[target].numpy(), case.references[target].numpy())
+
+
+def _spread(case: Case, target: Target) -> bytes:
+    deviation = np.std([member[target].numpy() for member in case.members], axis=0)
+    return encode_grey(np.rint(255 * np.minimum(2 * deviation, 1)).astype(np.uint8))
 
 
 def _errors(case: Case) -> Errors:
@@ -227,7 +280,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("plan", type=Path, help="artifacts/plans/TRAINING.json")
     parser.add_argument("prediction", type=Path, help="artifacts/plans/EXPERIMENT.prediction.json")
-    parser.add_argument("trained", type=Path, help="artifacts/train/TRAINING/network")
+    parser.add_argument(
+        "trained", type=Path, help="artifacts/train/TRAINING/network or artifacts/ensembles/TRAINING"
+    )
     parser.add_argument("images", type=Path, help="data/packed/SIZE or data/lungs/EXPERIMENT, as in training")
     parser.add_argument("raw", type=Path, help="data/raw")
     parser.add_argument("out", type=Path, help="folder to create")

@@ -19,8 +19,8 @@ from tasks.common.files import replacing, write_table
 from tasks.common.raw import RawDataset
 from tasks.evaluate import Evaluation
 from tasks.inference.masks import OperatingPoints, read_points
+from tasks.inference.predict import load_networks
 from tasks.networks.device import set_up
-from tasks.networks.network import load_network
 from tasks.packed.reader import PackedSplit
 from tasks.settings.schema import Plan, Prediction, Target
 from tasks.support.cli import InputError, stage_main
@@ -50,8 +50,8 @@ def evaluate_external(
     if not targets:
         raise InputError(f"{raw}: these images have no {' or '.join(plan.targets)} masks")
     compute = set_up(plan.seed, plan.precision, plan.threads)
-    network = load_network(trained, compute)
-    evaluation = Evaluation(plan, prediction, network, compute, points, dataset, step_by_step=False)
+    networks = load_networks(trained, compute)
+    evaluation = Evaluation(plan, prediction, networks, compute, points, dataset, step_by_step=False)
     with replacing(out) as folder:
         folder.mkdir()
         evaluation.run(PackedSplit(images, half, "Test"), "Test", targets=targets)

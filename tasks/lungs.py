@@ -14,14 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from torch import nn
 
 from tasks.common.files import replacing, write_table
 from tasks.common.raw import SPLITS, RawDataset
 from tasks.inference.masks import OperatingPoints, read_points, to_masks
-from tasks.inference.predict import choose_points, predict_images
+from tasks.inference.predict import Networks, choose_points, load_networks, predict_images
 from tasks.networks.device import Compute, set_up
-from tasks.networks.network import load_network
 from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids
 from tasks.packed.writer import ArrayWriter
 from tasks.settings.schema import Plan, Prediction
@@ -55,10 +53,10 @@ def restrict(
             f"{plan.name}: the {plan.half} half has no infection masks, so it cannot be restricted to lungs"
         )
     compute = set_up(plan.seed, plan.precision, plan.threads)
-    network = load_network(trained, compute)
+    networks = load_networks(trained, compute)
     if points is None:
         val = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes, dropped)
-        points = choose_points(network, plan, prediction, val, RawDataset(raw), compute)
+        points = choose_points(networks, plan, prediction, val, RawDataset(raw), compute)
     table = pd.read_csv(packed / "images.csv")
     with replacing(out) as partial:
         for split in SPLITS:
@@ -66,12 +64,12 @@ def restrict(
                 images = PackedSplit(packed, plan.half, split, ("infection",))
                 folder = partial / plan.half / split
                 folder.mkdir(parents=True)
-                _restrict_split(network, plan, prediction, points, images, compute, folder)
+                _restrict_split(networks, plan, prediction, points, images, compute, folder)
         write_table(table[table["half"] == plan.half], partial / "images.csv")
 
 
 def _restrict_split(
-    network: nn.Module,
+    networks: Networks,
     plan: Plan,
     prediction: Prediction,
     points: OperatingPoints,
@@ -80,7 +78,7 @@ def _restrict_split(
     folder: Path,
 ) -> None:
     what = f"{plan.name} {folder.name} batches"
-    predictions = predict_images(network, images, compute, prediction.flip_average, what)
+    predictions = predict_images(networks, images, compute, prediction.flip_average, what)
     with ExitStack() as stack:
         writers = {
             name: stack.enter_context(ArrayWriter(folder / f"{name}.npy", (plan.image_size,) * 2))

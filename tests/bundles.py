@@ -54,11 +54,15 @@ class Pipeline(NamedTuple):
         return self.out("bundles", name)
 
 
-def run_pipeline(text: str, tiny: tuple[str, ...], folder: Path) -> Pipeline:
-    """Run every stage. `text` is params.yaml, `tiny` the changes that make it run in seconds."""
+def read_params(text: str, tiny: tuple[str, ...]) -> Params:
+    """The params of the pipeline. `text` is params.yaml, `tiny` the changes that make it run in seconds."""
     changes = {assignment: parse_assignment(assignment) for assignment in (*tiny, *CHANGES)}
-    params = parse_params(with_changes(text, changes, EXPERIMENTS))
-    pipeline = Pipeline(params, folder)
+    return parse_params(with_changes(text, changes, EXPERIMENTS))
+
+
+def run_pipeline(pipeline: Pipeline) -> None:
+    """Run every stage."""
+    params = pipeline.params
     source, size = params.data.source, params.training.image_size
     download(open_source(source, Path()), pipeline.raw, source)
     preprocess(pipeline.raw, pipeline.packed, size, 0.0)
@@ -82,7 +86,6 @@ def run_pipeline(text: str, tiny: tuple[str, ...], folder: Path) -> Pipeline:
     )
     for name in params.stages.export:
         export(name, pipeline.out("comparison"), pipeline.outputs, pipeline.bundle(name))
-    return pipeline
 
 
 def _training(pipeline: Pipeline, name: str) -> None:

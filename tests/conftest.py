@@ -92,10 +92,13 @@ def tiny_packed(tiny_params: Params, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> "Pipeline":
     """The outputs of all stages up to two bundles. Tests must not change them."""
-    from tests.bundles import run_pipeline
+    from tests.bundles import Pipeline, read_params, run_pipeline
 
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    return run_pipeline(text, TINY, tmp_path_factory.mktemp("bundles"))
+    params = read_params((ROOT / "params.yaml").read_text(encoding="utf-8"), TINY)
+    with made_once(tmp_path_factory, "pipeline") as (folder, missing):
+        if missing:
+            run_pipeline(Pipeline(params, folder))
+    return Pipeline(params, folder)
 
 
 @pytest.fixture

@@ -235,9 +235,9 @@ def empty_repository(folder: Path) -> Repository:
 def with_cache_of(finished: Repository, repository: Repository, *without: str) -> Repository:
     """Copy the DVC cache of a finished repository, which has the results of all stages but `without`."""
     cache = shutil.copytree(finished.folder / ".dvc" / "cache", repository.folder / ".dvc" / "cache")
-    for entry in (cache / "runs").rglob("*"):
-        if entry.is_file() and any(f"-m tasks.{stage} " in entry.read_text() for stage in without):
-            entry.unlink()
+    for entry in [path for path in (cache / "runs").rglob("*") if path.is_file()]:
+        if any(f"-m tasks.{stage} " in entry.read_text() for stage in without):
+            shutil.rmtree(entry.parent)  # DVC does not expect it to be empty
     return repository
 
 

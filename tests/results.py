@@ -90,6 +90,7 @@ class Work:
         self.experiments: dict[str, int] = {}  # number of seeds, in the order of params.yaml
         self.groups: dict[str, tuple[str, ...]] = {}
         self.external: dict[str, list[str]] = {}  # external dataset -> trainings that are scored on it
+        self.ensembles: list[str] = []
         for name in ("plans", "packed", "raw", "baselines", "audit"):
             self.paths[name].mkdir()
         self._raw()
@@ -106,7 +107,9 @@ class Work:
                 data=DataSource(source=source),
                 external={name: External(source=f"data/{name}.zip") for name in self.external},
                 scored_on=self.external.__getitem__,
-                experiments=dict.fromkeys(self.experiments),
+                experiments={
+                    name: SimpleNamespace(is_ensemble=name in self.ensembles) for name in self.experiments
+                },
                 plans={
                     f"{name}-seed{seed}": SimpleNamespace(experiment=name, seed=seed)
                     for name, seeds in self.experiments.items()
@@ -190,6 +193,22 @@ class Work:
         also = pd.DataFrame({"id": ids[:overlap], "also": IDS["covid_1"], "correlation": 1.0, "exact": True})
         also.to_csv(folder / "audit" / "overlap.csv", index=False)
         (folder / "audit" / "counts.json").write_text(json.dumps({"images": images + 2, "unusable": 1}))
+
+    def add_ensemble(self, experiment: str, shift: int, disagreement: dict[str, float] | None = None) -> None:
+        """Add the ensemble of an experiment, whose predictions of infection are shifted by `shift` pixels.
+
+        `disagreement` is that about Test images, by name; 0.5 about all others.
+        """
+        self.ensembles.append(experiment)
+        folder = self.paths["evaluated"] / "ensembles" / experiment
+        self._evaluate(folder, {"Val": shift, "Test": shift}, ("infection",), 0, PLAIN, dead=False)
+        table = pd.read_csv(folder / "images.csv")
+        apart = {IDS[name]: value for name, value in (disagreement or {}).items()}
+        table["disagreement"] = table["id"].map(apart).fillna(0.5)
+        table.to_csv(folder / "images.csv", index=False)
+        with zipfile.ZipFile(folder / "spread.zip", "w") as archive:
+            for name in NAMES[:2]:
+                archive.writestr(f"infection/{IDS[name]}.png", png(np.full((SIZE, SIZE), 64, np.uint8)))
 
     def _train(self, folder: Path, plan: dict[str, Any], dead: bool) -> None:
         (folder / "network").mkdir(parents=True)

@@ -229,7 +229,8 @@ def test_stages_import_no_library_that_they_do_not_use() -> None:
         assert not {"numpy", "pandas", "PIL"} & set(sys.modules)
         import tasks.report
         assert "pandas" not in sys.modules
-        import tasks.audit, tasks.baselines, tasks.compare, tasks.download, tasks.look, tasks.preprocess
+        import tasks.audit, tasks.baselines, tasks.compare, tasks.download, tasks.preprocess
+        import tasks.sources.look
         assert not {"torch", "scipy"} & set(sys.modules)
         import tasks.evaluate, tasks.lungs, tasks.train
         assert "scipy" not in sys.modules

@@ -27,7 +27,7 @@ def look(
         cxr data look
         cxr data look --external montgomery
     """
-    from tasks.look import describe
+    from tasks.sources.look import describe
 
     data = ROOT / "data" / (f"external/{external}/raw" if external else "raw")
     for line in describe(params or ROOT / "params.yaml", raw or data, external):

@@ -27,7 +27,8 @@ def predict(
         model: The folder of a bundle, such as artifacts/bundles/combined.
         out: The folder to write.
         engine: What runs the networks: ONNX Runtime on the CPU, or torch on the GPU if there is one.
-        ensemble: Also run the networks of further seeds, and report how much they differ.
+        ensemble: Also run the networks of further seeds, and report how much they differ. A bundle with
+            `ensemble: seeds` always runs all networks, and its masks are those of their average.
         probabilities: Also write probabilities, as 16-bit PNG files.
         pseudonyms: Replace file names by keyed hashes. The file holds the key, and is created if missing.
         overwrite: Replace the results of an earlier run in the folder.

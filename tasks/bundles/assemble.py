@@ -24,7 +24,7 @@ from tasks.bundles.schema import (
     Step,
 )
 from tasks.common.files import replacing
-from tasks.comparison.document import Document, ExperimentRecord, ScoreRow
+from tasks.comparison.document import Document, Ensemble, ExperimentRecord, Score, ScoreRow
 from tasks.reporting.limitations import RESEARCH_USE, limitations
 from tasks.settings.schema import LUNGS, Prediction, training_name
 
@@ -67,7 +67,7 @@ def write_bundle(name: str, document: Document, outputs: Outputs, out: Path) -> 
         plan = experiment.plan
         fingerprint = take_fingerprint(outputs.packed, plan["half"], tuple(plan["train_classes"])).to_bytes()
         (partial / FINGERPRINT_FILE).write_bytes(fingerprint)
-        main = _step(experiment, len(experiment.trainings), outputs, partial)
+        main = _step(experiment, len(experiment.trainings), document, outputs, partial)
         bundle = Bundle(
             schema_version=SCHEMA_VERSION,
             name=name,
@@ -75,7 +75,7 @@ def write_bundle(name: str, document: Document, outputs: Outputs, out: Path) -> 
             limitations=tuple(limitations(document)),
             input=Input(image_size=plan["image_size"]),
             # All seeds learned from the lungs of the first seed.
-            lungs=_step(of_lungs, 1, outputs, partial) if of_lungs else None,
+            lungs=_step(of_lungs, 1, document, outputs, partial) if of_lungs else None,
             main=main,
             dataset=_dataset(document, plan["half"]),
             scores=tuple(_scores(name, main.targets, plan["half"], document)),
@@ -100,7 +100,7 @@ def _lungs_of(experiment: ExperimentRecord, document: Document) -> ExperimentRec
     return document.experiment(images.removeprefix(LUNGS)) if images.startswith(LUNGS) else None
 
 
-def _step(experiment: ExperimentRecord, seeds: int, outputs: Outputs, out: Path) -> Step:
+def _step(experiment: ExperimentRecord, seeds: int, document: Document, outputs: Outputs, out: Path) -> Step:
     """Copy the networks of the first seeds, and describe them."""
     trainings = [(training_name(experiment.name, t.seed), t.parameters) for t in experiment.trainings[:seeds]]
     plan = experiment.plan
@@ -110,7 +110,19 @@ def _step(experiment: ExperimentRecord, seeds: int, outputs: Outputs, out: Path)
         prediction=Prediction.model_validate(experiment.prediction),
         classes=plan["train_classes"],
         networks=tuple(_network(name, parameters, outputs, out) for name, parameters in trainings),
+        ensemble=_ensemble_points(experiment.name, document) if seeds > 1 else None,
     )
+
+
+def _ensemble_points(name: str, document: Document) -> dict[Any, Point] | None:
+    """The operating points of an experiment's ensemble; None if its networks are not averaged."""
+    found = next((of for of in document.ensembles if of.experiment == name), None)
+    if found is None:
+        return None
+    return {
+        target: Point(threshold=threshold, presence=found.presence[target])
+        for target, threshold in found.thresholds.items()
+    }
 
 
 def _network(training: str, parameters: int, outputs: Outputs, out: Path) -> NetworkRecord:
@@ -153,6 +165,9 @@ def _dataset(document: Document, half: Any) -> DatasetRecord:
 
 
 def _scores(name: str, targets: Sequence[str], half: str, document: Document) -> Iterator[ScoreRecord]:
+    if ensemble := next((of for of in document.ensembles if of.experiment == name), None):
+        yield from _ensemble_scores(ensemble)
+        return
     for section in document.predicted:
         if section.half != half or section.target not in targets:
             continue
@@ -164,21 +179,32 @@ def _scores(name: str, targets: Sequence[str], half: str, document: Document) ->
             yield from _row_scores(section.target, images, row, METRICS[:1])
 
 
+def _ensemble_scores(ensemble: Ensemble) -> Iterator[ScoreRecord]:
+    for found in ensemble.targets:
+        for score in found.scores:
+            if score.split == "Test" and score.metric in METRICS:
+                yield _record(found.target, score.image_set, score.images, score.metric, score.ensemble)
+
+
 def _row_scores(target: Any, image_set: str, row: ScoreRow, metrics: Sequence[str]) -> Iterator[ScoreRecord]:
     for metric in metrics:
         score = row.scores.get(metric)
         if score and math.isfinite(score.value):
-            interval = score.interval
-            known = interval is not None and math.isfinite(interval.low + interval.high)
-            yield ScoreRecord(
-                target=target,
-                image_set=image_set,
-                images=score.images or row.images,
-                metric=metric,
-                value=score.value,
-                low=interval.low if interval and known else None,
-                high=interval.high if interval and known else None,
-            )
+            yield _record(target, image_set, score.images or row.images, metric, score)
+
+
+def _record(target: Any, image_set: str, images: int, metric: str, score: Score) -> ScoreRecord:
+    interval = score.interval
+    known = interval is not None and math.isfinite(interval.low + interval.high)
+    return ScoreRecord(
+        target=target,
+        image_set=image_set,
+        images=images,
+        metric=metric,
+        value=score.value,
+        low=interval.low if interval and known else None,
+        high=interval.high if interval and known else None,
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Renders the model card of a bundle: what bundle.json says, for people."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from tasks.bundles.schema import Bundle, NetworkRecord, ScoreRecord, Step
+from tasks.bundles.schema import Bundle, NetworkRecord, Point, ScoreRecord, Step
+from tasks.settings.schema import Target
 
 #: Heading and decimals of each metric.
 METRIC_WORDS = {
@@ -27,7 +28,7 @@ def card(bundle: Bundle) -> str:
         "## Networks",
         "\n".join(line for step in bundle.steps for line in _step(step)),
         "## Scores on Test images",
-        "Means over the seeds, with 95 % confidence intervals. They hold for images like these only.",
+        f"{_of_what(bundle)}, with 95 % confidence intervals. They hold for images like these only.",
         "\n".join(_scores(bundle)),
         "## Limitations",
         "\n".join(f"- {sentence}" for sentence in bundle.limitations),
@@ -37,6 +38,10 @@ def card(bundle: Bundle) -> str:
         f"Code and networks: {bundle.licence.code}. {bundle.licence.data}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _of_what(bundle: Bundle) -> str:
+    return "Means over the seeds" if bundle.main.ensemble is None else "Scores of the average of the networks"
 
 
 def _input(bundle: Bundle) -> Iterator[str]:
@@ -62,15 +67,23 @@ def _step(step: Step) -> Iterator[str]:
     yield "| --- | ---: | --- | --- | --- |"
     for network in step.networks:
         yield _network(network)
+    if step.ensemble is not None:
+        thresholds, presence = _points(step.ensemble)
+        yield f"| the average of all, of which masks are made | | {thresholds} | {presence} | |"
     yield ""
 
 
 def _network(network: NetworkRecord) -> str:
-    thresholds = ", ".join(f"{target} {p.threshold:g}" for target, p in network.points.items())
-    presence = ", ".join(f"{target} {p.presence:g}" for target, p in network.points.items())
+    thresholds, presence = _points(network.points)
     parity = network.parity
     differing = f"{parity.onnx_pixels} of {parity.pixels} mask pixels differ, {parity.images} images"
     return f"| {network.training} | {network.parameters:,} | {thresholds} | {presence} | {differing} |"
+
+
+def _points(points: Mapping[Target, Point]) -> tuple[str, str]:
+    """The thresholds and the least mean probabilities."""
+    thresholds = ", ".join(f"{target} {point.threshold:g}" for target, point in points.items())
+    return thresholds, ", ".join(f"{target} {point.presence:g}" for target, point in points.items())
 
 
 def _scores(bundle: Bundle) -> Iterator[str]:

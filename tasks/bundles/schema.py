@@ -11,6 +11,7 @@ Opening a bundle executes nothing of it: the files hold JSON, arrays and a graph
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -43,6 +44,10 @@ class Point(Model):
     presence: float
 
 
+def _as_points(points: Mapping[Target, Point]) -> OperatingPoints:
+    return {target: OperatingPoint(p.threshold, p.presence) for target, p in points.items()}
+
+
 class ParityRecord(Model):
     """How much predictions differ over all Test images, see `tasks.bundles.parity.Parity`."""
 
@@ -69,7 +74,7 @@ class NetworkRecord(Model):
 
     @property
     def operating_points(self) -> OperatingPoints:
-        return {target: OperatingPoint(p.threshold, p.presence) for target, p in self.points.items()}
+        return _as_points(self.points)
 
 
 class Step(Model):
@@ -81,7 +86,15 @@ class Step(Model):
     classes: tuple[ImageClass, ...]
     """Classes of the training images."""
     networks: Annotated[tuple[NetworkRecord, ...], Field(min_length=1)]
-    """One for each seed. Masks are those of the first; the others show how much they vary."""
+    """One for each seed."""
+    ensemble: dict[Target, Point] | None = None
+    """The operating points of the average of all networks, of which masks are made. None: masks are those of
+    the first network, and the others show how much they vary."""
+
+    @property
+    def operating_points(self) -> OperatingPoints:
+        """Those of which masks are made."""
+        return self.networks[0].operating_points if self.ensemble is None else _as_points(self.ensemble)
 
 
 class Input(Model):
@@ -199,7 +212,8 @@ def open_bundle(root: Path) -> Bundle:
     _check(root / FINGERPRINT_FILE, bundle.fingerprint)
     for step in bundle.steps:
         for network in step.networks:
-            if set(network.points) != set(step.targets) or GRAPH not in network.files:
+            points = (network.points, network.points if step.ensemble is None else step.ensemble)
+            if any(set(of) != set(step.targets) for of in points) or GRAPH not in network.files:
                 raise InputError(f"{file}: {network.training}: incomplete")
             for name, digest in network.files.items():
                 _check(network_folder(root, network) / name, digest)

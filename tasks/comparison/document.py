@@ -271,7 +271,7 @@ class ShownImage(Model):
     """A Test image shown in the report, and why."""
 
     image_id: str
-    why: Literal["figure", "class", "best", "median", "worst", "false alarm"]
+    why: Literal["figure", "class", "best", "median", "worst", "false alarm", "disagreement"]
     position: int | None = None  # of a figure, among the main Test images
     references: tuple[str, ...]  # targets whose reference masks are shown
     predictions: tuple[ShownPrediction, ...]
@@ -555,6 +555,50 @@ class ExternalSet(Model):
     targets: tuple[ExternalTarget, ...]
 
 
+# Ensembles
+
+
+class EnsembleScore(Model):
+    """A score of an experiment's networks, each by itself, and of the average of their probabilities."""
+
+    split: str
+    image_set: str
+    metric: str
+    images: int
+    networks: Score  # mean over the networks
+    ensemble: Score
+    change: (
+        Difference | None
+    )  # ensemble minus networks; the interval is over images: both have the same networks
+
+
+class Rejection(Model):
+    """Whether the networks' disagreement tells bad masks, see `tasks.scoring.rejection`."""
+
+    images: int  # all Test images
+    coverage: tuple[float, ...]
+    risk: tuple[float, ...]
+    best: tuple[float, ...]
+    random: float
+    ratio: Score | None  # None if all masks are equally good
+
+
+class EnsembleTarget(Model):
+    half: str
+    target: str
+    scores: tuple[EnsembleScore, ...]
+    rejection: Rejection
+    shown: tuple[ShownImage, ...]  # the images with the largest disagreement
+
+
+class Ensemble(Model):
+    experiment: str
+    networks: int
+    thresholds: dict[str, float]  # target -> threshold
+    presence: dict[str, float]
+    targets: tuple[EnsembleTarget, ...]
+
+
 class Document(Model):
     schema_version: int
     source: str  # of the dataset
@@ -568,6 +612,7 @@ class Document(Model):
     report_2: Report2 | None
     consistency: Consistency
     external: tuple[ExternalSet, ...] = ()
+    ensembles: tuple[Ensemble, ...] = ()
 
     @property
     def halves(self) -> tuple[str, ...]:
@@ -591,9 +636,12 @@ class Document(Model):
                 yield from cases.shown
         if self.report_2:
             yield from self.report_2.shown
+        for ensemble in self.ensembles:
+            for found in ensemble.targets:
+                yield from found.shown
 
     def to_json(self) -> str:
-        without = set() if self.external else {"external"}
+        without = {name for name in ("external", "ensembles") if not getattr(self, name)}
         return self.model_dump_json(indent=1, exclude=without) + "\n"
 
     @classmethod
@@ -639,3 +687,12 @@ def reference_name(target: str, image_id: str) -> str:
 
 def prediction_name(experiment: str, target: str, image_id: str) -> str:
     return f"predictions/{experiment}/{target}/{image_id}.png"
+
+
+def ensemble_name(experiment: str) -> str:
+    """The name of an experiment's ensemble where predictions are named by experiments."""
+    return f"{experiment} (ensemble)"
+
+
+def spread_name(experiment: str, target: str, image_id: str) -> str:
+    return f"spread/{experiment}/{target}/{image_id}.png"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tasks.common.raw import CLASSES, GROUPS, IMAGE_SETS, RawDataset
 from tasks.comparison.document import ImageGroups, main_image_set
-from tasks.settings.schema import EXTERNAL, Params
+from tasks.settings.schema import ENSEMBLES, EXTERNAL, Params
 from tasks.support.cli import InputError, without_secrets
 
 Values = NDArray[np.float64]
@@ -225,6 +225,37 @@ class ExternalResults:
 
 
 @dataclass(frozen=True)
+class EnsembleResults:
+    """The outputs of earlier stages for the ensemble of an experiment's networks."""
+
+    experiment: ExperimentResults
+    images: pd.DataFrame  # one row per split, image and target, with the networks' disagreement
+    thresholds: dict[str, float]
+    presence: dict[str, float]
+    folder: Path
+
+    def prediction_png(self, target: str, image_id: str) -> bytes:
+        """The predicted mask as a PNG file."""
+        return self._read("predictions.zip", f"{target}/{image_id}.png")
+
+    def spread_png(self, target: str, image_id: str) -> bytes:
+        """The standard deviation of the networks' probabilities as a PNG file; white is 0.5."""
+        return self._read("spread.zip", f"{target}/{image_id}.png")
+
+    def with_spread(self, target: str) -> set[str]:
+        """The images of which there is a picture of the spread."""
+        with zipfile.ZipFile(self.folder / "spread.zip") as archive:
+            names = [Path(name) for name in archive.namelist()]
+        return {
+            name.relative_to(target).with_suffix("").as_posix() for name in names if name.parts[0] == target
+        }
+
+    def _read(self, file: str, name: str) -> bytes:
+        with zipfile.ZipFile(self.folder / file) as archive:
+            return archive.read(name)
+
+
+@dataclass(frozen=True)
 class Inputs:
     experiments: tuple[ExperimentResults, ...]
     groups: dict[str, tuple[str, ...]]  # title -> experiments
@@ -241,6 +272,7 @@ class Inputs:
     published: bool  # whether counts and scores of these images are published
     image_groups: ImageGroups | None
     external: tuple[ExternalResults, ...]
+    ensembles: tuple[EnsembleResults, ...]
 
     def scored(self) -> list[Scored]:
         """Every half and target: targets with experiments first, and infection first among these."""
@@ -284,7 +316,8 @@ def read_inputs(
 
     For each training: `plans/NAME.json`, `trained/NAME/{history.csv,network/network.json}` and
     `evaluated/NAME/{images.csv,steps.csv,calibration.csv,settings.json,predictions.zip}`. For each external
-    dataset: `evaluated/external/DATASET/{audit/counts.json,audit/overlap.csv,NAME/images.csv}`. Also
+    dataset: `evaluated/external/DATASET/{audit/counts.json,audit/overlap.csv,NAME/images.csv}`. For each
+    ensemble: `evaluated/ensembles/EXPERIMENT/{images.csv,settings.json,predictions.zip,spread.zip}`. Also
     `baselines/HALF/{images.csv,calibration.csv}`, `packed/{images.csv,rejected.csv}`, `raw` and the outputs
     of the stage audit.
 
@@ -321,7 +354,18 @@ def read_inputs(
             for dataset in params.external
             if params.scored_on(dataset)
         ),
+        ensembles=tuple(
+            _ensemble(e, evaluated / ENSEMBLES / e.name)
+            for e in experiments
+            if params.experiments[e.name].is_ensemble
+        ),
     )
+
+
+def _ensemble(experiment: ExperimentResults, folder: Path) -> EnsembleResults:
+    settings = _json(folder / "settings.json")
+    images = _scores(folder / "images.csv")
+    return EnsembleResults(experiment, images, settings["thresholds"], settings["presence"], folder)
 
 
 def _external(dataset: str, params: Params, experiments: Sequence[str], folder: Path) -> ExternalResults:

@@ -19,11 +19,13 @@ from tasks.comparison.document import (
     Score,
     ScoreRow,
     Section,
+    ensemble_name,
     prediction_name,
     reference_name,
+    spread_name,
     xray_name,
 )
-from tasks.comparison.inputs import Inputs
+from tasks.comparison.inputs import EnsembleResults, ExperimentResults, Inputs
 from tasks.support.cli import InputError
 
 Row = dict[str, Any]
@@ -45,10 +47,16 @@ EXTERNAL_COLUMNS = [
 ]
 
 
+ENSEMBLE_COLUMNS = [
+    *("half", "target", "experiment", "split", "image_set", "metric", "images", "networks", "networks_low"),
+    *("networks_high", *ESTIMATE, "change", "change_low", "change_high"),
+]
+
+
 def write_comparison(document: Document, inputs: Inputs, out: Path) -> None:
     """Write `comparison.json`, a table for each of `COLUMNS` and `pictures.zip` under `out`.
 
-    Also `external.csv`, if there are external datasets.
+    Also `external.csv`, if there are external datasets, and `ensembles.csv`, if there are ensembles.
     """
     rows = {
         "scores": _scores,
@@ -67,6 +75,9 @@ def write_comparison(document: Document, inputs: Inputs, out: Path) -> None:
         if document.external:
             table = pd.DataFrame(_external(document), columns=EXTERNAL_COLUMNS)
             write_table(table, partial / "external.csv")
+        if document.ensembles:
+            table = pd.DataFrame(_ensembles(document), columns=ENSEMBLE_COLUMNS)
+            write_table(table, partial / "ensembles.csv")
         with zipfile.ZipFile(partial / PICTURES_FILE, "w") as archive:
             for member, content in sorted(_pictures(document, inputs).items()):
                 write_member(archive, member, content)
@@ -170,6 +181,25 @@ def _external(document: Document) -> Iterator[Row]:
                     }
 
 
+def _ensembles(document: Document) -> Iterator[Row]:
+    for ensemble in document.ensembles:
+        for found in ensemble.targets:
+            for score in found.scores:
+                yield {
+                    "half": found.half,
+                    "target": found.target,
+                    "experiment": ensemble.experiment,
+                    "split": score.split,
+                    "image_set": score.image_set,
+                    "metric": score.metric,
+                    "images": score.images,
+                    "networks": score.networks.value,
+                    **_prefixed("networks_", score.networks),
+                    **_estimate(score.ensemble.value, score.ensemble.interval),
+                    **_change(score.change),
+                }
+
+
 def _prefixed(prefix: str, score: Score | None) -> Row:
     found = _estimate(score.value, score.interval) if score else {}
     return {f"{prefix}{name}": value for name, value in found.items()}
@@ -184,7 +214,8 @@ def _change(change: Difference | None) -> Row:
 
 def _pictures(document: Document, inputs: Inputs) -> dict[str, bytes]:
     """Member name -> PNG file, for all X-rays and masks that the report shows."""
-    experiments = {e.name: e for e in inputs.experiments}
+    experiments: dict[str, ExperimentResults | EnsembleResults] = {e.name: e for e in inputs.experiments}
+    experiments |= {ensemble_name(e.experiment.name): e for e in inputs.ensembles}
     found = {}
     for pair in document.dataset.shown_pairs:
         for image_id in (pair.first, pair.second):
@@ -197,6 +228,13 @@ def _pictures(document: Document, inputs: Inputs) -> dict[str, bytes]:
         for p in shown.predictions:
             mask = experiments[p.experiment].prediction_png(p.target, image_id)
             found[prediction_name(p.experiment, p.target, image_id)] = mask
+    of_ensembles = {e.experiment.name: e for e in inputs.ensembles}
+    for ensemble in document.ensembles:
+        results = of_ensembles[ensemble.experiment]
+        for of in ensemble.targets:
+            for shown in of.shown:
+                member = spread_name(ensemble.experiment, of.target, shown.image_id)
+                found[member] = results.spread_png(of.target, shown.image_id)
     return found
 
 

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 from tasks.comparison.calibration import reliability
 from tasks.comparison.cases import class_cases, figures, spreads, worst
-from tasks.comparison.choice import choice
 from tasks.comparison.clinical import detection, limits, sizes
 from tasks.comparison.consistency import consistency
 from tasks.comparison.dataset import dataset
-from tasks.comparison.differences import against_baselines, best_baselines, families, steps
+from tasks.comparison.differences import against_baselines, best_baselines, choice, families, steps
 from tasks.comparison.document import (
     SCHEMA_VERSION,
     Choice,
@@ -18,6 +17,7 @@ from tasks.comparison.document import (
     ScoreRow,
     Section,
 )
+from tasks.comparison.ensembles import ensemble
 from tasks.comparison.external import external
 from tasks.comparison.inputs import Inputs, Scored
 from tasks.comparison.published import PUBLISHED, REPORT_1, REPORT_2
@@ -42,6 +42,7 @@ def compare_all(inputs: Inputs, positions: Sequence[int]) -> Document:
         report_2=_report_2(inputs, sections),
         consistency=consistency(sections, inputs.published),
         external=tuple(external(found, scored) for found in inputs.external),
+        ensembles=tuple(ensemble(found, scored) for found in inputs.ensembles),
     )
 
 

@@ -1,8 +1,10 @@
 """Turns probabilities into masks, with NumPy alone: `cxr predict` works without torch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,6 +127,19 @@ def infected_share(infection: Mask, lungs: Mask) -> float:
     """The infected share of the lungs; 0 if there are no lungs."""
     area = int(lungs.sum())
     return int((infection & lungs).sum()) / area if area else 0.0
+
+
+def disagreement(masks: Sequence[Mask]) -> float:
+    """1 minus the mean Dice between every two of an ensemble's masks: 0 if all are equal, 1 if none overlap.
+
+    A measure of uncertainty about an image (Roy et al. 2019, doi 10.1016/j.neuroimage.2019.03.042).
+    """
+    return 1 - fmean(_dice(*pair) for pair in combinations(masks, 2))
+
+
+def _dice(first: Mask, second: Mask) -> float:
+    area = int(first.sum()) + int(second.sum())
+    return 2 * int((first & second).sum()) / area if area else 1.0
 
 
 class Step(NamedTuple):

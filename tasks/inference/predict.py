@@ -1,7 +1,13 @@
-"""Predicts probabilities at the masks' original size with a trained network, and chooses operating points."""
+"""Predicts probabilities at the masks' original size with trained networks, and chooses operating points.
 
+Several networks are an ensemble: their probabilities are averaged (Lakshminarayanan et al. 2017,
+arXiv:1612.01474).
+"""
+
+import json
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +29,7 @@ from tasks.inference.masks import (
     resized,
 )
 from tasks.networks.device import Compute, is_memory_short
+from tasks.networks.network import DESCRIPTION, load_network
 from tasks.packed.reader import PackedSplit, scaled
 from tasks.settings.schema import Plan, Prediction, Target
 from tasks.support.cli import InputError
@@ -40,6 +47,19 @@ PRESENCES = 100
 #: Scores this close are equally good; sums of the same numbers differ in their last digits.
 ROUNDING = 1e-12
 
+Networks = Sequence[nn.Module]
+
+
+def load_networks(folder: Path, compute: Compute) -> Networks:
+    """Load the network in a folder, or those in its subfolders, by increasing seed."""
+    if (folder / DESCRIPTION).exists():
+        return (load_network(folder, compute),)
+    return tuple(load_network(each, compute) for each in sorted(folder.iterdir(), key=_seed))
+
+
+def _seed(folder: Path) -> int:
+    return int(json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["plan"]["seed"])
+
 
 class Case(NamedTuple):
     """One image with its prediction; all arrays are (H, W) at the size of its reference masks."""
@@ -52,6 +72,8 @@ class Case(NamedTuple):
     references: dict[Target, Tensor]
     region: Tensor | None
     """Boolean: the pixels that the network could see; None if it saw the whole image."""
+    members: Sequence[dict[Target, Tensor]] = ()
+    """The probabilities of each network, if those are asked for and there are several."""
 
 
 def read_mask(raw: RawDataset, image_id: str, kind: Target) -> Tensor:
@@ -66,7 +88,7 @@ def at_a_time(split: PackedSplit) -> int:
 
 
 def predict_cases(
-    network: nn.Module,
+    networks: Networks,
     plan: Plan,
     split: PackedSplit,
     raw: RawDataset,
@@ -74,13 +96,14 @@ def predict_cases(
     flip_average: bool,
     what: str,
     targets: Sequence[Target] | None = None,
+    with_members: bool = False,
 ) -> Iterator[Case]:
     """Yield each image of the split with its probabilities, which are 0 outside the visible region.
 
     `targets` are those that have reference masks, at least one; by default, all of the plan.
     """
     known = plan.targets if targets is None else targets
-    images = predict_images(network, split, compute, flip_average, what)
+    images = predict_images(networks, split, compute, flip_average, what)
     regions = split.regions()
 
     def read_references(image_id: str) -> dict[Target, Tensor]:
@@ -96,7 +119,9 @@ def predict_cases(
         plain = (
             own if predicted.plain is predicted.averaged else _own_size(plan, predicted.plain, shape, region)
         )
-        yield Case(image_id, image_class, own, plain, references, region)
+        members = predicted.members if with_members else ()
+        of_members = [_own_size(plan, member, shape, region) for member in members]
+        yield Case(image_id, image_class, own, plain, references, region, of_members)
 
 
 def _own_size(
@@ -112,18 +137,20 @@ def _own(values: Tensor, shape: torch.Size) -> Tensor:
 
 
 class Predicted(NamedTuple):
-    """A network's probabilities, (C, S, S) for an image; the same tensor twice if nothing is averaged."""
+    """Probabilities, (C, S, S) for an image; the same tensor twice if there is no mirror average."""
 
     plain: Tensor
     averaged: Tensor
     """The average over the image and its mirror image."""
+    members: Sequence[Tensor] = ()
+    """`averaged` of each network, if there are several."""
 
 
 @torch.no_grad()
 def predict_images(
-    network: nn.Module, split: PackedSplit, compute: Compute, flip_average: bool, what: str
+    networks: Networks, split: PackedSplit, compute: Compute, flip_average: bool, what: str
 ) -> Iterator[Predicted]:
-    """Yield the network's probabilities for each image of the split.
+    """Yield the networks' probabilities for each image of the split.
 
     While memory is insufficient, the number of images per forward pass is halved.
 
@@ -133,24 +160,34 @@ def predict_images(
     starts, at_once = range(0, len(split), BATCH), BATCH
     for start in progress(starts, len(starts), what):
         images = scaled(split.images(slice(start, start + BATCH)))
-        while (batches := _predicted(network, torch.split(images, at_once), compute, flip_average)) is None:
+        while (batches := _predicted(networks, torch.split(images, at_once), compute, flip_average)) is None:
             at_once = _half(at_once, what)
             torch.cuda.empty_cache()
         for batch in batches:
-            for one, average in zip(*batch, strict=True):
-                yield Predicted(one, average if flip_average else one)
+            for index, (one, average) in enumerate(zip(batch.plain, batch.averaged, strict=True)):
+                members = [member[index] for member in batch.members]
+                yield Predicted(one, average if flip_average else one, members)
 
 
 def _predicted(
-    network: nn.Module, batches: Sequence[Tensor], compute: Compute, flip_average: bool
+    networks: Networks, batches: Sequence[Tensor], compute: Compute, flip_average: bool
 ) -> list[Predicted] | None:
     """The probabilities of each batch, on the CPU; None if memory is insufficient."""
     try:
-        return [_forward(network, compute.place(batch), compute, flip_average) for batch in batches]
+        return [_average(networks, compute.place(batch), compute, flip_average) for batch in batches]
     except (RuntimeError, MemoryError) as error:
         if not is_memory_short(error):
             raise
     return None
+
+
+def _average(networks: Networks, x: Tensor, compute: Compute, flip_average: bool) -> Predicted:
+    found = [_forward(network, x, compute, flip_average) for network in networks]
+    if len(found) == 1:
+        return found[0]
+    members = [each.averaged for each in found]
+    plain, averaged = torch.stack([each.plain for each in found]), torch.stack(members)
+    return Predicted(plain.mean(dim=0), averaged.mean(dim=0), members)
 
 
 def _forward(network: nn.Module, x: Tensor, compute: Compute, flip_average: bool) -> Predicted:
@@ -172,7 +209,7 @@ def _half(images: int, what: str) -> int:
 
 
 def choose_points(
-    network: nn.Module,
+    networks: Networks,
     plan: Plan,
     prediction: Prediction,
     images: PackedSplit,
@@ -193,7 +230,7 @@ def choose_points(
     chosen: OperatingPoints = {}
     for targets in rounds:
         what = f"{plan.name} Val batches, threshold of {' and '.join(targets)}"
-        cases = predict_cases(network, plan, images, raw, compute, prediction.flip_average, what)
+        cases = predict_cases(networks, plan, images, raw, compute, prediction.flip_average, what)
         found = list(in_threads(partial(_candidates, targets, chosen, prediction), cases, at_a_time(images)))
         for target in targets:
             of_target = [of_one[target] for of_one in found]

@@ -40,7 +40,8 @@ class Predictor:
     Args:
         folder: the bundle.
         engine: what runs the networks.
-        ensemble: whether networks of further seeds are run too, to measure their spread.
+        ensemble: whether networks of further seeds are run too, to measure their spread. If the bundle is an
+            ensemble, they always are.
     """
 
     def __init__(self, folder: Path, bundle: Bundle, engine: EngineName, ensemble: bool) -> None:
@@ -49,7 +50,8 @@ class Predictor:
             return onnx_engine(where / GRAPH) if engine == "onnx" else torch_engine(where, network.precision)
 
         self._bundle = bundle
-        of_main = bundle.main.networks if ensemble else bundle.main.networks[:1]
+        every = ensemble or bundle.main.ensemble is not None
+        of_main = bundle.main.networks if every else bundle.main.networks[:1]
         self._main = [load(network) for network in of_main]
         self._lungs = load(bundle.lungs.networks[0]) if bundle.lungs else None
 
@@ -78,18 +80,17 @@ class Predictor:
         found, region = raw
         step = self._bundle.main
         visible = None if region is None else resized(region.astype(np.float32), shape) >= 0.5
-        own = [
-            {
-                target: p if visible is None else p * visible
-                for target, p in zip(step.targets, (resized(p, shape) for p in one), strict=True)
-            }
-            for one in found
-        ]
-        first = own[0]
-        masks = to_masks(first, step.networks[0].operating_points, step.prediction)
-        spread = {target: np.std([one[target] for one in own], axis=0) for target in first}
+
+        def own_size(one: Floats) -> dict[Target, Floats]:
+            sized = zip(step.targets, (resized(p, shape) for p in one), strict=True)
+            return {target: p if visible is None else p * visible for target, p in sized}
+
+        own = [own_size(one) for one in found]
+        shown = own[0] if step.ensemble is None else own_size(np.mean(found, axis=0))
+        masks = to_masks(shown, step.operating_points, step.prediction)
+        spread = {target: np.std([one[target] for one in own], axis=0) for target in shown}
         lungs = masks.get("lung") if visible is None else visible
-        return Prediction(masks, first, lungs, spread if len(own) > 1 else {})
+        return Prediction(masks, shown, lungs, spread if len(own) > 1 else {})
 
 
 def _probabilities(engine: Engine, images: Floats, step: Step) -> Floats:

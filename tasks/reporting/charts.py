@@ -73,6 +73,17 @@ def prediction_overlay(reference: Mask, prediction: Mask) -> str:
     return _overlay(codes, reference)
 
 
+def spread_overlay(spread: Pixels) -> str:
+    """A standard deviation (H, W), 0..255, as a PNG data URI: the larger, the more opaque."""
+    colour, _ = PALETTE[FALSE_ALARM]
+    # The square root makes small values visible.
+    opacity = np.rint(255 * np.sqrt(spread / 255)).astype(np.uint8)
+    layers = [*(np.full(spread.shape, level, np.uint8) for level in colour), opacity]
+    picture = Image.fromarray(np.stack(layers, axis=-1))
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BOX)
+    return _png_uri(picture)
+
+
 def _overlay(codes: npt.NDArray[np.integer], reference: Mask) -> str:
     codes = np.select([outline(reference), outline(~reference)], [OUTLINE, HALO], codes)
     picture = Image.fromarray(codes.astype(np.uint8))
@@ -192,6 +203,23 @@ def agreement(
             for segment in _segments(curve.x, curve.y, 1.0)
         ),
         dots="".join(f"M{_x(x):g} {_y(y):g}h0" for x, y in dots),
+    )
+
+
+def over_share(title: str, alt: str, x_label: str, lines: Sequence[Curve], y_high: float) -> Chart:
+    """Lines over 0..1 and values 0..`y_high`."""
+    y_ticks = ticks(y_high)
+    return Chart(
+        title=title,
+        alt=alt,
+        x_label=x_label,
+        x_ticks=tuple(Tick(_x(value), f"{value:g}") for value in ticks(1.0)),
+        y_ticks=_y_ticks(y_ticks),
+        lines=tuple(
+            Line(curve.role, segment)
+            for curve in lines
+            for segment in _segments(curve.x, curve.y, y_ticks[-1])
+        ),
     )
 
 

@@ -17,6 +17,7 @@ from tasks.comparison.document import (
     Spread,
     prediction_name,
     reference_name,
+    spread_name,
     xray_name,
 )
 from tasks.reporting import charts as figures
@@ -50,6 +51,12 @@ class Gallery:
         overlay = figures.prediction_overlay(reference, mask)
         alt = f"{image_id}, {p.target} predicted by {p.experiment}: {scores}"
         return self._picture(image_id, overlay, alt, caption, scores)
+
+    def spread(self, image_id: str, experiment: str, target: str) -> figures.Picture:
+        """Where the networks of an ensemble disagree."""
+        overlay = figures.spread_overlay(self._read(spread_name(experiment, target, image_id), "L"))
+        alt = f"{image_id}, spread of the {target} probabilities of {experiment}"
+        return self._picture(image_id, overlay, alt, "Spread of the networks")
 
     def _reference(self, image_id: str, target: str) -> figures.Mask:
         return self._read(reference_name(target, image_id), "L") > 127

@@ -21,6 +21,9 @@ MAIN_METRICS = METRICS["covid"]
 #: The scores on external datasets, over images with a reference mask; of the others the last.
 EXTERNAL_METRICS = ("iou", "dice", "false_positive_rate")
 
+#: Key of the scores of an experiment's ensemble, and which of its scores are there.
+ENSEMBLE, ENSEMBLE_METRICS = "ensemble", ("balanced", "iou", "dice")
+
 Nested = dict[str, Any]
 
 
@@ -28,7 +31,8 @@ def metrics_json(document: Document) -> str:
     """Experiment -> val or test -> target -> image set -> metric; six decimals, null for NaN.
 
     The trivial predictors are under `baselines`, and the audit's counts under `dataset`. Scores on external
-    datasets are under `external` -> dataset -> target -> metric of each experiment.
+    datasets are under `external` -> dataset -> target -> metric of each experiment, and those of its ensemble
+    under `ensemble` -> val or test and so on.
     """
     content: Nested = {DATASET: document.dataset.audit, TRIVIAL: {}}
     for section in document.sections:
@@ -47,7 +51,20 @@ def metrics_json(document: Document) -> str:
             for elsewhere in found.rows:
                 of_dataset = _within(_within(content[elsewhere.experiment], EXTERNAL), dataset.name)
                 of_dataset[found.target] = _scores(EXTERNAL_METRICS, elsewhere)
+    _add_ensembles(content, document)
     return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _add_ensembles(content: Nested, document: Document) -> None:
+    for ensemble in document.ensembles:
+        of_ensemble = _within(content[ensemble.experiment], ENSEMBLE)
+        for found in ensemble.targets:
+            for score in (score for score in found.scores if score.metric in ENSEMBLE_METRICS):
+                of_target = _within(_within(of_ensemble, score.split.lower()), found.target)
+                _within(of_target, score.image_set)[score.metric] = _rounded(score.ensemble.value)
+            if ratio := found.rejection.ratio:
+                of_target = _within(_within(of_ensemble, "test"), found.target)
+                _within(of_target, "all")["rejection_ratio"] = _rounded(ratio.value)
 
 
 def _scores(metrics: Sequence[str], row: ScoreRow | ExternalRow) -> Nested:

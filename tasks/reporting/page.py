@@ -27,13 +27,18 @@ from tasks.reporting.differences import (
     on_external,
     steps,
 )
+from tasks.reporting.ensembles import ensemble_cards
 from tasks.reporting.findings import (
+    REPORT_2_COLUMNS,
     against_trivial,
+    broken_pairs,
     on_chosen,
     on_printed,
     on_training_variation,
     on_trainings,
     opening,
+    printed_pairs,
+    report_2_cells,
     title,
 )
 from tasks.reporting.gallery import (
@@ -46,7 +51,6 @@ from tasks.reporting.gallery import (
     worst_cards,
 )
 from tasks.reporting.limitations import RESEARCH_USE, limitations
-from tasks.reporting.published import REPORT_2_COLUMNS, broken_pairs, printed_pairs, report_2_cells
 from tasks.reporting.score_tables import (
     MAIN_COLUMNS,
     MORE_COLUMNS,
@@ -161,6 +165,7 @@ def render_page(document: Document, pictures: Path) -> str:
     report_2 = document.report_2
     of_classes = class_cases(report_2.shown, gallery) if report_2 else []
     sections = [_section(document, section, gallery) for section in document.predicted]
+    ensembles = ensemble_cards(document, gallery)
     leaks = dataset_page.leaks(document.dataset, gallery)
     page = _template(TEMPLATE).render(
         document=document,
@@ -197,6 +202,7 @@ def render_page(document: Document, pictures: Path) -> str:
         limitations=limitations(document),
         elsewhere=elsewhere(document),
         on_external=on_external(document),
+        ensembles=ensembles,
         research_use=RESEARCH_USE,
         devices=_devices(document),
         versions=_versions(document),

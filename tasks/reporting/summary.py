@@ -2,6 +2,7 @@
 
 from tasks.comparison.document import Document, Section
 from tasks.reporting.differences import on_external
+from tasks.reporting.ensembles import on_ensembles
 from tasks.reporting.findings import (
     against_trivial,
     on_choice,
@@ -34,6 +35,8 @@ def summarise(document: Document) -> str:
         lines += [*(f"- {sentence}" for sentence in sentences), ""]
     if document.external:
         lines += [*(f"- {sentence}" for sentence in on_external(document)), ""]
+    if document.ensembles:
+        lines += [*(f"- {sentence}" for sentence in on_ensembles(document)), ""]
     lines += [*(f"- {sentence}" for sentence in on_printed(document.consistency, document.published)), ""]
     lines += [
         "Scores are means per image with 95 % confidence intervals, on the "

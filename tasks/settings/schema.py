@@ -58,9 +58,13 @@ ADDED = {
     "external": "{}",
     "training.selection": "all",
     "prediction.presence": "0",
+    "prediction.ensemble": "none",
     "report.groups": "{}",
     "export.experiments": "[]",
 }
+
+#: Folder of the scores of ensembles, and of their networks.
+ENSEMBLES = "ensembles"
 
 #: Key of the experiments' scores on external images in metrics.json, and folder of these scores.
 EXTERNAL = "external"
@@ -206,7 +210,10 @@ class Losses(_Section):
 
 
 class Prediction(_Section):
-    """How probabilities become masks. The stage evaluate reads one such file per experiment."""
+    """How probabilities become masks. The stage evaluate reads one such file per experiment.
+
+    These files lack `ensemble`, on which no network's own scores depend.
+    """
 
     threshold: Annotated[float | Literal["val"], PlainValidator(_threshold)]
     presence: Annotated[float | Literal["val"], PlainValidator(_presence)]
@@ -214,6 +221,10 @@ class Prediction(_Section):
     within_lungs: bool
     min_area: Annotated[float, Field(ge=0, lt=1)]
     fill_holes: bool
+    ensemble: Literal["none", "seeds"] = "none"
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=2, exclude={"ensemble"}) + "\n"
 
 
 class StartFrom(_Section):
@@ -271,6 +282,11 @@ class Experiment(TrainingSettings):
     loss: Loss
     prediction: Prediction
     alpha: Share | None = None
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether the probabilities of its networks are averaged, too."""
+        return self.prediction.ensemble == "seeds" and self.seeds > 1
 
     @property
     def lungs_from(self) -> str | None:
@@ -353,6 +369,20 @@ class LungsStage(_Section):
     images: str
 
 
+class GatherStage(_Section):
+    """The networks of earlier seeds, to which a training's network is added: a folder below artifacts/."""
+
+    before: str
+
+
+class EnsembleStage(_Section):
+    """The first and the last training of an ensemble, and the folder of its images, relative to data/."""
+
+    first: str
+    last: str
+    images: str
+
+
 class ExternalStage(_Section):
     """An external dataset, and an image size to which its images are packed."""
 
@@ -395,6 +425,10 @@ class Stages(_Section):
     """By the name of the experiment that predicts them."""
     train: dict[str, TrainStage]
     """By the name of the training."""
+    gather: dict[str, GatherStage]
+    """By the name of the training, for each seed of an ensemble but the first."""
+    ensemble: dict[str, EnsembleStage]
+    """By the name of the experiment."""
     convert: dict[str, TrainStage]
     """The trainings that bundles need, by name."""
     export: Annotated[tuple[str, ...], Field(strict=False)]
@@ -484,10 +518,26 @@ class Settings(_Section):
                 for source in [self.experiments[name]]
             },
             train=train,
+            **self._ensemble_stages(),
             convert={name: train[name] for name in self._converted()},
             export=self.exported,
             **self._external_stages(),
         )
+
+    def _ensemble_stages(self) -> dict[str, Any]:
+        gather: dict[str, GatherStage] = {}
+        ensembles: dict[str, EnsembleStage] = {}
+        for name, experiment in self.experiments.items():
+            if experiment.is_ensemble:
+                first, *others = (
+                    training_name(name, experiment.seed + more) for more in range(experiment.seeds)
+                )
+                before = f"train/{first}/network"
+                for training in others:
+                    gather[training] = GatherStage(before=before)
+                    before = f"{ENSEMBLES}/{training}"
+                ensembles[name] = EnsembleStage(first=first, last=others[-1], images=experiment.folder)
+        return {"gather": gather, "ensemble": ensembles}
 
     def _external_stages(self) -> dict[str, Any]:
         first: dict[str, ExternalStage] = {}
@@ -557,9 +607,11 @@ class Settings(_Section):
         return merged
 
     @model_validator(mode="after")
-    def _names_the_layout(self) -> Self:
+    def _names_keys_that_files_lack(self) -> Self:
         if "layout" not in self.data.model_fields_set:  # stages of dvc.yaml depend on it
             raise ValueError(f"data.layout: {_missing('data.layout')}")
+        if "ensemble" not in self.prediction.model_fields_set:
+            raise ValueError(f"prediction.ensemble: {_missing('prediction.ensemble')}")
         return self
 
     @model_validator(mode="after")
@@ -785,7 +837,8 @@ def _message(fault: ErrorDetails) -> str:
 
 
 def _missing(key: str) -> str:
-    is_new = any(f"{added}.".startswith(f"{key}.") for added in ADDED)
+    # A new key may bring lists of stages with it.
+    is_new = key.startswith("stages.") or any(f"{added}.".startswith(f"{key}.") for added in ADDED)
     before = f"; to keep what happened without it: cxr params {as_before()}" if is_new else ""
     return f"this key is missing{before}"
 

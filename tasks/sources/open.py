@@ -88,3 +88,13 @@ def _refuse_pin(source: str, sha256: str | None, section: str) -> None:
             f"{section}.source: {source}: {section}.sha256 pins a zip, but this is a folder; "
             f"run cxr params --set {section}.sha256=null, or pin it with {section}.fingerprint"
         )
+
+
+def section_of(external: str | None) -> str:
+    """The section of params.yaml that describes the dataset."""
+    return f"external.{external}" if external else "data"
+
+
+def how_to_accept(found: str, section: str = "data") -> str:
+    """The command that pins the files that the source has now."""
+    return f"cxr params --set {section}.fingerprint={found}"

@@ -18,5 +18,8 @@ def user_repository() -> Path:
     """The repository from which relative paths count: by default the current folder."""
     if named := os.environ.get(VARIABLE):
         return Path(named)
-    copies = Path.cwd().parent
-    return copies.parents[2] if copies.parts[-3:] == EXPERIMENTS.parts else Path()
+    # DVC makes the copies for `--temp` one folder deeper than those for the queue.
+    for folder in Path.cwd().parents:
+        if folder.parts[-3:] == EXPERIMENTS.parts:
+            return folder.parents[2]
+    return Path()

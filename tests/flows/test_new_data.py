@@ -92,7 +92,7 @@ def test_a_look_is_retried_only_if_the_source_is_away(
         raise error
 
     (tmp_path / "params.yaml").write_text("data: {source: https://example.org/x.zip}")
-    monkeypatch.setattr("tasks.look.look", away)
+    monkeypatch.setattr("tasks.sources.look.look", away)
     monkeypatch.setattr("flows.retrain.restore_output", lambda *_: False)
     state = look_for_new_data.fn(tmp_path, tmp_path)
     assert state.is_failed()

@@ -78,7 +78,7 @@ def test_tables_equal_those_of_images_scored_one_by_one(
         (split, case)
         for split in splits
         for case in predict_cases(
-            network, plan, PackedSplit(tiny_packed, plan.half, split), raw, compute, True, ""
+            [network], plan, PackedSplit(tiny_packed, plan.half, split), raw, compute, True, ""
         )
     ]
     assert len(rows) == 2 * len(cases)

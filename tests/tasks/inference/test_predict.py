@@ -22,7 +22,6 @@ from tasks.inference.masks import (
 from tasks.inference.predict import (
     THRESHOLDS,
     Case,
-    Predicted,
     _best_point,
     _Candidates,
     choose_points,
@@ -93,10 +92,10 @@ SHORT = (
 def test_prediction_uses_smaller_batches_while_memory_is_short(
     many: PackedSplit, capsys: pytest.CaptureFixture[str], error: Exception, flip_average: bool
 ) -> None:
-    whole = predict_images(Darkness(), many, COMPUTE, flip_average, "")
+    whole = predict_images([Darkness()], many, COMPUTE, flip_average, "")
     expected = torch.stack([of_one.averaged for of_one in whole])
     network = Small(1, error)
-    predicted = predict_images(network, many, COMPUTE, flip_average, "Val batches")
+    predicted = predict_images([network], many, COMPUTE, flip_average, "Val batches")
     found = torch.stack([of_one.averaged for of_one in predicted])
     assert torch.equal(found, expected)
     first = len(many) - 1
@@ -111,12 +110,12 @@ def test_prediction_uses_smaller_batches_while_memory_is_short(
 
 def test_too_little_memory_for_one_image_is_an_error(many: PackedSplit) -> None:
     with pytest.raises(InputError, match="best Val batches: not enough memory for a single image; lower"):
-        list(predict_images(Small(0, MemoryError()), many, COMPUTE, False, "best Val batches"))
+        list(predict_images([Small(0, MemoryError())], many, COMPUTE, False, "best Val batches"))
 
 
 def test_other_errors_of_a_network_are_raised(many: PackedSplit) -> None:
     with pytest.raises(RuntimeError, match="shapes differ"):
-        list(predict_images(Small(0, RuntimeError("shapes differ")), many, COMPUTE, False, ""))
+        list(predict_images([Small(0, RuntimeError("shapes differ"))], many, COMPUTE, False, ""))
 
 
 def test_masks_survive_a_png_round_trip(tmp_path: Path) -> None:
@@ -128,9 +127,11 @@ def test_masks_survive_a_png_round_trip(tmp_path: Path) -> None:
 
 
 def test_flip_average_is_symmetric(val: PackedSplit) -> None:
-    found = list(predict_images(Darkness(), val, COMPUTE, True, ""))
-    plain, averaged = (torch.stack([getattr(of_one, name) for of_one in found]) for name in Predicted._fields)
-    for alone in predict_images(Darkness(), val, COMPUTE, False, ""):
+    found = list(predict_images([Darkness()], val, COMPUTE, True, ""))
+    plain, averaged = (
+        torch.stack([getattr(of_one, name) for of_one in found]) for name in ("plain", "averaged")
+    )
+    for alone in predict_images([Darkness()], val, COMPUTE, False, ""):
         assert alone.plain is alone.averaged
     images = val.images().float() / 255
     mirrored = torch.sigmoid(Darkness()(images.flip(-1))).flip(-1)
@@ -204,8 +205,8 @@ def test_point_is_the_best_on_val_after_all_steps(
     update: dict[str, Any] = {"targets": ("infection", "lung"), "selection": selection}
     plan = tiny_params.plans["report1_bce-seed0"].model_copy(update=update)
     prediction = PLAIN.model_copy(update={"threshold": "val", "presence": presence, **STEPS[of]})
-    chosen = choose_points(Darkness(), plan, prediction, val, raw, COMPUTE)
-    cases = list(predict_cases(Darkness(), plan, val, raw, COMPUTE, prediction.flip_average, ""))
+    chosen = choose_points([Darkness()], plan, prediction, val, raw, COMPUTE)
+    cases = list(predict_cases([Darkness()], plan, val, raw, COMPUTE, prediction.flip_average, ""))
     assert {bool(c.references["infection"].any()) for c in cases} == {True, False}
 
     def score_at(points: OperatingPoints, target: Target) -> float:
@@ -234,7 +235,7 @@ def test_configured_point_is_kept(tiny_params: Params, val: PackedSplit, raw: Ra
     plan = tiny_params.plans["report1_bce-seed0"].model_copy(update={"targets": ("infection", "lung")})
     said = PLAIN.model_copy(update={"threshold": 0.3})
     expected = dict.fromkeys(("infection", "lung"), OperatingPoint(0.3, 0.0))
-    assert choose_points(Darkness(), plan, said, val, raw, COMPUTE) == expected
+    assert choose_points([Darkness()], plan, said, val, raw, COMPUTE) == expected
 
 
 def test_threshold_ignores_specks_that_are_removed_later(

@@ -3,7 +3,7 @@ import pytest
 from tasks.comparison.consistency import check_pair
 from tasks.comparison.document import PrintedPair
 from tasks.comparison.published import PRINTED_PAIRS, REPORT_2
-from tasks.reporting.published import REPORT_2_COLUMNS, fault_words, report_2_cells
+from tasks.reporting.findings import REPORT_2_COLUMNS, fault_words, report_2_cells
 
 
 def fault_of(pair: PrintedPair) -> str:

@@ -226,6 +226,8 @@ stages:
   lungs: {{}}
   train:
     combined-seed0: {{experiment: combined, images: packed/256}}
+  gather: {{}}
+  ensemble: {{}}
   convert:
     combined-seed0: {{experiment: combined, images: packed/256}}
   export: [combined]
@@ -258,6 +260,44 @@ def test_a_bundle_needs_the_trainings_of_all_seeds_and_the_first_one_of_its_lung
     everything = changed("export.experiments=all")
     assert everything.stages.export == tuple(everything.experiments)
     assert everything.stages.convert == everything.stages.train
+
+
+def test_an_ensemble_gathers_the_networks_of_its_seeds() -> None:
+    params = changed(
+        "experiments.combined.seeds=3",
+        "experiments.combined.seed=5",
+        "experiments.combined.prediction.ensemble=seeds",
+    )
+    assert {name: stage.before for name, stage in params.stages.gather.items()} == {
+        "combined-seed6": "train/combined-seed5/network",
+        "combined-seed7": "ensembles/combined-seed6",
+    }
+    (ensemble,) = params.stages.ensemble.items()
+    assert ensemble[0] == "combined"
+    assert (ensemble[1].first, ensemble[1].last, ensemble[1].images) == (
+        "combined-seed5",
+        "combined-seed7",
+        "packed/256",
+    )
+
+
+def test_one_seed_is_no_ensemble() -> None:
+    stages = changed("prediction.ensemble=seeds").stages
+    assert stages.gather == stages.ensemble == {}
+
+
+def test_the_scores_of_single_networks_do_not_depend_on_the_ensemble() -> None:
+    plain, ensemble = changed(), changed("prediction.ensemble=seeds")
+    for name, experiment in plain.experiments.items():
+        assert experiment.prediction.to_json() == ensemble.experiments[name].prediction.to_json()
+
+
+def test_a_missing_ensemble_is_named_with_the_value_that_changes_nothing() -> None:
+    text = "".join(line for line in TEXT.splitlines(keepends=True) if not line.startswith("  ensemble: none"))
+    with pytest.raises(
+        InputError, match=r"^params.yaml: prediction.ensemble: .* --set prediction.ensemble=none"
+    ):
+        parse_params(text)
 
 
 def test_exported_experiments_exist() -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tasks.download import download
-from tasks.look import look
 from tasks.settings.layout import Layout
 from tasks.sources.bucket import Bucket
 from tasks.sources.layout import LeftOut
 from tasks.sources.listing import find_images, fingerprint, list_files
+from tasks.sources.look import look
 from tasks.sources.open import open_source
 from tasks.sources.transfer import UnavailableError
 from tasks.support.cli import InputError

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tasks.download import download
-from tasks.look import look
 from tasks.sources.folder import FolderSource
 from tasks.sources.listing import find_images, find_left_out
+from tasks.sources.look import look
 from tasks.sources.open import open_source
 from tasks.support.cli import InputError
 from tests.helpers import zipped

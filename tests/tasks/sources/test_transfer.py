@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tasks.download import download
-from tasks.look import look
 from tasks.settings.changes import parse_assignment, with_changes
 from tasks.settings.layout import Layout
+from tasks.sources.look import look
 from tasks.sources.open import open_source
 from tasks.sources.transfer import Transfer, UnavailableError, retrying
 from tasks.support.cli import TEMPORARY, InputError

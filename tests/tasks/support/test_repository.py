@@ -14,8 +14,11 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_a_copy_of_dvc_leads_to_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copy = tmp_path / ".dvc" / "tmp" / "exps" / "tmp1234"
+@pytest.mark.parametrize("name", ["tmp1234", "standalone/tmp1234"])
+def test_a_copy_of_dvc_leads_to_the_repository(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / ".dvc" / "tmp" / "exps" / name
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
     assert user_repository() == tmp_path
@@ -24,7 +27,7 @@ def test_a_copy_of_dvc_leads_to_the_repository(tmp_path: Path, monkeypatch: pyte
     assert user_repository() == Path("/elsewhere")
 
 
-@pytest.mark.parametrize("folder", [".", ".dvc/tmp", "tmp/exps/x", ".dvc/tmp/exps/x/y"])
+@pytest.mark.parametrize("folder", [".", ".dvc/tmp", "tmp/exps/x"])
 def test_any_other_folder_is_the_repository(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

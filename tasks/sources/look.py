@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.download import how_to_accept, section_of
 from tasks.settings.layout import Layout
 from tasks.settings.schema import DataSource, load_data, load_external
 from tasks.sources.layout import LeftOut, describe_left_out
 from tasks.sources.listing import fingerprint, list_files, open_earlier
-from tasks.sources.open import open_source
+from tasks.sources.open import how_to_accept, open_source, section_of
 from tasks.sources.own import describe as describe_found
 from tasks.sources.own import find
 from tasks.support.cli import without_secrets

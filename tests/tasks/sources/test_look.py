@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from tasks.download import download
-from tasks.look import News, describe, look
 from tasks.settings.changes import parse_assignment, with_changes
+from tasks.sources.look import News, describe, look
 from tasks.sources.open import open_source
 from tasks.support.cli import InputError
 from tests.helpers import ROOT, zipped
