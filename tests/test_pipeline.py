@@ -9,6 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.helpers import Repository, with_cache_of
+from tests.test_structure import assert_exact_code, stages
 
 
 def stages_run(output: str) -> set[str]:
@@ -229,3 +230,40 @@ def test_branches_of_two_runs_can_be_merged(
     repository.run("git", "add", "params.yaml", "dvc.lock", "metrics.json")
     repository.run("git", "commit", "--no-edit", "--quiet")
     assert repository.run("git", "status", "--porcelain") == ""
+
+
+AVERAGED = ("experiments.report1_bce.seeds=3", "experiments.report1_bce.prediction.ensemble=seeds")
+
+
+def test_the_stages_of_an_ensemble_are_declared(
+    make_repository: Callable[[Path], Repository], tmp_path: Path
+) -> None:
+    repository = make_repository(tmp_path / "repository")
+    repository.set(*AVERAGED)
+    found = stages(repository.folder)
+    names = {"gather@report1_bce-seed1", "gather@report1_bce-seed2", "ensemble@report1_bce"}
+    assert names == {name for name in found if name.startswith(("gather@", "ensemble@"))}
+    assert_exact_code({name: found[name] for name in names})
+    upstream = repository.run("dvc", "dag", "--dot", "ensemble@report1_bce")
+    assert all(f'"train@report1_bce-seed{seed}"' in upstream for seed in (0, 1, 2))
+    assert "ensemble" not in repository.run("dvc", "dag", "--dot", "evaluate@report1_bce-seed2")
+    assert '"ensemble@report1_bce"' in repository.run("dvc", "dag", "--dot", "compare")
+
+
+@pytest.mark.soak
+def test_an_ensemble_is_scored_beside_its_networks(
+    make_prepared_repository: Callable[[Path], Repository], finished_repository: Repository, tmp_path: Path
+) -> None:
+    repository = make_prepared_repository(tmp_path / "repository")
+    repository.set(*AVERAGED)
+    ran = stages_run(repository.run("dvc", "repro"))
+    assert "train@report1_bce-seed0" not in ran and "evaluate@report1_bce-seed0" not in ran
+    assert {"train@report1_bce-seed2", "gather@report1_bce-seed2", "ensemble@report1_bce"} <= ran
+    assert "the average of the 3 networks of report1_bce" in repository.read("reports/index.html")
+    before = json.loads(finished_repository.read("metrics.json"))["report1_bce_iou"]
+    after = json.loads(repository.read("metrics.json"))
+    assert after["report1_bce_iou"] == before
+    assert after["report1_bce"]["ensemble"]["test"]["infection"].keys() == {"all", "covid"}
+    repository.set("experiments.report1_bce.prediction.ensemble=none")
+    assert stages_run(repository.run("dvc", "repro")) == {"plan", "compare", "report"}
+    assert "ensemble" not in json.loads(repository.read("metrics.json"))["report1_bce"]
