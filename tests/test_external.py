@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.external import documented, write_external
 from tests.helpers import Repository, made
 from tests.test_pipeline import stages_run
@@ -12,6 +14,7 @@ from tests.test_structure import assert_exact_code, stages
 Make = Callable[[Path], Repository]
 
 
+@pytest.mark.soak
 def test_an_external_dataset_is_scored_without_any_training(
     make_prepared_repository: Make, finished_repository: Repository, tmp_path: Path
 ) -> None:

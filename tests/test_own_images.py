@@ -34,6 +34,7 @@ def configured(make: Make, folder: Path, source: Path, layout: dict[str, Any], t
     return repository
 
 
+@pytest.mark.soak
 def test_a_folder_of_pairs_trains_to_a_report(make_repository: Make, tmp_path: Path) -> None:
     source = write_pairs(tmp_path / "pairs")
     repository = configured(make_repository, tmp_path / "repository", source, PAIRS, "lung")

@@ -4,10 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.external import documented, write_external
 from tests.helpers import Repository, finished, retrain
 
 
+@pytest.mark.soak
 def test_a_run_collects_a_dataset_beside_the_users_params_and_trains_nothing(
     make_prepared_repository: Callable[[Path], Repository], tmp_path: Path
 ) -> None:

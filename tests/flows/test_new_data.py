@@ -43,6 +43,7 @@ def repository(
     return repository
 
 
+@pytest.mark.soak
 def test_without_new_data_nothing_runs(repository: Repository) -> None:
     output = retrain(repository, "--name", "quiet", "--look-for-new-data")
     assert "'look for new data' - unchanged: 135 files" in output

@@ -227,6 +227,7 @@ def test_a_preset_is_given_by_name_or_path(tmp_path: Path, monkeypatch: pytest.M
             ["--preset", "/elsewhere/laptop.yaml"],
             "error: --preset /elsewhere/laptop.yaml: a run reads presets from presets/ of its commit; ",
         ),
+        (["--pool", "train@*"], "error: --pool train@*: expected PATTERN=POOL, such as train@*=gpu"),
         (["--revision", "nowhere"], "error: revision: 'nowhere': no such branch, tag or commit"),
         (["--revision=--all"], "error: revision: '--all': no such branch, tag or commit"),
     ],
