@@ -8,7 +8,8 @@ _direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
 if _direct != "*" and not _direct.endswith(LOCAL):
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = f"{_direct},{LOCAL}".lstrip(",")
 
-# Defaults, which the user's environment overrides. They override the user's Prefect profile.
+# Defaults, which the user's environment overrides. They override the user's Prefect profile. They are not in
+# prefect.toml, because Prefect reads it from the current folder only, and runs and workers have others.
 # Prefect's server sends usage statistics unless this is off.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 # A busy machine needs longer to start a temporary server than the 20 seconds that Prefect waits by default.

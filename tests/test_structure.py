@@ -69,6 +69,7 @@ WITHOUT_RESULT = (
     "tasks/support/locks.py",
     "tasks/support/progress.py",
     "tasks/support/repository.py",
+    "tasks/support/retry.py",
 )
 
 #: Modules whose only effect is on the log of a stage.

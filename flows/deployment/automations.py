@@ -80,4 +80,5 @@ def report_ended_runs(api: str, runs: set[str]) -> None:
                     resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"},
                     related=[_as_related(run.deployment_id)],
                 )
+                # Not by `emit_event`, which sends in the background: this process may be about to end.
                 client._client.post("/events", json=[event.model_dump(mode="json")])

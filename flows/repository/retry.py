@@ -8,6 +8,7 @@ from dvc.config import ConfigError
 
 from flows.repository.git import GitError
 from tasks.support.cli import InputError, without_secrets
+from tasks.support.retry import retry
 
 T = TypeVar("T")
 
@@ -57,23 +58,22 @@ def with_retries(
         UnavailableError: every attempt failed.
         InputError: the action raised it, for an error that is not git's. It is not retried.
     """
-    stopped = stopped or threading.Event()
-    for delay in (*delays, 0):
-        try:
-            return action()
-        except Exception as error:  # each storage has its own errors, and DVC wraps only some of them
-            if isinstance(error, UnavailableError) or (
-                isinstance(error, InputError) and not isinstance(error, GitError)
-            ):
-                raise
-            message = f"{what}: {one_line(error)}"
-            if _is_denied(error):
-                raise DeniedError(message) from None
-        if not delay or stopped.is_set():
-            break
+
+    def failed(error: Exception, delay: float | None) -> float | None:
+        # Each storage has its own errors, and DVC wraps only some of them.
+        if isinstance(error, UnavailableError) or (
+            isinstance(error, InputError) and not isinstance(error, GitError)
+        ):
+            return None
+        message = f"{what}: {one_line(error)}"
+        if _is_denied(error):
+            raise DeniedError(message) from None
+        if delay is None:
+            raise UnavailableError(message) from None
         log(f"{message}; retrying in {delay} s")
-        stopped.wait(delay)
-    raise UnavailableError(message)
+        return delay
+
+    return retry(action, delays, failed, stopped)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

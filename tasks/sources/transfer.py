@@ -21,14 +21,13 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Protocol, TypeVar
+from typing import IO, Protocol
 
 from tasks.common.cores import in_order
 from tasks.support.cli import InputError
 from tasks.support.locks import lock_file
 from tasks.support.progress import progress
-
-Result = TypeVar("Result")
+from tasks.support.retry import Result, retry
 
 #: Bytes per request of a large file.
 PIECE = 4 << 20
@@ -78,15 +77,14 @@ class RemoteFile(Protocol):
 
 def retrying(work: Callable[[], Result], stop: threading.Event | None = None) -> Result:
     """Call `work`; retry with increasing delays while it raises UnavailableError."""
-    stop = stop or threading.Event()
-    for attempt in itertools.count(1):
-        try:
-            return work()
-        except UnavailableError as error:
-            wait = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT) * random.uniform(0.5, 1)
-            if attempt == TRIES or stop.wait(max(wait, error.after)):
-                raise
-    raise AssertionError("unreachable: the loop never ends")
+
+    def failed(error: Exception, delay: float | None) -> float | None:
+        if delay is None or not isinstance(error, UnavailableError):
+            return None
+        return max(delay, error.after)
+
+    waits = (min(FIRST_WAIT * 2**number, LONGEST_WAIT) for number in range(TRIES - 1))
+    return retry(work, (wait * random.uniform(0.5, 1) for wait in waits), failed, stop)
 
 
 def staging_folder(base: Path, source: str, version: str | None) -> Path:
