@@ -10,9 +10,11 @@ from torch import nn
 
 from tasks.scoring.intervals import Interval
 from tasks.settings.schema import Plan, TrainingSettings
+from tests.bundles import Pipeline
 from tests.helpers import ROOT, benchmark
 
-common, train, inference, false_wins = map(benchmark, ("common", "train", "inference", "false_wins"))
+NAMES = ("common", "train", "inference", "predict", "false_wins")
+common, train, inference, predict, false_wins = map(benchmark, NAMES)
 
 
 def plan_of(*sets: str) -> Plan:
@@ -115,3 +117,17 @@ def test_the_table_of_false_wins_has_a_line_for_each_situation() -> None:
     situations = [*false_wins.EQUAL, *false_wins.RECIPES, *false_wins.REAL]
     assert len(lines) == 2 + len(situations)
     assert all(any(line.startswith(each.name) for line in lines) for each in situations)
+
+
+def test_predicting_is_compared_with_the_plain_loop_and_the_network_of_each_round() -> None:
+    rates = {"onnx": [40.0, 60.0], "plain loop": [20.0, 20.0], "onnx network": [80.0, 80.0]}
+    heading, onnx, loop, network = predict.table(rates)
+    assert onnx == ["onnx", "50.0 (40.0 to 60.0)", "2.50 (2.00 to 3.00)", "0.62 (0.50 to 0.75)"]
+    assert loop[2:] == ["1.00 (1.00 to 1.00)", ""]
+    assert network[3] == "" and len(heading) == 4
+
+
+def test_predicting_is_timed_with_one_network_on_whole_images(pipeline: Pipeline) -> None:
+    for name in ("combined", "two_step_infection"):
+        with pytest.raises(SystemExit, match="expected a bundle of one network on whole images"):
+            predict.Predict(predict.Setting("onnx", pipeline.bundle(name), ()))

@@ -25,8 +25,11 @@ def mirror_averaged(engine: Engine, images: Floats) -> Floats:
     return averaged
 
 
-def onnx_engine(graph: Path) -> Engine:
+def onnx_engine(graph: Path, threads: int = 0) -> Engine:
     """The network of an ONNX file, on the CPU.
+
+    Args:
+        threads: how many compute one call; 0 for one per core. Several threads may call it at a time.
 
     Raises:
         InputError: ONNX Runtime cannot read the file.
@@ -34,7 +37,7 @@ def onnx_engine(graph: Path) -> Engine:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = available_cores()
+    options.intra_op_num_threads = threads or available_cores()
     options.use_deterministic_compute = True
     options.log_severity_level = 3  # errors
     # Otherwise waiting threads would spin and take cores away from those that read and write images.

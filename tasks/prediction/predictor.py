@@ -42,12 +42,17 @@ class Predictor:
         engine: what runs the networks.
         ensemble: whether networks of further seeds are run too, to measure their spread. If the bundle is an
             ensemble, they always are.
+        threads: how many compute one call of an ONNX network.
     """
 
-    def __init__(self, folder: Path, bundle: Bundle, engine: EngineName, ensemble: bool) -> None:
+    def __init__(
+        self, folder: Path, bundle: Bundle, engine: EngineName, ensemble: bool, threads: int = 0
+    ) -> None:
         def load(network: NetworkRecord) -> Engine:
             where = network_folder(folder, network)
-            return onnx_engine(where / GRAPH) if engine == "onnx" else torch_engine(where, network.precision)
+            if engine == "onnx":
+                return onnx_engine(where / GRAPH, threads)
+            return torch_engine(where, network.precision)
 
         self._bundle = bundle
         every = ensemble or bundle.main.ensemble is not None
@@ -56,7 +61,10 @@ class Predictor:
         self._lungs = load(bundle.lungs.networks[0]) if bundle.lungs else None
 
     def forward(self, images: Floats) -> list[Raw]:
-        """Pass images (N, 1, S, S) through the networks together; S is the bundle's image size."""
+        """Pass images (N, 1, S, S) through the networks together; S is the bundle's image size.
+
+        Several threads may call it at a time with the engine onnx.
+        """
         regions = self._regions(images)
         if regions is not None:
             images = np.where(regions[:, None], images, np.float32(0))

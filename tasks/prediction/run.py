@@ -4,11 +4,13 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import platform
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +23,7 @@ from PIL import Image
 from tasks.bundles.files import BUNDLE_FILE, FINGERPRINT_FILE
 from tasks.bundles.fingerprint import Fingerprint, thumbnail
 from tasks.bundles.schema import Bundle, open_bundle
-from tasks.common.cores import in_threads
+from tasks.common.cores import MOST_THREADS, available_cores, in_threads
 from tasks.common.png import UnreadableError
 from tasks.common.raw import encode_mask
 from tasks.inference.masks import Floats, Mask
@@ -39,10 +41,8 @@ from tasks.settings.schema import Target
 from tasks.support.cli import InputError, describe_os_error
 from tasks.support.progress import progress
 
-#: Images that pass through the networks together. More would need more memory and save little time.
+#: Most images that pass through the networks together. More would need more memory and save little time.
 BATCH = 16
-#: Images that a thread takes at a time.
-AT_A_TIME = 4
 #: Software that changes pixels.
 LIBRARIES = ("numpy", "pillow", "scipy", "onnxruntime", "torch", "pydicom", "python-gdcm")
 
@@ -92,7 +92,7 @@ def predict(inputs: Sequence[str], model: Path, out: Path, options: Options) -> 
     items = find_items(inputs)
     if options.pseudonyms:
         items = with_pseudonyms(items, options.pseudonyms)
-    run = _Run(model, bundle, out, options)
+    run = _Run(model, bundle, out, options, len(items))
     try:
         run.predict(items)
     finally:
@@ -112,30 +112,31 @@ class _Read(NamedTuple):
     """The picture as the networks see it, (S, S)."""
 
 
-class _Predicted(NamedTuple):
-    read: _Read
-    raw: Raw | None
-
-
 class _Run:
     """One call of `predict`."""
 
-    def __init__(self, model: Path, bundle: Bundle, out: Path, options: Options) -> None:
+    def __init__(self, model: Path, bundle: Bundle, out: Path, options: Options, images: int) -> None:
         self._bundle, self._options = bundle, options
         self._digest = hashlib.sha256((model / BUNDLE_FILE).read_bytes()).hexdigest()
         changing = {name: asdict(options)[name] for name in ("engine", "ensemble", "probabilities")}
         header = {"bundle": self._digest, "pseudonyms": options.pseudonyms is not None, **changing}
         self._fingerprint = Fingerprint.read(model / FINGERPRINT_FILE)
-        self._predictor = Predictor(model, bundle, options.engine, options.ensemble)
+        # Every thread takes a batch from its files to its files. With ONNX Runtime the networks run in these
+        # threads too, which is faster than one batch after another in all of them. torch takes turns.
+        cores = available_cores()
+        self._batch = max(1, min(BATCH, math.ceil(images / cores)))
+        self._turn = nullcontext() if options.engine == "onnx" else threading.Lock()
+        workers = min(cores, MOST_THREADS, max(1, math.ceil(images / self._batch)))
+        self._predictor = Predictor(model, bundle, options.engine, options.ensemble, cores // workers)
         self._folder = Folder(out, header, options.overwrite)
         self._decoders = Decoders()
         self._failed: list[Failure] = []
         self._records: list[Record] = []
 
     def predict(self, items: Sequence[Item]) -> None:
-        read = in_threads(self._read, items, AT_A_TIME)
-        written = in_threads(self._write, self._forward(read), AT_A_TIME)
-        for result in progress(written, len(items), "predict"):
+        batches = [items[start : start + self._batch] for start in range(0, len(items), self._batch)]
+        processed = itertools.chain.from_iterable(in_threads(self._process, batches, 1))
+        for result in progress(processed, len(items), "predict"):
             if isinstance(result, Failure):
                 self._failed.append(result)
                 print(f"not predicted: {result.source}: {result.reason}", file=sys.stderr, flush=True)
@@ -146,6 +147,14 @@ class _Run:
 
     def close(self) -> None:
         self._decoders.close()
+
+    def _process(self, batch: Sequence[Item]) -> list[Record | Failure]:
+        """Read images, pass them through the networks together, and write their files."""
+        read = [self._read(item) for item in batch]
+        images = [one.small for one in read if one.small is not None]
+        with self._turn:
+            raws = iter(self._predictor.forward(np.stack(images)[:, None]) if images else ())
+        return [self._write(one, None if one.small is None else next(raws)) for one in read]
 
     def _read(self, item: Item) -> _Read:
         """Read and decode a file, unless its results are there."""
@@ -168,17 +177,9 @@ class _Run:
         except MemoryError:
             return _Read(item, digest, None, "is too large for the memory", None)
 
-    def _forward(self, read: Iterator[_Read]) -> Iterator[_Predicted]:
-        """Pass the pictures through the networks, several at a time; keeps the order."""
-        while batch := list(itertools.islice(read, BATCH)):
-            images = [one.small for one in batch if one.small is not None]
-            raws = iter(self._predictor.forward(np.stack(images)[:, None]) if images else ())
-            for one in batch:
-                yield _Predicted(one, None if one.small is None else next(raws))
-
-    def _write(self, predicted: _Predicted) -> Record | Failure:
+    def _write(self, read: _Read, raw: Raw | None) -> Record | Failure:
         """Write the files of an image."""
-        (item, digest, picture, reason, _), raw = predicted
+        item, digest, picture, reason, _ = read
         if reason is not None:
             return Failure(item.source, reason)
         if picture is None or raw is None:
