@@ -23,7 +23,7 @@ def predict(
     Writes masks, overlays, a table and a page. Continues an interrupted run in the same folder.
 
     Args:
-        inputs: PNG, JPEG, TIFF, BMP and DICOM files, folders, patterns or zip archives.
+        inputs: PNG, JPEG, TIFF, BMP and DICOM files, folders, patterns, zip archives or s3://BUCKET/PREFIX.
         model: The folder of a bundle, such as artifacts/bundles/combined.
         out: The folder to write.
         engine: What runs the networks: ONNX Runtime on the CPU, or torch on the GPU if there is one.
@@ -41,7 +41,7 @@ def predict(
     from tasks.prediction.run import predict as run
 
     if not inputs:
-        raise InputError("no input; name files, folders, patterns or zip archives")
+        raise InputError("no input; name files, folders, patterns, zip archives or s3://BUCKET/PREFIX")
     options = Options(engine, ensemble, probabilities, pseudonyms, overwrite)
     summary = run(inputs, model, out, options)
     warned = f", {summary.unusual} of them with warnings" if summary.unusual else ""

@@ -1,4 +1,4 @@
-"""Finds the files that INPUT arguments mean: files, folders, patterns, zip archives.
+"""Finds the files that INPUT arguments mean: files, folders, patterns, zip archives, prefixes on S3.
 
 Names and contents are not trusted. A file is read only when its turn comes.
 """
@@ -7,11 +7,16 @@ import glob
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath, PurePosixPath
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.sources.archives import ZipSource
 from tasks.sources.source import refuse_large
 from tasks.support.cli import InputError
+
+if TYPE_CHECKING:
+    from tasks.sources.bucket import Bucket, Object
+
+S3 = "s3://"
 
 #: Endings of the files that are taken from a folder or an archive. DICOM files often have none.
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".ima", "")
@@ -46,6 +51,9 @@ def find_items(inputs: Sequence[str]) -> list[Item]:
 
 
 def _items(argument: str) -> Iterator[Item]:
+    if argument.startswith(S3):
+        yield from _in_bucket(argument)
+        return
     path = Path(argument).expanduser()
     if path.is_dir():
         files = {file.relative_to(path): file for file in path.rglob("*") if file.is_file()}
@@ -82,6 +90,32 @@ def _in_archive(path: Path) -> Iterator[Item]:
     for name in sorted(archive.names()):
         if _is_candidate(PurePosixPath(name)):
             yield Item(f"{path}/{name}", _safe(name), lambda name=name: archive.read(name))  # type: ignore[misc]
+
+
+def _in_bucket(argument: str) -> Iterator[Item]:
+    """The objects below a prefix `s3://BUCKET/PREFIX`, or a single object."""
+    from tasks.sources.bucket import Bucket  # s3fs, which takes a second to import
+    from tasks.sources.transfer import UnavailableError
+
+    try:
+        bucket, prefix = Bucket(argument), PurePosixPath(argument.removeprefix(S3))
+        found = bucket.find(str(prefix))
+    except UnavailableError as error:
+        raise InputError(str(error)) from None
+    for name in sorted(found):
+        relative = PurePosixPath(name).relative_to(prefix if name != str(prefix) else prefix.parent)
+        if _is_candidate(relative):
+            yield Item(f"{S3}{name}", _safe(relative.as_posix()), _reader(bucket, name, found[name]))
+
+
+def _reader(bucket: "Bucket", name: str, listed: "Object") -> Callable[[], bytes]:
+    from tasks.sources.transfer import retrying
+
+    def read() -> bytes:
+        refuse_large(bucket.where, name, listed.size)
+        return retrying(lambda: bucket.read(name, listed.etag))
+
+    return read
 
 
 def _safe(relative: str) -> str:

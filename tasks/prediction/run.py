@@ -80,7 +80,7 @@ def predict(inputs: Sequence[str], model: Path, out: Path, options: Options) -> 
     Images that an earlier run in the same folder has finished are not predicted again.
 
     Args:
-        inputs: files, folders, patterns such as `xrays/*.png`, or zip archives.
+        inputs: files, folders, patterns such as `xrays/*.png`, zip archives, or prefixes on S3.
         model: the folder of a bundle.
         out: the folder to write.
 

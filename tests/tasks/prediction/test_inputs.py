@@ -6,6 +6,7 @@ import pytest
 
 from tasks.prediction.inputs import find_items
 from tasks.support.cli import InputError
+from tests.s3 import S3Server
 
 
 @pytest.fixture
@@ -73,3 +74,34 @@ def test_a_file_larger_than_any_x_ray_is_not_read(tmp_path: Path) -> None:
     (item,) = find_items([str(tmp_path)])
     with pytest.raises(InputError, match="more than the limit"):
         item.read()
+
+
+@pytest.fixture
+def bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    return s3.make_bucket()
+
+
+def test_a_prefix_on_s3_is_searched_like_a_folder(folder: Path, bucket: str, s3: S3Server) -> None:
+    s3.files().put(f"{folder}/", f"{bucket}/some/x rays/", recursive=True)
+    here, there = (find_items([where]) for where in (str(folder), f"s3://{bucket}/some/x rays"))
+    assert [item.name for item in there] == [item.name for item in here]
+    assert [item.read() for item in there] == [item.read() for item in here]
+    assert there[-1].source == f"s3://{bucket}/some/x rays/b.png"
+    (single,) = find_items([f"s3://{bucket}/some/x rays/a/scan.dcm"])
+    assert (single.name, single.read()) == ("scan", b"a/scan.dcm")
+
+
+def test_faults_of_s3_are_one_line(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=rf"^s3://{bucket}/none: there are no objects below this prefix$"):
+        find_items([f"s3://{bucket}/none"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(InputError, match="the credentials are wrong"):
+        find_items([f"s3://{bucket}/none"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("tasks.sources.transfer.TRIES", 2)
+    with pytest.raises(InputError, match=rf"^s3://{bucket}/none: .*127.0.0.1:9"):
+        find_items([f"s3://{bucket}/none"])
