@@ -37,7 +37,8 @@ def git(*arguments: str) -> list[str]:
 
 
 PYPROJECT = tomllib.loads(read("pyproject.toml"))
-RANGES = [Requirement(line) for line in PYPROJECT["project"]["dependencies"]]
+PIPELINE = PYPROJECT["project"]["optional-dependencies"]["pipeline"]
+RANGES = [Requirement(line) for line in PYPROJECT["project"]["dependencies"] + PIPELINE]
 TOOL_RANGES = [Requirement(line) for line in PYPROJECT["dependency-groups"]["dev"]]
 
 #: The lines of requirements.lock: each a package with its hashes, and torch's, which has none.

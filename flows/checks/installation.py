@@ -50,7 +50,8 @@ def check_packages(folder: Path) -> Iterator[Finding]:
     """Compare the installed packages with requirements.lock."""
     installed = installed_versions()
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    required = {_normal(match[0]) for line in project["dependencies"] if (match := NAME.match(line))}
+    lines = project["dependencies"] + project["optional-dependencies"]["pipeline"]
+    required = {_normal(match[0]) for line in lines if (match := NAME.match(line))}
     if missing := sorted(required - installed.keys()):
         yield fault(f"packages are missing: {_some(missing)}", INSTALL)
     locked = locked_versions((folder / "requirements.lock").read_text(encoding="utf-8"))

@@ -16,7 +16,13 @@ from flows.commands.prune import prune
 from flows.commands.retrain import retrain
 from flows.commands.serve import serve
 from flows.commands.worker import worker
-from tasks.support.cli import stage_main
+from tasks.support.cli import InputError, stage_main
+
+#: The project's own packages.
+OWN = ("flows", "tasks", "models")
+
+#: How to install everything. `cxr predict` alone needs less.
+INSTALL = "run `make install` in a checkout of the project, or pip install '.[pipeline]'"
 
 #: Exit status of an invalid command line.
 USAGE = 2
@@ -70,3 +76,9 @@ def _run() -> None:
     except CycloptsError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(USAGE)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in OWN:
+            raise
+        raise InputError(
+            f"{error.name} is not installed. It comes with the extra `pipeline`: {INSTALL}"
+        ) from None

@@ -3,14 +3,17 @@ import io
 import json
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Sequence
+from importlib.metadata import distribution, packages_distributions, requires
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from packaging.requirements import Requirement
 from PIL import Image
 
 import tasks.prediction.run
@@ -314,10 +317,33 @@ def test_predicting_imports_neither_torch_nor_orchestrators(pipeline: Pipeline, 
         finally:
             loaded = {"torch", "pandas", "prefect", "dvc", "onnx"} & set(sys.modules)
             assert not loaded, loaded
+            files = {name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}
+            found = {name.partition(".")[0] for name, file in files.items() if "site-packages" in file}
+            print("loaded", *found)
     """
     command = ["predict", str(tmp_path / "a.png"), str(tmp_path / "b.dcm")]
     options = ["--model", str(pipeline.bundle("combined")), "--out", str(tmp_path / "out")]
-    subprocess.run([sys.executable, "-c", code, *command, *options], cwd=ROOT, check=True)
+    program = [sys.executable, "-c", code, *command, *options]
+    done = subprocess.run(program, cwd=ROOT, check=True, capture_output=True, text=True)
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("loaded "))
+    of_module = packages_distributions()
+    found = {name for module in line.split()[1:] for name in of_module.get(module, ())}
+    assert {"numpy", "onnxruntime", "pydantic"} <= found
+    optional = {"charset-normalizer", "ruamel.yaml.clib", "setuptools"}  # used where they are installed
+    assert found <= small_install() | optional
+
+
+def small_install() -> set[str]:
+    """The packages that are installed without the extra `pipeline`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found: set[str] = set()
+    waiting = [Requirement(line) for line in project["dependencies"]]
+    while waiting:
+        one = waiting.pop()
+        if one.name not in found and (one.marker is None or one.marker.evaluate({"extra": ""})):
+            found.add(one.name)
+            waiting += [Requirement(line) for line in requires(one.name) or []]
+    return {distribution(name).name for name in found}
 
 
 @pytest.mark.parametrize(
