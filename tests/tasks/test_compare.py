@@ -188,6 +188,7 @@ def test_each_half_has_its_own_sections() -> None:
         published=True,
         image_groups=None,
         external=(),
+        ensembles=(),
     )
     found = inputs.scored()
     assert [(s.half, s.target, s.names) for s in found] == [
