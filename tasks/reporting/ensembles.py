@@ -122,7 +122,7 @@ def _on_rejection(found: EnsembleTarget) -> str:
     worth = "helps" if of.ratio.interval and of.ratio.interval.low > 0 else "is not shown to help"
     return (
         f"{found.target.capitalize()}: disagreement {worth} to find bad masks. Without the "
-        f"{percentage(1 - KEPT)} of the Test images on which the networks disagree most, the mean of "
+        f"{100 * (1 - KEPT):.0f} % of the Test images on which the networks disagree most, the mean of "
         f"1 − Dice is {formatted(kept)} instead of {formatted(of.random)}. The rejection ratio is "
         f"{with_span(of.ratio)}; 1 is the best order of the images, 0 a random one."
     )
