@@ -177,12 +177,24 @@ def step_changes(
 ) -> Iterator[ChangeOfStep]:
     """The change of each metric by each step. A seed without a step (threshold 0.5) counts as unchanged."""
     rows = rows[rows["id"].isin(table.ids)]
+    seeds = sorted(rows["seed"].unique())
+    place = pd.Series(np.arange(len(table)), index=table.ids)
+    # Not by a pivot table, which takes half of the time of the stage.
+    groups = {key: (place[of_one["id"]].to_numpy(), of_one) for key, of_one in rows.groupby(["step", "seed"])}
+
+    def values(step: str, column: str) -> Values:
+        """(seeds, images), NaN for a seed without this step."""
+        found = np.full((len(seeds), len(table)), np.nan)
+        for number, seed in enumerate(seeds):
+            if (step, seed) in groups:
+                columns, of_one = groups[step, seed]
+                found[number, columns] = of_one[column]
+        return found
+
     for metric, (column, weights) in _step_metrics(table).items():
-        of_step = rows.pivot(index=["seed", "id"], columns="step", values=column)
-        changed = {}
+        plain, changed = values("plain", column), {}
         for name in names:
-            change = (of_step[name] - of_step["plain"]).fillna(0.0).unstack("id")
-            changed[name] = Predictor(change[table.ids].to_numpy(dtype=float) * weights)
+            changed[name] = Predictor(np.nan_to_num(values(name, column) - plain) * weights)
         for name, interval in scores(changed, table.strata).intervals.items():
             yield ChangeOfStep(
                 name,

@@ -61,14 +61,28 @@ class ExperimentResults:
         return self.history[self.history["seed"] == seed]
 
     def rows(self, target: str, image_set: str = "all", split: str = "Test") -> pd.DataFrame:
-        """The rows of a target, split and image set, one per image and seed."""
-        wanted = (self.images["target"] == target) & (self.images["split"] == split)
-        return self.images[wanted & self.images["class"].isin(IMAGE_SETS[image_set])]
+        """The rows of a target, split and image set, one per image and seed. Not to be changed."""
+        key = (target, image_set, split)
+        if key not in self._rows:
+            wanted = (self.images["target"] == target) & (self.images["split"] == split)
+            self._rows[key] = self.images[wanted & self.images["class"].isin(IMAGE_SETS[image_set])]
+        return self._rows[key]
 
     def first_seed(self, target: str, image_set: str = "all") -> pd.DataFrame:
-        """The first seed's rows on Test images, by increasing IoU, ties by id."""
-        rows = self.rows(target, image_set)
-        return rows[rows["seed"] == self.seeds[0]].sort_values(["iou", "id"])
+        """The first seed's rows on Test images, by increasing IoU, ties by id. Not to be changed."""
+        key = (target, image_set)
+        if key not in self._first:
+            rows = self.rows(target, image_set)
+            self._first[key] = rows[rows["seed"] == self.seeds[0]].sort_values(["iou", "id"])
+        return self._first[key]
+
+    @cached_property
+    def _rows(self) -> dict[tuple[str, str, str], pd.DataFrame]:
+        return {}
+
+    @cached_property
+    def _first(self) -> dict[tuple[str, str], pd.DataFrame]:
+        return {}
 
     def prediction_png(self, target: str, image_id: str) -> bytes:
         """The predicted mask as a PNG file.
@@ -172,35 +186,42 @@ class Table:
         images: pd.DataFrame = first[first["seed"] == first["seed"].min()]
         return images
 
-    @property
+    @cached_property
     def ids(self) -> NDArray[np.object_]:
         return self._images["id"].to_numpy()
 
-    @property
+    @cached_property
     def strata(self) -> NDArray[np.intp]:
         """The class of each image, as a number."""
         return np.array([CLASSES.index(name) for name in self._images["class"]], dtype=np.intp)
 
-    @property
+    @cached_property
     def nonempty(self) -> NDArray[np.bool_]:
         """Which images have a non-empty reference mask."""
         return (self._images["tp"] + self._images["fn"] > 0).to_numpy()
 
-    @property
+    @cached_property
     def reference_area(self) -> Values:
         """The reference mask's share of each image."""
         counts = self._images[["tp", "fp", "fn", "tn"]]
         return ((counts["tp"] + counts["fn"]) / counts.sum(axis=1)).to_numpy(dtype=float)
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """The experiments in the order of the groups, then the trivial predictors."""
         found = [name for name in self.experiments if name in self._by_predictor]
         return found + [name for name in self._by_predictor if name not in found]
 
     def column(self, name: str, column: str) -> Values:
-        """A column's values for one predictor, (seeds, images)."""
-        return self._by_predictor[name][column].to_numpy(dtype=float).reshape(-1, len(self))
+        """A column's values for one predictor, (seeds, images). Not to be changed."""
+        if (name, column) not in self._columns:
+            values = self._by_predictor[name][column].to_numpy(dtype=float)
+            self._columns[name, column] = values.reshape(-1, len(self))
+        return self._columns[name, column]
+
+    @cached_property
+    def _columns(self) -> dict[tuple[str, str], Values]:
+        return {}
 
     def only(self, images: NDArray[np.intp]) -> "Table":
         """The rows of some of the images, by their positions."""
