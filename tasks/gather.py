@@ -13,6 +13,7 @@ from pathlib import Path
 from tasks.common.files import replacing
 from tasks.support.cli import stage_main
 
+#: As in tasks.networks.network, which imports torch.
 DESCRIPTION = "network.json"
 
 

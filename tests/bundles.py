@@ -73,8 +73,13 @@ def run_pipeline(pipeline: Pipeline) -> None:
     )
     for name in sorted(params.plans, key=lambda name: params.plans[name].images.startswith(LUNGS)):
         _training(pipeline, name)
+    compare_and_export(pipeline, *params.stages.export)
+
+
+def compare_and_export(pipeline: Pipeline, *names: str) -> None:
+    """Compare the evaluations, and write the bundles of these experiments."""
     compare(
-        params,
+        pipeline.params,
         plans=pipeline.out("plans"),
         trained=pipeline.out("train"),
         evaluated=pipeline.out("evaluation"),
@@ -84,7 +89,7 @@ def run_pipeline(pipeline: Pipeline) -> None:
         raw=pipeline.raw,
         out=pipeline.out("comparison"),
     )
-    for name in params.stages.export:
+    for name in names:
         export(name, pipeline.out("comparison"), pipeline.outputs, pipeline.bundle(name))
 
 

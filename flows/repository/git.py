@@ -11,8 +11,8 @@ from pathlib import Path
 from tasks.support.cli import InputError, without_secrets
 
 #: Git options for unattended commands. Hooks are meant for people, and those of `dvc install` would run
-#: before the cache is shared. Signing needs a key that is unlocked, now and hours later, and lines about
-#: signatures would be taken for git's own output. A run pushes only what it made, so no tags.
+#: before the cache is shared. Signing needs a key that is unlocked, now and hours later. With showSignature,
+#: lines of gpg would stand between those that this project reads. A run pushes only what it made, so no tags.
 UNATTENDED = tuple(
     word
     for setting in (

@@ -116,7 +116,7 @@ def _step(experiment: ExperimentRecord, seeds: int, document: Document, outputs:
 
 def _ensemble_points(name: str, document: Document) -> dict[Any, Point] | None:
     """The operating points of an experiment's ensemble; None if its networks are not averaged."""
-    found = next((of for of in document.ensembles if of.experiment == name), None)
+    found = document.ensemble(name)
     if found is None:
         return None
     return {
@@ -165,7 +165,7 @@ def _dataset(document: Document, half: Any) -> DatasetRecord:
 
 
 def _scores(name: str, targets: Sequence[str], half: str, document: Document) -> Iterator[ScoreRecord]:
-    if ensemble := next((of for of in document.ensembles if of.experiment == name), None):
+    if ensemble := document.ensemble(name):
         yield from _ensemble_scores(ensemble)
         return
     for section in document.predicted:

@@ -567,9 +567,7 @@ class EnsembleScore(Model):
     images: int
     networks: Score  # mean over the networks
     ensemble: Score
-    change: (
-        Difference | None
-    )  # ensemble minus networks; the interval is over images: both have the same networks
+    change: Difference | None  # ensemble minus networks, without training variation: both have the same
 
 
 class Rejection(Model):
@@ -625,6 +623,10 @@ class Document(Model):
 
     def experiment(self, name: str) -> ExperimentRecord:
         return next(found for found in self.experiments if found.name == name)
+
+    def ensemble(self, experiment: str) -> Ensemble | None:
+        """The ensemble of an experiment's networks; None if they are not averaged."""
+        return next((found for found in self.ensembles if found.experiment == experiment), None)
 
     def shown_images(self) -> Iterator[ShownImage]:
         for section in self.sections:

@@ -13,16 +13,14 @@ from PIL import Image
 
 from tasks.bundles.schema import open_bundle
 from tasks.common.raw import RawDataset
-from tasks.compare import compare
 from tasks.evaluate import evaluate
-from tasks.export import export
 from tasks.gather import gather
 from tasks.inference.predict import load_networks, predict_images
 from tasks.networks.device import set_up
 from tasks.packed.reader import PackedSplit
 from tasks.prediction.run import Options, predict
 from tasks.settings.schema import Params
-from tests.bundles import Pipeline
+from tests.bundles import Pipeline, compare_and_export
 
 
 @pytest.fixture(scope="module")
@@ -45,33 +43,15 @@ def evaluated(pipeline: Pipeline, gathered: Path, tmp_path_factory: pytest.TempP
 def bundle(pipeline: Pipeline, evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the ensemble. The outputs of the other stages are those of the pipeline."""
     folder = tmp_path_factory.mktemp("bundle")
-    artifacts = folder / "artifacts"
-    for stage in ("plans", "train", "baselines", "audit", "converted"):
-        (artifacts / stage).parent.mkdir(exist_ok=True)
-        (artifacts / stage).symlink_to(pipeline.out(stage))
-    (artifacts / "evaluation").mkdir()
-    for training in pipeline.params.plans:
-        (artifacts / "evaluation" / training).symlink_to(pipeline.out("evaluation", training))
-    (artifacts / "evaluation" / "ensembles").mkdir()
-    (artifacts / "evaluation" / "ensembles" / "combined").symlink_to(evaluated)
     own = Pipeline(averaged(pipeline.params), folder)
-    compare(
-        own.params,
-        plans=own.out("plans"),
-        trained=own.out("train"),
-        evaluated=own.out("evaluation"),
-        baselines=own.out("baselines"),
-        audit=own.out("audit"),
-        packed=pipeline.packed,
-        raw=pipeline.raw,
-        out=own.out("comparison"),
-    )
-    export(
-        "combined",
-        own.out("comparison"),
-        own.outputs._replace(packed=pipeline.packed),
-        own.bundle("combined"),
-    )
+    (folder / "data").symlink_to(pipeline.folder / "data")
+    own.out("evaluation", "ensembles").mkdir(parents=True)
+    for stage in ("plans", "train", "baselines", "audit", "converted"):
+        own.out(stage).symlink_to(pipeline.out(stage))
+    for training in pipeline.params.plans:
+        own.out("evaluation", training).symlink_to(pipeline.out("evaluation", training))
+    (own.out("evaluation", "ensembles") / "combined").symlink_to(evaluated)
+    compare_and_export(own, "combined")
     return own.bundle("combined")
 
 
