@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from tasks.common.raw import IMAGE_SETS
 from tasks.comparison.differences import difference
 from tasks.comparison.document import (
     Ensemble,
@@ -93,9 +92,8 @@ def _balanced(results: EnsembleResults, target: str, split: str) -> Iterator[Ens
 def _table(results: EnsembleResults, target: str, split: str, image_set: str) -> Table:
     """The rows of the networks, one per seed, and of the ensemble, as two predictors."""
     of_networks = results.experiment.rows(target, image_set, split).assign(predictor=NETWORKS)
-    rows = results.images
-    wanted = (rows["target"] == target) & (rows["split"] == split) & rows["class"].isin(IMAGE_SETS[image_set])
-    both = pd.concat([of_networks, rows[wanted].assign(predictor=ENSEMBLE)], ignore_index=True)
+    of_ensemble = results.rows(target, image_set, split).assign(predictor=ENSEMBLE)
+    both = pd.concat([of_networks, of_ensemble], ignore_index=True)
     return Table(both.sort_values(["seed", "id"]), ())
 
 
@@ -119,13 +117,8 @@ def _score(table: Table, split: str, image_set: str, metric: str, values: dict[s
     )
 
 
-def _on_test(results: EnsembleResults, target: str) -> pd.DataFrame:
-    rows = results.images
-    return rows[(rows["target"] == target) & (rows["split"] == "Test")]
-
-
 def _rejection(results: EnsembleResults, target: str) -> Rejection:
-    rows = _on_test(results, target)
+    rows = results.rows(target)
     found = rejection(rows["disagreement"].to_numpy(dtype=float), rows["dice"].to_numpy(dtype=float))
     chosen = np.unique(np.linspace(0, len(rows) - 1, POINTS).round().astype(int))
     return Rejection(
@@ -143,7 +136,7 @@ def _rounded(values: Values) -> tuple[float, ...]:
 
 
 def _shown(results: EnsembleResults, target: str) -> Iterator[ShownImage]:
-    rows = _on_test(results, target)
+    rows = results.rows(target)
     rows = rows[rows["id"].isin(results.with_spread(target))]
     for _, row in rows.sort_values(["disagreement", "id"], ascending=[False, True])[:SHOWN].iterrows():
         predicted = ShownPrediction(

@@ -64,8 +64,7 @@ class ExperimentResults:
         """The rows of a target, split and image set, one per image and seed. Not to be changed."""
         key = (target, image_set, split)
         if key not in self._rows:
-            wanted = (self.images["target"] == target) & (self.images["split"] == split)
-            self._rows[key] = self.images[wanted & self.images["class"].isin(IMAGE_SETS[image_set])]
+            self._rows[key] = _select(self.images, target, image_set, split)
         return self._rows[key]
 
     def first_seed(self, target: str, image_set: str = "all") -> pd.DataFrame:
@@ -255,6 +254,10 @@ class EnsembleResults:
     presence: dict[str, float]
     folder: Path
 
+    def rows(self, target: str, image_set: str = "all", split: str = "Test") -> pd.DataFrame:
+        """The rows of a target, split and image set, one per image."""
+        return _select(self.images, target, image_set, split)
+
     def prediction_png(self, target: str, image_id: str) -> bytes:
         """The predicted mask as a PNG file."""
         return self._read("predictions.zip", f"{target}/{image_id}.png")
@@ -317,6 +320,11 @@ class Inputs:
 
 def _infection_first(targets: set[str]) -> list[str]:
     return sorted(targets, key=lambda target: (target != "infection", target))
+
+
+def _select(images: pd.DataFrame, target: str, image_set: str, split: str) -> pd.DataFrame:
+    wanted = (images["target"] == target) & (images["split"] == split)
+    return images[wanted & images["class"].isin(IMAGE_SETS[image_set])]
 
 
 # Reading
