@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from tasks.common.cores import available_cores
 from tasks.download import download
 from tasks.preprocess import preprocess
 from tasks.settings.changes import parse_assignment, with_changes
@@ -53,6 +54,10 @@ LONGEST = (
     "test_new_data.py",
     "test_publish.py",
 )
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    return min(16, 2 * available_cores())
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by mark

@@ -1,6 +1,7 @@
 """Files about the project that repeat each other: versions, the lock, checks, workflows."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -132,6 +133,21 @@ def test_pre_commit_runs_what_make_check_runs() -> None:
     assert repository["repo"] == "local"
     assert [hook["entry"] for hook in repository["hooks"]] == recipe("check")
     assert not any(hook["pass_filenames"] for hook in repository["hooks"])
+
+
+def test_commands_of_make_may_write_compiled_modules(tmp_path: Path) -> None:
+    """Images of Python set the variable; each of the many processes would compile all its imports again."""
+    program = "import sys; print(sys.dont_write_bytecode)"
+    (tmp_path / "more.mk").write_text(f"compiled:\n\t@python3 -c '{program}'\n")
+    done = subprocess.run(
+        ["make", "--no-print-directory", "-f", "Makefile", "-f", tmp_path / "more.mk", "compiled"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "False\n"
 
 
 def test_ci_runs_make_check() -> None:

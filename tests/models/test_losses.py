@@ -1,8 +1,8 @@
 import math
+from types import ModuleType
 
 import pytest
 import torch
-from monai.losses import DiceLoss, FocalLoss, TverskyLoss
 from sklearn.metrics import log_loss
 from torch import Tensor
 
@@ -154,30 +154,33 @@ def test_bce_against_scikit_learn() -> None:
     assert bce(logits, target).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_soft_iou_against_monai() -> None:
+def test_soft_iou_against_monai(monai: ModuleType) -> None:
     logits, target = batch()
     # MONAI computes 2 I / 2 U, hence twice the smoothing.
-    expected = DiceLoss(jaccard=True, sigmoid=True, smooth_nr=2 * SMOOTHING, smooth_dr=2 * SMOOTHING)
+    expected = monai.losses.DiceLoss(
+        jaccard=True, sigmoid=True, smooth_nr=2 * SMOOTHING, smooth_dr=2 * SMOOTHING
+    )
     assert soft_iou_loss(logits, target).item() == pytest.approx(expected(logits, target).item(), rel=1e-5)
 
 
-def test_dice_against_monai() -> None:
+def test_dice_against_monai(monai: ModuleType) -> None:
     logits, target = batch()
-    assert dice(logits, target).item() == pytest.approx(DiceLoss(**SMOOTH)(logits, target).item(), rel=1e-5)
+    expected = monai.losses.DiceLoss(**SMOOTH)(logits, target)
+    assert dice(logits, target).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("gamma", "balance"), [(2.0, 0.25), (0.5, 0.8), (0.0, 0.5)])
-def test_focal_against_monai(gamma: float, balance: float) -> None:
+def test_focal_against_monai(monai: ModuleType, gamma: float, balance: float) -> None:
     logits, target = batch()
-    expected = FocalLoss(gamma=gamma, alpha=balance)(logits, target.float())
+    expected = monai.losses.FocalLoss(gamma=gamma, alpha=balance)(logits, target.float())
     assert focal(logits, target, gamma, balance).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("gamma", "balance"), [(4 / 3, 0.7), (2.0, 0.5), (0.75, 0.2)])
-def test_focal_tversky_is_a_power_of_monai_tversky(gamma: float, balance: float) -> None:
+def test_focal_tversky_is_a_power_of_monai_tversky(monai: ModuleType, gamma: float, balance: float) -> None:
     logits, target = batch()
-    each = TverskyLoss(alpha=1 - balance, beta=balance, reduction="none", **SMOOTH)(logits, target)
-    expected = (each ** (1 / gamma)).mean()
+    loss = monai.losses.TverskyLoss(alpha=1 - balance, beta=balance, reduction="none", **SMOOTH)
+    expected = (loss(logits, target) ** (1 / gamma)).mean()
     assert focal_tversky(logits, target, gamma, balance).item() == pytest.approx(expected.item(), rel=1e-5)
 
 

@@ -1,10 +1,10 @@
 import math
 import time
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
@@ -56,7 +56,7 @@ def brute_force(predicted: Mask, reference: Mask) -> tuple[list[float], list[flo
     ]
 
 
-def monai(mask: Mask) -> torch.Tensor:
+def tensor(mask: Mask) -> torch.Tensor:
     return torch.from_numpy(mask)[None, None].float()
 
 
@@ -68,14 +68,15 @@ def test_distances_against_brute_force() -> None:
             np.testing.assert_allclose(actual, expected)
 
 
-def test_scores_against_monai() -> None:
+def test_scores_against_monai(monai: ModuleType) -> None:
+    their_surface_dice = monai.metrics.compute_surface_dice
     for predicted, reference in pairs():
         distances = surface_distances(predicted, reference)
-        both = monai(predicted), monai(reference)
-        hd95 = compute_hausdorff_distance(*both, include_background=True, percentile=95)
+        both = tensor(predicted), tensor(reference)
+        hd95 = monai.metrics.compute_hausdorff_distance(*both, include_background=True, percentile=95)
         assert hausdorff95(distances) == pytest.approx(hd95.item(), rel=1e-5)  # MONAI's is float32
         for tolerance in (0, 1, 2, 3.5):
-            nsd = compute_surface_dice(*both, [tolerance], include_background=True, use_subvoxels=False)
+            nsd = their_surface_dice(*both, [tolerance], include_background=True, use_subvoxels=False)
             assert surface_dice(distances, tolerance) == pytest.approx(nsd.item(), rel=1e-6)
 
 
