@@ -621,6 +621,10 @@ class Document(Model):
         """The sections with at least one experiment, the most important first."""
         return tuple(section for section in self.sections if section.experiments)
 
+    def useless_masks(self, experiment: str) -> set[str]:
+        """The targets for which an experiment's masks of the Test images are all empty or nearly full."""
+        return {section.target for section in self.sections if experiment in section.markings}
+
     def experiment(self, name: str) -> ExperimentRecord:
         return next(found for found in self.experiments if found.name == name)
 

@@ -121,21 +121,30 @@ class SymptomSentence:
 
 def on_trainings(document: Document) -> dict[str, list[SymptomSentence]]:
     """What went wrong in training, for each experiment that had a problem."""
-    return {e.name: found for e in document.experiments if (found := _on_training(e))}
+    found = {e.name: _on_training(e, document.useless_masks(e.name)) for e in document.experiments}
+    return {name: sentences for name, sentences in found.items() if sentences}
 
 
-def _on_training(e: ExperimentRecord) -> list[SymptomSentence]:
+def _on_training(e: ExperimentRecord, useless: set[str]) -> list[SymptomSentence]:
     """The sentences name the seed if the experiment has several trainings."""
-    return [
-        SymptomSentence(
-            f"Seed {training.seed}: {symptom_words(symptom)}"
-            if len(e.trainings) > 1
-            else symptom_words(symptom),
-            symptom.spoils,
-        )
-        for training in e.trainings
-        for symptom in training.symptoms
-    ]
+    found = []
+    for training in e.trainings:
+        for symptom in training.symptoms:
+            seed = f"Seed {training.seed}: " if len(e.trainings) > 1 else ""
+            if isinstance(symptom, DeadEpochs) and symptom.spoils and not symptom.concerns(useless):
+                found.append(SymptomSentence(seed + _dead_at_a_half(symptom), spoils=False))
+            else:
+                found.append(SymptomSentence(seed + symptom_words(symptom), symptom.spoils))
+    return found
+
+
+def _dead_at_a_half(s: DeadEpochs) -> str:
+    """History is recorded at a threshold of 0.5; the scores are at the one that was chosen on Val."""
+    return (
+        f"At a threshold of 0.5, the kept epoch, {s.kept_epoch}, marks {pixel_words(s.marks, s.targets)}. "
+        "The threshold chosen on Val corrects this: the scores are valid, but the probabilities are poorly "
+        "calibrated."
+    )
 
 
 def symptom_words(symptom: AnySymptom) -> str:

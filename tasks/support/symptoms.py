@@ -6,7 +6,7 @@ training prints the symptoms as warnings; the report shows those of a finished o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
@@ -43,6 +43,10 @@ class DeadEpochs:
     throughout: bool  # from the first epoch to the last
     ended: bool  # before the last epoch
     spoils: bool  # the kept epoch is one of them, so the scores are affected
+
+    def concerns(self, targets: Collection[str]) -> bool:
+        """Whether it is about one of these targets."""
+        return bool(targets) and (not self.targets or any(target in targets for target in self.targets))
 
 
 @dataclass(frozen=True)

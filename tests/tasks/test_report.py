@@ -254,6 +254,16 @@ def test_dead_experiment_is_flagged_wherever_its_scores_appear(work: Work) -> No
     assert "\n| dead (marks no pixel) | 0.500 | 0.000" in summary
 
 
+def test_masks_that_are_empty_at_a_half_but_not_at_the_chosen_threshold_count(work: Work) -> None:
+    path = work.paths["trained"] / "bce-seed0" / "history.csv"
+    pd.read_csv(path).assign(val_marked=0.0).to_csv(path, index=False)
+    page = work.run()
+    assert re.findall(r'class="symptom small">([^.]*\.[^.]*\.)', page) == [
+        "At a threshold of 0.5, the kept epoch, 2, marks no Val pixel."
+    ]
+    assert "symptom small bad" not in page and "say nothing about the network" not in page
+
+
 def diverge(work: Work, epoch: int) -> None:
     """End the training of bce in this epoch with a loss of NaN. The epoch before is kept."""
     folder = work.paths["trained"] / "bce-seed0"
