@@ -14,6 +14,7 @@ import time
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 
+import prefect
 import psutil
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import get_current_settings
@@ -72,6 +73,9 @@ def server_variables(api: str) -> dict[str, str]:
         "PREFECT_SERVER_UI_API_URL": "/api",
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": api.removesuffix("/api"),
     }
+    if not os.access(prefect.__ui_static_subpath__.parent, os.W_OK):
+        # At its start, the server copies the UI's files. Beside the originals, it may not.
+        usual["PREFECT_SERVER_UI_STATIC_DIRECTORY"] = str(get_current_settings().home / "ui")
     return {name: os.environ.get(name, value) for name, value in usual.items()}
 
 

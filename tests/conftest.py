@@ -46,6 +46,7 @@ TINY = (
 #: Test files that take minutes. They start first, because one that starts last would run alone at the end.
 LONGEST = (
     "test_pool.py",
+    "test_compose.py",
     "test_pipeline.py",
     "test_retrain.py",
     "test_serve.py",

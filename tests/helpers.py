@@ -206,7 +206,7 @@ def make_repository_of(params_text: str) -> Callable[[Path], Repository]:
         for name in filter(None, listed.stdout.split("\0")):
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(ROOT / name, folder / name)
+                shutil.copy(ROOT / name, folder / name)  # entrypoints are executable
         (folder / "params.yaml").write_text(params_text, encoding="utf-8")
         repository = Repository(folder)
         repository.run("git", "init", "--quiet", "--initial-branch=main")

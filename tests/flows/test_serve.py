@@ -308,6 +308,15 @@ def test_postgresql_is_recognised_without_a_connection_url_too() -> None:
         assert server_variables("http://127.0.0.1:4200/api")[batch] == "100"
 
 
+def test_the_ui_is_copied_elsewhere_if_it_may_not_be_beside_the_installation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copies = "PREFECT_SERVER_UI_STATIC_DIRECTORY"
+    assert copies not in server_variables("http://127.0.0.1:4200/api")
+    monkeypatch.setattr("flows.serve.os.access", lambda *_: False)  # root may write everywhere
+    assert Path(server_variables("http://127.0.0.1:4200/api")[copies]).name == "ui"
+
+
 class Stranger(SimpleHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         pass
