@@ -45,6 +45,10 @@ GIT_LOCAL = frozenset(
 #: Environment variable that labels the commands of runs, servers and workers, and all their descendants.
 UNATTENDED_LABEL = "RETRAIN_UNATTENDED"
 
+#: Timeout in seconds for commands that reach no other machine. They take seconds. One that does not end waits
+#: for something, such as a file server that is away, and its run would keep the deployment's only slot.
+LOCAL_TIMEOUT = 600.0
+
 #: The name of a git or DVC command, as opposed to the options before it.
 COMMAND_NAME = re.compile(r"[a-z]+(-[a-z]+)*")
 
@@ -111,14 +115,16 @@ def git(folder: Path, *arguments: str, stdin: str | None = None, timeout: float 
     """Run git in a folder, without hooks and signatures, and return its output without the final newline.
 
     Args:
-        timeout: Seconds after which the command is killed.
+        timeout: Seconds after which the command is killed, by default LOCAL_TIMEOUT.
 
     Raises:
         GitError: the command failed or timed out.
     """
     try:
         # Messages are in English, because some of them are recognised.
-        return run(folder, "git", *UNATTENDED, *arguments, stdin=stdin, timeout=timeout, LC_ALL="C")
+        return run(
+            folder, "git", *UNATTENDED, *arguments, stdin=stdin, timeout=timeout or LOCAL_TIMEOUT, LC_ALL="C"
+        )
     except InputError as error:
         raise GitError(str(error)) from None
 
@@ -139,7 +145,7 @@ def run(
         InputError: the command failed or timed out. The message is the command's, with passwords in URLs
             removed.
     """
-    name = f"{command[0]} {next((word for word in command[1:] if COMMAND_NAME.fullmatch(word)), '')}"
+    name = " ".join([command[0], *[word for word in command[1:] if COMMAND_NAME.fullmatch(word)][:1]])
     with subprocess.Popen(
         command,
         cwd=folder,

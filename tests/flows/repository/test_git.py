@@ -32,13 +32,19 @@ def test_a_command_has_no_terminal_to_ask_on(tmp_path: Path) -> None:
 
 
 def test_programs_that_a_command_started_are_killed_with_it(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^sh : no result within 1 s$"):
+    with pytest.raises(InputError, match=r"^sh: no result within 1 s$"):
         run(tmp_path, "sh", "-c", "sleep 60 & echo $! > pid; wait", timeout=1)
     pid = int((tmp_path / "pid").read_text())
     eventually(
         "the started program has ended",
         lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE,
     )
+
+
+def test_a_command_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.repository.git.LOCAL_TIMEOUT", 1.0)
+    with pytest.raises(GitError, match=r"^git waits: no result within 1 s$"):
+        git(tmp_path, "-c", "alias.waits=!sleep 60", "waits")
 
 
 def test_messages_of_git_are_in_english(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,13 +73,13 @@ def test_signatures_are_not_part_of_the_output(tmp_path: Path, monkeypatch: pyte
 def test_output_is_read_as_utf_8_in_any_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "C")
     assert run(tmp_path, "printf", r"M\303\274ller") == "Müller"
-    with pytest.raises(InputError, match=r"^printf : the output is not UTF-8 text"):
+    with pytest.raises(InputError, match=r"^printf: the output is not UTF-8 text"):
         run(tmp_path, "printf", r"M\374ller")
 
 
 def test_an_error_repeats_no_secret_of_a_url(tmp_path: Path) -> None:
     failing = "echo 'fatal: https://user:token@host/x.zip?signature=abc' >&2; exit 1"
-    with pytest.raises(InputError, match=r"^sh : fatal: https://host/x\.zip\?\.\.\.$"):
+    with pytest.raises(InputError, match=r"^sh: fatal: https://host/x\.zip\?\.\.\.$"):
         run(tmp_path, "sh", "-c", failing)
 
 
