@@ -134,6 +134,10 @@ def _kinds_and_marks(dataset: RawDataset, half: str) -> tuple[tuple[Kind, ...], 
     for kind, value in marks.items():
         if value != MARKED:
             print(f"{half} half: the {KIND_WORDS[kind]}s mark with {value} instead of {MARKED}", flush=True)
+    if empty := sum(
+        dataset.is_empty_by_class(image_id, "infection") for image_id in ids if half == "infection"
+    ):
+        print(f"{half} half: controls without an infection mask, which counts as empty: {empty}", flush=True)
     if "lung" not in kinds:
         print(f"{half} half: no image has a lung mask", flush=True)
     return kinds, marks
@@ -202,6 +206,8 @@ def pack_image(dataset: RawDataset, image_id: str, image_size: int, marks: Marks
 
 def _read(dataset: RawDataset, image_id: str, kind: Kind) -> Image.Image:
     """The picture as 8-bit grey."""
+    if dataset.is_empty_by_class(image_id, kind):
+        return Image.new("L", _read(dataset, image_id, "image").size)
     content = dataset.read_bytes(image_id, kind)
     what = KIND_WORDS[kind]
     if content is None:

@@ -76,11 +76,15 @@ def patient(number: int) -> str:
 
 
 def write_table(folder: Path, each: int = 4) -> Path:
-    """X-rays as TIFF, infection masks as BMP, and a table of their splits, labels and patients."""
+    """X-rays as TIFF, infection masks as BMP, and a table of their splits, labels and patients.
+
+    Half of the controls have no infection mask.
+    """
     files, rows = {}, ["file;fold;label;patient"]
     for case in cases(each):
         files[f"xrays/{case.number}.tif"] = encoded(case.image, "TIFF")
-        files[f"lesions/{case.number}.bmp"] = encoded(case.infection, "BMP")
+        if case.image_class == "COVID-19" or case.number % 2:
+            files[f"lesions/{case.number}.bmp"] = encoded(case.infection, "BMP")
         fold = "testing" if case.split == "Test" else "training"
         rows.append(f"{case.number}.tif;{fold};{int(case.image_class == 'COVID-19')};{patient(case.number)}")
     return write({**files, "list.csv": "\n".join(rows).encode()}, folder)

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dvc.config import ConfigError, NoRemoteError
-from dvc.exceptions import CheckoutError
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
@@ -28,8 +27,11 @@ from flows.repository.dvc_internals import (
     entries,
     entry_folder,
     get_file,
+    inputs_of,
     is_data_missing,
     open_repo,
+    pull_parts,
+    push_outputs,
     remote_files,
     restore_stage,
     stage_key,
@@ -118,7 +120,7 @@ class Remote:
         def push() -> None:
             if missing := upstream - self._pushed:
                 with self._repo() as repo:
-                    repo.push(targets=sorted(missing))
+                    push_outputs(repo, [each for each in repo.index.stages if each.addressing in missing])
                 self._pushed.update(missing)
 
         self.with_retries(f"uploading the inputs of {name} to the DVC remote", push)
@@ -131,14 +133,8 @@ class Remote:
         """Get the outputs of other stages that the stage reads: from this machine's cache, or the remote."""
 
         def pull() -> None:
-            with self._repo() as repo:
-                targets = _inputs(repo, repo.stage.load_one(name=name))
-                if not targets:
-                    return
-                try:
-                    repo.checkout(targets=targets, force=True)
-                except CheckoutError:  # the cache does not have all of them
-                    repo.pull(targets=targets, force=True)
+            with self._repo() as repo, repo.lock:
+                pull_parts(repo, inputs_of(repo, repo.stage.load_one(name=name)))
 
         self.with_retries(f"downloading the inputs of {name} from the DVC remote", pull)
 
@@ -157,7 +153,7 @@ class Remote:
                 found = entries(files, there)
                 if any(path not in self._broken or not is_data_missing(repo, stage, path) for path in found):
                     return
-                repo.push(targets=[name])
+                push_outputs(repo, [stage])
                 files.makedirs(there)
                 files.put_file(str(cached_entries(repo, key) / value), files.join(there, value))
                 for path in found:
@@ -179,17 +175,6 @@ def is_transferable(stage: PipelineStage) -> bool:
     outputs with `cache: false`.
     """
     return bool(stage.deps and stage.outs) and all(out.use_cache and not out.persist for out in stage.outs)
-
-
-def _inputs(repo: Repo, stage: PipelineStage) -> list[str]:
-    """Return the outputs of other stages, or the parts of them, that a stage reads."""
-    targets = set()
-    outs = [Path(out.fs_path) for out in repo.index.outs]
-    for path in (Path(dep.fs_path) for dep in stage.deps):
-        if any(path.is_relative_to(out) for out in outs):
-            targets.add(path)
-        targets |= {out for out in outs if out.is_relative_to(path)}
-    return sorted(str(path) for path in targets)
 
 
 def check_remote(repository: Path) -> None:

@@ -6,21 +6,23 @@ DVC may change these in any version. The tests of this module show what has chan
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, chdir, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from configobj import ConfigObj
 from dvc.config import Config, _pack_named, merge
 from dvc.exceptions import CollectCacheError, DvcException
 from dvc.lock import LockError
+from dvc.output import Output
 from dvc.repo import Repo
 from dvc.repo.reproduce import plan_repro
 from dvc.stage import PipelineStage
 from dvc.stage.cache import RunCacheNotFoundError, _get_cache_hash, _get_stage_hash
 from dvc.stage.serialize import to_lockfile, to_single_stage_lockfile
 from dvc.utils.serialize import dumps_yaml, load_yaml
+from dvc_data.hashfile.hash_info import HashInfo
 
 from tasks.support.cli import InputError
 
@@ -93,6 +95,71 @@ def locked_cache(repository: Path) -> Iterator[Path]:
         except DvcException as error:
             raise InputError(f"{repository}: {error}") from None
         yield Path(repo.cache.local_cache_dir)
+
+
+# --- outputs ------------------------------------------------------------------------------------------------
+#
+# `dvc pull` and `dvc push` read dvc.yaml several times for each target, which takes seconds.
+
+
+class Part(NamedTuple):
+    """An output, or what it contains at a path."""
+
+    out: Output
+    path: str
+
+
+def inputs_of(repo: Repo, stage: PipelineStage) -> list[Part]:
+    """Return the outputs of other stages, or the parts of them, that a stage reads."""
+    outs = [(out, Path(out.fs_path)) for out in repo.index.outs]
+    parts: dict[str, Part] = {}
+    for path in (Path(dep.fs_path) for dep in stage.deps):
+        for out, place in outs:
+            if path.is_relative_to(place):
+                parts[str(path)] = Part(out, str(path))
+            elif place.is_relative_to(path):
+                parts[str(place)] = Part(out, str(place))
+    return [parts[path] for path in sorted(parts)]
+
+
+def pull_parts(repo: Repo, parts: Sequence[Part]) -> None:
+    """Check out parts of outputs, from this machine's cache, or else from the remote.
+
+    Raises:
+        ConnectionError: the remote lacks some of the data.
+    """
+    for part in parts:
+        if part.out.is_dir_checksum:
+            _pull(repo, {part.out.hash_info})  # the list of the folder's files
+    used = (out.get_used_objs(filter_info=path).values() for out, path in parts)
+    _pull(repo, {one for sets in used for found in sets for one in found})
+    for out, path in parts:
+        out.checkout(force=True, filter_info=path)
+
+
+def _pull(repo: Repo, hashes: set[HashInfo]) -> None:
+    def missing() -> set[HashInfo]:
+        return {one for one in hashes if not repo.cache.local.exists(one.value)}
+
+    if wanted := missing():
+        repo.cloud.pull(wanted)
+        if missing():  # DVC only logs this
+            raise ConnectionError("some of the data could not be downloaded")
+
+
+def push_outputs(repo: Repo, stages: Collection[PipelineStage]) -> None:
+    """Upload the outputs of stages, except what the remote has already.
+
+    Raises:
+        ConnectionError: some of the data was not uploaded.
+    """
+    used = (stage.get_used_objs(push=True).values() for stage in stages)
+    hashes = {one for sets in used for found in sets for one in found}
+    failed = repo.cloud.push(hashes).failed
+    remote = repo.cloud.get_remote_odb(None, "push")
+    absent = [one for one in hashes if not repo.cache.local.exists(one.value)]
+    if failed or not all(remote.exists(one.value) for one in absent):  # DVC only logs this
+        raise ConnectionError("some of the data could not be uploaded")
 
 
 # --- the run cache ------------------------------------------------------------------------------------------

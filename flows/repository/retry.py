@@ -42,7 +42,7 @@ def with_retries(
     action: Callable[[], T],
     log: Callable[[str], None],
     stopped: threading.Event | None = None,
-    delays: Sequence[float] = DELAYS,
+    delays: Sequence[float] | None = None,
 ) -> T:
     """Call `action`, and retry it when it fails, by default for about three minutes.
 
@@ -51,7 +51,7 @@ def with_retries(
         action: The operation.
         log: Receives a line for each failed attempt.
         stopped: Once it is set, no further attempt is made.
-        delays: Seconds between attempts.
+        delays: Seconds between attempts, by default DELAYS.
 
     Raises:
         DeniedError: access was denied. It is not retried, because it would be denied again.
@@ -73,7 +73,7 @@ def with_retries(
         log(f"{message}; retrying in {delay} s")
         return delay
 
-    return retry(action, delays, failed, stopped)
+    return retry(action, DELAYS if delays is None else delays, failed, stopped)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -34,12 +34,14 @@ ImageClass = Literal["COVID-19", "Non-COVID", "Normal"]
 Kind = Literal["image", "lung", "infection"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 CLASSES: tuple[ImageClass, ...] = get_args(ImageClass)
+#: The classes without infection.
+CONTROLS: tuple[ImageClass, ...] = ("Non-COVID", "Normal")
 #: Named sets of images over which scores are averaged, with their classes.
 IMAGE_SETS: dict[str, tuple[ImageClass, ...]] = {
     "covid": ("COVID-19",),
     "non_covid": ("Non-COVID",),
     "normal": ("Normal",),
-    "controls": ("Non-COVID", "Normal"),
+    "controls": CONTROLS,
     "all": CLASSES,
 }
 KIND_FOLDERS: dict[Kind, str] = {"image": "images", "lung": "lung masks", "infection": "infection masks"}
@@ -136,6 +138,11 @@ class RawDataset:
                     f"{self._root / shard}: this file is damaged ({error}); {HOW_TO_RENEW}"
                 ) from None
 
+    def is_empty_by_class(self, image_id: str, kind: Kind) -> bool:
+        """Whether this is the infection mask of a control without such a file. It marks nothing."""
+        is_control = image_id.split("/")[2] in CONTROLS
+        return kind == "infection" and is_control and image_id not in self._files[kind]
+
     def read(self, image_id: str, kind: Kind) -> np.ndarray:
         """The pixels as uint8 (H, W); those of a mask that are not 0 are marked.
 
@@ -148,6 +155,8 @@ class RawDataset:
         from tasks.common.pictures import read_grey, read_mask
         from tasks.common.png import UnreadableError
 
+        if self.is_empty_by_class(image_id, kind):
+            return np.zeros_like(self.read(image_id, "image"))
         content = self.read_bytes(image_id, kind)
         if content is None:
             raise InputError(f"{self._root}: {image_id} has no {KIND_FOLDERS[kind]} file")

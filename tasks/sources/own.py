@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from tasks.common.raw import CLASSES, KIND_WORDS, SPLITS, Half, Kind, Split
+from tasks.common.raw import CLASSES, CONTROLS, KIND_WORDS, SPLITS, Half, Kind, Split
 from tasks.settings.layout import ExternalLayout, Layout, placeholders
 from tasks.sources.layout import LeftOut, hidden_part
 from tasks.sources.listing import Image, Images, find_images, find_left_out, refuse_unusable_name
@@ -150,14 +150,20 @@ class _Search:
     def _with_masks(
         self, candidates: Mapping[Key, _Candidate], masks: Mapping[Key, Mapping[Kind, str]]
     ) -> dict[Key, _Candidate]:
-        """The images that have all of their masks."""
-        complete = {}
+        """The images that have all of their masks. Controls need no infection mask."""
+        complete, without = {}, 0
         for key, candidate in candidates.items():
-            missing = next((kind for kind in self._layout.masks if kind not in masks[key]), None)
+            lacking = [kind for kind in self._layout.masks if kind not in masks[key]]
+            if "infection" in lacking and CLASSES[candidate.image_class] in CONTROLS:
+                lacking.remove("infection")
+                without += not lacking
+            missing = next(iter(lacking), None)
             if missing:
                 self._leave_out(candidate.file, f"an image without {_a(KIND_WORDS[missing])}")
             else:
                 complete[key] = candidate
+        if without:
+            self._notes.append(f"controls without an infection mask, which counts as empty: {without}")
         return complete
 
     def _left_out(self) -> list[LeftOut]:

@@ -21,7 +21,7 @@ from tasks.preprocess import lung_correlation, preprocess
 from tasks.settings.layout import Layout
 from tasks.sources.open import open_source
 from tasks.support.cli import InputError
-from tests.helpers import ROOT, png
+from tests.helpers import ROOT, made, png
 from tests.own import PAIRS, TABLE, write_pairs, write_table
 from tests.pngs import GREY_ALPHA, RGB, make_png, with_alpha
 
@@ -253,6 +253,24 @@ def test_missing_mask_is_named(kaggle_folder: Path, tmp_path: Path) -> None:
     assert pd.read_csv(tmp_path / "packed/rejected.csv")["reason"][0] == (
         "the infection mask is missing in 'infection masks'"
     )
+
+
+def test_missing_infection_mask_of_a_control_is_empty(
+    kaggle_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (mask,) = (kaggle_folder / TRAIN.replace("COVID-19", "Normal") / KIND_FOLDERS["infection"]).iterdir()
+    before = packed(kaggle_folder, tmp_path / "before")
+    mask.unlink()
+    after = packed(kaggle_folder, tmp_path / "after")
+    assert (
+        "infection half: controls without an infection mask, which counts as empty: 1\n"
+        in capsys.readouterr().out
+    )
+    pd.testing.assert_frame_equal(before, after)
+    assert made(tmp_path / "before/packed") == made(tmp_path / "after/packed")
+    image_id = f"infection/Train/Normal/{mask.stem}"
+    lesions = RawDataset(tmp_path / "after/raw").read(image_id, "infection")
+    assert lesions.shape == (64, 64) and not lesions.any()
 
 
 def test_too_many_unusable_images_are_an_error(kaggle_folder: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dvc.repo import Repo
 
 from flows.remote.checkpoints import CHECKPOINTS, sweep_checkpoints
 from flows.remote.run_cache import Remote
+from flows.repository.retry import UnavailableError
 from tasks.support import checkpoints
 from tests.helpers import Repository
 
@@ -148,6 +149,16 @@ def test_inputs_that_the_cache_has_need_no_remote(reader: Path, tmp_path: Path) 
     (tmp_path / "store").rename(tmp_path / "away")
     Remote(reader, print).pull_inputs("use")
     assert read(reader) == (reader / "e").read_text()
+
+
+def test_inputs_that_are_nowhere_are_reported(
+    reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.repository.retry.DELAYS", (0.01,))
+    for place in (reader / ".dvc/cache/files", tmp_path / "store/files"):
+        shutil.rmtree(place)
+    with pytest.raises(UnavailableError, match=r"^downloading the inputs of use .*could not be downloaded"):
+        Remote(reader, print).pull_inputs("use")
 
 
 @pytest.mark.parametrize("lost", ["everything", "a file", "a folder's list", "a file of a folder"])

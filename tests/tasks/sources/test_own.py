@@ -164,6 +164,17 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         search(tmp_path / "d", DRAWN)
 
 
+def test_only_controls_need_no_infection_mask(tmp_path: Path) -> None:
+    layout = DRAWN | {"images": "{class}/{name}.png", "classes": {"ill": "COVID-19", "well": "Normal"}}
+    names = [f"{word}/{number}{word}.png" for word in ("ill", "well") for number in range(1, 7)]
+    masks = [f"masks/{number}ill.png" for number in range(1, 6)]
+    found = search(write(tmp_path / "d", *names, *masks, "masks/1well.png"), layout)
+    assert reasons(found) == {"an image without an infection mask": (1, "ill/6ill.png")}
+    assert sorted(kind for files in found.images.values() for kind in files).count("infection") == 6
+    assert len(found.images) == 11
+    assert found.notes == ("controls without an infection mask, which counts as empty: 5",)
+
+
 # --- groups -------------------------------------------------------------------------------------------------
 
 PATIENTS: dict[str, Any] = DRAWN | {"images": "{group}/{name}.png", "infection": "{group}/mask/{name}.png"}
