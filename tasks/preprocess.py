@@ -134,9 +134,8 @@ def _kinds_and_marks(dataset: RawDataset, half: str) -> tuple[tuple[Kind, ...], 
     for kind, value in marks.items():
         if value != MARKED:
             print(f"{half} half: the {KIND_WORDS[kind]}s mark with {value} instead of {MARKED}", flush=True)
-    if empty := sum(
-        dataset.is_empty_by_class(image_id, "infection") for image_id in ids if half == "infection"
-    ):
+    empty = sum(dataset.is_empty_by_class(image_id, "infection") for image_id in ids)
+    if "infection" in kinds and empty:
         print(f"{half} half: controls without an infection mask, which counts as empty: {empty}", flush=True)
     if "lung" not in kinds:
         print(f"{half} half: no image has a lung mask", flush=True)

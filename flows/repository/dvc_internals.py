@@ -155,8 +155,8 @@ def push_outputs(repo: Repo, stages: Collection[PipelineStage]) -> None:
     """
     used = (stage.get_used_objs(push=True).values() for stage in stages)
     hashes = {one for sets in used for found in sets for one in found}
-    failed = repo.cloud.push(hashes).failed
     remote = repo.cloud.get_remote_odb(None, "push")
+    failed = repo.cloud.push(hashes, odb=remote).failed
     absent = [one for one in hashes if not repo.cache.local.exists(one.value)]
     if failed or not all(remote.exists(one.value) for one in absent):  # DVC only logs this
         raise ConnectionError("some of the data could not be uploaded")

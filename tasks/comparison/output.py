@@ -242,9 +242,9 @@ def _png(inputs: Inputs, image_id: str, target: str) -> bytes:
     """The file as PNG: itself, if it is one and no mask with other values than 0 and 255."""
     kind: Kind = target  # type: ignore[assignment]  # a target is named like the kind of its mask
     content = inputs.raw.read_bytes(image_id, kind)
-    if inputs.raw.is_empty_by_class(image_id, kind):
-        return encode_mask(inputs.raw.read(image_id, kind) > 0)
     if content is None:
+        if inputs.raw.is_empty_by_class(image_id, kind):
+            return encode_mask(inputs.raw.read(image_id, kind) > 0)
         raise InputError(f"data/raw: {image_id} has no {KIND_WORDS[kind]}")
     if kind == "image":
         return content if content.startswith(SIGNATURE) else encode_grey(inputs.raw.read(image_id, kind))

@@ -129,8 +129,8 @@ def _on_training(e: ExperimentRecord, useless: set[str]) -> list[SymptomSentence
     """The sentences name the seed if the experiment has several trainings."""
     found = []
     for training in e.trainings:
+        seed = f"Seed {training.seed}: " if len(e.trainings) > 1 else ""
         for symptom in training.symptoms:
-            seed = f"Seed {training.seed}: " if len(e.trainings) > 1 else ""
             if isinstance(symptom, DeadEpochs) and symptom.spoils and not symptom.concerns(useless):
                 found.append(SymptomSentence(seed + _dead_at_a_half(symptom), spoils=False))
             else:

@@ -147,7 +147,7 @@ class Compose:
     def __init__(
         self, checkout: Path, name: str, substitutes: dict[str, str], secrets: dict[str, str]
     ) -> None:
-        self.checkout, self.name, self.secrets = checkout, name, secrets
+        self.checkout, self.name = checkout, name
         (checkout / ".env").write_text("".join(f"{key}={value}\n" for key, value in secrets.items()))
         self._override = checkout.parent / "override.json"
         self._override.write_text("{}")

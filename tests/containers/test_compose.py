@@ -152,13 +152,13 @@ class TestInOrder:
         assert f"refs/replaced/{before}" in kept
 
 
-FAULTS = (  # each begins with its service
-    "the worker's network is cut for 40 s",
-    "the worker is killed",
-    "the parent is killed",
-    "the server is restarted",
-    "the database is killed",
-    "the storage is killed",
+FAULTS = (
+    ("cpu-worker", "loses its network for 40 s"),
+    ("cpu-worker", "is killed"),
+    ("parent", "is killed"),
+    ("server", "is restarted"),
+    ("database", "is killed"),
+    ("storage", "is killed"),
 )
 
 
@@ -166,21 +166,20 @@ FAULTS = (  # each begins with its service
 class TestFaults:
     """Each run trains with another seed, so that nothing is in the cache."""
 
-    @pytest.mark.parametrize("fault", FAULTS)
-    def test_a_training_survives(self, project: Project, fault: str) -> None:
-        compose, seed = project.compose, 100 + FAULTS.index(fault)
+    @pytest.mark.parametrize(("service", "fault"), FAULTS)
+    def test_a_training_survives(self, project: Project, service: str, fault: str) -> None:
+        compose, seed = project.compose, 100 + FAULTS.index((service, fault))
         run = project.submit(
             experiments=["report1_bce"], changes=["epochs=150", f"training.seed={seed}"], publish="nowhere"
         )
         eventually("the worker trains", project.trains, timeout=300)
         time.sleep(5)
-        service = fault.split("'")[0].split()[1].replace("worker", "cpu-worker")
         if "network" in fault:
             container, network = compose.container(service), f"{compose.name}_default"
             docker("network", "disconnect", network, container)
             time.sleep(40)
             docker("network", "connect", f"--alias={service}", network, container)
-        elif "restarted" in fault:
+        elif fault == "is restarted":
             compose.run("restart", service)
         else:
             compose.kill(service)
@@ -189,6 +188,6 @@ class TestFaults:
             assert project.user.finished(run).state_name == "Crashed"
             project.user.retry(run)  # as its message says
         project.completed(run, 900)
-        print(f"{fault}: completed {time.monotonic() - began:.0f} s later, {project.where(run)}")
+        print(f"{service} {fault}: completed {time.monotonic() - began:.0f} s later, {project.where(run)}")
         running = compose.run("ps", "--services", "--status", "running").split()
         assert sorted(running) == sorted(SERVICES)
