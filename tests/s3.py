@@ -50,7 +50,7 @@ log file = {folder}/log/$name.log
 pid file = {folder}/run/$name.pid
 mon data = {folder}/mon
 osd data = {folder}/osd
-rgw dns name = localhost
+rgw dns name = {host}
 keyring = {folder}/keyring
 """
 
@@ -132,7 +132,9 @@ def _start(folder: Path) -> S3Server:
     monitor = f"[v1:127.0.0.1:{monitor_port}]"
     fsid = str(uuid.uuid4())
     settings, log = folder / "ceph.conf", folder / "log" / "start.log"
-    settings.write_text(SETTINGS.format(fsid=fsid, monitor=monitor, folder=folder), encoding="utf-8")
+    settings.write_text(
+        SETTINGS.format(fsid=fsid, monitor=monitor, host="localhost", folder=folder), encoding="utf-8"
+    )
 
     def run(*command: str, tries: int = 1) -> None:
         # A file instead of a pipe, because the daemons keep it open.

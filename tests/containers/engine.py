@@ -19,10 +19,15 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.helpers import ROOT, eventually
+from tests.s3 import SETTINGS
 
 HERE = Path(__file__).parent
 #: The prefix of the names of all images that the tests make.
 OWN = "retrain-tests"
+#: The settings of the S3 gateway, whose data is in a volume.
+CEPH = SETTINGS.format(
+    fsid="5e8a9a4c-6b1f-4b0e-9f0e-3c1d0a6f7b21", monitor="[v1:127.0.0.1:6789]", host="storage", folder="/data"
+)
 #: What a minimal Debian lacks of the official image of Python.
 PACKAGES = "ca-certificates,python3,python3-venv"
 
@@ -89,7 +94,10 @@ def images() -> Iterator[dict[str, str]]:
             if not _there(services[service]["image"]):
                 substitutes[service] = f"{OWN}/{service}"
                 options = (f"--tag={substitutes[service]}", f"--build-arg=PYTHON={python}", "--network=host")
-                docker("build", *options, str(HERE / service))
+                with tempfile.TemporaryDirectory() as context:
+                    shutil.copytree(HERE / service, context, dirs_exist_ok=True)
+                    Path(context, "ceph.conf").write_text(CEPH)
+                    docker("build", *options, context)
         yield substitutes
 
 

@@ -3,6 +3,7 @@
 set -eu
 export CEPH_CONF=/usr/local/bin/ceph.conf
 osd=7b0b6ad4-5f0a-4f3c-8f5e-9a2d6c1e4b10
+mkdir -p /data/run /data/log
 if [ ! -e /data/complete ]; then
   rm -rf /data/mon /data/osd
   mkdir /data/mon /data/osd
