@@ -2,9 +2,9 @@
 
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from flows.repository.git import git
 from flows.repository.revision import change_params, unpacked
@@ -16,6 +16,7 @@ PRESETS = PurePosixPath("presets")
 PROJECT = Path(__file__).parent.parent
 
 Publish = Literal["remotes", "here", "nowhere"]
+Promotion = Literal["never", "ask", "if better"]
 
 
 def is_preset_name(text: str) -> bool:
@@ -104,6 +105,20 @@ class RetrainRequest(BaseModel):
         "with the data pushed to the DVC remote, if these exist. here: on the branch only. "
         "nowhere: report only.",
     )
+    promotion: Promotion = Field(
+        "never",
+        description="Whether the new network may replace the champion. ask: judge it, and wait for the "
+        "decision of a person, with the deployment `promote`. if better: judge it, and promote it if it "
+        "passes.",
+    )
+
+    @model_validator(mode="after")
+    def _promoted_results_are_published(self) -> Self:
+        if self.promotion != "never" and self.publish == "nowhere":
+            raise ValueError(
+                f"promotion: {self.promotion!r} needs a published branch; choose publish: here or remotes"
+            )
+        return self
 
     def requested(self) -> dict[str, str]:
         """Return the requested changes to the revision, keyed as in params.yaml, without secrets in URLs."""

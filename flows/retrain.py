@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
@@ -25,6 +25,7 @@ from prefect.tasks import exponential_backoff
 from pydantic import ValidationError
 
 from flows.comparison import NOTE, as_lines, as_rows, compare_with
+from flows.decide import announce, refresh_choices
 from flows.deployment.temporary import start_server
 from flows.doctor import check_before_run
 from flows.engine.order import (
@@ -38,6 +39,7 @@ from flows.engine.order import (
 from flows.engine.pipeline import restore_output, restore_pipeline, sort_lock
 from flows.engine.runner import StageRunner
 from flows.engine.slots import compute_slots
+from flows.promotion import GATE, Challenger, Decision, Judged, decide, judge_run
 from flows.publish import (
     PREFIX,
     RESULTS,
@@ -55,7 +57,7 @@ from flows.publish import (
 )
 from flows.remote.pool import RemoteRun, remote_places
 from flows.repository.checkout import RUNS, checked_out, remove_leftovers
-from flows.repository.git import commit, find_repository, git, resolve, uncommitted
+from flows.repository.git import commit, find_repository, git, resolve, reword, uncommitted
 from flows.repository.refs import has_origin
 from flows.repository.revision import Training, change_params, plan_trainings
 from flows.request import PRESETS, RetrainRequest, is_preset_name
@@ -263,6 +265,9 @@ def _publish(
         show(table)
         return Completed(name="Unchanged", message=message)
 
+    judged = _judge(request, repository, checkout)
+    if judged:
+        final = reword(checkout, "\n\n".join(filter(None, [*parts[:-1], "\n".join(judged.lines), parts[-1]])))
     branch, fault = None, ""
     if request.publish != "nowhere":
         branch = make_branch(repository, name, final)
@@ -274,7 +279,50 @@ def _publish(
     show(table, partial(_link_report, results), partial(_summarize, results, branch, base))
     if fault:
         raise InputError(fault)
+    if judged:
+        _offer(request, repository, results, judged, final)
     return Published(results / "index.html", results / "metrics.json", branch, final)
+
+
+def _judge(request: RetrainRequest, repository: Path, checkout: Path) -> Judged | None:
+    """Judge the run's network against the champion, if the request asks for it and the run has one."""
+    if request.promotion == "never":
+        return None
+    state = judge_network(repository, checkout, return_state=True)
+    if not state.is_completed():
+        raise InputError(f"judging the new network: {state.message}")
+    judged = cast(Judged | None, state.result())
+    if judged is None:
+        get_run_logger().warning("%s", state.message)
+    return judged
+
+
+@task(task_run_name="judge", persist_result=False, cache_policy=NO_CACHE)
+def judge_network(repository: Path, checkout: Path) -> State[Any]:
+    """Run the new network and the champion on the same images, and compare them."""
+    try:
+        judged = judge_run(repository, checkout)
+    except InputError as error:
+        return Failed(message=str(error))
+    message = judged.lines[0] if judged else "this run exports no network that could be promoted"
+    return Completed(message=message, data=judged)
+
+
+def _offer(request: RetrainRequest, repository: Path, results: Path, judged: Judged, commit: str) -> None:
+    """Show the verdict, and decide, or leave the decision to a person."""
+    show(partial(create_markdown_artifact, judged.markdown, key="retrain-verdict"))
+    run = results.name
+    Challenger.of(judged, run, commit, request.publish == "remotes" and has_origin(repository)).write(results)
+    if request.promotion == "if better":
+        decision: Decision = "promoted" if judged.passed else "refused"
+        version = decide(
+            repository, run, decision, by=GATE, reason=judged.lines[0], log=get_run_logger().info
+        )
+        if version:
+            announce("model.promoted", version, GATE, judged.lines[0])
+    else:
+        get_run_logger().info("the deployment `promote` waits for a decision on %s", run)
+    refresh_choices()
 
 
 def _name_of(branch: str) -> str:

@@ -19,9 +19,11 @@ import psutil
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import get_current_settings
 
+from flows.decide import promote, rollback
 from flows.deployment.addresses import api_of, host_and_port
 from flows.deployment.automations import crash_unresponsive_runs, report_ended_runs
-from flows.deployment.deployments import INITIAL_SETTINGS, RUN_FLOW, deploy, find_deployment
+from flows.deployment.deployments import INBOX_SETTINGS, INITIAL_SETTINGS, RUN_FLOW, deploy, find_deployment
+from flows.deployment.drift import retrain_on_drift
 from flows.deployment.prefect_api import (
     STARTUP_TIMEOUT,
     ServerUnavailableError,
@@ -32,6 +34,7 @@ from flows.deployment.prefect_api import (
 from flows.deployment.reports import serving_reports
 from flows.deployment.supervision import child_process, exclusive, lock_path, log_path, run_until_stopped
 from flows.deployment.work_pools import POOL_NAME, make_pool
+from flows.inbox import predict
 from flows.remote.pool import FLOW as STAGE_FLOW
 from flows.repository.checkout import RUNS
 from flows.repository.git import find_repository
@@ -52,6 +55,11 @@ WORKER = "worker"
 
 #: The name of the automation for runs that no longer send heartbeats.
 AUTOMATION = "Mark unresponsive runs as crashed"
+
+PREDICTIONS_AUTOMATION = "Mark unresponsive predictions as crashed"
+
+#: The name of the automation for drifted images, which is off.
+DRIFT_AUTOMATION = "Retrain when images drift"
 
 #: Leases in memory would be lost on a restart, and with them who holds the deployment's only slot.
 PERSISTENT_LEASES = {
@@ -158,7 +166,7 @@ def _listens(server: "subprocess.Popen[bytes]", api: str) -> bool:
 
 
 def _deploy(repository: Path, api: str, name: str) -> str:
-    """Create the pool, and create or update the deployment. Returns the address of its page.
+    """Create the pool, and create or update the deployments. Returns the address of the page of `retrain`.
 
     Raises:
         InputError: another clone or a worker uses the name.
@@ -171,7 +179,12 @@ def _deploy(repository: Path, api: str, name: str) -> str:
         raise InputError(f"--name {name}: workers use the pool of this name for stages; choose another name")
     make_pool(api, name)
     deployment = deploy(api, retrain, name, {CLONE: clone}, **INITIAL_SETTINGS)
+    for decision in (promote, rollback):
+        deploy(api, decision, name, {CLONE: clone})
     crash_unresponsive_runs(api, deployment, AUTOMATION)
+    predictions = deploy(api, predict, name, {CLONE: clone}, **INBOX_SETTINGS)
+    crash_unresponsive_runs(api, predictions, PREDICTIONS_AUTOMATION)
+    retrain_on_drift(api, predictions, deployment, DRIFT_AUTOMATION)
     return f"{ui_of(api)}/deployments/deployment/{deployment}"
 
 

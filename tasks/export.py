@@ -36,8 +36,9 @@ def main() -> None:
     parser.add_argument("--trained", type=Path, default=Path("artifacts/train"))
     parser.add_argument("--evaluated", type=Path, default=Path("artifacts/evaluation"))
     parser.add_argument("--packed", type=Path, required=True, help="data/packed/SIZE, of any size")
+    parser.add_argument("--audit", type=Path, default=Path("artifacts/audit"))
     args = parser.parse_args()
-    outputs = Outputs(args.converted, args.trained, args.evaluated, args.packed)
+    outputs = Outputs(args.converted, args.trained, args.evaluated, args.packed, args.audit)
     export(args.experiment, args.comparison, outputs, args.out)
 
 

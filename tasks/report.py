@@ -1,4 +1,4 @@
-"""Stage `report`: renders the results of the stage compare as a page, a summary and one metrics file.
+"""Stage `report`: renders the results of the stage compare as a page, a summary, a checklist and metrics.
 
 Nothing on the page depends on the time or on speed, so equal results give identical bytes.
 """
@@ -7,6 +7,7 @@ import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
+from tasks.claim.checklist import checklist
 from tasks.common.files import replacing
 from tasks.comparison.document import COMPARISON_FILE, PICTURES_FILE, Document
 from tasks.reporting.metrics import metrics_json
@@ -19,7 +20,7 @@ def report(comparison: Path, out: Path, metrics: Path) -> None:
     """Write the page, its summary and the metrics of all experiments.
 
     Reads `comparison.json` and `pictures.zip` under `comparison`. Writes `out/index.html`, `out/summary.md`,
-    `out/figures.svg` and `metrics`, or none of them if an input is missing.
+    `out/claim.md`, `out/figures.svg` and `metrics`, or none of them if an input is missing.
 
     Raises:
         InputError: `comparison.json` is missing or has another version of the schema.
@@ -29,6 +30,7 @@ def report(comparison: Path, out: Path, metrics: Path) -> None:
     texts = {
         metrics: metrics_json(document),
         out / "summary.md": summarise(document),
+        out / "claim.md": checklist(document),
         out / "figures.svg": render_figures(document, pictures),
         out / "index.html": render_page(document, pictures),
     }

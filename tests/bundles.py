@@ -48,7 +48,8 @@ class Pipeline(NamedTuple):
 
     @property
     def outputs(self) -> Outputs:
-        return Outputs(self.out("converted"), self.out("train"), self.out("evaluation"), self.packed)
+        folders = (self.out(stage) for stage in ("converted", "train", "evaluation"))
+        return Outputs(*folders, self.packed, self.out("audit"))
 
     def bundle(self, name: str) -> Path:
         return self.out("bundles", name)

@@ -396,8 +396,8 @@ def options_of(app: App) -> set[str]:
 
 
 def commands() -> list[list[str]]:
-    return [[command.__name__] for command in COMMANDS] + [
-        [group, command.__name__] for group, (_, several) in GROUPS.items() for command in several
+    return [[command.__name__.rstrip("_")] for command in COMMANDS] + [
+        [group, command.__name__.rstrip("_")] for group, (_, several) in GROUPS.items() for command in several
     ]
 
 

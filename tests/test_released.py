@@ -61,8 +61,10 @@ def test_params_without_the_added_keys_are_converted_by_the_command_in_the_error
     with pytest.raises(InputError) as refused:
         parse_params(text)
     lines = str(refused.value).splitlines()
-    # The section `export` is missing as a whole. Two keys are checked only when the rest is valid.
-    missing = set(ADDED) - {"data.layout", "prediction.ensemble", "export.experiments"} | {"export"}
+    # The section `export` is missing as a whole. Two keys are checked only when the rest is valid. One has a
+    # default.
+    later = {"data.layout", "prediction.ensemble", "promotion.experiment"}
+    missing = set(ADDED) - later - {"export.experiments"} | {"export"}
     assert {line.split(": ")[1] for line in lines} == missing
     assert all(line.endswith(f"cxr params {as_before()}") for line in lines)
     plans = parse_params(converted(text, lines[0])).plans

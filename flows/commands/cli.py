@@ -8,13 +8,16 @@ from typing import Any
 from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
+from flows.commands import models
 from flows.commands.data import diff, look
 from flows.commands.doctor import doctor
+from flows.commands.inbox import inbox
 from flows.commands.params import params
 from flows.commands.predict import predict
 from flows.commands.prune import prune
 from flows.commands.retrain import retrain
 from flows.commands.serve import serve
+from flows.commands.verify import verify
 from flows.commands.worker import worker
 from tasks.support.cli import InputError, stage_main
 
@@ -27,11 +30,24 @@ INSTALL = "run `make install` in a checkout of the project, or pip install '.[pi
 #: Exit status of an invalid command line.
 USAGE = 2
 
-COMMANDS = (retrain, serve, worker, params, predict, prune, doctor)
+COMMANDS = (retrain, serve, worker, params, predict, inbox, verify, prune, doctor)
 
 #: Commands below another word, such as `cxr data look`.
 GROUPS: dict[str, tuple[str, tuple[Callable[..., Any], ...]]] = {
     "data": ("See what changed in the dataset.", (look, diff)),
+    "models": (
+        "See and decide which network is current.",
+        (
+            models.list_,
+            models.show,
+            models.get,
+            models.compare,
+            models.promote,
+            models.refuse,
+            models.rollback,
+            models.history,
+        ),
+    ),
 }
 
 

@@ -10,7 +10,7 @@ from tasks.support.cli import InputError
 
 def predict(
     *inputs: Annotated[str, Parameter(name="INPUT")],
-    model: Annotated[Path, Parameter(metavar="BUNDLE")],
+    model: Annotated[str, Parameter(metavar="BUNDLE")],
     out: Annotated[Path, Parameter(metavar="DIR")],
     engine: Literal["onnx", "torch"] = "onnx",
     ensemble: bool = False,
@@ -24,7 +24,8 @@ def predict(
 
     Args:
         inputs: PNG, JPEG, TIFF, BMP and DICOM files, folders, patterns, zip archives or s3://BUCKET/PREFIX.
-        model: The folder of a bundle, such as artifacts/bundles/combined.
+        model: The folder of a bundle, such as artifacts/bundles/combined. In a checkout also a version of the
+            registry: champion, NAME#champion or NAME@v1.0.0.
         out: The folder to write.
         engine: What runs the networks: ONNX Runtime on the CPU, or torch on the GPU if there is one.
         ensemble: Also run the networks of further seeds, and report how much they differ. A bundle with
@@ -35,6 +36,7 @@ def predict(
 
     Examples:
         cxr predict xrays/ --model artifacts/bundles/combined --out predictions
+        cxr predict xrays/ --model champion --out predictions
         cxr predict a.png b.dcm more.zip --model artifacts/bundles/combined --out predictions
     """
     from tasks.prediction.run import Options
@@ -43,11 +45,26 @@ def predict(
     if not inputs:
         raise InputError("no input; name files, folders, patterns, zip archives or s3://BUCKET/PREFIX")
     options = Options(engine, ensemble, probabilities, pseudonyms, overwrite)
-    summary = run(inputs, model, out, options)
+    summary = run(inputs, find_bundle(model), out, options)
     warned = f", {summary.unusual} of them with warnings" if summary.unusual else ""
     print(f"predicted {_images(summary.predicted)}{warned}: {out / 'index.html'}")
     if summary.failed:
         raise InputError(f"{_images(len(summary.failed))} could not be predicted; see {out / 'run.json'}")
+
+
+def find_bundle(model: str) -> Path:
+    """Return the folder of a bundle: `model` itself, or what the registry has under this name."""
+    folder = Path(model)
+    if folder.exists() or folder.parent != Path():
+        return folder
+    from flows.repository.git import find_repository
+
+    try:
+        repository = find_repository()
+        from flows.registry.registry import fetch_named  # of the extra `pipeline`
+    except (InputError, OSError, ModuleNotFoundError):  # OSError: git is not installed
+        return folder
+    return fetch_named(repository, model, repository / "bundles")
 
 
 def _images(count: int) -> str:

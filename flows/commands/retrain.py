@@ -13,6 +13,7 @@ def retrain(
     revision: Annotated[str, Parameter(metavar="REV")] = "HEAD",
     look_for_new_data: bool = False,
     publish: Literal["remotes", "here", "nowhere"] = "here",
+    promotion: Literal["never", "ask", "if better"] = "never",
     pools: Annotated[tuple[str, ...], Parameter(name="--pool", metavar="PATTERN=POOL")] = (),
     name: Annotated[str | None, Parameter(metavar="NAME")] = None,
 ) -> None:
@@ -28,6 +29,8 @@ def retrain(
         revision: The branch, tag or commit to start from.
         look_for_new_data: List the data source first, and use new data if there is any.
         publish: here: a branch in this repository. remotes: push it, with the data. nowhere: report only.
+        promotion: Whether to judge the new network against the champion. ask: a person decides on the
+            verdict with `cxr models promote` or `refuse`. if better: it becomes the champion if it passes.
         pools: Run the stages that match a pattern, such as train@*, in a work pool. Can be repeated.
         name: The name of the run and its branch. By default the preset and the time.
 
@@ -48,5 +51,6 @@ def retrain(
         revision=revision,
         look_for_new_data=look_for_new_data,
         publish=publish,
+        promotion=promotion,
     )
     run(repository, request, as_pools(pools), name)

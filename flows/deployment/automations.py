@@ -13,6 +13,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed
 
+from flows.deployment.events import emit, of_deployment
 from flows.deployment.prefect_api import client_of
 
 #: How long a run may send no event before it counts as dead: four heartbeats.
@@ -33,7 +34,7 @@ def crash_unresponsive_runs(api: str, deployment: UUID, name: str) -> None:
             return
         trigger = EventTrigger(
             match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related=_as_related(deployment),
+            match_related=of_deployment(deployment),
             for_each={"prefect.resource.id"},
             after={"prefect.flow-run.heartbeat"},
             expect={"prefect.flow-run.*", ENDED},
@@ -50,14 +51,6 @@ def crash_unresponsive_runs(api: str, deployment: UUID, name: str) -> None:
                 actions=[ChangeFlowRunState(state=StateType.CRASHED, message=message)],
             )
         )
-
-
-def _as_related(deployment_id: UUID | None) -> dict[str, str]:
-    """Return the deployment as a related resource in an event about one of its runs."""
-    return {
-        "prefect.resource.role": "deployment",
-        "prefect.resource.id": f"prefect.deployment.{deployment_id}",
-    }
 
 
 def report_ended_runs(api: str, runs: set[str]) -> None:
@@ -78,7 +71,6 @@ def report_ended_runs(api: str, runs: set[str]) -> None:
                 event = Event(
                     event=ENDED,
                     resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"},
-                    related=[_as_related(run.deployment_id)],
+                    related=[of_deployment(run.deployment_id)],
                 )
-                # Not by `emit_event`, which sends in the background: this process may be about to end.
-                client._client.post("/events", json=[event.model_dump(mode="json")])
+                emit(api, event)

@@ -25,16 +25,24 @@ WEEKLY = DeploymentScheduleCreate(
     slug="weekly", schedule=CronSchedule(cron="0 3 * * 1", timezone="UTC"), active=False
 )
 
+#: Inactive until somebody activates it in the UI.
+EVERY_QUARTER_HOUR = DeploymentScheduleCreate(
+    slug="every-15-minutes", schedule=CronSchedule(cron="*/15 * * * *", timezone="UTC"), active=False
+)
+
 #: A run works in the clone of the worker that picks it up.
 PULL_STEP = {"prefect.deployments.steps.set_working_directory": {"directory": "{{ $RETRAIN_REPOSITORY }}"}}
 
-#: Settings of a new deployment of whole runs, which the UI may change. Runs wait for each other.
-INITIAL_SETTINGS: dict[str, Any] = {
-    "parameters": PARAMETERS,
-    "schedules": [WEEKLY],
+_ONE_AT_A_TIME: dict[str, Any] = {
     "concurrency_limit": 1,
     "concurrency_options": ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
 }
+
+#: Settings of a new deployment of whole runs, which the UI may change. Runs wait for each other.
+INITIAL_SETTINGS: dict[str, Any] = {"parameters": PARAMETERS, "schedules": [WEEKLY]} | _ONE_AT_A_TIME
+
+#: The same of a deployment that predicts what is new in an inbox.
+INBOX_SETTINGS: dict[str, Any] = {"schedules": [EVERY_QUARTER_HOUR]} | _ONE_AT_A_TIME
 
 
 def deploy(
@@ -74,6 +82,14 @@ def deploy(
             **settings,
             **initial,
         )
+
+
+def update_form(api: str, flow: Flow[..., Any], name: str) -> None:
+    """Update the form of a flow's deployment, whose choices may have changed. Does nothing without one."""
+    schema = parameter_schema(flow).model_dump_for_openapi()
+    if deployment := find_deployment(api, f"{flow.name}/{name}"):
+        with client_of(api) as client:
+            client.update_deployment(deployment.id, DeploymentUpdate(parameter_openapi_schema=schema))
 
 
 def find_deployment(api: str, name: str) -> DeploymentResponse | None:

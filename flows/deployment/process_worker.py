@@ -34,6 +34,7 @@ IMPORTED = (
     "prefect.deployments.steps.core",
     "prefect.deployments.steps.pull",
     "prefect.flow_engine",
+    "flows.inbox",
     "flows.retrain",
     "flows.stage",
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from configobj import ConfigObj
-from dvc.config import Config, _pack_named, merge
+from dvc.config import Config, NoRemoteError, _pack_named, merge
 from dvc.exceptions import CollectCacheError, DvcException
 from dvc.lock import LockError
 from dvc.output import Output
@@ -133,8 +133,7 @@ def pull_parts(repo: Repo, parts: Sequence[Part]) -> None:
             _pull(repo, {part.out.hash_info})  # the list of the folder's files
     used = (out.get_used_objs(filter_info=path).values() for out, path in parts)
     _pull(repo, {one for sets in used for found in sets for one in found})
-    for out, path in parts:
-        out.checkout(force=True, filter_info=path)
+    check_out(parts)
 
 
 def _pull(repo: Repo, hashes: set[HashInfo]) -> None:
@@ -145,6 +144,23 @@ def _pull(repo: Repo, hashes: set[HashInfo]) -> None:
         repo.cloud.pull(wanted)
         if missing():  # DVC only logs this
             raise ConnectionError("some of the data could not be downloaded")
+
+
+def cached_file(repo: Repo, hash_info: HashInfo) -> Path:
+    """Return the path in this machine's DVC cache at which data belongs, whether it is there or not."""
+    return Path(repo.cache.local.oid_to_path(hash_info.value))
+
+
+def fetch(repo: Repo, hashes: set[HashInfo]) -> None:
+    """Download data from the DVC remote into the cache. What the remote lacks is skipped."""
+    with suppress(NoRemoteError):
+        repo.cloud.pull(hashes)
+
+
+def check_out(parts: Sequence[Part]) -> None:
+    """Put parts of outputs into the checkout, all of whose data the cache has."""
+    for out, path in parts:
+        out.checkout(force=True, filter_info=path)
 
 
 def push_outputs(repo: Repo, stages: Collection[PipelineStage]) -> None:

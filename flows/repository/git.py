@@ -95,6 +95,13 @@ def commit(checkout: Path, message: str, *paths: str) -> str:
     return git(checkout, "rev-parse", "HEAD")
 
 
+def reword(checkout: Path, message: str) -> str:
+    """Give the checkout's last commit another message, and return the new commit."""
+    options = author_options(checkout)
+    git(checkout, *options, "commit", "--quiet", "--amend", "--allow-empty", "--message", message)
+    return git(checkout, "rev-parse", "HEAD")
+
+
 def author_options(checkout: Path) -> list[str]:
     """Return options that set author and committer where git knows none, as on a fresh machine."""
     try:

@@ -53,9 +53,12 @@ def forget_commits(repository: Path, refs: list[str]) -> None:
         push_refs(repository, *[f":{ref}" for ref in refs])
 
 
-def push_refs(repository: Path, *refs: str, dry_run: bool = False) -> None:
-    """Push refspecs to origin. A dry run only checks whether origin accepts pushes."""
-    options = ["--dry-run"] if dry_run else []
+def push_refs(repository: Path, *refs: str, dry_run: bool = False, atomic: bool = False) -> None:
+    """Push refspecs to origin. A dry run only checks whether origin accepts pushes.
+
+    With `atomic`, origin takes all of them or none.
+    """
+    options = ["--dry-run"] * dry_run + ["--atomic"] * atomic
     git(repository, "push", "--quiet", *options, ORIGIN, *refs, timeout=ORIGIN_TIMEOUT)
 
 

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.bundles.card import card
-from tasks.bundles.files import BUNDLE_FILE, CARD_FILE, FINGERPRINT_FILE, GRAPH, NETWORKS, PARITY
+from tasks.bundles.drift import take_reference
+from tasks.bundles.files import (
+    BUNDLE_FILE,
+    CARD_FILE,
+    FINGERPRINT_FILE,
+    GRAPH,
+    NETWORKS,
+    PARITY,
+    TRAINED_ON_FILE,
+)
 from tasks.bundles.fingerprint import take_fingerprint
 from tasks.bundles.schema import (
     SCHEMA_VERSION,
@@ -22,7 +31,9 @@ from tasks.bundles.schema import (
     Point,
     ScoreRecord,
     Step,
+    TrainedOn,
 )
+from tasks.bundles.trained_on import hashes_to_text, training_hashes
 from tasks.common.files import replacing
 from tasks.comparison.document import Document, Ensemble, ExperimentRecord, Score, ScoreRow
 from tasks.reporting.limitations import RESEARCH_USE, limitations
@@ -56,6 +67,7 @@ class Outputs(NamedTuple):
     trained: Path
     evaluated: Path
     packed: Path
+    audit: Path
 
 
 def write_bundle(name: str, document: Document, outputs: Outputs, out: Path) -> Bundle:
@@ -65,8 +77,13 @@ def write_bundle(name: str, document: Document, outputs: Outputs, out: Path) -> 
         partial.mkdir()
         of_lungs = _lungs_of(experiment, document)
         plan = experiment.plan
-        fingerprint = take_fingerprint(outputs.packed, plan["half"], tuple(plan["train_classes"])).to_bytes()
+        images = outputs.packed, plan["half"], tuple(plan["train_classes"])
+        taken = take_fingerprint(*images)
+        reference = take_reference(*images, taken)
+        fingerprint = taken.to_bytes(reference.arrays() if reference else {})
         (partial / FINGERPRINT_FILE).write_bytes(fingerprint)
+        steps = [experiment, of_lungs] if of_lungs else [experiment]
+        trained_on = _trained_on(steps, outputs, partial)
         main = _step(experiment, len(experiment.trainings), document, outputs, partial)
         bundle = Bundle(
             schema_version=SCHEMA_VERSION,
@@ -83,6 +100,7 @@ def write_bundle(name: str, document: Document, outputs: Outputs, out: Path) -> 
             versions=experiment.versions,
             fingerprint=sha256(fingerprint).hexdigest(),
             licence=Licence(code="Apache-2.0", data=_licence_of_data(document)),
+            trained_on=trained_on,
         )
         (partial / BUNDLE_FILE).write_text(bundle.to_json(), encoding="utf-8")
         (partial / CARD_FILE).write_text(card(bundle), encoding="utf-8")
@@ -98,6 +116,19 @@ def _licence_of_data(document: Document) -> str:
 def _lungs_of(experiment: ExperimentRecord, document: Document) -> ExperimentRecord | None:
     images = str(experiment.plan["images"])
     return document.experiment(images.removeprefix(LUNGS)) if images.startswith(LUNGS) else None
+
+
+def _trained_on(experiments: Sequence[ExperimentRecord], outputs: Outputs, out: Path) -> TrainedOn:
+    """Write the hashes of the training images of all steps, and describe the file."""
+    hashes: set[str] = set()
+    for experiment in experiments:
+        plan = experiment.plan
+        dropped = outputs.audit / "dropped.csv"
+        hashes |= training_hashes(outputs.packed, dropped, plan["half"], plan["train_classes"])
+    content = hashes_to_text(hashes).encode()
+    (out / TRAINED_ON_FILE).write_bytes(content)
+    complete = all(not experiment.plan.get("start_from") for experiment in experiments)
+    return TrainedOn(images=len(hashes), complete=complete, sha256=sha256(content).hexdigest())
 
 
 def _step(experiment: ExperimentRecord, seeds: int, document: Document, outputs: Outputs, out: Path) -> Step:

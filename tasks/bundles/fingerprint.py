@@ -6,6 +6,7 @@ nearest training thumbnail finds few more odd images, and would put all thumbnai
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -54,12 +55,19 @@ class Fingerprint(NamedTuple):
             thumbnail: (32, 32), as `thumbnail` makes it.
             lung_area: share of the image that the predicted lungs cover; None if no lungs are predicted.
         """
-        measured = self.measure(thumbnail[None].astype(float))[0]
-        values = dict(zip(MEASURES, (*measured, lung_area), strict=True))
+        return self.outside(self.measures(thumbnail, lung_area))
+
+    def measures(self, thumbnail: NDArray[np.uint8], lung_area: float | None) -> dict[str, float]:
+        """All of `MEASURES` of an image, without the lung area if that is None."""
+        found = dict(zip(MEASURES, map(float, self.measure(thumbnail[None].astype(float))[0]), strict=False))
+        return found if lung_area is None else found | {"lung_area": lung_area}
+
+    def outside(self, measures: Mapping[str, float]) -> list[str]:
+        """The measures of an image that lie outside the usual range."""
         return [
             name
             for name, low, high in zip(MEASURES, self.low, self.high, strict=True)
-            if (value := values[name]) is not None and not low <= value <= high
+            if name in measures and not low <= measures[name] <= high
         ]
 
     def measure(self, thumbnails: Floats) -> Floats:
@@ -76,9 +84,11 @@ class Fingerprint(NamedTuple):
         residual = np.sqrt(np.mean((centred - explained) ** 2, axis=1))
         return np.stack([likeness, residual, vectors.mean(axis=1), vectors.std(axis=1)], axis=1)
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self, more: Mapping[str, Floats] | None = None) -> bytes:
+        """The content of `fingerprint.npz`, with further arrays."""
+        arrays = {name: getattr(self, name) for name in ARRAYS} | dict(more or {})
         buffer = io.BytesIO()
-        np.savez(buffer, **{name: getattr(self, name).astype("<f4") for name in ARRAYS})
+        np.savez(buffer, **{name: values.astype("<f4") for name, values in arrays.items()})
         return buffer.getvalue()
 
     @classmethod
@@ -108,16 +118,21 @@ def thumbnail(picture: Image.Image) -> NDArray[np.uint8]:
 
 def take_fingerprint(packed: Path, half: str, classes: tuple[str, ...]) -> Fingerprint:
     """The fingerprint of the Train images of some classes, from `images.csv` and `thumbnails.npy`."""
+    return fingerprint_of(*thumbnails_of(packed, half, "Train", classes))
+
+
+def thumbnails_of(packed: Path, half: str, split: str, classes: tuple[str, ...]) -> tuple[Floats, Floats]:
+    """The thumbnails (N, 32, 32) and lung areas (N,) of the images of a split and some classes."""
     thumbnails = np.load(packed / "thumbnails.npy", mmap_mode="r", allow_pickle=False)
     with (packed / "images.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     places = [
         place
         for place, row in enumerate(rows)
-        if (row["half"], row["split"]) == (half, "Train") and row["class"] in classes
+        if (row["half"], row["split"]) == (half, split) and row["class"] in classes
     ]
     areas = np.array([float(rows[place]["lung_area"] or "nan") for place in places])
-    return fingerprint_of(np.asarray(thumbnails[places], dtype=float), areas)
+    return np.asarray(thumbnails[places], dtype=float), areas
 
 
 def fingerprint_of(thumbnails: Floats, lung_areas: Floats) -> Fingerprint:

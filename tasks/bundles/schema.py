@@ -3,6 +3,7 @@
     bundle.json                          this schema: what the networks expect, how masks are made, the scores
     card.md                              the same for people
     fingerprint.npz                      statistics of the training images, see `tasks.bundles.fingerprint`
+    trained-on.txt                       hashes of the training images, see `tasks.bundles.trained_on`
     networks/TRAINING/network.onnx       from images to probabilities, float32, for ONNX Runtime
     networks/TRAINING/weights.safetensors, network.json    the same network for torch
 
@@ -17,14 +18,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tasks.bundles.files import BUNDLE_FILE, FINGERPRINT_FILE, GRAPH, NETWORKS
+from tasks.bundles.files import BUNDLE_FILE, FINGERPRINT_FILE, GRAPH, NETWORKS, TRAINED_ON_FILE
 from tasks.common.raw import Half, ImageClass
 from tasks.inference.masks import OperatingPoint, OperatingPoints
 from tasks.settings.schema import Prediction, Target
 from tasks.support.cli import InputError
 
 #: Increment this with every change that an older `cxr predict` could not read.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+#: Versions that this code reads. Bundles of version 1 do not say which images they were trained on.
+READABLE = (1, 2)
 
 #: A larger bundle.json is not one of ours.
 LARGEST_FILE = 16 << 20
@@ -120,6 +123,17 @@ class DatasetRecord(Model):
     phantoms: bool
 
 
+class TrainedOn(Model):
+    """Which images the networks of all steps were trained on."""
+
+    images: int
+    """Number of different images."""
+    complete: bool
+    """False if a network started from other weights, whose training images are unknown."""
+    sha256: Digest
+    """Of trained-on.txt."""
+
+
 class ScoreRecord(Model):
     """A score on Test images: the mean over seeds, with a 95 % confidence interval where one is known."""
 
@@ -138,7 +152,7 @@ class Licence(Model):
 
 
 class Bundle(Model):
-    schema_version: Literal[1]
+    schema_version: Literal[1, 2]
     name: Name
     intended_use: str
     limitations: tuple[str, ...]
@@ -155,6 +169,8 @@ class Bundle(Model):
     fingerprint: Digest
     """SHA-256 of fingerprint.npz."""
     licence: Licence
+    trained_on: TrainedOn | None = None
+    """None in bundles of version 1."""
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=1) + "\n"
@@ -175,9 +191,10 @@ class Bundle(Model):
         except (json.JSONDecodeError, RecursionError):
             raise InputError(f"{where}: not valid JSON") from None
         found = content.get("schema_version") if isinstance(content, dict) else None
-        if found != SCHEMA_VERSION:
+        if found not in READABLE:
             raise InputError(
-                f"{where}: schema_version is {found!r}, but this version of cxr reads {SCHEMA_VERSION}"
+                f"{where}: schema_version is {found!r}, but this version of cxr reads "
+                f"{' and '.join(map(str, READABLE))}"
             )
         try:
             return cls.model_validate(content)
@@ -210,6 +227,8 @@ def open_bundle(root: Path) -> Bundle:
         raise InputError(f"{file}: not UTF-8 text") from None
     bundle = Bundle.parse(text, str(file))
     _check(root / FINGERPRINT_FILE, bundle.fingerprint)
+    if bundle.trained_on:
+        _check(root / TRAINED_ON_FILE, bundle.trained_on.sha256)
     for step in bundle.steps:
         for network in step.networks:
             points = (network.points, network.points if step.ensemble is None else step.ensemble)

@@ -32,6 +32,9 @@ COMPARISON_FILE = "comparison.json"
 #: Largest number of experiments per section whose score distribution is shown, by decreasing Val score.
 MOST_SPREADS = 3
 
+#: Title of the group of the experiments that are in none of `report.groups`.
+OTHERS = "Other experiments"
+
 REMEDY = "`dvc repro compare` writes it again"
 PICTURES_FILE = "pictures.zip"  # X-rays, reference masks and predicted masks of the images shown
 

@@ -17,14 +17,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks.common.raw import CLASSES, GROUPS, IMAGE_SETS, RawDataset
-from tasks.comparison.document import ImageGroups, main_image_set
+from tasks.comparison.document import OTHERS, ImageGroups, main_image_set
 from tasks.settings.schema import ENSEMBLES, EXTERNAL, Params
 from tasks.support.cli import InputError, without_secrets
 
 Values = NDArray[np.float64]
-
-#: Title of the group of the experiments that `report.groups` does not name.
-OTHERS = "Other experiments"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from tasks.support.cli import InputError
 
 PROGRESS = ".progress.jsonl"
 OVERLAYS = "overlays"
+NO_MEASURES: dict[str, float] = {}
 
 
 class Record(NamedTuple):
@@ -39,6 +40,8 @@ class Record(NamedTuple):
     facts: dict[str, str | int]
     files: list[str]
     """The files written for it, relative to the folder."""
+    measures: dict[str, float] = NO_MEASURES
+    """Of `tasks.bundles.fingerprint`; none in records of earlier versions."""
 
 
 class Folder:

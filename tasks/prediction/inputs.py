@@ -5,7 +5,9 @@ Names and contents are not trusted. A file is read only when its turn comes.
 
 import glob
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,6 +36,16 @@ class Item(NamedTuple):
     read: Callable[[], bytes]
 
 
+class Arrival(NamedTuple):
+    """A file in an inbox."""
+
+    item: Item
+    stamp: str
+    """Size and time of its last change, or its ETag on S3: the same as long as nobody writes the file."""
+    modified: float
+    """Time of the last change in seconds since 1970; 0 on S3, where files appear at once and complete."""
+
+
 def find_items(inputs: Sequence[str]) -> list[Item]:
     """All files that the arguments mean, each once, in the order of the arguments and of their names.
 
@@ -47,7 +59,7 @@ def find_items(inputs: Sequence[str]) -> list[Item]:
             raise InputError(f"{argument}: no image found; expected PNG, JPEG, TIFF, BMP or DICOM files")
         for item in found:
             items.setdefault(item.source, item)
-    return _with_distinct_names(list(items.values()))
+    return with_distinct_names(list(items.values()))
 
 
 def _items(argument: str) -> Iterator[Item]:
@@ -69,6 +81,30 @@ def _items(argument: str) -> Iterator[Item]:
                 yield from _items(found)
     else:
         raise InputError(f"{argument}: no such file or folder")
+
+
+def list_inbox(inbox: str) -> list[Arrival]:
+    """The images in a folder or below a prefix on S3, oldest first; archives are left out.
+
+    Raises:
+        InputError: there is no such folder or bucket.
+    """
+    if inbox.startswith(S3):
+        return list(_listed(inbox, may_be_empty=True))
+    path = Path(inbox)
+    if not path.is_dir():
+        raise InputError(f"{inbox}: no such folder")
+    found = []
+    for file in path.rglob("*"):
+        relative = file.relative_to(path)
+        if not _is_candidate(relative):
+            continue
+        with suppress(FileNotFoundError):  # was moved away in the meantime
+            facts = file.stat()
+            if stat.S_ISREG(facts.st_mode):
+                stamp = f"{facts.st_size} {facts.st_mtime_ns}"
+                found.append(Arrival(_of_file(file, relative), stamp, facts.st_mtime))
+    return sorted(found, key=lambda one: (one.modified, one.item.source))
 
 
 def _is_candidate(name: PurePath) -> bool:
@@ -94,18 +130,23 @@ def _in_archive(path: Path) -> Iterator[Item]:
 
 def _in_bucket(argument: str) -> Iterator[Item]:
     """The objects below a prefix `s3://BUCKET/PREFIX`, or a single object."""
+    yield from (arrival.item for arrival in _listed(argument))
+
+
+def _listed(argument: str, may_be_empty: bool = False) -> Iterator[Arrival]:
     from tasks.sources.bucket import Bucket  # s3fs, which takes a second to import
     from tasks.sources.transfer import UnavailableError
 
     try:
         bucket, prefix = Bucket(argument), PurePosixPath(argument.removeprefix(S3))
-        found = bucket.find(str(prefix))
+        found = bucket.find(str(prefix), may_be_empty)
     except UnavailableError as error:
         raise InputError(str(error)) from None
     for name in sorted(found):
         relative = PurePosixPath(name).relative_to(prefix if name != str(prefix) else prefix.parent)
         if _is_candidate(relative):
-            yield Item(f"{S3}{name}", _safe(relative.as_posix()), _reader(bucket, name, found[name]))
+            item = Item(f"{S3}{name}", _safe(relative.as_posix()), _reader(bucket, name, found[name]))
+            yield Arrival(item, found[name].etag, 0.0)
 
 
 def _reader(bucket: "Bucket", name: str, listed: "Object") -> Callable[[], bytes]:
@@ -127,7 +168,7 @@ def _safe(relative: str) -> str:
     return "/".join(part[:120] for part in parts)
 
 
-def _with_distinct_names(items: list[Item]) -> list[Item]:
+def with_distinct_names(items: list[Item]) -> list[Item]:
     """Number the items whose names are the same, regardless of capital letters."""
     taken: set[str] = set()
     found = []

@@ -18,6 +18,8 @@ class Failure(NamedTuple):
 
     source: str
     reason: str
+    sha256: str
+    """Of its content; empty if that could not be read."""
 
 
 class Shown(NamedTuple):

@@ -72,6 +72,8 @@ class Summary:
     unusual: int
     """Predicted images with a warning."""
     failed: list[Failure]
+    records: list[Record]
+    """The predicted images."""
 
 
 def predict(inputs: Sequence[str], model: Path, out: Path, options: Options) -> Summary:
@@ -87,11 +89,20 @@ def predict(inputs: Sequence[str], model: Path, out: Path, options: Options) -> 
     Raises:
         InputError: there is no image or no bundle, or the folder holds something else.
     """
-    started = time.time()
-    bundle = open_bundle(model)
     items = find_items(inputs)
     if options.pseudonyms:
         items = with_pseudonyms(items, options.pseudonyms)
+    return predict_items(items, model, out, options)
+
+
+def predict_items(items: Sequence[Item], model: Path, out: Path, options: Options) -> Summary:
+    """Predict masks of X-rays that were found before, as `predict` does.
+
+    Raises:
+        InputError: there is no bundle, or the folder holds something else.
+    """
+    started = time.time()
+    bundle = open_bundle(model)
     run = _Run(model, bundle, out, options, len(items))
     try:
         run.predict(items)
@@ -181,17 +192,18 @@ class _Run:
         """Write the files of an image."""
         item, digest, picture, reason, _ = read
         if reason is not None:
-            return Failure(item.source, reason)
+            return Failure(item.source, reason, digest)
         if picture is None or raw is None:
             return self._folder.finished[item.name]
         prediction = self._predictor.finish(raw, picture.shape)
         files = [
             self._folder.write(name, content()) for name, content in self._files(item, picture, prediction)
         ]
-        warnings = [*picture.warnings, *self._unusual(picture, prediction)]
+        measures = self._measures(picture, prediction)
+        warnings = [*picture.warnings, *self._unusual(measures)]
         row = {"image": item.name, "source": item.source, **measure(picture, prediction)}
         row["warnings"] = "; ".join(warnings)
-        return Record(item.name, item.source, digest, row, picture.grey, picture.facts, files)
+        return Record(item.name, item.source, digest, row, picture.grey, picture.facts, files, measures)
 
     def _files(
         self, item: Item, picture: Picture, prediction: Prediction
@@ -207,12 +219,14 @@ class _Run:
             masks = lungs | prediction.masks
             yield f"{OVERLAYS}/{item.name}.jpg", lambda: overlay(picture.eight_bit(), masks)
 
-    def _unusual(self, picture: Picture, prediction: Prediction) -> list[str]:
+    def _measures(self, picture: Picture, prediction: Prediction) -> dict[str, float]:
         small = thumbnail(Image.fromarray(picture.eight_bit()))
         lung_area = None if prediction.lungs is None else float(prediction.lungs.mean())
-        found = self._fingerprint.unusual(small, lung_area)
-        words = ", ".join(name.replace("_", " ") for name in found)
-        return [f"unlike the training images ({words})"] if found else []
+        return self._fingerprint.measures(small, lung_area)
+
+    def _unusual(self, measures: dict[str, float]) -> list[str]:
+        words = ", ".join(name.replace("_", " ") for name in self._fingerprint.outside(measures))
+        return [f"unlike the training images ({words})"] if words else []
 
     def write(self, items: Sequence[Item], started: float) -> None:
         """Write the table, the page and run.json."""
@@ -233,13 +247,13 @@ class _Run:
             "software": _software(self._options.engine),
             "images": len(items),
             "predicted": len(self._records),
-            "failed": [failure._asdict() for failure in self._failed],
+            "failed": [{"source": one.source, "reason": one.reason} for one in self._failed],
             "read": {record.image: {"grey_values": record.grey, **record.facts} for record in self._records},
         }
 
     def summary(self) -> Summary:
         unusual = sum(bool(record.row.get("warnings")) for record in self._records)
-        return Summary(len(self._records), unusual, self._failed)
+        return Summary(len(self._records), unusual, self._failed, self._records)
 
 
 def _sixteen_bit(probability: Floats) -> bytes:

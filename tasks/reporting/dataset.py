@@ -106,7 +106,7 @@ def findings(dataset: Dataset) -> list[str]:
     """The audit's findings on the dataset, one sentence each."""
     on_dropped = [_on_dropped(dataset)] if dataset.pairs_across_splits else []
     return [
-        _on_leaks(dataset),
+        on_leaks(dataset),
         *_on_groups(dataset),
         *_on_other_pairs(dataset.audit),
         *on_dropped,
@@ -116,7 +116,8 @@ def findings(dataset: Dataset) -> list[str]:
     ]
 
 
-def _on_leaks(dataset: Dataset) -> str:
+def on_leaks(dataset: Dataset) -> str:
+    """How many images in different splits are duplicates or near-duplicates."""
     figures, least = dataset.audit, dataset.correlation
     exact, near = figures["exact_pairs_across_splits"], figures["near_pairs_across_splits"]
     place = "different splits of one half" if _has_several_halves(dataset) else "different splits"

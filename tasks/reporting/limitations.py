@@ -35,10 +35,9 @@ def _of_covid_qu_ex(document: Document) -> list[str]:
 
 def _of_own_images(document: Document) -> list[str]:
     """What holds for any dataset, without knowing where it comes from."""
-    groups = document.dataset.groups
     return [
         _other_hospitals(document, "source", ", unless the splits were made so"),
-        _with_patients(groups) if groups else _without_patients(document),
+        on_patients(document),
         "If the classes were collected by different institutions, a network may recognise the institution "
         "instead of the disease.",
         "Who drew the reference masks, and how far two readers would agree, is not part of the data. Scores "
@@ -61,6 +60,12 @@ def _other_hospitals(document: Document, sources: str, exception: str) -> str:
         f"{same} Scores on {names} say how networks do on these images. Other hospitals may differ more, and "
         "readers who draw masks by other rules lower a score too."
     )
+
+
+def on_patients(document: Document) -> str:
+    """Whether images of one patient may be in several splits, and what that means for the intervals."""
+    groups = document.dataset.groups
+    return _with_patients(groups) if groups else _without_patients(document)
 
 
 def _without_patients(document: Document) -> str:

@@ -61,7 +61,7 @@ from tasks.reporting.score_tables import (
     score_table,
     score_tiles,
 )
-from tasks.reporting.settings import NUMERIC_COLUMNS, published_rows, settings
+from tasks.reporting.settings import NUMERIC_COLUMNS, published_rows, settings, versions
 from tasks.reporting.words import (
     IMAGE_SET_NAMES,
     IMAGE_SET_WORDS,
@@ -205,7 +205,7 @@ def render_page(document: Document, pictures: Path) -> str:
         ensembles=ensembles,
         research_use=RESEARCH_USE,
         devices=_devices(document),
-        versions=_versions(document),
+        versions=versions(document),
         box=figures,
     )
     return _unbroken(page)
@@ -213,13 +213,6 @@ def render_page(document: Document, pictures: Path) -> str:
 
 def _devices(document: Document) -> list[str]:
     return sorted({training.device for e in document.experiments for training in e.trainings})
-
-
-def _versions(document: Document) -> list[str]:
-    """The versions of the software that trained and scored, each once."""
-    found = [training.versions for e in document.experiments for training in e.trainings]
-    found += [e.versions for e in document.experiments]
-    return sorted({f"{name} {version}" for versions in found for name, version in versions.items()})
 
 
 def _section(document: Document, section: Section, gallery: Gallery) -> SectionView:

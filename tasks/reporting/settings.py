@@ -1,10 +1,10 @@
-"""The report's tables of the experiments' settings and of published results, as cells of text."""
+"""The report's tables of the experiments' settings and of published results; versions of the software."""
 
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from tasks.comparison.document import ExperimentRecord, PublishedScores, Section
+from tasks.comparison.document import Document, ExperimentRecord, PublishedScores, Section
 from tasks.reporting.differences import postprocessing
 from tasks.reporting.words import formatted, listed
 
@@ -88,6 +88,13 @@ def settings(experiments: Sequence[ExperimentRecord]) -> tuple[dict[str, list[st
     differing = {k: v for k, v in columns.items() if k in ALWAYS_COLUMNS or len(set(v)) > 1}
     common = {k: v[0] for k, v in columns.items() if k not in differing and v[0] != "–"}
     return differing, common
+
+
+def versions(document: Document) -> list[str]:
+    """The versions of the software that trained and scored, each once."""
+    found = [training.versions for e in document.experiments for training in e.trainings]
+    found += [e.versions for e in document.experiments]
+    return sorted({f"{name} {version}" for of_one in found for name, version in of_one.items()})
 
 
 def start_words(plan: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ def summarise(document: Document) -> str:
         found = [(name, symptom) for name, of_one in trainings.items() for symptom in of_one]
         lines += [*(f"- **{name}:** {symptom.text}" for name, symptom in found), ""]
     for section in document.predicted:
-        lines += [*_summary_table(document, section), ""]
+        lines += [*summary_table(document, section), ""]
         assert section.choice
         choice = f"{section.choice.chosen}: {on_choice(section.choice)}"
         sentences = [choice, *on_chosen(section), *against_trivial(section)]
@@ -56,7 +56,7 @@ SUMMARY_COLUMNS = {
 }
 
 
-def _summary_table(document: Document, section: Section) -> list[str]:
+def summary_table(document: Document, section: Section) -> list[str]:
     """One row per experiment and predictor: the score on Val, then scores on Test images."""
     tables = {
         name: score_table(

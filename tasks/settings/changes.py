@@ -115,6 +115,9 @@ def _keep_experiments(document: Any, names: Sequence[str]) -> None:
         del there[name]
     _keep_in_groups(_section(document, "report").get("groups"), there)
     _keep_in_list(_section(document, "export").get("experiments"), there)
+    promotion = _section(document, "promotion")
+    if promotion.get("experiment") not in there and "experiment" in promotion:
+        promotion["experiment"] = None
 
 
 def _keep_in_groups(groups: Any, experiments: Any) -> None:

@@ -61,6 +61,7 @@ ADDED = {
     "prediction.ensemble": "none",
     "report.groups": "{}",
     "export.experiments": "[]",
+    "promotion.experiment": "null",
 }
 
 #: Folder of the scores of ensembles, and of their networks.
@@ -414,6 +415,25 @@ class Export(_Section):
     experiments: Annotated[tuple[str, ...] | Literal["all"], PlainValidator(_exported)]
 
 
+class Promotion(_Section):
+    """Which bundle may become the champion, and by which limits it is judged, see `tasks.gate.rules`.
+
+    No stage depends on this section. Without it, nothing is promoted, and the limits are these.
+    """
+
+    experiment: str | None = None
+    """None: no bundle is promoted."""
+    target: Target = "infection"
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Largest loss of mean Dice, for each image class and external dataset."""
+    false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Largest increase of the share of controls that are marked."""
+    leaks: Share = 0.01
+    """Largest share of Val or Test images that duplicate, or nearly duplicate, a training image."""
+    least_images: Annotated[int, Field(ge=2)] = 30
+    """With fewer images of a class or dataset, nothing is decided."""
+
+
 class Stages(_Section):
     """The lists for dvc.yaml's `foreach` stages, which it cannot derive from the experiments itself."""
 
@@ -468,6 +488,8 @@ class Settings(_Section):
     ]
     report: Report
     export: Export
+    promotion: Promotion = Promotion()
+    """Revisions from before this section lack it."""
 
     @property
     def exported(self) -> tuple[str, ...]:
@@ -636,7 +658,21 @@ class Settings(_Section):
         for name in () if self.export.experiments == ALL else self.export.experiments:
             if name not in self.experiments:
                 raise ValueError(f"export.experiments: {name!r} is not one of {', '.join(self.experiments)}")
+        self._check_promotion()
         return self
+
+    def _check_promotion(self) -> None:
+        name = self.promotion.experiment
+        if name is None:
+            return
+        if name not in self.exported:
+            there = ", ".join(self.exported) or "there are none"
+            raise ValueError(
+                f"promotion.experiment: {name!r} is not one of export.experiments ({there}); "
+                "set null to promote nothing"
+            )
+        if self.promotion.target not in (targets := self.experiments[name].targets):
+            raise ValueError(f"promotion.target: {name} predicts only {' and '.join(targets)}")
 
     def _check_groups(self) -> None:
         group_of: dict[str, str] = {}

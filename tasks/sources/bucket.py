@@ -71,10 +71,10 @@ class Bucket:
             self._files.retries = 1
             self._client: Any = self._files.connect()
 
-    def find(self, prefix: str) -> dict[str, Object]:
+    def find(self, prefix: str, may_be_empty: bool = False) -> dict[str, Object]:
         """All objects below `BUCKET/PREFIX`: `BUCKET/KEY` -> object."""
         found = retrying(lambda: self._find(prefix))
-        if not found:
+        if not found and not may_be_empty:
             raise InputError(f"{self.where}: there are no objects below this prefix")
         return {name: Object(info["size"], info["ETag"].strip('"')) for name, info in found.items()}
 

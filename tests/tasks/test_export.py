@@ -82,7 +82,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "not JSON": (lambda folder: (folder / "bundle.json").write_text("{"), "not valid JSON"),
     "deep JSON": (lambda folder: (folder / "bundle.json").write_text("[" * 10**6), "not valid JSON"),
     "a list": (lambda folder: (folder / "bundle.json").write_text("[]"), "schema_version is None"),
-    "newer": (lambda folder: change(folder, schema_version=2), "schema_version is 2, but this version"),
+    "newer": (lambda folder: change(folder, schema_version=3), "schema_version is 3, but this version"),
     "another key": (lambda folder: change(folder, more=1), "more: Extra inputs"),
     "a path as a name": (lambda folder: change(folder, name="../../etc"), "name: String should match"),
     "another network": (flip_a_byte, "not the file that bundle.json describes"),

@@ -58,6 +58,7 @@ def test_page_shows_every_part(written: Work) -> None:
     assert "123,456" in page
     assert page.count("<h4>Loss</h4>") == 2
     assert "MedSegBench" in page
+    assert '<a href="claim.md">' in page and (written.out / "claim.md").exists()
     assert "infection/Train/Normal/&lt;b&gt;" in page, "text from outside must be escaped"
 
 
@@ -346,7 +347,12 @@ def test_failed_report_keeps_the_previous_files(work: Work, monkeypatch: pytest.
         work.run()
     assert work.page() == before
     assert work.metrics.read_bytes() == kept
-    assert sorted(path.name for path in work.out.iterdir()) == ["figures.svg", "index.html", "summary.md"]
+    assert sorted(path.name for path in work.out.iterdir()) == [
+        "claim.md",
+        "figures.svg",
+        "index.html",
+        "summary.md",
+    ]
 
 
 def test_missing_prediction_and_missing_plan_are_errors(work: Work) -> None:

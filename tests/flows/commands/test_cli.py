@@ -28,8 +28,8 @@ def cxr(*arguments: str, folder: Path = ROOT, home: Path | None = None) -> "subp
 
 
 #: The words of each command.
-EVERY = [[command.__name__] for command in COMMANDS] + [
-    [group, command.__name__] for group, (_, commands) in GROUPS.items() for command in commands
+EVERY = [[command.__name__.rstrip("_")] for command in COMMANDS] + [
+    [group, command.__name__.rstrip("_")] for group, (_, commands) in GROUPS.items() for command in commands
 ]
 
 

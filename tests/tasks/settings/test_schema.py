@@ -248,6 +248,7 @@ def test_experiments_that_are_not_kept_are_not_exported() -> None:
 def test_a_bundle_needs_the_trainings_of_all_seeds_and_the_first_one_of_its_lungs() -> None:
     params = changed(
         "export.experiments=[two_step_infection]",
+        "promotion.experiment=two_step_infection",
         "experiments.two_step_infection.seeds=2",
         "experiments.two_step_lungs.seeds=2",
     )
@@ -308,6 +309,26 @@ def test_exported_experiments_exist() -> None:
     ):
         with pytest.raises(InputError, match=message):
             changed(f"export.experiments={value}")
+
+
+def test_the_promoted_experiment_is_exported_and_predicts_the_judged_target() -> None:
+    for changes, message in (
+        (["promotion.experiment=report2"], r"promotion\.experiment: 'report2' is not one of .* \(combined\)"),
+        (["export.experiments=[]"], r"promotion\.experiment: 'combined' is not one of .* \(there are none\)"),
+        (
+            ["export.experiments=all", "promotion.experiment=report1_bce", "promotion.target=lung"],
+            r"promotion\.target: report1_bce predicts only infection",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            changed(*changes)
+    assert parse_params(with_changes(TEXT, {}, ["report2"])).promotion.experiment is None
+
+
+def test_params_without_a_promotion_have_its_limits_and_promote_nothing() -> None:
+    before, _, rest = TEXT.partition("\npromotion:\n")
+    promotion = parse_params(before + "\n# Lists" + rest.partition("\n# Lists")[2]).promotion
+    assert promotion == changed("promotion.experiment=null").promotion
 
 
 def test_groups_name_experiments_once() -> None:

@@ -1,0 +1,42 @@
+"""`cxr inbox`: predict what is new in an inbox, once."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+
+def inbox(
+    inbox: Annotated[str, Parameter(name="INBOX")],
+    /,
+    *,
+    model: Annotated[Path, Parameter(metavar="BUNDLE")],
+    out: Annotated[Path, Parameter(metavar="DIR")],
+    limit: Annotated[int, Parameter(metavar="N")] = 1000,
+    last: Annotated[int, Parameter(metavar="N")] = 100,
+    engine: Literal["onnx", "torch"] = "onnx",
+) -> None:
+    """Predict what is new in an inbox, and look for drift.
+
+    One pass, for cron: predicts images that no earlier pass has predicted, as one batch. Continues a batch
+    that was killed. Without new images it does nothing.
+
+    Args:
+        inbox: A folder, or s3://BUCKET/PREFIX.
+        model: The folder of a bundle, such as artifacts/bundles/combined.
+        out: The folder of all batches, outside the inbox.
+        limit: Most images of the batch. The rest waits for the next pass.
+        last: How many of the last images are compared with the Val images of the bundle.
+        engine: What runs the networks: ONNX Runtime on the CPU, or torch on the GPU if there is one.
+
+    Examples:
+        cxr inbox arriving/ --model artifacts/bundles/combined --out batches
+        cxr inbox s3://hospital/xrays --model artifacts/bundles/combined --out batches --limit 100
+    """
+    from tasks.prediction.inbox import process
+
+    batches = process(inbox, out, model, limit, last, engine)
+    for batch in batches:
+        print(f"{out / batch.name}: {batch.describe()}")
+    if not batches:
+        print("nothing new")

@@ -1,0 +1,263 @@
+"""`cxr models`: which network is current, and its history."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from tasks.support.cli import InputError
+
+if TYPE_CHECKING:
+    from flows.registry.registry import Change
+
+ByOption = Annotated[str | None, Parameter(metavar="NAME")]
+Reason = Annotated[str, Parameter(metavar="TEXT")]
+
+
+def list_(*, as_json: Annotated[bool, Parameter(name="--json")] = False) -> None:
+    """List the registered versions of every model.
+
+    Args:
+        as_json: Print JSON.
+
+    Examples:
+        cxr models list
+    """
+    from flows.registry.registry import versions
+    from flows.repository.git import find_repository
+
+    found = versions(find_repository())
+    if as_json:
+        _print_json([version._asdict() for version in found])
+        return
+    rows = [
+        (
+            version.model,
+            version.version,
+            ", ".join(version.stages),
+            version.commit[:10],
+            f"{version.registered:%Y-%m-%d %H:%M}",
+            version.author,
+        )
+        for version in found
+    ]
+    _print_table(("model", "version", "stage", "commit", "registered", "by"), rows)
+
+
+def show(
+    reference: str,
+    /,
+    *,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Show one version: its commit, its digest, and what the registry says about it.
+
+    Args:
+        reference: NAME, NAME@v1.0.0, NAME@latest, NAME#champion, or champion.
+        as_json: Print JSON.
+
+    Examples:
+        cxr models show champion
+        cxr models show combined@v1.0.0
+    """
+    from flows.registry.registry import find, history
+    from flows.repository.git import find_repository
+
+    repository = find_repository()
+    version = find(repository, reference)
+    changes = [change for change in history(repository, version.model) if change.version == version.version]
+    if as_json:
+        _print_json(version._asdict() | {"history": [change._asdict() for change in changes]})
+        return
+    print(f"{version.name}{f', {version.stages[0]}' if version.stages else ''}")
+    print(f"commit:  {version.commit}")
+    print(f"digest:  {version.digest or 'not recorded'}")
+    for change in changes:
+        print(_line(change))
+
+
+def get(
+    reference: str,
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(metavar="DIR")] = None,
+    source: Annotated[str | None, Parameter(name="--from", metavar="URL")] = None,
+) -> None:
+    """Get the bundle of a version from the DVC cache or the DVC remote, and check it.
+
+    Args:
+        reference: NAME, NAME@v1.0.0, NAME@latest, NAME#champion, or champion.
+        out: The folder to create. By default bundles/NAME-VERSION.
+        source: The URL or path of another repository. Nothing of it is executed.
+
+    Examples:
+        cxr models get champion
+        cxr models get combined@v1.0.0 --out bundle
+    """
+    from flows.registry.registry import fetch, fetch_named
+    from flows.repository.git import find_repository
+
+    origin = source or find_repository()
+    if out:
+        print(fetch(origin, reference, out))
+    else:
+        print(fetch_named(origin, reference, (Path.cwd() if source else find_repository()) / "bundles"))
+
+
+def compare(
+    challenger: str,
+    champion: str | None = None,
+    /,
+    *,
+    checkout: Annotated[Path | None, Parameter(metavar="DIR")] = None,
+    out: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+) -> None:
+    """Judge whether a challenger may replace the champion.
+
+    Runs both on the same images, and prints a line for each rule. The exit status is 0 if the challenger
+    passed, and 1 otherwise.
+
+    Args:
+        challenger: The folder of a bundle, such as artifacts/bundles/combined, or a version of the registry.
+        champion: Another one. Without it, the challenger is judged as the first champion.
+        checkout: The checkout whose images and params.yaml are used. By default the current one.
+        out: Also write the verdict to this file, as JSON.
+
+    Examples:
+        cxr models compare artifacts/bundles/combined champion
+        cxr models compare combined@v1.1.0 combined@v1.0.0
+    """
+    from flows.commands.predict import find_bundle
+    from flows.repository.git import find_repository
+    from tasks.common.files import replacing
+    from tasks.gate.judge import judge
+    from tasks.gate.words import as_lines
+
+    theirs = find_bundle(champion) if champion else None
+    verdict = judge(find_bundle(challenger), theirs, checkout or find_repository())
+    if out:
+        with replacing(out) as partial:
+            partial.write_text(verdict.to_json(), encoding="utf-8")
+    print(as_lines(verdict), flush=True)
+    if not verdict.passed:
+        raise InputError(f"the challenger is not promoted: {verdict.outcome}")
+
+
+def promote(
+    revision: str,
+    /,
+    *,
+    reason: Reason,
+    model: Annotated[str | None, Parameter(metavar="NAME")] = None,
+    by: ByOption = None,
+    push: bool = False,
+) -> None:
+    """Make the network of a revision the champion.
+
+    Registers it as a new version first. A verdict of the run is kept with it.
+
+    Args:
+        revision: A branch, tag or commit, such as retrain/NAME.
+        reason: Why. It is kept in the history.
+        model: The experiment. By default the one that `promotion.experiment` in params.yaml names.
+        by: Who decides. By default the user that git knows.
+        push: Push the bundle to the DVC remote and the tags to origin.
+
+    Examples:
+        cxr models promote retrain/monday --reason "finds small lesions"
+    """
+    from flows.promotion import promote_revision
+    from flows.registry.tags import whoami
+    from flows.repository.git import find_repository
+
+    repository = find_repository()
+    version = promote_revision(
+        repository, revision, model, by=by or whoami(repository), reason=reason, push=push
+    )
+    print(f"{version.name} is the champion")
+
+
+def refuse(run: str, /, *, reason: Reason, by: ByOption = None) -> None:
+    """Refuse the network of a run that waits for a decision.
+
+    Args:
+        run: The name of the run, such as monday.
+        reason: Why.
+        by: Who decides. By default the user that git knows.
+
+    Examples:
+        cxr models refuse monday --reason "trained on damaged labels"
+    """
+    from flows.promotion import decide
+    from flows.registry.tags import whoami
+    from flows.repository.git import find_repository
+
+    repository = find_repository()
+    decide(repository, run, "refused", by=by or whoami(repository), reason=reason, log=print)
+    print(f"{run} is refused")
+
+
+def rollback(model: str, /, *, reason: Reason, by: ByOption = None, push: bool = False) -> None:
+    """Make the champion before the present one the champion again.
+
+    Args:
+        model: The experiment, such as combined.
+        reason: Why. It is kept in the history.
+        by: Who decides. By default the user that git knows.
+        push: Push the tag to origin.
+
+    Examples:
+        cxr models rollback combined --reason "marks pacemakers"
+    """
+    from flows.promotion import roll_back
+    from flows.registry.tags import whoami
+    from flows.repository.git import find_repository
+
+    repository = find_repository()
+    version = roll_back(repository, model, by=by or whoami(repository), reason=reason, push=push)
+    print(f"{version.name} is the champion again")
+
+
+def history(
+    model: str,
+    /,
+    *,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Show who promoted what, when and why, the latest first.
+
+    Args:
+        model: The experiment.
+        as_json: Print JSON.
+
+    Examples:
+        cxr models history combined
+    """
+    from flows.registry.registry import history as read
+    from flows.repository.git import find_repository
+
+    changes = read(find_repository(), model)
+    if as_json:
+        _print_json([change._asdict() for change in changes])
+        return
+    for change in changes:
+        print(_line(change))
+
+
+def _line(change: "Change") -> str:
+    what = f"{change.at:%Y-%m-%d %H:%M}  {change.version}  {change.action} by {change.by}: {change.reason}"
+    return f"{what} ({change.verdict})" if change.verdict else what
+
+
+def _print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    for row in (titles, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_json(content: Any) -> None:
+    json.dump(content, sys.stdout, indent=1, default=str)
+    print()

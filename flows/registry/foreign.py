@@ -1,0 +1,106 @@
+"""Another repository, read without trusting it.
+
+DVC's own API would use the configuration that the repository brings, and some of its settings run commands:
+a WebDAV remote has `bearer_token_command`, and the file that `configpath` of an S3 remote names may have
+`credential_process`. Others (`cache.dir`, `core.site_cache_dir`) choose where DVC writes. So only SETTINGS
+are taken, for remotes of three kinds.
+"""
+
+from collections.abc import Iterator
+from configparser import ConfigParser
+from configparser import Error as ConfigParserError
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from flows.repository.git import GitError, git
+from flows.repository.refs import ORIGIN, ORIGIN_TIMEOUT
+from tasks.support.cli import InputError, without_secrets
+
+#: Settings of a DVC remote that name a place or a credential. None of them names a file or a command.
+SETTINGS = (
+    "url",
+    "endpointurl",
+    "region",
+    "access_key_id",
+    "secret_access_key",
+    "session_token",
+    "allow_anonymous_login",
+)
+
+#: Remotes elsewhere. Folders are taken from repositories on this machine only.
+SCHEMES = ("s3://", "https://", "http://")
+
+
+@contextmanager
+def foreign(source: str) -> Iterator[tuple[Path, str]]:
+    """Yield a temporary clone with the tagged commits of a repository, and DVC's settings for its data.
+
+    Raises:
+        InputError: it cannot be cloned, or its DVC remote is of another kind.
+    """
+    here = Path(source).expanduser()
+    address = str(here.resolve()) if here.is_dir() else source
+    if address.startswith("-"):
+        raise InputError(f"{source}: not the address of a repository")
+    with TemporaryDirectory() as folder:
+        clone = Path(folder)
+        git(clone, "init", "--quiet", "--bare")
+        git(clone, "remote", "add", ORIGIN, address)
+        # Only the tagged commits, and only those files that are read.
+        command = ("fetch", "--quiet", "--no-tags", "--depth=1", "--filter=blob:none")
+        try:
+            git(clone, *command, ORIGIN, "+refs/tags/*:refs/tags/*", timeout=ORIGIN_TIMEOUT)
+        except GitError as error:
+            raise InputError(f"{without_secrets(source)}: {error}") from None
+        yield clone, _settings(clone, here.resolve() if here.is_dir() else None)
+
+
+def _settings(clone: Path, here: Path | None) -> str:
+    """Return DVC's settings for the default remote of a repository.
+
+    It is the one that the latest tagged commit names, or, on this machine, the repository's own files.
+    """
+    texts = []
+    if here:
+        for name in ("config", "config.local"):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                texts.append((here / ".dvc" / name).read_text(encoding="utf-8"))
+    else:
+        newest = ("for-each-ref", "--sort=-creatordate", "--count=1", "--format=%(refname)", "refs/tags")
+        with suppress(GitError):
+            texts.append(git(clone, "show", f"{git(clone, *newest)}:.dvc/config"))
+    values = ConfigParser(interpolation=None, strict=False)
+    try:
+        for text in texts:
+            values.read_string("\n".join(line.strip() for line in text.splitlines()))
+    except ConfigParserError:
+        raise InputError("the repository's .dvc/config is invalid") from None
+    name = values.get("core", "remote", fallback="")
+    section = next(
+        (one for one in (f"'remote \"{name}\"'", f'remote "{name}"') if values.has_section(one)), ""
+    )
+    kept = {key: values.get(section, key) for key in SETTINGS if section and values.has_option(section, key)}
+    return _checked(kept, here)
+
+
+def _checked(kept: dict[str, str], here: Path | None) -> str:
+    url = kept.get("url", "")
+    if not url and here:
+        kept = {"url": str(here / ".dvc" / "cache")}
+    elif here and "://" not in url:
+        kept = {"url": str((here / ".dvc" / url).resolve())}
+    elif not url.startswith(SCHEMES):
+        found = without_secrets(url) or "none"
+        raise InputError(f"the data is on a DVC remote that is not S3 or HTTP: {found}; clone the repository")
+    elif "\n" in url:
+        raise InputError("the repository's .dvc/config is invalid")
+    lines = "".join(f"    {key} = {_quoted(value)}\n" for key, value in kept.items())
+    return f"    remote = source\n['remote \"source\"']\n{lines}"
+
+
+def _quoted(value: str) -> str:
+    """Return a value as in DVC's configuration, whose comments begin with #."""
+    if '"' in value:
+        raise InputError("the repository's .dvc/config is invalid")
+    return f'"{value}"'

@@ -1,0 +1,1 @@
+"""Writes the CLAIM checklist of a run from the document of the stage compare. Computes no statistic."""

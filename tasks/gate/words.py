@@ -1,0 +1,84 @@
+"""The verdict as text: one table for an artifact or a report, and plain lines for a terminal."""
+
+from collections.abc import Iterator, Sequence
+
+from tasks.gate.verdict import Finding, Verdict
+
+HEADINGS = ("rule", "images", "number", "champion", "challenger", "difference (95 % interval)", "limit", "")
+RESULTS = {True: "passed", False: "FAILED", None: "undecided"}
+OUTCOMES = {
+    "passed": "The challenger passed.",
+    "failed": "The challenger failed.",
+    "undecided": "Undecided: the challenger may not replace the champion.",
+}
+LIMITS = {"low above": "low end above", "high at most": "high end at most", "at most": "at most"}
+FIRST = "The challenger may be the first champion."
+
+
+def headline(verdict: Verdict) -> str:
+    """The outcome in one sentence."""
+    return FIRST if verdict.passed and verdict.champion is None else OUTCOMES[verdict.outcome]
+
+
+def as_markdown(verdict: Verdict) -> str:
+    """The verdict as Markdown."""
+    rows = [HEADINGS, ("---", "---", *["---:"] * 5, "---"), *map(_cells, verdict.findings)]
+    parts = [
+        f"**{headline(verdict)}**",
+        "\n".join(f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in rows),
+        "\n".join(f"- {sentence}" for sentence in sentences(verdict)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def as_lines(verdict: Verdict) -> str:
+    """The verdict as aligned lines."""
+    rows = [HEADINGS, *map(_cells, verdict.findings)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
+    return "\n".join([headline(verdict), *lines, *sentences(verdict)])
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+    for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        yield f"{cell:>{width}}" if 2 <= place <= 6 else f"{cell:{width}}"
+
+
+def sentences(verdict: Verdict) -> Iterator[str]:
+    """What the table does not say: why rules failed, images that are left out, what is unknown."""
+    for finding in verdict.findings:
+        if finding.reason:
+            yield f"{finding.rule}, {finding.images}: {finding.reason}."
+    for one in verdict.left_out:
+        if one.either:
+            yield (
+                f"{one.images}: {one.either} of {one.either + one.judged} images left out, because a network "
+                f"was trained on them (challenger {one.challenger}, champion {one.champion})."
+            )
+    yield f"Judged on {verdict.target}; the main score is {verdict.selection}, the others are mean Dice."
+    yield from verdict.notes
+
+
+def _cells(found: Finding) -> tuple[str, ...]:
+    interval = ""
+    if found.difference is not None and found.low is not None and found.high is not None:
+        interval = f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+    limit = f"{LIMITS[found.limit]} {found.bound:g}" if found.limit and found.bound is not None else ""
+    return (
+        found.rule,
+        found.images,
+        str(found.count),
+        _number(found.champion),
+        _number(found.challenger),
+        interval,
+        limit,
+        RESULTS[found.passed] if found.decides else "reported",
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|") or " "
