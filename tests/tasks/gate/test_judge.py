@@ -57,7 +57,7 @@ def stage_rows(pipeline: Pipeline, training: str, split: str) -> pd.DataFrame:
 
 
 def test_scores_are_those_of_the_stage_evaluate(pipeline: Pipeline, verdict: Verdict) -> None:
-    """The champion's masks are those of its first network."""
+    """The masks of a bundle are those of its first network."""
     for split in ("Val", "Test"):
         for role, training in (("challenger", "two_step_infection-seed0"), ("champion", "combined-seed0")):
             rows = stage_rows(pipeline, training, split)
