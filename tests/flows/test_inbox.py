@@ -56,7 +56,7 @@ class TestInOrder:
         run = submit(served, **request_ | {"model": ""})
         assert run.state and run.state.message
         assert run.state.is_failed()
-        assert run.state.message.startswith("model: is empty")
+        assert run.state.message.startswith("champion: no such version")
 
     def test_counts_warnings_and_drift_are_artifacts(self, served: Served, request_: dict[str, Any]) -> None:
         inbox = Path(request_["inbox"])

@@ -79,7 +79,7 @@ class TestInOrder:
     ) -> None:
         form = Form(page, deployment)
         form.fill("Alpha", "0.3")
-        form.fill("Epochs", "30")  # long enough for a busy machine to show it running
+        form.fill("Epochs", "100")  # long enough for a busy machine to show it running
         runs["first"] = form.start("Alpha a third")
         expect(heading(page)).to_contain_text("Running", timeout=RUN)
         open_tab(page, "Task Runs")
@@ -94,7 +94,7 @@ class TestInOrder:
         expect(heading(page)).to_contain_text("Running")
         open_tab(page, "Artifacts")
         progress = page.get_by_role("link").filter(
-            has_text=re.compile(r"train@[\w-]+: ([\w-]+ epoch \d+ of 30|epochs of [\w-]+): ")
+            has_text=re.compile(r"train@[\w-]+: ([\w-]+ epoch \d+ of 100|epochs of [\w-]+): ")
         )
         expect(progress.first).to_be_visible(timeout=RUN)
         progress.first.click()
