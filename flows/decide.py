@@ -109,7 +109,7 @@ def announce(event: str, version: Version, by: str, reason: str) -> None:
     )
     try:
         create_markdown_artifact(text, key=f"champion-{version.model.lower().replace('_', '-')}")
-        report_champion(get_current_settings().api.url, event, version, by, reason)
+        report_champion(event, version, by, reason)
     except Exception as error:  # the server is unavailable
         logger.warning("could not show the champion in the UI: %s", error)
 

@@ -11,12 +11,12 @@ import httpx
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
-from prefect.runtime import deployment, flow_run
+from prefect.runtime import deployment
 from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.deployment.drift import send_drift
-from flows.registry.registry import CHAMPION, fetch_named
+from flows.registry.registry import CHAMPION, FETCHED, fetch_named
 from flows.repository.git import find_repository
 from flows.retrain import show
 from tasks.support.cli import InputError
@@ -113,7 +113,7 @@ def find_model(repository: Path, model: str) -> Path:
     """
     if model:
         return _place(model, repository)
-    return fetch_named(repository, CHAMPION, repository / "bundles")
+    return fetch_named(repository, CHAMPION, repository / FETCHED)
 
 
 def _place(path: str, repository: Path) -> Path:
@@ -134,7 +134,7 @@ def report_drift(results: Path, latest: "Batch") -> None:
     drifted = [row.measure for row in latest.drift.rows if row.drifted]
     payload = {"batch": latest.name, "bundle": latest.bundle, "images": latest.drift.images}
     try:
-        send_drift(str(results), deployment.id, flow_run.id, payload | {"measures": drifted})
+        send_drift(str(results), deployment.id, payload | {"measures": drifted})
     except httpx.HTTPError as error:
         get_run_logger().warning("the next run will emit the event of the drift again: %s", error)
         return

@@ -198,11 +198,13 @@ def promote(
     Raises:
         InputError: the revision has no such bundle, or the tags cannot be made or pushed.
     """
-
-    def make() -> Version:
-        return promote_in_registry(repository, revision, model, reason, by, verdict)
-
-    return _make_champion(repository, model, push, log, make)
+    return _make_champion(
+        repository,
+        model,
+        push,
+        log,
+        lambda: promote_in_registry(repository, revision, model, reason, by, verdict),
+    )
 
 
 def roll_back(

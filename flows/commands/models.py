@@ -97,14 +97,14 @@ def get(
         cxr models get champion
         cxr models get combined@v1.0.0 --out bundle
     """
-    from flows.registry.registry import fetch, fetch_named
+    from flows.registry.registry import FETCHED, fetch, fetch_named
     from flows.repository.git import find_repository
 
     origin = source or find_repository()
     if out:
         print(fetch(origin, reference, out))
     else:
-        print(fetch_named(origin, reference, (Path.cwd() if source else find_repository()) / "bundles"))
+        print(fetch_named(origin, reference, (Path.cwd() if source else Path(origin)) / FETCHED))
 
 
 def compare(

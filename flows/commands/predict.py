@@ -61,10 +61,10 @@ def find_bundle(model: str) -> Path:
 
     try:
         repository = find_repository()
-        from flows.registry.registry import fetch_named  # of the extra `pipeline`
+        from flows.registry.registry import FETCHED, fetch_named  # of the extra `pipeline`
     except (InputError, OSError, ModuleNotFoundError):  # OSError: git is not installed
         return folder
-    return fetch_named(repository, model, repository / "bundles")
+    return fetch_named(repository, model, repository / FETCHED)
 
 
 def _images(count: int) -> str:

@@ -73,4 +73,4 @@ def report_ended_runs(api: str, runs: set[str]) -> None:
                     resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"},
                     related=[of_deployment(run.deployment_id)],
                 )
-                emit(api, event)
+                emit(client, event)

@@ -8,39 +8,32 @@ from prefect.events import Event
 from prefect.events.actions import RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
-from flows.deployment.events import of_deployment
+from flows.deployment.events import emit, of_deployment, of_this_run
 from flows.deployment.prefect_api import client_of
 
 #: Event that is emitted once when the last images of an inbox have drifted.
 DRIFT = "prediction.drift"
 
 
-def send_drift(results: str, deployment: str | None, run: str | None, payload: dict[str, Any]) -> None:
+def send_drift(results: str, deployment: str | None, payload: dict[str, Any]) -> None:
     """Send the event to the server that this flow run reports to.
 
     Args:
         results: the results folder, which the event is about.
         deployment: the id of the flow run's deployment, if it has one.
-        run: the id of the flow run.
         payload: what has drifted.
 
     Raises:
         httpx.HTTPError: the server did not take it.
     """
-    related = [of_deployment(deployment)] if deployment else []
-    if run:
-        related.append(
-            {"prefect.resource.role": "flow-run", "prefect.resource.id": f"prefect.flow-run.{run}"}
-        )
     event = Event(
         event=DRIFT,
         resource={"prefect.resource.id": f"prediction.results.{results}"},
-        related=related,
+        related=[*([of_deployment(deployment)] if deployment else []), of_this_run()],
         payload=payload,
     )
-    # Not by `emit_event`, which sends in the background and tells nobody if that fails.
     with get_client(sync_client=True) as client:
-        client._client.post("/events", json=[event.model_dump(mode="json")])
+        emit(client, event)
 
 
 def retrain_on_drift(api: str, predictions: UUID, retraining: UUID, name: str) -> None:

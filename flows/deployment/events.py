@@ -3,22 +3,24 @@
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events import Event
 from prefect.runtime import flow_run
-
-from flows.deployment.prefect_api import client_of
 
 if TYPE_CHECKING:
     from flows.registry.registry import Version
 
 
-def emit(api: str, *events: Event) -> None:
-    """Emit events, and return when the server has them.
+def emit(client: SyncPrefectClient, event: Event) -> None:
+    """Emit an event, and return when the server has it.
 
-    Not by Prefect's `emit_event`, which sends in the background: the process may be about to end.
+    Not by Prefect's `emit_event`, which sends in the background: it may fail unnoticed, or the process may
+    end first.
+
+    Raises:
+        httpx.HTTPError: the server did not take it.
     """
-    with client_of(api) as client:
-        client._client.post("/events", json=[event.model_dump(mode="json") for event in events])
+    client._client.post("/events", json=[event.model_dump(mode="json")])
 
 
 def of_deployment(deployment: UUID | str | None) -> dict[str, str]:
@@ -29,18 +31,21 @@ def of_deployment(deployment: UUID | str | None) -> dict[str, str]:
     }
 
 
-def report_champion(api: str | None, event: str, version: "Version", by: str, reason: str) -> None:
-    """Emit an event about a model's new champion, unless there is no server."""
-    if not api:
-        return
-    of_run = {"prefect.resource.role": "flow-run", "prefect.resource.id": f"prefect.flow-run.{flow_run.id}"}
+def of_this_run() -> dict[str, str]:
+    """Return the current flow run as a related resource."""
+    return {"prefect.resource.role": "flow-run", "prefect.resource.id": f"prefect.flow-run.{flow_run.id}"}
+
+
+def report_champion(event: str, version: "Version", by: str, reason: str) -> None:
+    """Emit an event about a model's new champion to the server that this flow run reports to."""
     found = Event(
         event=event,
         resource={
             "prefect.resource.id": f"cxr.model.{version.model}",
             "prefect.resource.name": version.model,
         },
-        related=[of_run] if flow_run.id else [],
+        related=[of_this_run()],
         payload={"version": version.version, "commit": version.commit, "by": by, "reason": reason},
     )
-    emit(api, found)
+    with get_client(sync_client=True) as client:
+        emit(client, found)

@@ -26,6 +26,9 @@ from tasks.bundles.files import BUNDLE_FILE
 from tasks.bundles.schema import open_bundle
 from tasks.support.cli import InputError
 
+#: Folder in the repository for fetched bundles, ignored by git and DVC.
+FETCHED = "bundles"
+
 #: The stage of the version in use.
 CHAMPION = "champion"
 

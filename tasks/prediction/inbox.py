@@ -242,7 +242,7 @@ def _checked(inbox: str, results: Path) -> tuple[str, Path]:
         return inbox, results
     folder = Path(inbox).expanduser().resolve()
     if results.is_relative_to(folder):
-        raise InputError(f"{results}: is in the inbox, so results would be taken for new images")
+        raise InputError(f"{results}: is in the inbox; results there would count as new images")
     return str(folder), results
 
 
