@@ -16,6 +16,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium o
 
 #: Timeout in milliseconds for anything that a run shows.
 RUN = 1000 * TIMEOUT
+#: Epochs of a run, enough for a page to show it running on a fast machine.
+EPOCHS = "100"
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ class TestInOrder:
     ) -> None:
         form = Form(page, deployment)
         form.fill("Alpha", "0.3")
-        form.fill("Epochs", "100")  # long enough for a busy machine to show it running
+        form.fill("Epochs", EPOCHS)
         runs["first"] = form.start("Alpha a third")
         expect(heading(page)).to_contain_text("Running", timeout=RUN)
         open_tab(page, "Task Runs")
@@ -138,7 +140,7 @@ class TestInOrder:
     ) -> None:
         form = Form(page, deployment)
         form.fill("Alpha", "0.3")
-        form.fill("Epochs", "30")
+        form.fill("Epochs", EPOCHS)
         form.start("Again")
         expect(heading(page)).to_contain_text("Unchanged", timeout=RUN)
         open_tab(page, "Task Runs")
