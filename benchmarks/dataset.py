@@ -41,9 +41,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from flows.repository.git import environment
-from tasks.common.cores import available_cores
 from tasks.common.raw import HALF_KINDS, RawDataset, write_member
 from tasks.sources.phantom import PhantomSource
+from tasks.support.cpus import available_cores
 from tests.s3 import serving
 
 ROOT = Path(__file__).parent.parent

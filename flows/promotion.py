@@ -45,6 +45,8 @@ class Judged(NamedTuple):
     passed: bool
     lines: tuple[str, ...]
     markdown: str
+    html: str
+    """A section for the report's page."""
 
 
 class Challenger(NamedTuple):
@@ -85,7 +87,7 @@ def judge_run(repository: Path, checkout: Path) -> Judged | None:
         InputError: the champion's bundle cannot be had, or a bundle cannot be judged.
     """
     from tasks.gate.judge import judge  # these import pandas, which most runs do not need
-    from tasks.gate.words import as_lines, as_markdown, headline
+    from tasks.gate.words import as_html, as_lines, as_markdown, headline
 
     model = load_params(checkout / "params.yaml").promotion.experiment
     if model is None or not (checkout / BUNDLES / model).exists():
@@ -102,6 +104,7 @@ def judge_run(repository: Path, checkout: Path) -> Judged | None:
         verdict.passed,
         (f"{title}: {headline(verdict)}", *as_lines(verdict).splitlines()[1:]),
         f"# {title}\n\n{as_markdown(verdict)}",
+        as_html(verdict, title),
     )
 
 

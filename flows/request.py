@@ -4,7 +4,10 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.runtime import flow_run
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from flows.repository.git import git
 from flows.repository.revision import change_params, unpacked
@@ -14,6 +17,13 @@ from tasks.support.cli import InputError, without_secrets
 
 PRESETS = PurePosixPath("presets")
 PROJECT = Path(__file__).parent.parent
+
+#: The git trailer of a run's commit.
+REQUESTED_BY = "Requested-By"
+
+#: A run of a deployment that neither a schedule nor an automation started. Prefect's server without accounts
+#: does not know who it was.
+UNNAMED = "a user of the Prefect UI, CLI or API who gave no name"
 
 Publish = Literal["remotes", "here", "nowhere"]
 Promotion = Literal["never", "ask", "if better"]
@@ -111,6 +121,21 @@ class RetrainRequest(BaseModel):
         "decision of a person, with the deployment `promote`. if better: judge it, and promote it if it "
         "passes.",
     )
+    requested_by: _Text = Field(
+        None,
+        title="Your name",
+        min_length=1,
+        max_length=100,
+        description="Kept in the commit of the results.",
+    )
+
+    @field_validator("requested_by")
+    @classmethod
+    def _is_one_line(cls, name: str | None) -> str | None:
+        # A line break would let a name add another trailer to the commit.
+        if name and not name.isprintable():
+            raise ValueError("must be one line of printable characters")
+        return name
 
     @model_validator(mode="after")
     def _promoted_results_are_published(self) -> Self:
@@ -187,3 +212,26 @@ def _read_committed(repository: Path, commit: str, path: str) -> str:
     names = git(repository, "ls-tree", "--name-only", commit, f"{folder}/").split()
     there = f"; {folder}/ holds {', '.join(PurePosixPath(name).stem for name in names)}" if names else ""
     raise InputError(f"{path}: no such file in commit {commit[:10]}{there}")
+
+
+def requester(repository: Path, given: str | None) -> str:
+    """Return who asked for the current flow run, in one line.
+
+    Args:
+        repository: The clone, whose git identity is that of whoever starts a run on the command line.
+        given: The name that the user gave, if any.
+    """
+    if given:
+        return given
+    with get_client(sync_client=True) as client:
+        return describe(client.read_flow_run(flow_run.id), repository)
+
+
+def describe(run: FlowRun, repository: Path) -> str:
+    if run.deployment_id is None:
+        return git(repository, "var", "GIT_AUTHOR_IDENT").rpartition(">")[0] + ">"  # without the time
+    if run.auto_scheduled:
+        return "a schedule of the deployment"
+    if run.created_by and run.created_by.type == "AUTOMATION":
+        return f"the automation {run.created_by.display_value}"
+    return UNNAMED

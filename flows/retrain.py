@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from flows.comparison import NOTE, as_lines, as_rows, compare_with
 from flows.decide import announce, refresh_choices
+from flows.deployment.events import report_verdict
 from flows.deployment.temporary import start_server
 from flows.doctor import check_before_run
 from flows.engine.order import (
@@ -38,7 +39,6 @@ from flows.engine.order import (
 )
 from flows.engine.pipeline import restore_output, restore_pipeline, sort_lock
 from flows.engine.runner import StageRunner
-from flows.engine.slots import compute_slots
 from flows.promotion import GATE, Challenger, Decision, Judged, decide, judge_run
 from flows.publish import (
     PREFIX,
@@ -60,11 +60,12 @@ from flows.repository.checkout import RUNS, checked_out, remove_leftovers
 from flows.repository.git import commit, find_repository, git, resolve, reword, uncommitted
 from flows.repository.refs import has_origin
 from flows.repository.revision import Training, change_params, plan_trainings
-from flows.request import PRESETS, RetrainRequest, is_preset_name
+from flows.request import PRESETS, REQUESTED_BY, RetrainRequest, is_preset_name, requester
 from tasks.common.files import replacing
 from tasks.settings.schema import fault_line, load_data
 from tasks.support.checkpoints import FOLDER as CHECKPOINT_FOLDER
 from tasks.support.cli import InputError, describe_os_error, is_temporary, without_secrets
+from tasks.support.slots import slots_for
 
 #: Environment variable with the URL at which `make serve` serves runs/.
 REPORTS_URL = "RETRAIN_REPORTS_URL"
@@ -133,9 +134,8 @@ def _retrain(
             looked = look_for_new_data(checkout, repository, return_state=True)
             if not looked.is_completed():
                 raise InputError(f"looking for new data: {looked.message}")
-        params_commit = commit(
-            checkout, f"Params of {name}\n\n{_describe(request)}\n\n{TRAILER}: {name}", *RESULTS
-        )
+        trailers = f"{TRAILER}: {name}\n{REQUESTED_BY}: {requester(repository, request.requested_by)}"
+        params_commit = commit(checkout, f"Params of {name}\n\n{_describe(request)}\n\n{trailers}", *RESULTS)
         pipeline = restore_pipeline(checkout)
         runner = StageRunner(
             checkout,
@@ -144,7 +144,7 @@ def _retrain(
             **_previous_data(checkout),
         )
         trainings = plan_trainings(checkout)
-        local = LocalMachine(runner, compute_slots(trainings))
+        local = LocalMachine(runner, slots_for(trainings))
         remote_run = RemoteRun(checkout, pipeline, repository, run, name, logger.info)
         with remote_places(pools, remote_run, logger.info) as places:
             try:
@@ -156,7 +156,7 @@ def _retrain(
         # Drop the commits that were made for stages on other machines.
         git(checkout, "reset", "--quiet", "--soft", params_commit)
         sort_lock(checkout, pipeline.order)
-        return _publish(request, repository, checkout, base, trainings, at_origin)
+        return _publish(request, repository, checkout, base, trainings, at_origin, trailers)
 
 
 def _check_publishing(request: RetrainRequest, repository: Path, base: str, run: str) -> set[str] | None:
@@ -244,13 +244,14 @@ def _publish(
     base: str,
     trainings: Mapping[str, Training],
     at_origin: set[str] | None,
+    trailers: str,
 ) -> Published | State[Any]:
     logger, name = get_run_logger(), checkout.name
     changes = compare_with(checkout, base, trainings)
     began = f"Started from {base[:10]} ({request.revision})."
     what = ", ".join(f"{key}={value}" for key, value in request.requested().items())
     title = f"Retrain {name}: {what}" if what else f"Retrain {name}"
-    parts = [title, began, _describe(request), "\n".join(as_lines(changes)), f"{TRAILER}: {name}"]
+    parts = [title, began, _describe(request), "\n".join(as_lines(changes)), trailers]
     final = commit(checkout, "\n\n".join(filter(None, parts)), *RESULTS)
     table = partial(
         create_table_artifact,
@@ -271,7 +272,9 @@ def _publish(
     branch, fault = None, ""
     if request.publish != "nowhere":
         branch = make_branch(repository, name, final)
-    results = _copy_results(checkout, repository / RUNS / _name_of(branch or name), final)
+    results = _copy_results(
+        checkout, repository / RUNS / _name_of(branch or name), final, judged.html if judged else ""
+    )
     if branch and request.publish == "remotes":
         branch, fault = _push(repository, checkout, branch)
         results = results.with_name(_name_of(branch))
@@ -310,8 +313,20 @@ def judge_network(repository: Path, checkout: Path) -> State[Any]:
 
 def _offer(request: RetrainRequest, repository: Path, results: Path, judged: Judged, commit: str) -> None:
     """Show the verdict, and decide, or leave the decision to a person."""
-    show(partial(create_markdown_artifact, judged.markdown, key="retrain-verdict"))
     run = results.name
+    show(
+        partial(create_markdown_artifact, judged.markdown, key="retrain-verdict"),
+        partial(
+            report_verdict,
+            judged.model,
+            run=run,
+            commit=commit,
+            champion=judged.champion,
+            passed=judged.passed,
+            verdict=judged.lines[0],
+            promotion=request.promotion,
+        ),
+    )
     Challenger.of(judged, run, commit, request.publish == "remotes" and has_origin(repository)).write(results)
     if request.promotion == "if better":
         decision: Decision = "promoted" if judged.passed else "refused"
@@ -393,15 +408,17 @@ def publish(repository: Path, checkout: Path, branch: str) -> State[Any]:
         return Failed(message=str(error))
 
 
-def _copy_results(checkout: Path, results: Path, commit: str) -> Path:
+def _copy_results(checkout: Path, results: Path, commit: str, verdict: str = "") -> Path:
     """Copy the report and the metrics out of the checkout, which is removed at the end of the run.
 
-    The copied page names the commit. The page in `reports/` cannot, because equal results have equal bytes.
+    The copied page names the commit, and shows the verdict, which is HTML. The page in `reports/` cannot,
+    because equal results have equal bytes.
     """
     with replacing(results) as beside:
         shutil.copytree(checkout / "reports", beside, copy_function=shutil.copyfile)
         page = beside / "index.html"
-        page.write_text(with_commit(page.read_text(encoding="utf-8"), commit), encoding="utf-8")
+        text = with_commit(page.read_text(encoding="utf-8"), commit)
+        page.write_text(text.replace("<main>\n", f"<main>\n{verdict}", 1), encoding="utf-8")
         shutil.copyfile(checkout / "metrics.json", beside / "metrics.json")
     return results
 

@@ -19,7 +19,6 @@ from prefect.states import Failed
 
 from flows.engine.order import INTERRUPTED, as_state, progress_bar
 from flows.engine.runner import Log, Outcome, StageRun, StageRunner
-from flows.engine.slots import compute_slots
 from flows.publish import as_name
 from flows.remote.clock import Clock
 from flows.remote.run_cache import Remote
@@ -31,6 +30,7 @@ from flows.repository.retry import DeniedError, UnavailableError, with_retries
 from flows.repository.revision import plan_trainings
 from tasks.support.checkpoints import FOLDER as CHECKPOINT_FOLDER
 from tasks.support.cli import InputError
+from tasks.support.slots import slots_for
 
 #: Environment variable with the path of a file. A run writes there why its machine cannot run any stage.
 UNFIT = "RETRAIN_UNFIT"
@@ -108,7 +108,7 @@ def _reproduce(stage: str, repository: Path, checkout: Path, clock: Clock, log: 
         RETRAIN_SOURCE_ROOT=str(repository),
         RETRAIN_CHECKPOINTS=str(checkout / CHECKPOINT_FOLDER),
     )
-    slots = compute_slots(plan_trainings(checkout))
+    slots = slots_for(plan_trainings(checkout))
     with ExitStack() as stack:
         stack.callback(runner.stop)  # a stage is still running only if the flow itself was stopped
         with clock("slot"):

@@ -19,7 +19,6 @@ from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
 from flows.engine.rerun import NO_SLOT, Command, command_of, rerun
-from flows.engine.slots import compute_slots
 from flows.publish import BRANCHES
 from flows.repository.checkout import checked_out, remove_leftovers
 from flows.repository.dvc_internals import LOCK, Part, inputs_of, open_repo, stages_in_order
@@ -27,6 +26,7 @@ from flows.repository.git import GitError, git, resolve
 from flows.repository.recorded import bring, check_inputs, check_lock, md5
 from flows.repository.revision import plan_trainings
 from tasks.support.cli import InputError
+from tasks.support.slots import slots_for
 
 #: What a score is recomputed from: the scores of single images, the networks, or the dataset.
 Depth = Literal["rows", "weights", "data"]
@@ -239,7 +239,7 @@ def _run(repository: Path, checkout: Path, commands: Sequence[Command], depth: D
         "RETRAIN_SOURCE_ROOT": str(repository),
         "RETRAIN_CHECKPOINTS": str(checkout / ".dvc" / "tmp" / "checkpoints"),
     }
-    slots = None if depth == "rows" else compute_slots(plan_trainings(checkout))
+    slots = None if depth == "rows" else slots_for(plan_trainings(checkout))
     for command in commands:
         is_heavy = slots and command.stage.partition("@")[0] in OF_A_TRAINING
         with slots.acquire(print, command.stage) if slots and is_heavy else nullcontext(NO_SLOT) as slot:

@@ -31,7 +31,6 @@ from flows.deployment.supervision import (
 )
 from flows.deployment.work_pools import POOL_NAME, make_pool
 from flows.doctor import check_before_run
-from flows.engine.slots import compute_slots
 from flows.remote.run_cache import check_remote
 from flows.repository.checkout import CHECKOUTS, RUNS, remove_leftovers
 from flows.repository.git import find_repository
@@ -39,6 +38,7 @@ from flows.repository.refs import ORIGIN, has_origin, refs_at_origin
 from flows.repository.revision import plan_trainings
 from flows.stage import UNFIT, stage
 from tasks.support.cli import InputError
+from tasks.support.slots import slots_for
 
 #: Seconds for which processes that are ending may still hold the locks of their checkouts.
 LOCK_RELEASE_TIME = 3.0
@@ -79,7 +79,7 @@ def run_worker(
         report_ended_runs(api, killed)
         make_pool(api, pool)
         deploy_stages(api, pool)
-        slots = limit or len(compute_slots(plan_trainings(repository)))
+        slots = limit or len(slots_for(plan_trainings(repository)))
         unfit = repository / RUNS / f".{process_name}.unfit"
         unfit.unlink(missing_ok=True)
         idle = repository / RUNS / f".{process_name}.idle"

@@ -27,6 +27,7 @@ from tasks.settings.schema import Plan
 from tasks.support.checkpoints import Checkpoint, key_of
 from tasks.support.cli import InputError, stage_main
 from tasks.support.events import part, report
+from tasks.support.slots import own_slot
 from tasks.support.symptoms import new_symptoms
 from tasks.training.batches import Batches
 from tasks.training.fitting import DivergenceError, Fitted, Fitter
@@ -402,10 +403,11 @@ def main() -> None:
     add_dropped_argument(parser)
     args = parser.parse_args()
     plan = Plan.from_json(args.plan.read_text(encoding="utf-8"))
-    if plan.processes == 1 or is_member():
-        train(plan, args.packed, args.out, dropped_ids(args.dropped), args.parts)
-    else:
-        _launch_in_memory(plan, args.parts)
+    with own_slot(args.out.name, plan):
+        if plan.processes == 1 or is_member():
+            train(plan, args.packed, args.out, dropped_ids(args.dropped), args.parts)
+        else:
+            _launch_in_memory(plan, args.parts)
 
 
 def _launch_in_memory(plan: Plan, parts: int) -> None:

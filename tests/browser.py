@@ -49,17 +49,23 @@ def browsing(width: int = 1400, height: int = 900, timeline: bool = True) -> Ite
 class Form:
     """The form of a custom run, initially empty."""
 
-    def __init__(self, page: Page, deployment: str) -> None:
-        """Open the form. `deployment` is the URL of the deployment's page."""
+    def __init__(self, page: Page, deployment: str, first: str = "Alpha") -> None:
+        """Open the form.
+
+        Args:
+            deployment: The URL of the deployment's page.
+            first: The title of a field.
+        """
         self.page = page
         page.goto(deployment)
         page.get_by_role("button", name="Run", exact=True).click()
         page.get_by_text("Custom run").click()
-        expect(self.field("Alpha")).to_be_visible()
+        expect(self.field(first)).to_be_visible()
 
     def field(self, title: str) -> Locator:
         # The last match, because the field that contains all others has their texts too.
-        return self.page.locator(".schema-form-property").filter(has_text=f"{title} (Optional)").last
+        labelled = re.compile(rf"^\s*{re.escape(title)}( \(Optional\))?")
+        return self.page.locator(".schema-form-property").filter(has_text=labelled).last
 
     def choices(self, title: str) -> list[str]:
         """Return the choices of a field."""

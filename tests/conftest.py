@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from tasks.common.cores import available_cores
 from tasks.download import download
 from tasks.preprocess import preprocess
 from tasks.settings.changes import parse_assignment, with_changes
 from tasks.settings.schema import Params, parse_params
 from tasks.sources.open import open_source
 from tasks.sources.phantom import PhantomSource
+from tasks.support.cpus import available_cores
 from tests.helpers import ROOT, Repository, made_once, make_repository_of, with_cache_of
 from tests.s3 import s3
 

@@ -4,17 +4,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tasks.scoring.intervals import Interval
-from tasks.settings.schema import Plan, TrainingSettings
+from tasks.settings.schema import Plan, Promotion, TrainingSettings
 from tests.bundles import Pipeline
 from tests.helpers import ROOT, benchmark
 
-NAMES = ("common", "train", "inference", "predict", "false_wins")
-common, train, inference, predict, false_wins = map(benchmark, NAMES)
+NAMES = ("common", "train", "inference", "predict", "false_wins", "gate")
+common, train, inference, predict, false_wins, gate = map(benchmark, NAMES)
 
 
 def plan_of(*sets: str) -> Plan:
@@ -132,3 +133,20 @@ def test_predicting_is_timed_with_one_network_on_whole_images(pipeline: Pipeline
     for name in ("combined", "two_step_infection"):
         with pytest.raises(SystemExit, match="expected a bundle of one network on whole images"):
             predict.Predict(predict.Setting("onnx", pipeline.bundle(name), ()))
+
+
+def test_the_gate_passes_what_is_better_and_rarely_what_is_worse() -> None:
+    promotion = Promotion()
+    worse = {one.name: gate.rate(one, promotion, trials=40) for one in gate.worse(promotion)}
+    assert max(worse.values()) <= 0.15  # 5 %, and the chance of 40 trials
+    better = gate.Challenger("better", gain=0.08, apart=0.5)
+    assert gate.rate(better, promotion, trials=40) > 0.8
+
+
+def test_a_drawn_challenger_differs_by_its_gain() -> None:
+    drawn = gate.Challenger("", 0.05, {"Normal": 0.1}).draw(np.random.default_rng(0))
+    assert drawn.champion is not None
+    assert (drawn.challenger["id"] == drawn.champion["id"]).all()
+    change = (drawn.challenger["dice"] - drawn.champion["dice"]).groupby(drawn.champion["class"]).mean()
+    assert change["COVID-19"] == pytest.approx(0.05, abs=0.03)
+    assert change["Normal"] == pytest.approx(-0.1, abs=0.05)

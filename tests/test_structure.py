@@ -66,12 +66,14 @@ WITHOUT_RESULT = (
     "tasks/settings/",
     "tasks/support/checkpoints.py",
     "tasks/support/cli.py",
+    "tasks/support/cpus.py",
     "tasks/support/events.py",
     "tasks/support/gpus.py",
     "tasks/support/locks.py",
     "tasks/support/progress.py",
     "tasks/support/repository.py",
     "tasks/support/retry.py",
+    "tasks/support/slots.py",
 )
 
 #: Modules whose only effect is on the log of a stage.

@@ -18,7 +18,7 @@ import psutil
 from flows.checks.check import Check, Finding, fault, ok, warning
 from flows.repository.checkout import RUNS
 from flows.repository.git import run
-from tasks.common.cores import available_cores
+from tasks.support.cpus import available_cores
 from tasks.support.gpus import visible_gpus
 from tasks.support.locks import HOW_TO_GET_LOCKS, NO_LOCKS
 

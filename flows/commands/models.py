@@ -18,7 +18,9 @@ Reason = Annotated[str, Parameter(metavar="TEXT")]
 
 
 def list_(*, as_json: Annotated[bool, Parameter(name="--json")] = False) -> None:
-    """List the registered versions of every model.
+    """List the registered versions of every model, each with its score on the Val split.
+
+    Scores of different versions may be of different images. `cxr models compare` compares them on the same.
 
     Args:
         as_json: Print JSON.
@@ -27,24 +29,31 @@ def list_(*, as_json: Annotated[bool, Parameter(name="--json")] = False) -> None
         cxr models list
     """
     from flows.registry.registry import versions
+    from flows.registry.scores import main_score
     from flows.repository.git import find_repository
 
-    found = versions(find_repository())
+    repository = find_repository()
+    found = versions(repository)
+    scores = [main_score(repository, version) for version in found]
     if as_json:
-        _print_json([version._asdict() for version in found])
+        both = zip(found, scores, strict=True)
+        _print_json(
+            [version._asdict() | {"score": score._asdict() if score else None} for version, score in both]
+        )
         return
     rows = [
         (
             version.model,
             version.version,
             ", ".join(version.stages),
+            f"{score.name} {score.value:.4f}" if score else "",
             version.commit[:10],
             f"{version.registered:%Y-%m-%d %H:%M}",
             version.author,
         )
-        for version in found
+        for version, score in zip(found, scores, strict=True)
     ]
-    _print_table(("model", "version", "stage", "commit", "registered", "by"), rows)
+    _print_table(("model", "version", "stage", "score", "commit", "registered", "by"), rows)
 
 
 def show(

@@ -1,6 +1,6 @@
 """Emit the project's own events on a Prefect server."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -38,14 +38,21 @@ def of_this_run() -> dict[str, str]:
 
 def report_champion(event: str, version: "Version", by: str, reason: str) -> None:
     """Emit an event about a model's new champion to the server that this flow run reports to."""
+    payload = {"version": version.version, "commit": version.commit, "by": by, "reason": reason}
+    _report_model(event, version.model, payload)
+
+
+def report_verdict(model: str, **payload: Any) -> None:
+    """Emit the event that the network of a run was judged, for notifications."""
+    _report_model("model.judged", model, payload)
+
+
+def _report_model(event: str, model: str, payload: dict[str, Any]) -> None:
     found = Event(
         event=event,
-        resource={
-            "prefect.resource.id": f"cxr.model.{version.model}",
-            "prefect.resource.name": version.model,
-        },
+        resource={"prefect.resource.id": f"cxr.model.{model}", "prefect.resource.name": model},
         related=[of_this_run()],
-        payload={"version": version.version, "commit": version.commit, "by": by, "reason": reason},
+        payload=payload,
     )
     with get_client(sync_client=True) as client:
         emit(client, found)

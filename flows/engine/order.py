@@ -18,10 +18,10 @@ from prefect.tasks import exponential_backoff
 
 from flows.engine.pipeline import Pipeline
 from flows.engine.runner import Log, Outcome, Show, StageRun, StageRunner
-from flows.engine.slots import Slots
 from flows.repository.revision import Training
 from tasks.support.cli import InputError
 from tasks.support.events import Event
+from tasks.support.slots import Slots
 
 #: Name of the failed state of a stage that is worth retrying.
 INTERRUPTED = "Interrupted"

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from dvc.stage import PipelineStage
 
-from flows.engine.slots import Slot
 from flows.repository.stage_environment import stage_environment
 from tasks.support.cli import InputError
+from tasks.support.slots import Slot
 
 #: What a stage gets that needs neither a GPU nor cores of its own.
 NO_SLOT = Slot({}, ())

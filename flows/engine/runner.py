@@ -16,10 +16,10 @@ from typing import NamedTuple, TypeVar
 
 import psutil
 
-from flows.engine.slots import Slot
 from flows.repository.stage_environment import stage_environment
 from tasks.support.cli import TEMPORARY
 from tasks.support.events import VARIABLE, Event, Reader
+from tasks.support.slots import Slot
 
 T = TypeVar("T")
 

@@ -20,8 +20,8 @@ from dvc_data.hashfile.hash_info import HashInfo
 
 from flows.repository.dvc_internals import LOCK, Part, cached_file, check_out, fetch
 from flows.repository.retry import one_line
-from tasks.common.cores import available_cores
 from tasks.support.cli import InputError
+from tasks.support.cpus import available_cores
 
 #: Maximum number of names in a message.
 NAMED = 3

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.cores import available_cores
 from tasks.inference.masks import Floats
 from tasks.support.cli import InputError
+from tasks.support.cpus import available_cores
 
 Engine = Callable[[Floats], Floats]
 

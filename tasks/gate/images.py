@@ -18,7 +18,7 @@ from models.metrics import confusion_of_masks
 from tasks.bundles.files import TRAINED_ON_FILE
 from tasks.bundles.schema import Bundle
 from tasks.bundles.trained_on import read_hashes, shortened
-from tasks.common.cores import MOST_THREADS, available_cores, in_threads
+from tasks.common.cores import MOST_THREADS, in_threads
 from tasks.common.raw import RawDataset
 from tasks.gate.rules import DECIDES, REPORTED
 from tasks.gate.verdict import LeftOut
@@ -27,6 +27,7 @@ from tasks.prediction.predictor import Predictor, Raw
 from tasks.scoring.images import overlaps
 from tasks.settings.schema import Params, Target
 from tasks.support.cli import InputError
+from tasks.support.cpus import available_cores
 from tasks.support.progress import progress
 
 #: Most images that pass through the networks together.

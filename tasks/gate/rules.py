@@ -5,8 +5,8 @@ and the pixel counts `tp`, `fp`, `fn`, `tn` with `dice`, as the stage evaluate c
 those of `tasks.scoring.intervals`, over images. The weights of both networks are given, so they do not cover
 other trainings.
 
-A class without any reference mask has a Dice of 1 or 0 for each image. Its difference is one of two
-proportions, and has Tango's interval.
+Controls have no reference mask of an infection. They are judged by the share that is marked, with Tango's
+interval. So is an external dataset that has only such images, by the share that is not marked.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -64,14 +64,17 @@ class _Rules(NamedTuple):
 
     def of_split(self, split: str, scores: Scores, classes: set[str]) -> list[Finding]:
         found = [self._main(split, scores)]
+        controls = IMAGE_SETS["controls"] if self.promotion.target == "infection" else ()
         for image_class in CLASSES:
-            if image_class in classes:
-                of_class = scores.only(scores.challenger["class"] == image_class)
+            of_class = scores.only(scores.challenger["class"] == image_class)
+            if image_class in classes and image_class in controls:
+                bound = self.promotion.false_alarms_by_class
+                found.append(self._false_alarms(split, image_class, of_class, bound))
+            elif image_class in classes:
                 found.append(self._no_worse("image class", f"{split}, {image_class}", of_class, split))
-        controls = IMAGE_SETS["controls"]
-        if self.promotion.target == "infection" and classes & set(controls):
+        if classes & set(controls):
             of_controls = scores.only(scores.challenger["class"].isin(controls))
-            found.append(self._false_alarms(split, of_controls.only(_is_empty(of_controls.challenger))))
+            found.append(self._false_alarms(split, "controls", of_controls, self.promotion.false_alarms))
         return found
 
     def external(self, name: str, scores: Scores) -> Finding:
@@ -98,9 +101,13 @@ class _Rules(NamedTuple):
         means = {"challenger": compared.challenger, "champion": compared.champion}
         return self._decided(found.model_copy(update=means), interval, bound, "low above", compared.reason)
 
-    def _false_alarms(self, split: str, scores: Scores) -> Finding:
-        """The share of controls that are marked: the high end of the interval is at most the bound."""
-        found = self._start("false alarms", f"{split}, controls", scores, split)
+    def _false_alarms(self, split: str, images: str, scores: Scores, bound: float) -> Finding:
+        """The share of controls that are marked: the high end of the interval is at most the bound.
+
+        A control in which the reference marks an infection is left out; the audit names it.
+        """
+        scores = scores.only(_is_empty(scores.challenger))
+        found = self._start("false alarms", f"{split}, {images}", scores, split)
         marked = [None if table is None else _is_marked(table) for table in scores]
         shares = [None if one is None or not len(one) else float(one.mean()) for one in marked]
         found = found.model_copy(update=dict(zip(("challenger", "champion"), shares, strict=True)))
@@ -108,7 +115,7 @@ class _Rules(NamedTuple):
         if not found.count or first is None or second is None:
             return found
         interval = _share_difference(first, second)
-        return self._decided(found, interval, self.promotion.false_alarms, "high at most", "")
+        return self._decided(found, interval, bound, "high at most", "")
 
     def _start(self, rule: Rule, images: str, scores: Scores, of_set: str) -> Finding:
         """A finding about these images on which nothing is decided yet."""

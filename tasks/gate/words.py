@@ -1,9 +1,14 @@
 """The verdict as text: one table for an artifact or a report, and plain lines for a terminal."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jinja2
 
 from tasks.gate.verdict import Finding, Verdict
 
+#: The columns of numbers are aligned to the right.
+NUMBERS = range(2, 7)
 HEADINGS = ("rule", "images", "number", "champion", "challenger", "difference (95 % interval)", "limit", "")
 RESULTS = {True: "passed", False: "FAILED", None: "undecided"}
 OUTCOMES = {
@@ -31,6 +36,22 @@ def as_markdown(verdict: Verdict) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def as_html(verdict: Verdict, title: str) -> str:
+    """The verdict as a section of the report's page, in its style."""
+    template = Path(__file__).with_name("verdict.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(template).render(
+        title=title,
+        headline=headline(verdict),
+        headings=HEADINGS,
+        rows=[_cells(finding) for finding in verdict.findings],
+        numbers=NUMBERS,
+        sentences=list(sentences(verdict)),
+    )
+
+
 def as_lines(verdict: Verdict) -> str:
     """The verdict as aligned lines."""
     rows = [HEADINGS, *map(_cells, verdict.findings)]
@@ -41,7 +62,7 @@ def as_lines(verdict: Verdict) -> str:
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
     for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
-        yield f"{cell:>{width}}" if 2 <= place <= 6 else f"{cell:{width}}"
+        yield f"{cell:>{width}}" if place in NUMBERS else f"{cell:{width}}"
 
 
 def sentences(verdict: Verdict) -> Iterator[str]:

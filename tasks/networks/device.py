@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tasks.common.cores import available_cores
 from tasks.support.cli import InputError
+from tasks.support.cpus import available_cores
 from tasks.support.gpus import visible_gpus
 
 #: Minimum number of images in a training on a GPU for which compiling the network pays off.

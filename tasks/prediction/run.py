@@ -23,7 +23,7 @@ from PIL import Image
 from tasks.bundles.files import BUNDLE_FILE, FINGERPRINT_FILE
 from tasks.bundles.fingerprint import Fingerprint, thumbnail
 from tasks.bundles.schema import Bundle, open_bundle
-from tasks.common.cores import MOST_THREADS, available_cores, in_threads
+from tasks.common.cores import MOST_THREADS, in_threads
 from tasks.common.png import UnreadableError
 from tasks.common.raw import encode_mask
 from tasks.inference.masks import Floats, Mask
@@ -39,6 +39,7 @@ from tasks.prediction.pseudonyms import with_pseudonyms
 from tasks.prediction.reading import read_picture
 from tasks.settings.schema import Target
 from tasks.support.cli import InputError, describe_os_error
+from tasks.support.cpus import available_cores
 from tasks.support.progress import progress
 
 #: Most images that pass through the networks together. More would need more memory and save little time.

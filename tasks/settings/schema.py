@@ -425,9 +425,11 @@ class Promotion(_Section):
     """None: no bundle is promoted."""
     target: Target = "infection"
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
-    """Largest loss of mean Dice, for each image class and external dataset."""
-    false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Largest loss of mean Dice, for each image class that has masks and each external dataset."""
+    false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.04
     """Largest increase of the share of controls that are marked."""
+    false_alarms_by_class: Annotated[float, Field(gt=0, lt=1)] = 0.06
+    """The same for each class of controls. A class has fewer images, so its interval is wider."""
     leaks: Share = 0.01
     """Largest share of Val or Test images that duplicate, or nearly duplicate, a training image."""
     least_images: Annotated[int, Field(ge=2)] = 30

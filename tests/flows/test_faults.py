@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from flows.engine.runner import Outcome, StageRunner
-from flows.engine.slots import Slot, Slots
 from flows.repository.git import environment
+from tasks.support.slots import Slot, Slots
 from tests.flows.conftest import Served, serving
 from tests.flows.server import PrefectServer
 from tests.helpers import Repository, cut_power, eventually
@@ -188,9 +188,9 @@ def test_two_stages_of_one_checkout_run_in_parallel(
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from flows.engine.slots import Slots
-import flows.engine.slots
-flows.engine.slots.POLL = 0.01
+from tasks.support.slots import Slots
+import tasks.support.slots
+tasks.support.slots.POLL = 0.01
 slots = Slots(["one", "two"], 1, lambda units: {"UNIT": units[0]})
 for _ in range(int(sys.argv[1])):
     with slots.acquire(lambda line: None) as slot:

@@ -21,6 +21,7 @@ SETTINGS = (
     "promotion.leaks=1.0",
     "promotion.margin=0.9",
     "promotion.false_alarms=0.9",
+    "promotion.false_alarms_by_class=0.9",
     "data.source=phantom://60?size=32",
 )
 UNTRAINED, TRAINED = ("epochs=1", "training.learning_rate=0.0000001"), ("epochs=30",)
@@ -86,7 +87,10 @@ class TestInOrder:
     def test_a_rollback_and_the_network_in_use(self, repository: Repository) -> None:
         repository.run("cxr", "models", "rollback", MODEL, "--reason", "marks pacemakers")
         assert champion_commit(repository) == commit_of(repository, "retrain/first")
-        assert "champion" in repository.run("cxr", "models", "list").splitlines()[1]
+        first = repository.run("cxr", "models", "list").splitlines()[1]
+        metrics = json.loads(repository.run("git", "show", "retrain/first:metrics.json"))
+        score = metrics[MODEL]["val"]["infection"]["all"]["balanced"]
+        assert "champion" in first and f"val.infection.all.balanced {score:.4f}" in first
         xrays = str(next((repository.folder / "runs").glob("*")))  # no image in it
         failed = repository.run("cxr", "predict", xrays, "--model", "champion", "--out", "out", fails=True)
         assert "no image found" in failed

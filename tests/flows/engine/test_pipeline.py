@@ -9,9 +9,9 @@ import pytest
 
 from flows.engine.pipeline import restore_output, restore_pipeline, sort_lock
 from flows.engine.runner import Outcome, StageRunner
-from flows.engine.slots import Slot
 from tasks.support.cli import TEMPORARY
 from tasks.support.events import Event
+from tasks.support.slots import Slot
 from tests.helpers import Repository, empty_repository
 
 NO_SLOT = Slot({}, ())

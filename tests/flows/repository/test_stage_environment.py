@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from flows.engine.runner import Outcome, StageRunner
-from flows.engine.slots import Slot
 from flows.repository.git import UNATTENDED_LABEL
 from flows.repository.revision import plan_trainings
 from flows.repository.stage_environment import CREDENTIALS, PASSED, stage_environment
+from tasks.support.slots import Slot
 from tests.helpers import Repository, empty_repository
 
 #: What a stage must not see, wherever it comes from.

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.common.cores import _quotas, available_cores, in_order, in_threads
+from tasks.common.cores import in_order, in_threads
+from tasks.support.cpus import _quotas, available_cores
 
 
 def test_results_keep_their_order_and_few_jobs_are_submitted_ahead() -> None:
@@ -100,5 +101,5 @@ def test_other_systems_have_no_quotas(tmp_path: Path) -> None:
 )
 def test_quota_limits_the_cores(monkeypatch: pytest.MonkeyPatch, quotas: list[float], cores: int) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr("tasks.common.cores._quotas", lambda _: iter(quotas))
+    monkeypatch.setattr("tasks.support.cpus._quotas", lambda _: iter(quotas))
     assert available_cores() == cores

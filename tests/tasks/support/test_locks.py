@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from flows.deployment.supervision import exclusive
-from flows.engine.slots import Slots
 from flows.repository.checkout import none_running
 from tasks.sources.transfer import Transfer
 from tasks.support.cli import InputError
 from tasks.support.locks import lock_file
+from tasks.support.slots import Slots
 
 
 def of_a_transfer(folder: Path) -> None:

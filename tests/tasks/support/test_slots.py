@@ -4,14 +4,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from flows.engine.slots import Slot, Slots, compute_slots
 from flows.repository.revision import Training
 from tasks.settings.schema import Params, parse_params
 from tasks.support.cli import InputError
+from tasks.support.slots import VARIABLE, Slot, Slots, own_slot, slots_for
 from tests.helpers import trainings_of
 
 
@@ -38,7 +39,7 @@ def test_the_number_of_cpu_slots_follows_from_the_threads_of_a_training(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
-    fits = {threads: len(compute_slots(with_threads(threads))) for threads in (1, 2, 3, 4, 8, 0)}
+    fits = {threads: len(slots_for(with_threads(threads))) for threads in (1, 2, 3, 4, 8, 0)}
     assert fits == {1: 4, 2: 2, 3: 1, 4: 1, 8: 1, 0: 1}
 
 
@@ -52,12 +53,12 @@ def test_each_gpu_is_a_slot_with_its_share_of_the_threads(
     tiny_params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_gpus(monkeypatch, "2,5", 8)
-    slots = compute_slots(trainings_of(tiny_params))
+    slots = slots_for(trainings_of(tiny_params))
     assert len(slots) == 2
     with slots.acquire(say_nothing) as first, slots.acquire(say_nothing) as second:
         assert [slot.variables for slot in (first, second)] == [
-            {"CUDA_VISIBLE_DEVICES": "2", "OMP_NUM_THREADS": "4"},
-            {"CUDA_VISIBLE_DEVICES": "5", "OMP_NUM_THREADS": "4"},
+            {"CUDA_VISIBLE_DEVICES": "2", "OMP_NUM_THREADS": "4", VARIABLE: "gpu-2"},
+            {"CUDA_VISIBLE_DEVICES": "5", "OMP_NUM_THREADS": "4", VARIABLE: "gpu-5"},
         ]
 
 
@@ -65,15 +66,13 @@ def test_a_training_in_several_processes_takes_one_gpu_per_process(
     tiny_params_text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_gpus(monkeypatch, "0,1,2", 6)
-    slots = compute_slots(
-        trainings_of(parse_params(tiny_params_text.replace("processes: 1", "processes: 2")))
-    )
+    slots = slots_for(trainings_of(parse_params(tiny_params_text.replace("processes: 1", "processes: 2"))))
     with (
         slots.acquire(say_nothing, "train@report1_bce-seed0") as two,
         slots.acquire(say_nothing, "baselines") as one,
     ):
-        assert two.variables == {"CUDA_VISIBLE_DEVICES": "0,1", "OMP_NUM_THREADS": "4"}
-        assert one.variables == {"CUDA_VISIBLE_DEVICES": "2", "OMP_NUM_THREADS": "2"}
+        assert (two.variables["CUDA_VISIBLE_DEVICES"], two.variables["OMP_NUM_THREADS"]) == ("0,1", "4")
+        assert (one.variables["CUDA_VISIBLE_DEVICES"], one.variables["OMP_NUM_THREADS"]) == ("2", "2")
 
 
 @pytest.mark.parametrize(
@@ -83,15 +82,15 @@ def test_gpus_are_counted_as_cuda_does(
     tiny_params: Params, monkeypatch: pytest.MonkeyPatch, visible: str, count: int
 ) -> None:
     with_gpus(monkeypatch, visible, 4)
-    assert len(compute_slots(trainings_of(tiny_params))) == count
+    assert len(slots_for(trainings_of(tiny_params))) == count
 
 
 @pytest.mark.parametrize("hidden", ["", "-1", "NoDevFiles", "none"])
 def test_hidden_gpus_are_not_used(tiny_params: Params, monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    with compute_slots(trainings_of(tiny_params)).acquire(say_nothing) as slot:
-        assert slot.variables == {}
+    with slots_for(trainings_of(tiny_params)).acquire(say_nothing) as slot:
+        assert slot.variables == {VARIABLE: "core-0"}
 
 
 def two_of_four() -> Slots:
@@ -175,3 +174,49 @@ def test_lock_files_are_not_truncated_and_symlinks_are_not_followed(tmp_path: Pa
     with pytest.raises(OSError, match="symbolic links"), slots.acquire(say_nothing):
         pass
     assert precious.read_text() == "bytes"
+
+
+def test_a_training_that_nobody_started_in_a_slot_takes_one(
+    tiny_params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It waits for the GPU that another one uses, and sees no other."""
+    with_gpus(monkeypatch, "2,5", 8)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr("tasks.support.slots.POLL", 0.01)
+    training = next(iter(trainings_of(tiny_params).values()))
+    with own_slot("a", training):
+        assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]) == ("2", "4")
+    assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ.get("OMP_NUM_THREADS")) == ("2,5", None)
+    slots = slots_for({"a": training})
+    with ExitStack() as stack:
+        first = stack.enter_context(ExitStack())
+        first.enter_context(slots.acquire(say_nothing))
+        stack.enter_context(slots.acquire(say_nothing))
+        freed = threading.Timer(0.1, first.close)
+        freed.start()
+        with own_slot("b", training):
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
+        freed.join()
+    assert "waiting for a free slot: other runs on this machine use gpu-2, gpu-5" in capsys.readouterr().out
+
+
+def test_a_training_of_a_flow_keeps_the_slot_it_was_started_in(
+    tiny_params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpus(monkeypatch, "2,5", 8)
+    training = next(iter(trainings_of(tiny_params).values()))
+    slots = slots_for({"a": training})
+    with slots.acquire(say_nothing), slots.acquire(say_nothing) as slot:
+        for variable, value in slot.variables.items():
+            monkeypatch.setenv(variable, value)
+        with own_slot("a", training):  # would wait forever
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+
+
+def test_jobs_of_a_cluster_have_slots_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+    for job in ("7", "8"):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        held.append(Slots(["gpu-0"], per_stage=1, variables=lambda _: {}))
+    with held[0].acquire(say_nothing), held[1].acquire(say_nothing):  # would wait forever
+        pass

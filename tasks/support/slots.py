@@ -3,6 +3,10 @@
 Each GPU and core has a lock file, which the stage that uses it holds, whichever flow runs that stage. Two
 flows of one user with the same temporary folder therefore never share a GPU. No setup is needed, and a killed
 flow leaves nothing behind: the operating system releases a lock when its last holder ends.
+
+A training that no flow started takes a slot by itself, such as those of `dvc queue start --jobs 2`.
+
+A cluster job has slots of its own: its GPUs and cores are numbered from 0, whichever they are.
 """
 
 import fcntl
@@ -13,13 +17,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, Protocol
 
-from flows.repository.revision import Training
-from tasks.common.cores import available_cores
 from tasks.support.cli import InputError
+from tasks.support.cpus import available_cores
 from tasks.support.gpus import visible_gpus
 from tasks.support.locks import lock_file
+
+#: Environment variable of a process that runs in a slot, and of its child processes.
+VARIABLE = "RETRAIN_SLOT"
 
 #: Seconds between two attempts to lock a free GPU or core.
 POLL = 0.5
@@ -50,7 +56,9 @@ class Slots:
             InputError: the folder for the lock files is accessible to other users.
         """
         self._units, self._per_stage, self._variables, self._more = units, per_stage, variables, more or {}
-        self._folder = _private_folder(Path(tempfile.gettempdir()) / f"covid-qu-ex-slots-{os.getuid()}")
+        job = os.environ.get("SLURM_JOB_ID", "")
+        name = "-".join(filter(None, ("covid-qu-ex-slots", str(os.getuid()), job)))
+        self._folder = _private_folder(Path(tempfile.gettempdir()) / name)
 
     def __len__(self) -> int:
         """Return the number of stages that can run at the same time."""
@@ -66,7 +74,8 @@ class Slots:
                 held = self._try(stack, count)
                 if len(held) == count:
                     locks = tuple(file.fileno() for _, file in held)
-                    yield Slot(self._variables([unit for unit, _ in held]), locks)
+                    units = [unit for unit, _ in held]
+                    yield Slot(self._variables(units) | {VARIABLE: ",".join(units)}, locks)
                     return
             if not waited:
                 log(f"waiting for a free slot: other runs on this machine use {', '.join(self._units)}")
@@ -110,13 +119,28 @@ def _private_folder(folder: Path) -> Path:
     return folder
 
 
-def compute_slots(trainings: Mapping[str, Training]) -> Slots:
-    """Return the slots of this machine for the trainings of a params.yaml, by name.
+class Wanted(Protocol):
+    """What a training needs."""
+
+    @property
+    def threads(self) -> int:
+        """CPU threads; 0 uses all cores."""
+
+    @property
+    def processes(self) -> int:
+        """Processes, each with a GPU of its own."""
+
+
+def slots_for(trainings: Mapping[str, Wanted]) -> Slots:
+    """Return the slots of this machine for trainings, by name.
 
     On a machine with GPUs, a slot is one GPU, or one GPU for each process of a training, with a proportional
     share of the CPU threads. CUDA_VISIBLE_DEVICES can restrict the GPUs. On a CPU, the number of slots
     follows from the threads that a training uses. params.yaml sets them, because they change the last digits
     of results.
+
+    Raises:
+        InputError: the folder for the lock files is accessible to other users.
     """
     cores = available_cores()
     if gpus := visible_gpus():
@@ -137,3 +161,22 @@ def compute_slots(trainings: Mapping[str, Training]) -> Slots:
         per_stage=min(threads_each, cores),
         variables=lambda _: {},
     )
+
+
+@contextmanager
+def own_slot(name: str, training: Wanted) -> Iterator[None]:
+    """Run a training in a slot, unless this process has been started in one.
+
+    Must come before the first use of CUDA.
+    """
+    if VARIABLE in os.environ:
+        yield
+        return
+    with slots_for({name: training}).acquire(lambda line: print(line, flush=True), f"train@{name}") as slot:
+        before = {variable: os.environ.get(variable) for variable in slot.variables}
+        os.environ.update(slot.variables)
+        try:
+            yield
+        finally:
+            for variable, value in before.items():
+                os.environ.pop(variable) if value is None else os.environ.update({variable: value})
