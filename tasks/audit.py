@@ -5,6 +5,8 @@
     artifacts/audit/pairs.csv      duplicate and near-duplicate images; `first` is from the earlier split
     artifacts/audit/dropped.csv    image id and reason, for images dropped from training and validation
     artifacts/audit/audit.json     summary counts
+    artifacts/audit/folds/         TRAINING.csv: id and fold of the Train and Val images of a cross-validation,
+                                   see `tasks.packed.folds`; no row for other trainings
 
 Two images are duplicates if all their pixels are equal, and near-duplicates if the correlation of their
 thumbnails reaches `audit.correlation`. All images are compared, across splits and across the dataset's two
@@ -19,6 +21,7 @@ import argparse
 import itertools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +29,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks.common.files import replacing, write_table
-from tasks.common.raw import CLASSES, MANIFEST, SPLITS, read_manifest
+from tasks.common.raw import CLASSES, GROUP_OF, MANIFEST, SPLITS, read_manifest
+from tasks.packed.folds import draw_folds, drawn_images, groups_of
 from tasks.settings.schema import Audit, load_params
 from tasks.support.cli import InputError, stage_main
 from tasks.support.progress import progress
@@ -89,14 +93,20 @@ Pairs = NDArray[np.int64]  # (P, 2), row numbers in images.csv, the lower first
 Faults = dict[str, "pd.Series[str]"]  # name in audit.json -> image id -> problem
 
 
-def audit(raw: Path, packed: Path, out: Path, params: Audit, published: bool) -> None:
-    """Find the dataset's problems and write them under `out`.
+def audit(
+    raw: Path, packed: Path, out: Path, params: Audit, published: bool, folds: Path | None = None
+) -> None:
+    """Find the dataset's problems and write them under `out`; draw folds.
 
-    Reads `raw/manifest.csv` and `packed/{images.csv,rejected.csv,thumbnails.npy}`. The counts of COVID-QU-Ex
-    are shown beside those of the dataset if it should have them (`published`).
+    Reads `packed/{images.csv,rejected.csv,thumbnails.npy}`, `raw/manifest.csv` and, if the dataset has it,
+    `raw/groups.csv`. The counts of COVID-QU-Ex are shown beside those of the dataset if it should have them
+    (`published`).
+
+    Args:
+        folds: the table `folds.csv` of the stage plan; without it, no folds are written.
 
     Raises:
-        InputError: there are more than `MAX_PAIRS` pairs.
+        InputError: there are more than `MAX_PAIRS` pairs; or a fold would have no image of some class.
     """
     manifest = read_manifest(raw / MANIFEST)
     images = pd.read_csv(packed / "images.csv")
@@ -113,10 +123,41 @@ def audit(raw: Path, packed: Path, out: Path, params: Audit, published: bool) ->
         write_table(pairs, partial / "pairs.csv")
         write_table(dropped, partial / "dropped.csv")
         figures = summarise(counts, faults, pairs, dropped)
+        if folds:
+            (partial / "folds").mkdir()
+            for training, table in _folds(folds, images, dropped, _together(pairs, raw)):
+                write_table(table, partial / "folds" / f"{training}.csv")
         found = {"params": json.loads(params.to_json()), "figures": figures}
         (partial / "audit.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     for name, value in figures.items():
         print(f"{name.replace('_', ' ')}: {value:,}", flush=True)
+
+
+def _together(pairs: pd.DataFrame, raw: Path) -> list[tuple[str, ...]]:
+    """Images that must be in one fold: alike, or in one group of the dataset, such as a patient."""
+    found: list[tuple[str, ...]] = list(zip(pairs["first"], pairs["second"], strict=True))
+    if (raw / GROUP_OF).exists():
+        groups = pd.read_csv(raw / GROUP_OF, dtype=str).groupby("group")["id"]
+        found += [tuple(members) for _, members in groups]
+    return found
+
+
+def _folds(
+    wanted: Path, images: pd.DataFrame, dropped: pd.DataFrame, together: list[tuple[str, ...]]
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The folds of each training, those of equal settings drawn once; an empty table if it has none."""
+    drawn: dict[tuple[str, int, int], pd.DataFrame] = {}
+    rows = pd.read_csv(wanted, dtype=str, keep_default_na=False)
+    for training, half, folds, seed in rows.itertuples(index=False):
+        if folds == "1":
+            yield training, pd.DataFrame(columns=["id", "fold"])
+            continue
+        key = half, int(folds), int(seed)
+        if key not in drawn:
+            of_half = images[images["half"] == half]
+            chosen = drawn_images(of_half, dropped["id"])
+            drawn[key] = draw_folds(chosen, groups_of(of_half["id"], together), *key[1:])
+        yield training, drawn[key]
 
 
 def summarise(
@@ -356,9 +397,10 @@ def main() -> None:
     parser.add_argument("raw", type=Path, help="data/raw")
     parser.add_argument("packed", type=Path, help="data/packed")
     parser.add_argument("out", type=Path, help="folder to create")
+    parser.add_argument("--folds", type=Path, help="artifacts/plans/folds.csv: folds to draw")
     args = parser.parse_args()
     params = load_params(args.params)
-    audit(args.raw, args.packed, args.out, params.audit, params.data.published)
+    audit(args.raw, args.packed, args.out, params.audit, params.data.published, args.folds)
 
 
 if __name__ == "__main__":

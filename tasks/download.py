@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pandas as pd
 from tasks.common.files import replacing, write_table
 from tasks.common.raw import (
     CLASSES,
+    GROUP_OF,
     GROUPS,
     HALF_KINDS,
     KIND_FOLDERS,
@@ -124,10 +125,18 @@ def _copy_all(
         write_table(manifest, partial / MANIFEST)
         if found.groups:
             (partial / GROUPS).write_text(json.dumps(found.groups._asdict()) + "\n", encoding="utf-8")
+            write_table(_numbered(found.group_of), partial / GROUP_OF)
         if listing is not None and not _is_as_listed(Stored(partial), listing):
             raise InputError(f"{where}: files changed during the download; run it again when nothing writes")
     print(manifest.groupby(["half", "split", "class"], sort=False).size().to_string(), flush=True)
     return len(needed)
+
+
+def _numbered(group_of: Mapping[Image, str]) -> pd.DataFrame:
+    """The group of each image, numbered in the order of their first images: a name may be a patient's."""
+    images = sorted(group_of)
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(group_of[i] for i in images))}
+    return pd.DataFrame([(i.id, numbers[group_of[i]]) for i in images], columns=["id", "group"])
 
 
 def _kinds(images: Images, image: Image) -> list[Kind]:

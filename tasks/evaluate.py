@@ -3,6 +3,10 @@
 The Val scores choose between experiments; the Test scores are reported. With a folder of several networks,
 as the stage `ensemble`, it scores the average of their probabilities.
 
+In a cross-validation, Val are the images of the network's fold, which it was not trained on. The average of
+all networks has no such images: it is scored on Test alone, with the thresholds that suit the images of all
+folds, each as predicted by the network that did not see it.
+
 Probabilities are resized to each mask's original size before scoring, so networks trained at different
 image sizes are comparable.
 """
@@ -48,7 +52,14 @@ from tasks.inference.predict import (
     read_mask,
 )
 from tasks.networks.device import Compute, set_up
-from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids
+from tasks.packed.reader import (
+    Fold,
+    PackedSplit,
+    add_dropped_argument,
+    add_folds_argument,
+    dropped_ids,
+    read_folds,
+)
 from tasks.scoring.images import Calibration, overlaps, score_masks
 from tasks.settings.schema import Plan, Prediction, Target
 from tasks.support.cli import stage_main
@@ -70,11 +81,13 @@ def evaluate(
     raw: Path,
     out: Path,
     dropped: Set[str] = frozenset(),
+    folds: Sequence[Fold] = (),
 ) -> None:
     """Score the network in the folder `trained` on every Val and Test image of its half, whatever its class.
 
     Networks in subfolders of `trained` are scored as an ensemble; `plan` is that of the first. `images` is
-    the folder that the training read. Val images whose ids are in `dropped` are left out. Writes under `out`:
+    the folder that the training read. Val images whose ids are in `dropped` are left out. With `folds`, Val
+    are the images of the plan's fold, and an ensemble is not scored on Val. Writes under `out`:
 
         images.csv        one row per split, target and image; of an ensemble with the disagreement of its
                           networks, see `tasks.inference.masks.disagreement`
@@ -88,12 +101,19 @@ def evaluate(
     """
     dataset, compute = RawDataset(raw), set_up(plan.seed, plan.precision, plan.threads)
     networks = load_networks(trained, compute)
-    val = PackedSplit(images, plan.half, "Val", plan.targets, plan.train_classes, dropped)
+    fold = folds[plan.fold] if folds else None
+    is_cross_validated = fold is not None and len(networks) > 1
+
+    def val_of(held_out: Fold | None) -> PackedSplit:
+        return PackedSplit(images, plan.half, "Val", plan.targets, plan.train_classes, dropped, held_out)
+
+    val = [val_of(each) for each in folds] if is_cross_validated else val_of(fold)
     points = choose_points(networks, plan, prediction, val, dataset, compute)
     evaluation = Evaluation(plan, prediction, networks, compute, points, dataset)
     with replacing(out) as folder:
         folder.mkdir()
-        evaluation.run(PackedSplit(images, plan.half, "Val", dropped=dropped), "Val")
+        if not is_cross_validated:
+            evaluation.run(PackedSplit(images, plan.half, "Val", dropped=dropped, fold=fold), "Val")
         with zipfile.ZipFile(folder / "predictions.zip", "w") as archive:
             evaluation.run(PackedSplit(images, plan.half, "Test", dropped=dropped), "Test", archive)
         if len(networks) > 1:
@@ -287,11 +307,12 @@ def main() -> None:
     parser.add_argument("raw", type=Path, help="data/raw")
     parser.add_argument("out", type=Path, help="folder to create")
     add_dropped_argument(parser)
+    add_folds_argument(parser)
     args = parser.parse_args()
     plan = Plan.from_json(args.plan.read_text(encoding="utf-8"))
     prediction = Prediction.from_json(args.prediction.read_text(encoding="utf-8"))
-    dropped = dropped_ids(args.dropped)
-    evaluate(plan, prediction, args.trained, args.images, args.raw, args.out, dropped)
+    dropped, folds = dropped_ids(args.dropped), read_folds(args.folds)
+    evaluate(plan, prediction, args.trained, args.images, args.raw, args.out, dropped, folds)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,15 @@ from tasks.common.files import replacing, write_table
 from tasks.common.raw import Split
 from tasks.networks.device import Compute, is_memory_short, set_up
 from tasks.networks.network import build_network, load_start, save_network
-from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids, require_scores
+from tasks.packed.reader import (
+    Fold,
+    PackedSplit,
+    add_dropped_argument,
+    add_folds_argument,
+    dropped_ids,
+    read_folds,
+    require_scores,
+)
 from tasks.settings.schema import Plan
 from tasks.support.checkpoints import Checkpoint, key_of
 from tasks.support.cli import InputError, stage_main
@@ -40,13 +48,21 @@ VALIDATION_BATCH = 32
 MEANS = ("val_score", "val_dice", "val_iou", "val_marked")
 
 
-def train(plan: Plan, packed: Path, out: Path, dropped: Set[str] = frozenset(), parts: int = 1) -> None:
+def train(
+    plan: Plan,
+    packed: Path,
+    out: Path,
+    dropped: Set[str] = frozenset(),
+    parts: int = 1,
+    folds: Sequence[Fold] = (),
+) -> None:
     """Train the plan's network and keep the epoch with the best `plan.selection` on the Val split.
 
-    Reads the Train and Val splits under `packed`, except the ids in `dropped`. Writes under `out` the folder
-    `network`, from which the network can be rebuilt, and `history.csv`, one row per epoch. An interrupted
-    training continues from its checkpoint. If the loss becomes NaN or infinite, training ends with a warning
-    and the best epoch before that, or with the untrained network if there is none.
+    Reads the Train and Val splits under `packed`, or the plan's fold of `folds`, except the ids in `dropped`.
+    Writes under `out` the folder `network`, from which the network can be rebuilt, and `history.csv`, one row
+    per epoch. An interrupted training continues from its checkpoint. If the loss becomes NaN or infinite,
+    training ends with a warning and the best epoch before that, or with the untrained network if there is
+    none.
 
     Args:
         parts: minimum number of parts in which a batch is computed; doubled while memory is insufficient.
@@ -56,7 +72,7 @@ def train(plan: Plan, packed: Path, out: Path, dropped: Set[str] = frozenset(), 
             insufficient even for single images.
     """
     with joined(plan.processes) as group:
-        data = _read(plan, packed, dropped, group)
+        data = _read(plan, packed, dropped, group, folds[plan.fold] if folds else None)
         training = fit(plan, data, group, max(parts, plan.accumulate))
         if group.first:
             with replacing(out) as partial:
@@ -72,11 +88,12 @@ class Splits(NamedTuple):
     digests: tuple[str, ...]
 
 
-def _read(plan: Plan, packed: Path, dropped: Set[str], group: Group) -> Splits:
+def _read(plan: Plan, packed: Path, dropped: Set[str], group: Group, fold: Fold | None) -> Splits:
     compute = set_up(plan.seed, plan.precision, plan.threads, group.size)
     names: tuple[Split, Split] = ("Train", "Val")
     train_split, val_split = (
-        PackedSplit(packed, plan.half, name, plan.targets, plan.train_classes, dropped) for name in names
+        PackedSplit(packed, plan.half, name, plan.targets, plan.train_classes, dropped, fold)
+        for name in names
     )
     require_scores(packed, plan.half, plan.targets)
     # For the checkpoint's key, which only the first process computes.
@@ -401,11 +418,12 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to create")
     parser.add_argument("--parts", type=int, default=1, help="minimum number of parts per batch")
     add_dropped_argument(parser)
+    add_folds_argument(parser)
     args = parser.parse_args()
     plan = Plan.from_json(args.plan.read_text(encoding="utf-8"))
     with own_slot(args.out.name, plan):
         if plan.processes == 1 or is_member():
-            train(plan, args.packed, args.out, dropped_ids(args.dropped), args.parts)
+            train(plan, args.packed, args.out, dropped_ids(args.dropped), args.parts, read_folds(args.folds))
         else:
             _launch_in_memory(plan, args.parts)
 

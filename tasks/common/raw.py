@@ -54,6 +54,8 @@ HOW_TO_RENEW = "to create it again, run: dvc repro --force download"
 MANIFEST = "manifest.csv"
 #: How many groups, such as patients, an own layout names; no such file if it names none.
 GROUPS = "groups.json"
+#: The group of each image as a number, so that no name is stored; likewise only if the layout names groups.
+GROUP_OF = "groups.csv"
 MANIFEST_COLUMNS = ["id", "half", "split", "class", "image_sha256", "lung_sha256", "infection_sha256"]
 
 

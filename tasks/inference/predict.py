@@ -7,6 +7,7 @@ arXiv:1612.01474).
 import json
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -212,13 +213,15 @@ def choose_points(
     networks: Networks,
     plan: Plan,
     prediction: Prediction,
-    images: PackedSplit,
+    images: PackedSplit | Sequence[PackedSplit],
     raw: RawDataset,
     compute: Compute,
 ) -> OperatingPoints:
     """The operating point of each target: as configured, or with the best `plan.selection` where it says val.
 
-    `images` are the images of the Val split that the training used. Masks are made with all the experiment's
+    `images` are the images of the Val split that the training used. For the networks of a cross-validation
+    they are one split per network, which it has not seen: the points then suit all of these images, each as
+    predicted by its own network. Masks are made with all the experiment's
     own steps. Among equally good points, the threshold closest to 0.5 and then the lowest presence is chosen.
     """
     if prediction.threshold != "val" and prediction.presence != "val":
@@ -227,11 +230,19 @@ def choose_points(
     rounds: list[tuple[Target, ...]] = [plan.targets]
     if prediction.within_lungs:
         rounds = [("lung",), ("infection",)]
+    if isinstance(images, PackedSplit):
+        parts = [(networks, images)]
+    else:
+        parts = [((network,), unseen) for network, unseen in zip(networks, images, strict=True)]
     chosen: OperatingPoints = {}
     for targets in rounds:
         what = f"{plan.name} Val batches, threshold of {' and '.join(targets)}"
-        cases = predict_cases(networks, plan, images, raw, compute, prediction.flip_average, what)
-        found = list(in_threads(partial(_candidates, targets, chosen, prediction), cases, at_a_time(images)))
+        cases = chain.from_iterable(
+            predict_cases(each, plan, split, raw, compute, prediction.flip_average, what)
+            for each, split in parts
+        )
+        at_once = min(at_a_time(split) for _, split in parts)
+        found = list(in_threads(partial(_candidates, targets, chosen, prediction), cases, at_once))
         for target in targets:
             of_target = [of_one[target] for of_one in found]
             chosen[target] = _best_point(plan.selection, prediction, of_target)

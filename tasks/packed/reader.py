@@ -4,6 +4,7 @@ import argparse
 import hashlib
 from collections.abc import Iterable, Set
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,11 +22,20 @@ Indices = slice | NDArray[np.int64]
 AT_A_TIME = 256
 
 
+class Fold(NamedTuple):
+    """A fold of a cross-validation over the Train and Val images, as ids."""
+
+    train: frozenset[str]
+    """The images of the other folds, on which the network is trained."""
+    val: frozenset[str]
+    """The images of this fold, which the network does not see."""
+
+
 class PackedSplit:
     """The images of one split and some classes, with their masks, as memory-mapped arrays.
 
-    Images whose ids are in `dropped` are excluded. `table` has one row per image, as in images.csv, with
-    index 0..N-1.
+    Images whose ids are in `dropped` are excluded. With a `fold`, Train and Val are those of the fold.
+    `table` has one row per image, as in images.csv, with index 0..N-1.
 
     Raises:
         InputError: no image matches.
@@ -39,9 +49,14 @@ class PackedSplit:
         targets: tuple[str, ...] = (),
         classes: tuple[str, ...] | None = None,
         dropped: Set[str] = frozenset(),
+        fold: Fold | None = None,
     ) -> None:
         table = pd.read_csv(packed / "images.csv")
-        wanted = (table["half"] == half) & (table["split"] == split)
+        wanted = table["half"] == half
+        if fold is None or split == "Test":
+            wanted &= table["split"] == split
+        else:
+            wanted &= table["id"].isin(fold.train if split == "Train" else fold.val)
         if classes is not None:
             wanted &= table["class"].isin(classes)
         wanted &= ~table["id"].isin(dropped)
@@ -49,10 +64,10 @@ class PackedSplit:
         if self.table.empty:
             of = f" of {', '.join(classes)}" if classes else ""
             raise InputError(f"{packed}: the {half} half has no {split} image{of}")
-        self._rows = self.table["row"].to_numpy()
-        self._folder = packed / half / split
+        self._rows, self._stored = self.table["row"].to_numpy(), self.table["split"].to_numpy()
+        self._folders = {name: packed / half / name for name in self.table["split"].unique()}
         self._targets = targets
-        self._arrays: dict[str, NDArray[np.uint8]] = {}
+        self._arrays: dict[tuple[str, str], NDArray[np.uint8]] = {}
 
     def __len__(self) -> int:
         return len(self.table)
@@ -67,7 +82,8 @@ class PackedSplit:
 
     def regions(self, indices: Indices = slice(None)) -> Tensor | None:
         """uint8 (n, S, S), 1 where the network may see a pixel; None if it may see all of them."""
-        return self._read("region", indices) if (self._folder / "region.npy").exists() else None
+        known = all((folder / "region.npy").exists() for folder in self._folders.values())
+        return self._read("region", indices) if known else None
 
     def digest(self) -> str:
         """A hash of the images, their masks and their order."""
@@ -79,13 +95,26 @@ class PackedSplit:
         return hashed.hexdigest()
 
     def _read(self, kind: str, indices: Indices) -> Tensor:
-        """Copy rows out of the memory map."""
-        if kind not in self._arrays:
-            file = self._folder / f"{kind}.npy"
+        """Copy rows out of the memory maps."""
+        rows = self._rows[indices]
+        if len(self._folders) == 1:
+            return torch.from_numpy(self._array(kind, *self._folders)[rows])
+        stored, arrays = self._stored[indices], {name: self._array(kind, name) for name in self._folders}
+        one = next(iter(arrays.values()))
+        pixels = np.empty((len(rows), *one.shape[1:]), one.dtype)
+        for name, array in arrays.items():
+            here = stored == name
+            pixels[here] = array[rows[here]]
+        return torch.from_numpy(pixels)
+
+    def _array(self, kind: str, stored: str) -> NDArray[np.uint8]:
+        """The memory map of a kind in the split in which images are stored."""
+        if (kind, stored) not in self._arrays:
+            file = self._folders[stored] / f"{kind}.npy"
             if not file.exists():
                 raise InputError(f"{file}: the dataset has no {kind} masks; change targets in params.yaml")
-            self._arrays[kind] = np.load(file, mmap_mode="r")
-        return torch.from_numpy(self._arrays[kind][self._rows[indices]])
+            self._arrays[kind, stored] = np.load(file, mmap_mode="r")
+        return self._arrays[kind, stored]
 
 
 def require_scores(packed: Path, half: str, targets: Iterable[str]) -> None:
@@ -111,6 +140,22 @@ def add_dropped_argument(parser: argparse.ArgumentParser) -> None:
 def dropped_ids(table: Path | None) -> frozenset[str]:
     """The ids in the audit's dropped.csv; empty without a file."""
     return frozenset(pd.read_csv(table, dtype=str)["id"]) if table else frozenset()
+
+
+def add_folds_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--folds`; `read_folds` reads its file."""
+    parser.add_argument(
+        "--folds", type=Path, help="artifacts/audit/folds/TRAINING.csv: the folds of a cross-validation"
+    )
+
+
+def read_folds(table: Path | None) -> tuple[Fold, ...]:
+    """All folds of a cross-validation; empty without a file, or if it has no image."""
+    if table is None:
+        return ()
+    rows = pd.read_csv(table, dtype={"id": str})
+    members = [frozenset(of_fold["id"]) for _, of_fold in rows.groupby("fold")]
+    return tuple(Fold(frozenset(rows["id"]) - own, own) for own in members)
 
 
 def scaled(pixels: Tensor) -> Tensor:

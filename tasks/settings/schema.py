@@ -74,6 +74,9 @@ EXTERNAL = "external"
 DATASET = "dataset"
 TRIVIAL = "baselines"
 
+#: Largest number of folds of a cross-validation.
+MOST_FOLDS = 10
+
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -274,6 +277,8 @@ class TrainingSettings(Fit):
 
     alpha: Share | None
     seeds: Annotated[int, Field(ge=1, le=100)]
+    folds: Annotated[int, Field(ge=1, le=MOST_FOLDS)] = 1
+    """1: the dataset's own Train and Val. Revisions from before this key lack it."""
 
 
 class Experiment(TrainingSettings):
@@ -286,8 +291,8 @@ class Experiment(TrainingSettings):
 
     @property
     def is_ensemble(self) -> bool:
-        """Whether the probabilities of its networks are averaged, too."""
-        return self.prediction.ensemble == "seeds" and self.seeds > 1
+        """Whether the probabilities of its networks are averaged, too: always those of several folds."""
+        return self.folds > 1 or (self.prediction.ensemble == "seeds" and self.seeds > 1)
 
     @property
     def lungs_from(self) -> str | None:
@@ -310,6 +315,17 @@ class Experiment(TrainingSettings):
         if reads != (self.alpha is not None):
             raise ValueError(
                 f"loss {self.loss} {'needs alpha, which is missing' if reads else 'does not use alpha'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_have_folds(self) -> Self:
+        if self.folds > 1 and self.seeds > 1:
+            raise ValueError(f"folds: {self.folds} and seeds: {self.seeds} exclude each other; set seeds: 1")
+        if self.folds > 1 and self.lungs_from:
+            raise ValueError(
+                f"folds: {self.folds} needs images: {WHOLE}, because the network that predicts the lungs has "
+                "seen images of every fold; set folds: 1"
             )
         return self
 
@@ -349,10 +365,14 @@ class Plan(Fit):
     loss: Loss
     loss_options: dict[str, float]
     selection: Selection = "all"  # by which earlier versions chose, whose plans do not name it
+    folds: int = 1
+    fold: int = 0
+    """The fold, counted from 0, that is this training's Val; the others are its Train."""
 
     def to_json(self) -> str:
-        # As before this key existed, so that no finished training runs again.
+        # As before these keys existed, so that no finished training runs again.
         without = {"start_from"} if self.start_from is None else set()
+        without |= {"folds", "fold"} if self.folds == 1 else set()
         return self.model_dump_json(indent=2, exclude=without) + "\n"
 
 
@@ -501,18 +521,22 @@ class Settings(_Section):
 
     @property
     def plans(self) -> dict[str, Plan]:
-        """Training name -> plan: one plan per experiment and seed, in the order of params.yaml."""
-        plans = (
-            self._plan(name, experiment, experiment.seed + more)
+        """Training name -> plan: one per experiment and seed or fold, in the order of params.yaml."""
+        return {
+            training: self._plan(name, experiment, training, more)
             for name, experiment in self.experiments.items()
-            for more in range(experiment.seeds)
-        )
-        return {plan.name: plan for plan in plans}
+            for more, training in enumerate(
+                training_names(name, experiment.seed, experiment.seeds, experiment.folds)
+            )
+        }
 
-    def _plan(self, name: str, experiment: Experiment, seed: int) -> Plan:
-        shared = experiment.model_dump(include={*Fit.model_fields, "network", "loss"}) | {"seed": seed}
-        options = self._loss_options(experiment)
-        return Plan(name=training_name(name, seed), experiment=name, loss_options=options, **shared)
+    def _plan(self, name: str, experiment: Experiment, training: str, more: int) -> Plan:
+        """The plan of the experiment's training number `more`, whose seed is higher by this number."""
+        shared = experiment.model_dump(include={*Fit.model_fields, "network", "loss"})
+        shared |= {"seed": experiment.seed + more, "loss_options": self._loss_options(experiment)}
+        if experiment.folds > 1:
+            shared |= {"folds": experiment.folds, "fold": more}
+        return Plan(name=training, experiment=name, **shared)
 
     def _loss_options(self, experiment: Experiment) -> dict[str, float]:
         if experiment.alpha is not None:
@@ -553,9 +577,7 @@ class Settings(_Section):
         ensembles: dict[str, EnsembleStage] = {}
         for name, experiment in self.experiments.items():
             if experiment.is_ensemble:
-                first, *others = (
-                    training_name(name, experiment.seed + more) for more in range(experiment.seeds)
-                )
+                first, *others = training_names(name, experiment.seed, experiment.seeds, experiment.folds)
                 before = f"train/{first}/network"
                 for training in others:
                     gather[training] = GatherStage(before=before)
@@ -695,6 +717,11 @@ class Settings(_Section):
         source = self.experiments[name]
         if "lung" not in source.targets or source.lungs_from:
             raise ValueError(f"{place}: images: {name} does not predict lungs from whole images")
+        if source.folds > 1:
+            raise ValueError(
+                f"experiments.{name}: folds: {source.folds}: it predicts the lungs of {place}, which one "
+                "network does; set folds: 1"
+            )
         for key in ("half", "image_size"):
             own, its = getattr(experiment, key), getattr(source, key)
             if own != its:
@@ -750,6 +777,17 @@ def _list_fault(found: Any, wanted: Any) -> str | None:
 def training_name(experiment: str, seed: int) -> str:
     """Name of an experiment's training with a seed, as used in stages, files and logs."""
     return f"{experiment}-seed{seed}"
+
+
+def training_names(experiment: str, seed: int, seeds: int, folds: int) -> tuple[str, ...]:
+    """Names of all trainings of an experiment: one for each fold, or for each seed from `seed` on."""
+    if folds > 1:
+        return tuple(f"{experiment}-fold{fold}" for fold in range(folds))
+    return tuple(training_name(experiment, seed + more) for more in range(seeds))
+
+
+#: What follows the experiment's name in that of a training: a regular expression.
+TRAINING_SUFFIX = r"-(seed|fold)\d+"
 
 
 def load_params(path: Path) -> Params:

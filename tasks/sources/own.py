@@ -42,6 +42,8 @@ class Found(NamedTuple):
     left_out: list[LeftOut]
     groups: Groups | None = None
     """None if nothing is known of groups."""
+    group_of: Mapping[Image, str] = {}
+    """The group of each image, if groups are known."""
     notes: tuple[str, ...] = ()
     """Further lines for the user."""
 
@@ -130,6 +132,7 @@ class _Search:
         splits = self._splits(complete)
         images: Images = {}
         groups: defaultdict[str, set[Split]] = defaultdict(set)
+        group_of: dict[Image, str] = {}
         for key, candidate in complete.items():
             image = self._image(candidate, splits[key])
             if image in images:
@@ -141,11 +144,11 @@ class _Search:
             images[image] = {"image": candidate.file, **masks[key]}
             if candidate.group is not None:
                 groups[candidate.group].add(splits[key])
+                group_of[image] = candidate.group
         self._refuse_empty_split(images)
         apart = Groups(len(groups), sum(len(of_one) > 1 for of_one in groups.values()))
-        return Found(
-            images, self._left_out(), apart if self._layout.knows("group") else None, tuple(self._notes)
-        )
+        known = apart if self._layout.knows("group") else None
+        return Found(images, self._left_out(), known, group_of, tuple(self._notes))
 
     def _with_masks(
         self, candidates: Mapping[Key, _Candidate], masks: Mapping[Key, Mapping[Kind, str]]

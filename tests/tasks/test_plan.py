@@ -8,7 +8,7 @@ from tasks.settings.schema import Params, Plan, Prediction
 def test_writes_one_file_per_training_and_per_experiment(tiny_params: Params, tmp_path: Path) -> None:
     plan(tiny_params, tmp_path / "plans")
     names = [f"{name}.json" for name in tiny_params.plans]
-    names += [f"{name}.prediction.json" for name in tiny_params.experiments]
+    names += [f"{name}.prediction.json" for name in tiny_params.experiments] + ["folds.csv"]
     assert sorted(path.name for path in (tmp_path / "plans").iterdir()) == sorted(names)
     for name, training in tiny_params.plans.items():
         text = (tmp_path / "plans" / f"{name}.json").read_text()
