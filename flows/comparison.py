@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.repository.earlier import copy_files
 from flows.repository.git import git
-from flows.repository.revision import Training
+from flows.repository.revision import TRAINING_SUFFIX, Training
 from tasks.support.cli import InputError
 
 if TYPE_CHECKING:  # pandas takes half a second to import, and the start of a run needs none
@@ -155,7 +155,7 @@ def _scores_of_run(trainings: Mapping[str, Training], experiment: str, evaluatio
 
 
 def _scores_of_base(experiment: str, copies: Path, fault: str) -> Scores:
-    training = re.compile(rf"{re.escape(experiment)}-seed\d+")
+    training = re.compile(re.escape(experiment) + TRAINING_SUFFIX)
     folders = sorted(folder for folder in copies.iterdir() if training.fullmatch(folder.name))
     if all((folder / IMAGES).exists() for folder in folders) and folders:
         return _read_scores(folder / IMAGES for folder in folders)

@@ -24,7 +24,7 @@ from flows.repository.checkout import checked_out, remove_leftovers
 from flows.repository.dvc_internals import LOCK, Part, inputs_of, open_repo, stages_in_order
 from flows.repository.git import GitError, git, resolve
 from flows.repository.recorded import bring, check_inputs, check_lock, md5
-from flows.repository.revision import plan_trainings
+from flows.repository.revision import TRAINING_SUFFIX, plan_trainings
 from tasks.support.cli import InputError
 from tasks.support.slots import slots_for
 
@@ -217,7 +217,7 @@ def choose_stages(
     theirs: set[PipelineStage] = set()
     for stage, before in stages.items():
         kind, _, key = stage.name.partition("@")
-        is_first = kind == "train" and re.sub(r"-seed\d+$", "", key) in owners
+        is_first = kind == "train" and re.sub(f"{TRAINING_SUFFIX}$", "", key) in owners
         if is_first or kind in wanted or (kind in OF_A_TRAINING and before & theirs):
             theirs.add(stage)
     left_out = {kind for kind, least in OF_A_TRAINING.items() if depth == "weights" and least == "data"}

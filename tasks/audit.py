@@ -5,8 +5,8 @@
     artifacts/audit/pairs.csv      duplicate and near-duplicate images; `first` is from the earlier split
     artifacts/audit/dropped.csv    image id and reason, for images dropped from training and validation
     artifacts/audit/audit.json     summary counts
-    artifacts/audit/folds/         TRAINING.csv: id and fold of the Train and Val images of a cross-validation,
-                                   see `tasks.packed.folds`; no row for other trainings
+    artifacts/audit/folds/         TRAINING.csv with id and fold of the Train and Val images, if it is a
+                                   training of a cross-validation, see `tasks.packed.folds`
 
 Two images are duplicates if all their pixels are equal, and near-duplicates if the correlation of their
 thumbnails reaches `audit.correlation`. All images are compared, across splits and across the dataset's two

@@ -11,7 +11,9 @@ from tasks.convert import convert
 from tasks.download import download
 from tasks.evaluate import evaluate
 from tasks.export import export
+from tasks.gather import gather
 from tasks.lungs import restrict
+from tasks.packed.reader import Fold, read_folds
 from tasks.plan import plan as write_plans
 from tasks.preprocess import preprocess
 from tasks.settings.changes import parse_assignment, with_changes
@@ -52,6 +54,9 @@ class Pipeline(NamedTuple):
         folders = (self.out(stage) for stage in ("converted", "train", "evaluation"))
         return Outputs(*folders, self.packed, self.out("audit"))
 
+    def folds(self, training: str) -> tuple[Fold, ...]:
+        return read_folds(self.out("audit", "folds") / f"{training}.csv")
+
     def bundle(self, name: str) -> Path:
         return self.out("bundles", name)
 
@@ -69,13 +74,34 @@ def run_pipeline(pipeline: Pipeline) -> None:
     download(open_source(source, Path()), pipeline.raw, source)
     preprocess(pipeline.raw, pipeline.packed, size, 0.0)
     write_plans(params, pipeline.out("plans"))
-    audit(pipeline.raw, pipeline.packed, pipeline.out("audit"), params.audit, published=False)
+    folds = pipeline.out("plans") / "folds.csv"
+    audit(pipeline.raw, pipeline.packed, pipeline.out("audit"), params.audit, published=False, folds=folds)
     baselines(
         pipeline.packed / "images.csv", pipeline.raw, pipeline.out("baselines", "infection"), "infection"
     )
     for name in sorted(params.plans, key=lambda name: params.plans[name].images.startswith(LUNGS)):
         _training(pipeline, name)
+    for name in params.stages.ensemble:
+        average(pipeline, name)
     compare_and_export(pipeline, *params.stages.export)
+
+
+def average(pipeline: Pipeline, experiment: str) -> None:
+    """Score the ensemble of an experiment."""
+    names = [name for name, plan in pipeline.params.plans.items() if plan.experiment == experiment]
+    gathered = pipeline.out("train", names[0]) / "network"
+    for name in names[1:]:
+        gather(gathered, pipeline.out("train", name) / "network", pipeline.out("ensembles", name))
+        gathered = pipeline.out("ensembles", name)
+    evaluate(
+        pipeline.params.plans[names[0]],
+        pipeline.params.experiments[experiment].prediction,
+        gathered,
+        pipeline.folder / "data" / pipeline.params.experiments[experiment].folder,
+        pipeline.raw,
+        pipeline.out("evaluation", "ensembles") / experiment,
+        folds=pipeline.folds(names[0]),
+    )
 
 
 def compare_and_export(pipeline: Pipeline, *names: str) -> None:
@@ -100,9 +126,10 @@ def _training(pipeline: Pipeline, name: str) -> None:
     experiment = pipeline.params.experiments[plan.experiment]
     network, images = pipeline.out("train", name) / "network", pipeline.folder / "data" / experiment.folder
     lungs = pipeline.folder / "data" / "lungs" / plan.experiment
-    train(plan, images, pipeline.out("train", name))
+    folds = pipeline.folds(name)
+    train(plan, images, pipeline.out("train", name), folds=folds)
     evaluated = pipeline.out("evaluation", name)
-    evaluate(plan, experiment.prediction, network, images, pipeline.raw, evaluated)
+    evaluate(plan, experiment.prediction, network, images, pipeline.raw, evaluated, folds=folds)
     convert(plan, experiment.prediction, network, images, evaluated, pipeline.out("converted", name))
     if plan.experiment in pipeline.params.stages.lungs:
         restrict(plan, experiment.prediction, network, images, pipeline.raw, lungs)

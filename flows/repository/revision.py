@@ -26,6 +26,9 @@ CODE = ("*.py", "*.yaml")
 
 OWN_PARAMS = Path(__file__).with_name("own_params.py")
 
+#: What follows the experiment's name in that of a training, as a regular expression.
+TRAINING_SUFFIX = r"-(seed|fold)\d+"
+
 
 class Training(BaseModel):
     """What a flow has to know about a training. Early revisions lack the values that have defaults."""

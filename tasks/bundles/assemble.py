@@ -37,7 +37,7 @@ from tasks.bundles.trained_on import hashes_to_text, training_hashes
 from tasks.common.files import replacing
 from tasks.comparison.document import Document, Ensemble, ExperimentRecord, Score, ScoreRow
 from tasks.reporting.limitations import RESEARCH_USE, limitations
-from tasks.settings.schema import LUNGS, Prediction, training_name
+from tasks.settings.schema import LUNGS, Prediction, training_names
 
 #: Scores that the card and bundle.json state.
 METRICS = ("iou", "dice", "hd95", "missed", "false_positive_rate", "ece")
@@ -124,24 +124,27 @@ def _trained_on(experiments: Sequence[ExperimentRecord], outputs: Outputs, out: 
     for experiment in experiments:
         plan = experiment.plan
         dropped = outputs.audit / "dropped.csv"
-        hashes |= training_hashes(outputs.packed, dropped, plan["half"], plan["train_classes"])
+        # Each Train and Val image of a cross-validation is one of some network's training images.
+        splits = ("Train", "Val") if experiment.folds > 1 else ("Train",)
+        hashes |= training_hashes(outputs.packed, dropped, plan["half"], plan["train_classes"], splits)
     content = hashes_to_text(hashes).encode()
     (out / TRAINED_ON_FILE).write_bytes(content)
     complete = all(not experiment.plan.get("start_from") for experiment in experiments)
     return TrainedOn(images=len(hashes), complete=complete, sha256=sha256(content).hexdigest())
 
 
-def _step(experiment: ExperimentRecord, seeds: int, document: Document, outputs: Outputs, out: Path) -> Step:
-    """Copy the networks of the first seeds, and describe them."""
-    trainings = [(training_name(experiment.name, t.seed), t.parameters) for t in experiment.trainings[:seeds]]
-    plan = experiment.plan
+def _step(experiment: ExperimentRecord, count: int, document: Document, outputs: Outputs, out: Path) -> Step:
+    """Copy the first networks, and describe them."""
+    records, plan = experiment.trainings, experiment.plan
+    names = training_names(experiment.name, experiment.first.seed, len(records), experiment.folds)
+    trainings = list(zip(names, (record.parameters for record in records), strict=True))[:count]
     return Step(
         experiment=experiment.name,
         targets=plan["targets"],
         prediction=Prediction.model_validate(experiment.prediction),
         classes=plan["train_classes"],
         networks=tuple(_network(name, parameters, outputs, out) for name, parameters in trainings),
-        ensemble=_ensemble_points(experiment.name, document) if seeds > 1 else None,
+        ensemble=_ensemble_points(experiment.name, document) if count > 1 else None,
     )
 
 

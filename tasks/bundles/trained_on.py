@@ -20,18 +20,21 @@ def shortened(digest: str) -> str:
     return digest[:DIGITS]
 
 
-def training_hashes(packed: Path, dropped: Path, half: str, classes: Iterable[str]) -> set[str]:
-    """The hashes of the Train images of some classes, without those that the audit dropped.
+def training_hashes(
+    packed: Path, dropped: Path, half: str, classes: Iterable[str], splits: Iterable[str] = ("Train",)
+) -> set[str]:
+    """The hashes of the images of some splits and classes, without those that the audit dropped.
 
     Args:
         packed: data/packed/SIZE, of any size.
         dropped: artifacts/audit/dropped.csv.
     """
-    left_out, wanted = {row["id"] for row in _rows(dropped)}, set(classes)
+    left_out, wanted, trained = {row["id"] for row in _rows(dropped)}, set(classes), set(splits)
     return {
         shortened(row["sha256"])
         for row in _rows(packed / "images.csv")
-        if (row["half"], row["split"]) == (half, "Train")
+        if row["half"] == half
+        and row["split"] in trained
         and row["class"] in wanted
         and row["id"] not in left_out
     }

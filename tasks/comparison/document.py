@@ -139,6 +139,11 @@ class ExperimentRecord(Model):
     def first(self) -> TrainingRecord:
         return self.trainings[0]
 
+    @property
+    def folds(self) -> int:
+        """The number of folds of a cross-validation; 1 without one."""
+        return int(self.plan.get("folds", 1))
+
 
 # Sections: scores and differences
 
@@ -600,6 +605,32 @@ class Ensemble(Model):
     targets: tuple[EnsembleTarget, ...]
 
 
+# Cross-validation
+
+
+class FoldedScore(Model):
+    """A score on Train and Val images, each of them scored by the network that was not trained on it."""
+
+    image_set: str
+    metric: str
+    images: int
+    score: Score
+    folds: tuple[float | None, ...]  # of IoU, Dice and balanced score: the mean over the images of each fold
+
+
+class FoldedTarget(Model):
+    half: str
+    target: str
+    scores: tuple[FoldedScore, ...]
+
+
+class CrossValidation(Model):
+    experiment: str
+    folds: int
+    images: tuple[int, ...]  # in each fold
+    targets: tuple[FoldedTarget, ...]
+
+
 class Document(Model):
     schema_version: int
     source: str  # of the dataset
@@ -614,6 +645,7 @@ class Document(Model):
     consistency: Consistency
     external: tuple[ExternalSet, ...] = ()
     ensembles: tuple[Ensemble, ...] = ()
+    cross_validations: tuple[CrossValidation, ...] = ()
 
     @property
     def halves(self) -> tuple[str, ...]:
@@ -650,7 +682,8 @@ class Document(Model):
                 yield from found.shown
 
     def to_json(self) -> str:
-        without = {name for name in ("external", "ensembles") if not getattr(self, name)}
+        optional = ("external", "ensembles", "cross_validations")
+        without = {name for name in optional if not getattr(self, name)}
         return self.model_dump_json(indent=1, exclude=without) + "\n"
 
     @classmethod

@@ -49,8 +49,12 @@ def _target(results: EnsembleResults, scored: Scored) -> EnsembleTarget:
 
 
 def _scores(results: EnsembleResults, scored: Scored) -> Iterator[EnsembleScore]:
-    """On Val the score of the choice. On Test images IoU, Dice and misses, false alarms, and that score."""
-    yield from _balanced(results, scored.target, "Val")
+    """On Val the score of the choice. On Test images IoU, Dice and misses, false alarms, and that score.
+
+    Of a cross-validation, only Test images: the average of all networks has seen every other image.
+    """
+    if results.experiment.folds == 1:
+        yield from _balanced(results, scored.target, "Val")
     table = _table(results, scored.target, "Test", scored.main)
     for metric in METRICS:
         yield _score(

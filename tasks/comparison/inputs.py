@@ -33,7 +33,7 @@ class ExperimentResults:
     prediction: dict[str, Any]  # settings that turn probabilities into masks
     networks: dict[int, dict[str, Any]]  # seed -> content of network.json
     history: pd.DataFrame  # one row per epoch and seed
-    images: pd.DataFrame  # one row per split (Val, Test), image, target and seed
+    images: pd.DataFrame  # one row per split (Val, Test), image, target and seed; of folds, see `_folded`
     steps: pd.DataFrame  # like `images`, for each post-processing step
     calibration: pd.DataFrame  # one row per probability bin, target, image set and seed, for the Test split
     thresholds: dict[int, dict[str, float]]  # seed -> target -> threshold
@@ -48,6 +48,11 @@ class ExperimentResults:
     @property
     def seeds(self) -> list[int]:
         return list(self.networks)
+
+    @property
+    def folds(self) -> int:
+        """The number of folds of a cross-validation; 1 without one."""
+        return int(self.plan.get("folds", 1))
 
     @property
     def predicts_both(self) -> bool:
@@ -152,8 +157,13 @@ class Scored:
     def _collect(self, split: str) -> pd.DataFrame:
         ours = [e.rows(self.target, split=split).assign(predictor=e.name) for e in self.experiments]
         trivial = self.trivial[self.trivial["split"] == split].assign(seed=0)
+        # Trivial predictors are scored on no Train image, and cross-validated experiments on all of them.
+        known = set(trivial["id"])
+        if ours and not set.intersection(*(set(rows["id"]) for rows in ours)) <= known:
+            trivial = trivial[:0]
         rows: pd.DataFrame = pd.concat([*ours, trivial], ignore_index=True).sort_values(["seed", "id"])
-        # Networks leave out the Val images that the audit drops; trivial predictors are scored on all.
+        # Networks leave out the Val images that the audit drops; trivial predictors are scored on all. Only
+        # cross-validated experiments have scores on Train images.
         predictors = rows.groupby("id")["predictor"].nunique()
         shared = predictors.index[predictors == rows["predictor"].nunique()]
         return rows[rows["id"].isin(shared)]
@@ -427,23 +437,37 @@ def _experiment(
         raise InputError(f"{of_first}: no such file; the stage plan writes it for {name} of params.yaml")
     folders = [evaluated / training for training in trainings.values()]
     settings = [_json(folder / "settings.json") for folder in folders]
+    plan = _json(of_first)
+    folds = int(plan.get("folds", 1))
     return ExperimentResults(
         name=name,
-        plan=_json(of_first),
+        plan=plan,
         prediction=settings[0]["prediction"],
         networks={
             seed: _json(trained / training / "network" / "network.json")
             for seed, training in trainings.items()
         },
         history=_together(pd.read_csv(trained / training / "history.csv") for training in trainings.values()),
-        images=_together(_scores(folder / "images.csv") for folder in folders),
-        steps=_together(_scores(folder / "steps.csv") for folder in folders),
+        images=_folded(_together(_scores(folder / "images.csv") for folder in folders), folds),
+        steps=_folded(_together(_scores(folder / "steps.csv") for folder in folders), folds),
         calibration=_together(_scores(folder / "calibration.csv") for folder in folders),
         thresholds={seed: of_one["thresholds"] for seed, of_one in zip(trainings, settings, strict=True)},
         presence={seed: of_one["presence"] for seed, of_one in zip(trainings, settings, strict=True)},
         versions=settings[0]["versions"],
         predictions=folders[0] / "predictions.zip",
     )
+
+
+def _folded(rows: pd.DataFrame, folds: int) -> pd.DataFrame:
+    """The rows of a cross-validation, with the column `fold`; other rows as they are.
+
+    A Val row is of the image's own fold, and there is one for each image. All of them get the first seed:
+    they are the scores of one predictor. On Test images, the networks count like those of several seeds.
+    """
+    if folds == 1 or rows.empty:
+        return rows
+    first = rows["seed"].min()
+    return rows.assign(fold=rows["seed"] - first, seed=rows["seed"].where(rows["split"] != "Val", first))
 
 
 def grouped(params: Params) -> dict[str, tuple[str, ...]]:

@@ -26,6 +26,7 @@ from tasks.comparison.document import (
     xray_name,
 )
 from tasks.comparison.inputs import EnsembleResults, ExperimentResults, Inputs
+from tasks.comparison.trainings import out_of_fold
 from tasks.support.cli import InputError
 
 Row = dict[str, Any]
@@ -56,7 +57,8 @@ ENSEMBLE_COLUMNS = [
 def write_comparison(document: Document, inputs: Inputs, out: Path) -> None:
     """Write `comparison.json`, a table for each of `COLUMNS` and `pictures.zip` under `out`.
 
-    Also `external.csv`, if there are external datasets, and `ensembles.csv`, if there are ensembles.
+    Also `external.csv`, if there are external datasets, `ensembles.csv`, if there are ensembles, and
+    `out_of_fold.csv`, if experiments have folds.
     """
     rows = {
         "scores": _scores,
@@ -78,6 +80,9 @@ def write_comparison(document: Document, inputs: Inputs, out: Path) -> None:
         if document.ensembles:
             table = pd.DataFrame(_ensembles(document), columns=ENSEMBLE_COLUMNS)
             write_table(table, partial / "ensembles.csv")
+        if document.cross_validations:
+            tables = [out_of_fold(e) for e in inputs.experiments if e.folds > 1]
+            write_table(pd.concat(tables), partial / "out_of_fold.csv")
         with zipfile.ZipFile(partial / PICTURES_FILE, "w") as archive:
             for member, content in sorted(_pictures(document, inputs).items()):
                 write_member(archive, member, content)

@@ -37,9 +37,9 @@ def score_rows(scored: Scored, image_set: str, split: str = "Test") -> tuple[Sco
 
 
 def score_rows_of(table: Table, metrics: Sequence[str]) -> tuple[ScoreRow, ...]:
-    """Some scores on the images of the table."""
+    """Some scores on the images of the table, if they exist there."""
     found = _scores(table)
-    return _rows(table, {metric: found[metric] for metric in metrics})
+    return _rows(table, {metric: found[metric] for metric in metrics if metric in found})
 
 
 def _rows(table: Table, found: Found) -> tuple[ScoreRow, ...]:

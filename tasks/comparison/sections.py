@@ -22,7 +22,7 @@ from tasks.comparison.external import external
 from tasks.comparison.inputs import Inputs, Scored
 from tasks.comparison.published import PUBLISHED, REPORT_1, REPORT_2
 from tasks.comparison.scores import markings, score_rows
-from tasks.comparison.trainings import BOTH, experiment, report_2_scores
+from tasks.comparison.trainings import BOTH, cross_validation, experiment, report_2_scores
 
 
 def compare_all(inputs: Inputs, positions: Sequence[int]) -> Document:
@@ -43,6 +43,7 @@ def compare_all(inputs: Inputs, positions: Sequence[int]) -> Document:
         consistency=consistency(sections, inputs.published),
         external=tuple(external(found, scored) for found in inputs.external),
         ensembles=tuple(ensemble(found, scored) for found in inputs.ensembles),
+        cross_validations=tuple(cross_validation(e, scored) for e in inputs.experiments if e.folds > 1),
     )
 
 

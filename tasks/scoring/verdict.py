@@ -85,10 +85,16 @@ def _word(difference: Interval) -> Word:
 def read_rows(tables: Iterable[Path], split: Split = "Val") -> pd.DataFrame:
     """Read the rows of a split, for all targets, from the tables images.csv of an experiment's trainings.
 
+    If no image is in two tables, they are those of a cross-validation: each image is scored by the network
+    that did not see it. All rows then have the seed of the first network.
+
     Raises:
         InputError: a table has no such rows, or lacks a column.
     """
-    return pd.concat([_read(table, split) for table in tables], ignore_index=True)
+    rows = pd.concat([_read(table, split) for table in tables], ignore_index=True)
+    if not rows.duplicated(["target", "id"]).any():
+        rows["seed"] = rows["seed"].min()
+    return rows
 
 
 def _read(table: Path, split: Split) -> pd.DataFrame:

@@ -786,10 +786,6 @@ def training_names(experiment: str, seed: int, seeds: int, folds: int) -> tuple[
     return tuple(training_name(experiment, seed + more) for more in range(seeds))
 
 
-#: What follows the experiment's name in that of a training: a regular expression.
-TRAINING_SUFFIX = r"-(seed|fold)\d+"
-
-
 def load_params(path: Path) -> Params:
     """Read and validate params.yaml.
 
