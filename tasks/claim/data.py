@@ -6,7 +6,7 @@ from pathlib import PurePath
 
 from tasks.claim.answer import Answer
 from tasks.common.raw import CLASSES, SPLITS
-from tasks.comparison.document import Document
+from tasks.comparison.document import Document, ExperimentRecord
 from tasks.reporting.dataset import ALL, on_leaks
 from tasks.reporting.limitations import on_patients
 from tasks.reporting.words import IMAGE_SET_WORDS, listed, percentage, section_words
@@ -140,7 +140,11 @@ def assignment(document: Document) -> Answer:
 def disjointness(document: Document) -> Answer:
     if document.phantoms:
         return Answer("By image. Each image is drawn independently of all others.")
-    on_images = on_leaks(document.dataset)
+    on_images = on_leaks(document.dataset) + (
+        " No group and no such pair is split between the folds of a cross-validation."
+        if document.cross_validations
+        else ""
+    )
     groups = document.dataset.groups
     if groups is None:
         alone = "There are no patient identifiers, so images of one patient may be in different splits."
@@ -170,12 +174,10 @@ def sample_size(document: Document) -> Answer:
 
 def included(document: Document) -> Answer:
     dataset = document.dataset
-    trained: dict[tuple[int, int], list[str]] = defaultdict(list)
+    trained: dict[str, list[str]] = defaultdict(list)
     for e in document.experiments:
-        trained[e.first.train_images, e.first.val_images].append(e.name)
-    used = "; ".join(
-        f"{train:,} Train and {val:,} Val images ({listed(names)})" for (train, val), names in trained.items()
-    )
+        trained[_used(e)].append(e.name)
+    used = "; ".join(f"{images} ({listed(names)})" for images, names in trained.items())
     tested = "; ".join(f"{images:,} images ({target})" for target, images in _tested(document))
     groups = f"Groups, such as patients: {dataset.groups.number:,}. " if dataset.groups else ""
     said = (
@@ -187,6 +189,13 @@ def included(document: Document) -> Answer:
         return Answer(said)
     unknown = "How many patients the groups are" if dataset.groups else "The number of patients"
     return Answer(said, f"{unknown}, and a diagram of inclusion and exclusion.")
+
+
+def _used(e: ExperimentRecord) -> str:
+    train, val = e.first.train_images, e.first.val_images
+    if e.folds > 1:
+        return f"{train + val:,} Train and Val images in {e.folds} folds"
+    return f"{train:,} Train and {val:,} Val images"
 
 
 def _tested(document: Document) -> Iterator[tuple[str, int]]:

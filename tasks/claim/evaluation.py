@@ -13,9 +13,11 @@ from tasks.reporting.words import (
     SELECTION_WORDS,
     formatted,
     listed,
+    networks_word,
     percentage,
     section_words,
     signed,
+    val_words,
     with_span,
 )
 
@@ -69,10 +71,10 @@ def _varied(document: Document, section: Section) -> Iterator[str]:
     chosen, what = _chosen(section), section_words(document, section)
     spread = section.main.row(chosen).scores["iou"].seed_sd
     if spread is not None:
-        seeds = len(document.experiment(chosen).trainings)
+        e = document.experiment(chosen)
         yield (
-            f"{what.capitalize()}: over {seeds} seeds, the IoU of {chosen} has a standard deviation of "
-            f"{spread:.3f}."
+            f"{what.capitalize()}: over {len(e.trainings)} {networks_word(e)}, the IoU of {chosen} has a "
+            f"standard deviation of {spread:.3f}."
         )
     if section.sizes:
         few, many = (
@@ -104,7 +106,8 @@ def _on_val_and_test(document: Document, section: Section) -> Iterator[str]:
     test = f"{with_span(on_test.scores['iou'])} on {on_test.images:,} {IMAGE_SET_WORDS[name]}"
     on_val = next((found.row(chosen) for found in section.val if found.name == name), None)
     val = (
-        f", and {with_span(on_val.scores['iou'])} on {on_val.images:,} Val images of the same classes"
+        f", and {with_span(on_val.scores['iou'])} on {on_val.images:,} {val_words(document, section)} of "
+        "the same classes"
         if on_val
         else ""
     )

@@ -7,7 +7,7 @@ from tasks.comparison.document import Document, ExperimentRecord
 from tasks.reporting.ensembles import on_ensembles
 from tasks.reporting.findings import on_choice, on_trainings
 from tasks.reporting.settings import NETWORKS, settings, start_words, versions
-from tasks.reporting.words import SELECTION_WORDS, formatted, listed, section_words
+from tasks.reporting.words import SELECTION_WORDS, formatted, listed, networks_word, section_words
 
 PAPERS = {
     "unet": "Ronneberger et al. 2015, doi 10.1007/978-3-319-24574-4_28",
@@ -93,7 +93,8 @@ def choice(document: Document) -> Answer:
         found = section.choice
         assert found
         said.append(
-            f"For {section_words(document, section)}, {found.chosen} is chosen. {on_choice(found)} "
+            f"For {section_words(document, section)}, {found.chosen} is chosen. "
+            f"{on_choice(document, section)} "
             f"{_operating_point(document.experiment(found.chosen), section.target)}"
         )
     return Answer(f"{' '.join(said)} The Test split chooses nothing.")
@@ -101,15 +102,17 @@ def choice(document: Document) -> Answer:
 
 def _operating_point(experiment: ExperimentRecord, target: str) -> str:
     """From which probabilities on an experiment's networks mark pixels."""
-    thresholds = _by_seed([formatted(t.thresholds[target], 2) for t in experiment.trainings])
-    least = _by_seed([formatted(t.presence[target], 4) for t in experiment.trainings])
+    thresholds = _by_network([formatted(t.thresholds[target], 2) for t in experiment.trainings], experiment)
+    least = _by_network([formatted(t.presence[target], 4) for t in experiment.trainings], experiment)
     present = any(t.presence[target] for t in experiment.trainings)
     images = f", in images whose mean probability is at least {least}" if present else ""
     return f"It marks pixels with a probability of at least {thresholds}{images}."
 
 
-def _by_seed(values: list[str]) -> str:
-    return values[0] if len(set(values)) == 1 else f"{listed(values)} (by seed)"
+def _by_network(values: list[str], experiment: ExperimentRecord) -> str:
+    """One value, or all of them by seed or by fold."""
+    by = networks_word(experiment).removesuffix("s")
+    return values[0] if len(set(values)) == 1 else f"{listed(values)} (by {by})"
 
 
 def ensembles(document: Document) -> Answer:
@@ -118,7 +121,8 @@ def ensembles(document: Document) -> Answer:
             inapplicable="No experiment combines several networks. Scores of several seeds are means."
         )
     members = "; ".join(
-        f"{found.experiment}: {found.networks} networks that differ in the seed"
+        f"{found.experiment}: {found.networks} networks that differ in "
+        + ("their fold and seed" if document.experiment(found.experiment).folds > 1 else "the seed")
         for found in document.ensembles
     )
     return Answer(f"The average of the probabilities of {members}. {' '.join(on_ensembles(document))}")

@@ -1,13 +1,19 @@
-"""Ensembles: what the average of an experiment's networks brings, and where its networks disagree."""
+"""Ensembles: what the average of an experiment's networks brings, and where its networks disagree.
+
+Also the scores of a cross-validation, whose networks are an ensemble.
+"""
 
 from dataclasses import dataclass
 
 from tasks.comparison.document import (
+    CrossValidation,
     Difference,
     Document,
     Ensemble,
     EnsembleScore,
     EnsembleTarget,
+    FoldedScore,
+    FoldedTarget,
     Rejection,
     Score,
     ShownImage,
@@ -87,11 +93,64 @@ def _card(document: Document, of: Ensemble, found: EnsembleTarget, gallery: Gall
     )
 
 
+@dataclass(frozen=True)
+class FoldsCard:
+    """One target of one cross-validation."""
+
+    key: str  # part of the page's ids
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[EnsembleRow, ...]
+
+
+def folds_cards(document: Document) -> list[FoldsCard]:
+    return [
+        FoldsCard(
+            key=f"folds-{of.experiment}-{found.half}-{found.target}",
+            title=f"{of.experiment}, {found.target}",
+            headings=tuple(_folds_heading(score) for score in found.scores),
+            rows=(
+                EnsembleRow("all folds", tuple(_cell(each, each.score) for each in found.scores)),
+                *(
+                    EnsembleRow(
+                        f"fold {fold}, {images:,} images",
+                        tuple((formatted(each.folds[fold]), "") for each in found.scores),
+                    )
+                    for fold, images in enumerate(of.images)
+                ),
+            ),
+        )
+        for of in document.cross_validations
+        for found in of.targets
+    ]
+
+
+def _folds_heading(score: FoldedScore) -> str:
+    where = f"{IMAGE_SET_NAMES[score.image_set]} ({score.images:,})"
+    return f"{METRIC_WORDS[score.metric]}, {where}"
+
+
+def on_folds(document: Document) -> list[str]:
+    """The score of each cross-validation on the images that its networks did not see."""
+    return [_on_folds(of, found) for of in document.cross_validations for found in of.targets]
+
+
+def _on_folds(of: CrossValidation, found: FoldedTarget) -> str:
+    main = next(each for each in found.scores if each.metric == "iou")
+    of_folds = [value for value in main.folds if value is not None]
+    return (
+        f"{found.target.capitalize()}: over the {of.folds} folds of {of.experiment}, the IoU on "
+        f"{main.images:,} Train and Val images ({IMAGE_SET_NAMES[main.image_set]}) is "
+        f"{with_span(main.score)}, each scored by the network that did not see it; from "
+        f"{formatted(min(of_folds))} to {formatted(max(of_folds))} by fold."
+    )
+
+
 def _heading(score: EnsembleScore) -> str:
     return f"{METRIC_WORDS[score.metric]}, {score.split}, {IMAGE_SET_NAMES[score.image_set]}"
 
 
-def _cell(of: EnsembleScore, score: Score) -> tuple[str, str]:
+def _cell(of: EnsembleScore | FoldedScore, score: Score) -> tuple[str, str]:
     show = percentage if of.metric in SHARES else formatted
     return show(score.value), bounds_words(score.interval, show) if score.interval else ""
 

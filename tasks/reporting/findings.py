@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from tasks.comparison.document import (
     AgainstBaselines,
-    Choice,
     Consistency,
     Document,
     ExperimentRecord,
@@ -27,6 +26,7 @@ from tasks.reporting.words import (
     predictor_words,
     row_words,
     section_words,
+    val_words,
     with_span,
 )
 from tasks.support.symptoms import AnySymptom, DeadEpochs, DivergedEpochs, NonFiniteLoss, pixel_words
@@ -51,7 +51,8 @@ def opening(document: Document) -> list[str]:
     assert section.choice
     return [
         _what_was_trained(document),
-        f"For {section_words(document, section)}, use {section.choice.chosen}. {on_choice(section.choice)}",
+        f"For {section_words(document, section)}, use {section.choice.chosen}. "
+        f"{on_choice(document, section)}",
         _how_good(section, section.choice.chosen),
     ]
 
@@ -66,12 +67,15 @@ def _what_was_trained(document: Document) -> str:
     return f"{what} trained on {trained} {kind} to segment {listed(_masks(document))}."
 
 
-def on_choice(choice: Choice) -> str:
+def on_choice(document: Document, section: Section) -> str:
     """Why this experiment was chosen, and how sure the choice is."""
+    choice = section.choice
+    assert choice
     words, score = SELECTION_WORDS[choice.selection], choice.scores[choice.chosen]
+    images = f"{choice.images:,} {val_words(document, section)}"
     if len(choice.scores) == 1:
-        return f"Its {words} on {choice.images:,} Val images is {with_span(score)}."
-    best = f"Its {words} on {choice.images:,} Val images, {with_span(score)}, is the highest"
+        return f"Its {words} on {images} is {with_span(score)}."
+    best = f"Its {words} on {images}, {with_span(score)}, is the highest"
     parts = []
     if choice.beaten:
         parts.append(f"beats {_named(choice.beaten)}")
@@ -106,6 +110,7 @@ def on_training_variation(document: Document) -> str:
         return (
             "They include the variation between trainings: the variance between seeds is pooled over the "
             "experiments with several seeds, and applied to those with one."
+            + (" The networks of a cross-validation count as seeds." if document.cross_validations else "")
         )
     return (
         "No experiment has several seeds, so they do not include the variation between trainings: with "
@@ -126,10 +131,11 @@ def on_trainings(document: Document) -> dict[str, list[SymptomSentence]]:
 
 
 def _on_training(e: ExperimentRecord, useless: set[str]) -> list[SymptomSentence]:
-    """The sentences name the seed if the experiment has several trainings."""
+    """The sentences name the seed or the fold if the experiment has several trainings."""
     found = []
-    for training in e.trainings:
-        seed = f"Seed {training.seed}: " if len(e.trainings) > 1 else ""
+    for number, training in enumerate(e.trainings):
+        which = f"Fold {number}" if e.folds > 1 else f"Seed {training.seed}"
+        seed = f"{which}: " if len(e.trainings) > 1 else ""
         for symptom in training.symptoms:
             if isinstance(symptom, DeadEpochs) and symptom.spoils and not symptom.concerns(useless):
                 found.append(SymptomSentence(seed + _dead_at_a_half(symptom), spoils=False))

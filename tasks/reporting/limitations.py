@@ -11,7 +11,14 @@ def limitations(document: Document) -> list[str]:
     if document.phantoms:
         return ["All images are synthetic. The scores support no conclusion about patients."]
     *found, on_test = _of_covid_qu_ex(document) if document.published else _of_own_images(document)
-    return [*found, *_mirrored(document), *_two_steps(document), *_fine_tuned(document), on_test]
+    return [
+        *found,
+        *_mirrored(document),
+        *_cross_validated(document),
+        *_two_steps(document),
+        *_fine_tuned(document),
+        on_test,
+    ]
 
 
 def _of_covid_qu_ex(document: Document) -> list[str]:
@@ -115,6 +122,16 @@ def _fine_tuned(document: Document) -> list[str]:
     return [
         f"{listed(names)} started from trained weights. If the images on which these were trained include "
         "Test images or other images of the same patients, the scores are too good."
+    ]
+
+
+def _cross_validated(document: Document) -> list[str]:
+    if not document.cross_validations:
+        return []
+    return [
+        "In a cross-validation, the fold on which a network is scored also chose its epoch and thresholds, "
+        "as Val does otherwise, so scores out of fold are a little too good. The networks of different folds "
+        "share most of their training images, so they differ less than networks trained on new images would."
     ]
 
 

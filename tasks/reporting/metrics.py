@@ -23,6 +23,8 @@ EXTERNAL_METRICS = ("iou", "dice", "false_positive_rate")
 
 #: Key of the scores of an experiment's ensemble, and which of its scores are there.
 ENSEMBLE, ENSEMBLE_METRICS = "ensemble", ("balanced", "iou", "dice")
+#: Key of an experiment's scores on Train and Val images by cross-validation.
+OUT_OF_FOLD = "out_of_fold"
 
 Nested = dict[str, Any]
 
@@ -31,8 +33,9 @@ def metrics_json(document: Document) -> str:
     """Experiment -> val or test -> target -> image set -> metric; six decimals, null for NaN.
 
     The trivial predictors are under `baselines`, and the audit's counts under `dataset`. Scores on external
-    datasets are under `external` -> dataset -> target -> metric of each experiment, and those of its ensemble
-    under `ensemble` -> val or test and so on.
+    datasets are under `external` -> dataset -> target -> metric of each experiment, those of its ensemble
+    under `ensemble` -> val or test and so on, and those of a cross-validation under `out_of_fold` -> target
+    -> image set -> metric.
     """
     content: Nested = {DATASET: document.dataset.audit, TRIVIAL: {}}
     for section in document.sections:
@@ -52,6 +55,7 @@ def metrics_json(document: Document) -> str:
                 of_dataset = _within(_within(content[elsewhere.experiment], EXTERNAL), dataset.name)
                 of_dataset[found.target] = _scores(EXTERNAL_METRICS, elsewhere)
     _add_ensembles(content, document)
+    _add_folds(content, document)
     return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -65,6 +69,15 @@ def _add_ensembles(content: Nested, document: Document) -> None:
             if ratio := found.rejection.ratio:
                 of_target = _within(_within(of_ensemble, "test"), found.target)
                 _within(of_target, "all")["rejection_ratio"] = _rounded(ratio.value)
+
+
+def _add_folds(content: Nested, document: Document) -> None:
+    for of in document.cross_validations:
+        of_experiment = _within(content[of.experiment], OUT_OF_FOLD)
+        for found in of.targets:
+            of_target = _within(of_experiment, found.target)
+            for each in found.scores:
+                _within(of_target, each.image_set)[each.metric] = _rounded(each.score.value)
 
 
 def _scores(metrics: Sequence[str], row: ScoreRow | ExternalRow) -> Nested:

@@ -27,7 +27,7 @@ from tasks.reporting.differences import (
     on_external,
     steps,
 )
-from tasks.reporting.ensembles import ensemble_cards
+from tasks.reporting.ensembles import ensemble_cards, folds_cards, on_folds
 from tasks.reporting.findings import (
     REPORT_2_COLUMNS,
     against_trivial,
@@ -68,6 +68,7 @@ from tasks.reporting.words import (
     SELECTION_WORDS,
     formatted,
     section_words,
+    val_words,
 )
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
@@ -137,7 +138,7 @@ class SectionView:
     key: str  # part of the page's ids
     chosen: str
     selection: str
-    val_images: int
+    val_words: str  # the images on which experiments are compared
     on_chosen: list[str]
     overview: list[OverviewRow]
     against_trivial: list[str]
@@ -203,6 +204,8 @@ def render_page(document: Document, pictures: Path) -> str:
         elsewhere=elsewhere(document),
         on_external=on_external(document),
         ensembles=ensembles,
+        folded=folds_cards(document),
+        on_folds=on_folds(document),
         research_use=RESEARCH_USE,
         devices=_devices(document),
         versions=versions(document),
@@ -227,7 +230,7 @@ def _section(document: Document, section: Section, gallery: Gallery) -> SectionV
         key=key,
         chosen=choice.chosen,
         selection=SELECTION_WORDS[choice.selection],
-        val_images=choice.images,
+        val_words=f"{choice.images:,} {val_words(document, section)}",
         on_chosen=on_chosen(section),
         overview=overview(document, section),
         against_trivial=against_trivial(section),

@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tasks.comparison.document import Document, ImageSet, Kind, Marking, Score, ScoreRow, Section
+from tasks.comparison.document import Document, ExperimentRecord, ImageSet, Kind, Score, ScoreRow, Section
 from tasks.reporting.words import (
     IMAGE_SET_NAMES,
     bounds_words,
     formatted,
     listed,
+    networks_word,
     percentage,
     row_words,
     span,
@@ -95,7 +96,7 @@ def score_table(
         Row(
             row_words(row.name, row.kind),
             row_kind(section, row.name, row.kind),
-            _cells(image_set, row, columns, _seeds(document, row), rivals if row in rivals else ()),
+            _cells(image_set, row, columns, _networks(document, row), rivals if row in rivals else ()),
             fault_words(document, section, row.name),
         )
         for row in image_set.rows
@@ -145,8 +146,12 @@ def group_titles(document: Document, experiments: Sequence[str]) -> dict[str, st
     return titles if len(titles) > 1 else {}
 
 
-def _seeds(document: Document, row: ScoreRow) -> int:
-    return len(document.experiment(row.name).trainings) if row.kind == "experiment" else 1
+def _networks(document: Document, row: ScoreRow) -> str:
+    """How many networks an experiment has; empty for a trivial predictor."""
+    if row.kind != "experiment":
+        return ""
+    e = document.experiment(row.name)
+    return f"{len(e.trainings)} {networks_word(e)}"
 
 
 def _tells(metric: str, rows: Sequence[ScoreRow]) -> bool:
@@ -164,26 +169,24 @@ def fault_words(document: Document, section: Section, name: str) -> str:
     """For example "marks no pixel in 1 of 2 seeds, loss diverged"; empty for an experiment with no fault."""
     if name not in section.experiments:
         return ""
-    trainings = document.experiment(name).trainings
-    found = section.markings.get(name)
-    words = [_marking_words(found, len(trainings))] if found else []
-    if diverged := sum(training.diverged for training in trainings):
-        words.append(
-            "loss diverged" + (f" in {diverged} of {len(trainings)} seeds" if len(trainings) > 1 else "")
-        )
+    e = document.experiment(name)
+    found, words = section.markings.get(name), []
+    if found:
+        words.append(f"marks {listed(found.marks, 'or')} pixel{_in_some(found.seeds, e)}")
+    if diverged := sum(training.diverged for training in e.trainings):
+        words.append(f"loss diverged{_in_some(diverged, e)}")
     return ", ".join(words)
 
 
-def _marking_words(found: Marking, seeds: int) -> str:
-    which = "" if seeds == 1 else f" in {found.seeds} of {seeds} seeds"
-    return f"marks {listed(found.marks, 'or')} pixel{which}"
+def _in_some(count: int, e: ExperimentRecord) -> str:
+    return f" in {count} of {len(e.trainings)} {networks_word(e)}" if len(e.trainings) > 1 else ""
 
 
 def _cells(
     image_set: ImageSet,
     row: ScoreRow,
     columns: Mapping[str, Column],
-    seeds: int,
+    networks: str = "",
     rivals: Sequence[ScoreRow] = (),
 ) -> tuple[Cell, ...]:
     """The best value of a column, as displayed, is highlighted if there is more than one candidate."""
@@ -192,11 +195,11 @@ def _cells(
         text = column.show(row.value(metric))
         best = text != "–" and text == _best_text(metric, column, rivals)
         counted = _common_count(image_set, metric) is not None
-        cells.append(Cell(text, _notes(row.scores.get(metric), column, seeds, counted), best))
+        cells.append(Cell(text, _notes(row.scores.get(metric), column, networks, counted), best))
     return tuple(cells)
 
 
-def _notes(score: Score | None, column: Column, seeds: int, counted: bool) -> tuple[str, ...]:
+def _notes(score: Score | None, column: Column, networks: str, counted: bool) -> tuple[str, ...]:
     """The bounds of the confidence interval, the number of images, and the SD of several seeds' means."""
     notes = []
     if score and score.interval:
@@ -204,7 +207,7 @@ def _notes(score: Score | None, column: Column, seeds: int, counted: bool) -> tu
     if score and score.images is not None and not counted:
         notes.append(f"{score.images:,} images")
     if score and score.seed_sd is not None:
-        notes += [f"SD {score.seed_sd:.3f}", f"{seeds} seeds"]
+        notes += [f"SD {score.seed_sd:.3f}", networks]
     return tuple(notes)
 
 

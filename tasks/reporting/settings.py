@@ -50,8 +50,8 @@ SETTINGS: dict[str, Setting] = {
     "Best epoch": lambda e: ", ".join(_plain(training.best_epoch or None) for training in e.trainings),
     "Targets": lambda e: listed(e.plan["targets"]),
     "Input": lambda e: _images(e.plan["images"]),
-    "Trained on": lambda e: f"{e.first.train_images:,} Train images, {listed(e.plan['train_classes'])}",
-    "Validated on": lambda e: f"{e.first.val_images:,} Val images",
+    "Trained on": lambda e: f"{_trained_on(e)}, {listed(e.plan['train_classes'])}",
+    "Validated on": lambda e: f"{e.first.val_images:,} {'of its fold' if e.folds > 1 else 'Val images'}",
     "Augmentation": lambda e: _augmentation(e.plan.get("augment")),
     "Averaged weights": lambda e: f"EMA {e.plan['ema']:g}" if e.plan.get("ema") else "–",
     "Prediction": lambda e: _prediction(e.prediction),
@@ -67,7 +67,7 @@ SETTINGS: dict[str, Setting] = {
 SHOWN_KEYS = {  # keys of a plan that the settings above show, or that are deliberately not shown
     *("name", "network", "deep_supervision", "loss", "loss_options", "epochs", "targets", "images"),
     *("train_classes", "half", "augment", "ema", "image_size", "width", "depth", "batch_size", "optimiser"),
-    *("learning_rate", "schedule", "seed", "experiment", "precision", "start_from"),
+    *("learning_rate", "schedule", "seed", "experiment", "precision", "start_from", "folds", "fold"),
     "threads",  # CPU threads: describe the machine, not the experiment
 }
 NUMERIC_COLUMNS = ("Parameters", "Epochs", "Best epoch", "Batch size", "Seeds")
@@ -95,6 +95,11 @@ def versions(document: Document) -> list[str]:
     found = [training.versions for e in document.experiments for training in e.trainings]
     found += [e.versions for e in document.experiments]
     return sorted({f"{name} {version}" for of_one in found for name, version in of_one.items()})
+
+
+def _trained_on(e: ExperimentRecord) -> str:
+    images = f"{e.first.train_images:,}"
+    return f"{images} images of the other {e.folds - 1} folds" if e.folds > 1 else f"{images} Train images"
 
 
 def start_words(plan: dict[str, Any]) -> str:

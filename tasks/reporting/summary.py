@@ -2,7 +2,7 @@
 
 from tasks.comparison.document import Document, Section
 from tasks.reporting.differences import on_external
-from tasks.reporting.ensembles import on_ensembles
+from tasks.reporting.ensembles import on_ensembles, on_folds
 from tasks.reporting.findings import (
     against_trivial,
     on_choice,
@@ -30,11 +30,13 @@ def summarise(document: Document) -> str:
     for section in document.predicted:
         lines += [*summary_table(document, section), ""]
         assert section.choice
-        choice = f"{section.choice.chosen}: {on_choice(section.choice)}"
+        choice = f"{section.choice.chosen}: {on_choice(document, section)}"
         sentences = [choice, *on_chosen(section), *against_trivial(section)]
         lines += [*(f"- {sentence}" for sentence in sentences), ""]
     if document.external:
         lines += [*(f"- {sentence}" for sentence in on_external(document)), ""]
+    if document.cross_validations:
+        lines += [*(f"- {sentence}" for sentence in on_folds(document)), ""]
     if document.ensembles:
         lines += [*(f"- {sentence}" for sentence in on_ensembles(document)), ""]
     lines += [*(f"- {sentence}" for sentence in on_printed(document.consistency, document.published)), ""]

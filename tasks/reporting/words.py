@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
-from tasks.comparison.document import Bounds, Document, Kind, Score, Section
+from tasks.comparison.document import Bounds, Document, ExperimentRecord, Kind, Score, Section
 
 IMAGE_SET_WORDS = {
     "covid": "COVID-19 Test images",
@@ -44,6 +44,17 @@ def section_words(document: Document, section: Section) -> str:
     """The target of a section, with its half if there are several."""
     half = f", {section.half} half" if len(document.halves) > 1 else ""
     return f"{section.target}{half}"
+
+
+def val_words(document: Document, section: Section) -> str:
+    """The images on which the experiments of a section are compared with each other, in the plural."""
+    folded = {found.experiment for found in document.cross_validations}
+    return "out-of-fold Train and Val images" if set(section.experiments) <= folded else "Val images"
+
+
+def networks_word(e: ExperimentRecord) -> str:
+    """What an experiment has several networks of."""
+    return "folds" if e.folds > 1 else "seeds"
 
 
 def listed(words: Sequence[str], last: str = "and") -> str:

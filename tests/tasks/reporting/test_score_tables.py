@@ -19,12 +19,12 @@ def test_best_is_decided_on_displayed_digits() -> None:
         row(iou=0.5, mae=0.3),
     ]
     image_set = ImageSet(name="covid", rows=tuple(rivals))
-    marks = [[cell.best for cell in _cells(image_set, one, COLUMNS, 1, rivals)] for one in rivals]
+    marks = [[cell.best for cell in _cells(image_set, one, COLUMNS, "1 seed", rivals)] for one in rivals]
     assert marks == [[True, False, False], [True, True, False], [False, False, False]]
     score = Score(value=0.70001, interval=Bounds(low=0.6, high=0.8), seed_sd=0.01)
     noted = rivals[0].model_copy(update={"scores": {"iou": score}})
     notes = ("0.600–0.800", "SD 0.010", "2 seeds")
-    assert _cells(image_set, noted, {"iou": COLUMNS["iou"]}, 2) == (Cell("0.700", notes),)
+    assert _cells(image_set, noted, {"iou": COLUMNS["iou"]}, "2 seeds") == (Cell("0.700", notes),)
 
 
 def test_number_of_images_is_in_the_heading_if_it_is_the_same_in_each_row() -> None:
