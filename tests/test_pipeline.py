@@ -267,3 +267,50 @@ def test_an_ensemble_is_scored_beside_its_networks(
     repository.set("experiments.report1_bce.prediction.ensemble=none")
     assert stages_run(repository.run("dvc", "repro")) == {"plan", "compare", "report"}
     assert "ensemble" not in json.loads(repository.read("metrics.json"))["report1_bce"]
+
+
+FOLDED = ("experiments.report1_bce.folds=3", "export.experiments=[report1_bce]")
+
+
+def test_the_stages_of_a_cross_validation_are_declared(
+    make_repository: Callable[[Path], Repository], tmp_path: Path
+) -> None:
+    repository = make_repository(tmp_path / "repository")
+    repository.set(*FOLDED)
+    found = stages(repository.folder)
+    kinds = ("train@", "evaluate@", "gather@", "ensemble@", "convert@")
+    of_experiment = {name for name in found if name.startswith(kinds) and "bce_iou" not in name}
+    trainings = [f"report1_bce-fold{fold}" for fold in range(3)]
+    assert of_experiment == {
+        *(f"{kind}@{training}" for kind in ("train", "evaluate", "convert") for training in trainings),
+        *(f"gather@{training}" for training in trainings[1:]),
+        "ensemble@report1_bce",
+    }
+    assert_exact_code({name: found[name] for name in of_experiment})
+    upstream = repository.run("dvc", "dag", "--dot", "ensemble@report1_bce")
+    assert all(f'"train@{training}"' in upstream for training in trainings)
+    assert '"audit"' in repository.run("dvc", "dag", "--dot", "train@report1_bce-fold1")
+
+
+@pytest.mark.soak
+def test_a_cross_validation_runs_beside_experiments_without(
+    make_prepared_repository: Callable[[Path], Repository], finished_repository: Repository, tmp_path: Path
+) -> None:
+    repository = make_prepared_repository(tmp_path / "repository")
+    repository.set(*FOLDED)
+    ran = stages_run(repository.run("dvc", "repro"))
+    assert {"audit", "train@report1_bce-fold2", "ensemble@report1_bce", "export@report1_bce"} <= ran
+    assert not ran & {"preprocess@32", "baselines@infection", "train@report1_bce_iou-seed0"}
+    before = json.loads(finished_repository.read("metrics.json"))
+    after = json.loads(repository.read("metrics.json"))
+    assert after["report1_bce_iou"] == before["report1_bce_iou"]
+    assert after["report1_bce"]["out_of_fold"]["infection"].keys() == {"covid", "controls", "all"}
+    assert after["report1_bce"]["ensemble"].keys() == {"test"}
+    bundle = json.loads(repository.read("artifacts/bundles/report1_bce/bundle.json"))
+    assert [network["training"] for network in bundle["main"]["networks"]] == [
+        f"report1_bce-fold{fold}" for fold in range(3)
+    ]
+    assert stages_run(repository.run("dvc", "repro")) == set()
+    # Another correlation draws the folds anew, and trains only what has folds.
+    repository.set("audit.correlation=0.99")
+    assert "train@report1_bce_iou-seed0" not in stages_run(repository.run("dvc", "repro"))

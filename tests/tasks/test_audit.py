@@ -52,7 +52,7 @@ class Dataset:
         self.thumbnails.append(another() if thumbnail is None else thumbnail)
         return image_id
 
-    def run(self, params: Audit, phantoms: bool = False) -> dict[str, int]:
+    def run(self, params: Audit, phantoms: bool = False, folds: Path | None = None) -> dict[str, int]:
         for folder in (self.raw, self.packed):
             folder.mkdir(exist_ok=True)
         images = pd.DataFrame(self.rows)
@@ -62,7 +62,7 @@ class Dataset:
         images.to_csv(self.packed / "images.csv", index=False)
         rejected.to_csv(self.packed / "rejected.csv", index=False)
         np.save(self.packed / "thumbnails.npy", np.stack(self.thumbnails))
-        audit(self.raw, self.packed, self.out, params, published=not phantoms)
+        audit(self.raw, self.packed, self.out, params, published=not phantoms, folds=folds)
         figures: dict[str, int] = json.loads((self.out / "audit.json").read_text())["figures"]
         return figures
 
@@ -367,3 +367,62 @@ def test_too_many_pairs_are_an_error(dataset: Dataset, monkeypatch: pytest.Monke
 def test_no_images_to_drop_gives_an_empty_table() -> None:
     pairs = pd.DataFrame({"first": [], "second": [], "correlation": [], "exact": [], "across": []})
     assert to_drop(pairs.astype({"across": bool})).empty
+
+
+def write_wanted(folder: Path, *rows: str) -> Path:
+    """The table folds.csv of the stage plan."""
+    folder.mkdir(exist_ok=True)
+    (folder / "folds.csv").write_text("\n".join(["training,half,folds,seed", *rows]) + "\n")
+    return folder / "folds.csv"
+
+
+def test_folds_split_no_pair_and_no_patient_and_leave_out_what_is_dropped(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    pictures = [another() for _ in range(30)]
+    for number, picture in enumerate(pictures):
+        dataset.add(TRAIN.format(f"a{number}"), picture)
+        dataset.add(VAL.format(f"b{number}"), near(picture))
+        dataset.add("lung/Train/COVID-19/{}".format(f"c{number}"))
+    dataset.add(TRAIN.format("of a Test image"), tested := another())
+    dataset.add(TEST.format("tested"), near(tested))
+    wanted = write_wanted(tmp_path / "plans", "x-fold0,infection,5,7", "x-fold1,infection,5,7", "y-seed0,,1,")
+    dataset.run(DROP, folds=wanted)
+    assert sorted(path.name for path in (dataset.out / "folds").iterdir()) == [
+        "x-fold0.csv",
+        "x-fold1.csv",
+        "y-seed0.csv",
+    ]
+    assert (dataset.out / "folds" / "y-seed0.csv").read_bytes() == b"id,fold\n"
+    assert dataset.table("folds/x-fold0").equals(dataset.table("folds/x-fold1"))
+    dropped = set(dataset.table("dropped")["id"])
+    fold = dataset.table("folds/x-fold0").set_index("id")["fold"]
+    assert len(dropped) == 31  # of each pair the Train image
+    assert set(fold.index) == {VAL.format(f"b{number}") for number in range(30)}
+    assert list(fold.value_counts()) == [6] * 5
+
+    dataset.run(REPORT, folds=wanted)
+    fold = dataset.table("folds/x-fold0").set_index("id")["fold"]
+    assert len(fold) == 61
+    for number in range(30):
+        assert fold[TRAIN.format(f"a{number}")] == fold[VAL.format(f"b{number}")]
+    assert fold.value_counts().max() == 13 and fold.value_counts().min() == 12
+
+    patient = [TRAIN.format("a0"), VAL.format("b1"), VAL.format("b2"), "infection/Train/COVID-19/unusable"]
+    rows = "".join(f"{image_id},0\n" for image_id in patient) + f"{TRAIN.format('a3')},1\n"
+    (dataset.raw / "groups.csv").write_text(f"id,group\n{rows}")
+    dataset.run(REPORT, folds=wanted)
+    fold = dataset.table("folds/x-fold0").set_index("id")["fold"]
+    connected = [place.format(f"{name}{n}") for n in range(3) for place, name in ((TRAIN, "a"), (VAL, "b"))]
+    assert fold[connected].nunique() == 1
+
+
+def test_too_few_images_for_the_folds_leave_no_audit(dataset: Dataset, tmp_path: Path) -> None:
+    for number in range(9):
+        dataset.add(TRAIN.format(number))
+    dataset.add(VAL.format("b"))
+    for number in range(2):
+        dataset.add(f"infection/Train/Normal/{number}")
+    with pytest.raises(InputError, match="folds: 3: each fold needs an image of Normal, but the 2 Train"):
+        dataset.run(REPORT, folds=write_wanted(tmp_path / "plans", "x-fold0,infection,3,0"))
+    assert not dataset.out.exists()

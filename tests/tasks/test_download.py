@@ -5,9 +5,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from tasks.common.raw import GROUPS, RawDataset
+from tasks.common.raw import GROUP_OF, GROUPS, RawDataset
 from tasks.download import download
 from tasks.settings.changes import parse_assignment, with_changes
 from tasks.settings.layout import Layout
@@ -232,3 +233,7 @@ def test_groups_are_counted_without_their_names(tmp_path: Path) -> None:
     download(source, tmp_path / "raw", "here", layout=Layout.model_validate(TABLE))
     assert json.loads((tmp_path / "raw" / GROUPS).read_text()) == {"number": 18, "split": 0}
     assert RawDataset(tmp_path / "raw").kinds("infection") == ("image", "infection")
+    table = pd.read_csv(tmp_path / "raw" / GROUP_OF)
+    assert set(table["id"]) == set(RawDataset(tmp_path / "raw").manifest["id"])
+    assert list(table["group"].unique()) == list(range(18))
+    assert (table.groupby("group").size() == 2).all()

@@ -143,6 +143,25 @@ def test_the_rows_of_all_seeds_and_one_split_are_read(tmp_path: Path) -> None:
     assert judge(read, rows, "all").word == "same"
 
 
+def test_networks_of_folds_are_one_predictor_that_is_compared_on_equal_images_only(tmp_path: Path) -> None:
+    """Each fold holds out its own images. Val of an experiment without folds has some of them."""
+
+    def read(name: str, dice: np.ndarray) -> pd.DataFrame:
+        rows = made(dice, np.ones(30))
+        for fold in range(3):
+            held_out = rows[rows.index % 3 == fold].assign(seed=5 + fold)
+            held_out.to_csv(tmp_path / f"{name}-{fold}.csv", index=False)
+        return read_rows(tmp_path / f"{name}-{fold}.csv" for fold in range(3))
+
+    before, after = read("before", DICE), read("after", DICE + 0.01)
+    assert len(before) == IMAGES + 30 and set(before["seed"]) == {5}
+    verdict = judge(after, before, "lesions")
+    assert (verdict.word, verdict.difference) == ("better", pytest.approx((0.01, 0.01, 0.01)))
+    without = made(DICE[:40])
+    verdict = judge(after, without, "lesions")
+    assert (verdict.word, verdict.reason) == ("not comparable", "other images: 40 of 150 are in both")
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

@@ -282,6 +282,38 @@ def test_an_ensemble_gathers_the_networks_of_its_seeds() -> None:
     )
 
 
+def test_folds_are_trainings_whose_networks_are_an_ensemble() -> None:
+    params = changed("experiments.combined.folds=3", "experiments.combined.seed=5")
+    plans = {name: plan for name, plan in params.plans.items() if plan.experiment == "combined"}
+    assert {name: (plan.seed, plan.folds, plan.fold) for name, plan in plans.items()} == {
+        "combined-fold0": (5, 3, 0),
+        "combined-fold1": (6, 3, 1),
+        "combined-fold2": (7, 3, 2),
+    }
+    assert '"fold": 1' in plans["combined-fold1"].to_json()
+    assert {name: stage.before for name, stage in params.stages.gather.items()} == {
+        "combined-fold1": "train/combined-fold0/network",
+        "combined-fold2": "ensembles/combined-fold1",
+    }
+    assert params.stages.ensemble["combined"].model_dump() == {
+        "first": "combined-fold0",
+        "last": "combined-fold2",
+        "images": "packed/256",
+    }
+    assert list(params.stages.convert) == list(plans)
+
+
+def test_one_fold_changes_no_plan_and_no_list_of_stages() -> None:
+    """Also of a params.yaml from before this key."""
+    text = "".join(line for line in TEXT.splitlines(keepends=True) if not line.startswith("  folds:"))
+    assert text != TEXT
+    before, now = parse_params(text), changed("training.folds=1")
+    assert before.stages == now.stages
+    plans = {name: plan.to_json() for name, plan in now.plans.items()}
+    assert plans == {name: plan.to_json() for name, plan in before.plans.items()}
+    assert not any('"fold' in plan for plan in plans.values())
+
+
 def test_one_seed_is_no_ensemble() -> None:
     stages = changed("prediction.ensemble=seeds").stages
     assert stages.gather == stages.ensemble == {}
@@ -525,6 +557,23 @@ def test_password_in_a_url_is_an_error_that_does_not_reveal_it(source: str) -> N
         ("losses.focal.gama=1", ": losses.focal.gama: unknown key (did you mean gamma?)"),
         ("losses.focal_tversky.gamma=0.5", ": losses.focal_tversky.gamma: 0.5 is invalid"),
         ("training.seeds=0", ": training.seeds: 0 is invalid"),
+        ("training.folds=0", ": training.folds: 0 is invalid: input should be greater than or equal to 1"),
+        ("training.folds=11", ": training.folds: 11 is invalid: input should be less than or equal to 10"),
+        ("experiments.report2.folds=2.5", ": experiments.report2.folds: 2.5 is invalid"),
+        (
+            "experiments.report2={folds: 5, seeds: 2}",
+            ": experiments.report2: folds: 5 and seeds: 2 exclude each other; set seeds: 1",
+        ),
+        (
+            "experiments.two_step_infection.folds=3",
+            ": experiments.two_step_infection: folds: 3 needs images: whole, because the network that "
+            "predicts the lungs has seen images of every fold; set folds: 1",
+        ),
+        (
+            "experiments.two_step_lungs.folds=3",
+            ": experiments.two_step_lungs: folds: 3: it predicts the lungs of "
+            "experiments.two_step_infection, which one network does; set folds: 1",
+        ),
         ("training.ema=1.0", ": training.ema: 1.0 is invalid"),
         (
             "experiments.report2_attention.width=1",
