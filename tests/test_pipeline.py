@@ -150,7 +150,7 @@ class TestInOrder:
         first = {"train@plain-seed0", "evaluate@plain-seed0"}
         second = {"lungs@plain", "train@second-seed0", "evaluate@second-seed0"}
         larger = {"preprocess@48", "train@larger-seed0", "evaluate@larger-seed0"}
-        assert ran == {"plan", *first, *second, *larger, "compare", "report"}
+        assert ran == {"plan", "audit", *first, *second, *larger, "compare", "report"}
         page = repository.read("reports/index.html")
         assert "plain" in page and "larger" in page
         metrics = json.loads(repository.read("metrics.json"))
@@ -169,7 +169,7 @@ class TestInOrder:
         ran = stages_run(repository.run("dvc", "repro"))
         seed = {"train@plain-seed1", "evaluate@plain-seed1"}
         of_second = {"lungs@plain", "train@second-seed0", "evaluate@second-seed0"}
-        assert ran == {"plan", *seed, "evaluate@plain-seed0", *of_second, "compare", "report"}
+        assert ran == {"plan", "audit", *seed, "evaluate@plain-seed0", *of_second, "compare", "report"}
         assert "2 seeds" in repository.read("reports/index.html")
 
     @pytest.mark.soak

@@ -13,7 +13,7 @@ from tests.helpers import ROOT, trainings_of
 def pipeline_of(params: Params) -> Pipeline:
     """The stage graph of dvc.yaml for some experiments."""
     upstream: dict[str, set[str]] = {"plan": set(), "download": set(), "preprocess": {"download"}}
-    upstream |= {"audit": {"preprocess"}, "baselines": {"preprocess"}}
+    upstream |= {"audit": {"plan", "preprocess"}, "baselines": {"preprocess"}}
     for name, plan in params.plans.items():
         lungs = params.experiments[plan.experiment].lungs_from
         upstream[f"train@{name}"] = {"plan", "audit", f"lungs@{lungs}" if lungs else "preprocess"}
