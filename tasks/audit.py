@@ -156,7 +156,10 @@ def _folds(
         if key not in drawn:
             of_half = images[images["half"] == half]
             chosen = drawn_images(of_half, dropped["id"])
-            drawn[key] = draw_folds(chosen, groups_of(of_half["id"], together), *key[1:])
+            try:
+                drawn[key] = draw_folds(chosen, groups_of(of_half["id"], together), *key[1:])
+            except InputError as error:
+                raise InputError(f"{training}: {error}") from None
         yield training, drawn[key]
 
 

@@ -123,6 +123,28 @@ def test_a_base_with_test_rows_only_is_not_comparable(compare: Compare) -> None:
     assert change.verdict.reason == reason
 
 
+def test_folds_are_compared_with_folds_and_not_with_val(
+    repository: Repository, trainings: dict[str, Training]
+) -> None:
+    """Each of three networks is scored on the images that it did not see."""
+    (training,) = trainings.values()
+    of_folds = {f"{NAME}-fold{fold}": training for fold in range(3)}
+
+    def tables(dice: np.ndarray) -> dict[str, pd.DataFrame]:
+        rows = table(dice)
+        return {name: rows[rows.index % 3 == fold].assign(seed=fold) for fold, name in enumerate(of_folds)}
+
+    write(repository, tables(DICE), {NAME: metrics(0.4)})
+    revision = commit(repository)
+    write(repository, tables(DICE + 0.01), {NAME: metrics(0.6)})
+    (change,) = compare_with(repository.folder, revision, of_folds)
+    assert change.verdict.word == "better"
+    assert change.verdict.difference == pytest.approx((0.01, 0.01, 0.01))
+    write(repository, {f"{NAME}-seed0": table(DICE[:20])}, {NAME: metrics(0.6)})
+    (change,) = compare_with(repository.folder, revision, trainings)
+    assert change.verdict.reason == f"other images: 20 of {IMAGES} are in both"
+
+
 def test_other_images_are_not_comparable(compare: Compare) -> None:
     change = compare(table(DICE), table(DICE, half="lung"))
     assert change.verdict.reason == f"other images: 0 of {2 * IMAGES} are in both"

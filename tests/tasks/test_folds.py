@@ -128,6 +128,21 @@ def test_the_score_out_of_fold_is_the_mean_over_all_images(folded: Pipeline, doc
     assert metrics["out_of_fold"]["lung"]["covid"]["dice"] == pytest.approx(of_covid, abs=1e-6)
 
 
+def test_steps_are_changes_over_all_images_out_of_fold(folded: Pipeline, document: Document) -> None:
+    """A fold whose threshold is 0.5 has no step, so its images count as unchanged."""
+    (lung,) = (section for section in document.predicted if section.target == "lung")
+    (chosen,) = (step for step in lung.steps if step.step == "chosen")
+    (change,) = (c for c in chosen.changes if (c.split, c.image_set, c.metric) == ("Val", "all", "dice"))
+    total = 0.0
+    for name in NAMES:
+        steps = pd.read_csv(folded.out("evaluation", name) / "steps.csv")
+        of_lung = steps[(steps["split"] == "Val") & (steps["target"] == "lung")]
+        sums = of_lung.groupby("step")["dice"].sum()
+        total += sums["chosen"] - sums["plain"] if len(sums) else 0.0
+    assert change.value == pytest.approx(total / 36)
+    assert total != 0
+
+
 def test_experiments_with_and_without_folds_are_compared_on_the_val_images_of_both(
     folded: Pipeline, document: Document
 ) -> None:
