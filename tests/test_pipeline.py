@@ -1,5 +1,7 @@
 """The pipeline as its users run it, with DVC commands in a real repository, on tiny phantoms."""
 
+import csv
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -92,8 +94,41 @@ class TestInOrder:
         assert "metrics.json" in shown
         assert "report1_bce_iou.test.infection.covid.iou" in shown
         assert "dataset.exact_pairs_across_splits" in shown
+
+    def test_plots_show_both_losses_and_the_dice_of_each_training(self, repository: Repository) -> None:
         plots = json.loads(repository.run("dvc", "plots", "show", "--json"))
-        assert any("history.csv" in name for name in plots["data"])
+        assert "errors" not in plots
+        path = "artifacts/train/report1_bce_iou-seed0/history.csv"
+        assert plots["data"].keys() == {path, path.replace("_iou", "")}
+        (plot,) = plots["data"][path]
+        drawn = plot["content"]
+        assert drawn["title"]["text"] == "report1_bce_iou-seed0"
+        rows = list(csv.DictReader(io.StringIO(repository.read(path))))
+        assert len(rows) == 2
+        assert [{name: row[name] for name in rows[0]} for row in drawn["data"]["values"]] == rows
+        folds = [
+            next(step["fold"] for step in view["transform"] if "fold" in step) for view in drawn["hconcat"]
+        ]
+        assert folds == [["train_loss", "val_loss"], ["val_dice", "val_dice_infection", "val_dice_lung"]]
+        assert {"train_loss", "val_loss", "val_dice"} <= rows[0].keys()
+
+    def test_another_display_of_plots_reruns_nothing(self, repository: Repository) -> None:
+        for name, old, new in (
+            ("dvc.yaml", "            title: ${key}\n            x: epoch\n", "            x: epoch\n"),
+            (".dvc/plots/training.json", '"height": 220', '"height": 300'),
+        ):
+            path = repository.folder / name
+            assert old in path.read_text()
+            path.write_text(path.read_text().replace(old, new))
+        assert "up to date" in repository.run("dvc", "status")
+        assert stages_run(repository.run("dvc", "repro")) == set()
+        assert repository.run("git", "status", "--porcelain").split() == [
+            "M",
+            ".dvc/plots/training.json",
+            "M",
+            "dvc.yaml",
+        ]
+        repository.run("git", "checkout", "--", ".")
 
     def test_a_comment_in_params_reruns_nothing(self, repository: Repository) -> None:
         params = repository.folder / "params.yaml"
