@@ -21,9 +21,10 @@ TABLE = re.compile(r"^```csv\n(?P<table>seed,epoch,.*?\n)```$", re.MULTILINE | r
 
 def as_markdown(history: History, text: str) -> str:
     """Return a page with the curves, and with history.csv, whose content is `text`."""
+    found = scores(history)
     picture = b64encode(as_svg(history).encode()).decode()
     return (
-        f"# {history.training}\n\n{heading(history)}. {scores(history)}\n\n"
+        f"# {history.training}\n\n{heading(history)}. {found[:1].upper()}{found[1:]}.\n\n"
         f"![Curves of {history.training}](data:image/svg+xml;base64,{picture})\n\n"
         f"## {FILE}\n\n```csv\n{text}```\n"
     )
@@ -72,7 +73,7 @@ def _chart(history: History, title: str, series: Mapping[str, Sequence[float]], 
     )
     parts = [_text(charts.LEFT, 10, drawn.title, weight="600")]
     for place, role in enumerate(roles):
-        x = charts.LEFT + 105 + 50 * place
+        x = charts.LEFT + 90 + 60 * place
         parts += [_line(f"{x},8 {x + 12},8", COLOURS[place]), _text(x + 15, 10, role)]
     for tick in drawn.y_ticks:
         parts.append(_line(f"{charts.LEFT},{tick.at} {charts.RIGHT},{tick.at}", "#e3e6ea", 0.5))
