@@ -4,8 +4,11 @@ import csv
 import io
 import json
 import shutil
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -302,3 +305,29 @@ def test_an_ensemble_is_scored_beside_its_networks(
     repository.set("experiments.report1_bce.prediction.ensemble=none")
     assert stages_run(repository.run("dvc", "repro")) == {"plan", "compare", "report"}
     assert "ensemble" not in json.loads(repository.read("metrics.json"))["report1_bce"]
+
+
+def test_the_history_grows_while_dvc_trains_and_is_watched(
+    make_prepared_repository: Callable[[Path], Repository], tmp_path: Path
+) -> None:
+    repository = make_prepared_repository(tmp_path / "repository")
+    repository.set("epochs=80")
+    history = repository.folder / "artifacts" / "train" / "report1_bce-seed0" / "history.csv"
+    options: dict[str, Any] = {"cwd": repository.folder, "stdout": subprocess.PIPE, "text": True}
+    seen: list[str] = []
+    with subprocess.Popen(["dvc", "repro", "train@report1_bce-seed0"], **options) as training:
+        with subprocess.Popen(["cxr", "watch"], **options) as watching:
+            while training.poll() is None:
+                if history.exists() and (text := history.read_text()) not in seen:
+                    seen.append(text)
+                time.sleep(0.02)
+            shown, _ = watching.communicate(timeout=60)
+    assert (training.returncode, watching.returncode) == (0, 0)
+    whole = history.read_text()
+    assert len(whole.splitlines()) == 81
+    assert len(seen) > 3  # it grew
+    assert all(whole.startswith(text) and text.endswith("\n") for text in seen)
+    lines = shown.splitlines()
+    assert "report1_bce-seed0: finished, epoch 80 of 80" in lines
+    assert lines[-1] == "no training is running"
+    assert "\x1b" not in shown

@@ -75,9 +75,7 @@ def test_without_tensorboard_one_line_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(
-        InputError, match=r"^--tensorboard: TensorBoard is not installed: pip install .*board$"
-    ):
+    with pytest.raises(InputError, match=r"TensorBoard is not installed: pip install tensorboard$"):
         EventFiles(tmp_path / "events")
     assert not (tmp_path / "events").exists()
 
