@@ -249,9 +249,8 @@ class TestFaults:
         before = saved(cluster)  # by cancelled runs, which might be resumed
         run = self.run(parent, "power", "--set", "epochs=400")
         eventually("a checkpoint is on the remote", lambda: saved(cluster) - before)
-        history = (
-            parent.repository.folder / "runs/.checkouts/power/artifacts/train/report1_bce-seed7/history.csv"
-        )
+        trained = parent.repository.folder / "runs" / ".checkouts" / "power" / "artifacts" / "train"
+        history = trained / "report1_bce-seed7" / "history.csv"
         grown = [eventually("the history is here", lambda: history.exists() and history.read_text())]
         grown.append(
             eventually(
