@@ -315,13 +315,15 @@ def test_the_history_grows_while_dvc_trains_and_is_watched(
     history = repository.folder / "artifacts" / "train" / "report1_bce-seed0" / "history.csv"
     options: dict[str, Any] = {"cwd": repository.folder, "stdout": subprocess.PIPE, "text": True}
     seen: list[str] = []
-    with subprocess.Popen(["dvc", "repro", "train@report1_bce-seed0"], **options) as training:
-        with subprocess.Popen(["cxr", "watch"], **options) as watching:
-            while training.poll() is None:
-                if history.exists() and (text := history.read_text()) not in seen:
-                    seen.append(text)
-                time.sleep(0.02)
-            shown, _ = watching.communicate(timeout=60)
+    with (
+        subprocess.Popen(["dvc", "repro", "train@report1_bce-seed0"], **options) as training,
+        subprocess.Popen(["cxr", "watch"], **options) as watching,
+    ):
+        while training.poll() is None:
+            if history.exists() and (text := history.read_text()) not in seen:
+                seen.append(text)
+            time.sleep(0.02)
+        shown, _ = watching.communicate(timeout=60)
     assert (training.returncode, watching.returncode) == (0, 0)
     whole = history.read_text()
     assert len(whole.splitlines()) == 81

@@ -113,9 +113,8 @@ class TestInOrder:
         expect(page.get_by_text(re.compile(r"Progress: [\d.]+%"))).to_be_visible()
         open_artifact(page, runs["first"], "curves-report1-bce-seed0")
         assert_curves_visible(page)
-        expect(
-            page.get_by_text(re.compile(r"report1_bce-seed0: training, epoch \d+ of 100\."))
-        ).to_be_visible()
+        state = re.compile(r"report1_bce-seed0: (training|finished), epoch \d+ of 100\.")
+        expect(page.get_by_text(state)).to_be_visible()
 
     def test_the_curves_of_each_training_have_moved_to_its_end(
         self, page: Page, client: SyncPrefectClient, served: Served, runs: dict[str, str]
