@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 
 def watch(
-    *keys: Annotated[str, Parameter(metavar="KEY")],
+    *keys: Annotated[str, Parameter(name="KEY")],
     once: bool = False,
     tensorboard: Annotated[Path | None, Parameter(metavar="DIR")] = None,
 ) -> None:
