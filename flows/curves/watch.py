@@ -1,5 +1,6 @@
 """Draw the curves of running and finished trainings in a terminal until the trainings end."""
 
+import os
 import shutil
 import sys
 import time
@@ -41,12 +42,15 @@ def watch(repository: Path, keys: Sequence[str], once: bool, tensorboard: Path |
     Raises:
         InputError: no training matches a key, or TensorBoard is not installed.
     """
-    if tensorboard is None:
-        _watch(repository, keys, once, None)
-        return
-    with closing(EventFiles(tensorboard)) as events:
-        _watch(repository, keys, once, events)
-    print(f"TensorBoard: tensorboard --logdir {tensorboard}")
+    try:
+        if tensorboard is None:
+            _watch(repository, keys, once, None)
+            return
+        with closing(EventFiles(tensorboard)) as events:
+            _watch(repository, keys, once, events)
+        print(f"TensorBoard: tensorboard --logdir {tensorboard}")
+    except BrokenPipeError:  # as `cxr watch | head` ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at exit
 
 
 def _watch(repository: Path, keys: Sequence[str], once: bool, events: EventFiles | None) -> None:

@@ -1,8 +1,13 @@
 """`cxr watch`, on files that grow."""
 
 import io
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +18,7 @@ from flows.curves.watch import NOTHING, Screen, watch
 from tasks.support.cli import InputError
 from tasks.support.locks import in_use
 from tests.flows.curves.test_histories import HEADER, ROWS, training
+from tests.helpers import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +96,46 @@ def test_event_files_are_written_too(tmp_path: Path, capsys: pytest.CaptureFixtu
     watch(tmp_path, [], once=True, tensorboard=tmp_path / "events")
     assert list((tmp_path / "events" / "a-seed0").glob("events.out.tfevents.*"))
     assert capsys.readouterr().out.endswith(f"TensorBoard: tensorboard --logdir {tmp_path / 'events'}\n")
+
+
+COMMAND = """
+import sys
+from pathlib import Path
+from flows.curves.watch import watch
+from tasks.support.cli import stage_main
+stage_main(lambda: watch(Path(sys.argv[1]), [], False, None))
+"""
+
+
+def test_ctrl_c_ends_it_without_a_traceback_on_a_terminal(tmp_path: Path) -> None:
+    ours, terminal = os.openpty()
+    with in_use(training(tmp_path, "a-seed0", rows=1, network=False)):
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMMAND, tmp_path],
+            cwd=ROOT,
+            stdout=terminal,
+            stderr=subprocess.PIPE,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
+        )
+        shown = b""
+        while b"epoch 8" not in shown:  # the last line of the drawing
+            shown += os.read(ours, 4096)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    os.close(ours)
+    os.close(terminal)
+    assert (process.returncode, errors) == (130, b"")
+
+
+def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+    training(tmp_path, "a-seed0")
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, tmp_path], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 class Terminal(io.StringIO):
