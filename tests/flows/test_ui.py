@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium o
 #: Timeout in milliseconds for anything that a run shows.
 RUN = 1000 * TIMEOUT
 #: Epochs of a run, enough for a page to show it running on a fast machine.
-EPOCHS = "100"
+EPOCHS = "200"
 
 
 @pytest.fixture(scope="module")
@@ -106,14 +106,14 @@ class TestInOrder:
         expect(heading(page)).to_contain_text("Running")
         open_tab(page, "Artifacts")
         progress = page.get_by_role("link").filter(
-            has_text=re.compile(r"train@[\w-]+: ([\w-]+ epoch \d+ of 100|epochs of [\w-]+): ")
+            has_text=re.compile(rf"train@[\w-]+: ([\w-]+ epoch \d+ of {EPOCHS}|epochs of [\w-]+): ")
         )
         expect(progress.first).to_be_visible(timeout=RUN)
         progress.first.click()
         expect(page.get_by_text(re.compile(r"Progress: [\d.]+%"))).to_be_visible()
         open_artifact(page, runs["first"], "curves-report1-bce-seed0")
         assert_curves_visible(page)
-        state = re.compile(r"report1_bce-seed0: (training|finished), epoch \d+ of 100\.")
+        state = re.compile(rf"report1_bce-seed0: (training|finished), epoch \d+ of {EPOCHS}\.")
         expect(page.get_by_text(state)).to_be_visible()
 
     def test_the_curves_of_each_training_have_moved_to_its_end(
@@ -136,12 +136,12 @@ class TestInOrder:
             assert artifact.updated and artifact.created and artifact.updated > artifact.created
             training = str(artifact.data).splitlines()[0].removeprefix("# ")
             table = table_in(str(artifact.data)) or ""
-            assert len(table.splitlines()) == 101
+            assert len(table.splitlines()) == 1 + int(EPOCHS)
             of_file = hashlib.md5(table.encode()).hexdigest()
             assert of_file == outs[f"artifacts/train/{training}/history.csv"]
         open_artifact(page, runs["first"], "curves-report1-bce-seed0")
         assert_curves_visible(page)
-        expect(page.get_by_text("report1_bce-seed0: finished, epoch 100 of 100.")).to_be_visible()
+        expect(page.get_by_text(f"report1_bce-seed0: finished, epoch {EPOCHS} of {EPOCHS}.")).to_be_visible()
 
     def test_the_metrics_are_compared_with_those_of_the_base(
         self, page: Page, served: Served, runs: dict[str, str]
