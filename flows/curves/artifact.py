@@ -14,11 +14,11 @@ from contextvars import copy_context
 from pathlib import Path
 from uuid import UUID
 
-from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.client.schemas.sorting import ArtifactSort
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows.curves.histories import FILE, STAGE, folder_of, read_history
@@ -43,7 +43,7 @@ def key_of(stage: str) -> str:
 
 @contextmanager
 def curves_shown(stage: str, checkout: Path) -> Iterator[None]:
-    """While a stage trains, show its history as an artifact of the current run. Other stages have none.
+    """While a stage trains, show its history as an artifact of the current flow run. Other stages have none.
 
     The work is done in a thread of its own. Without an answer of the server, the training continues.
     """
@@ -101,13 +101,20 @@ class _Artifact:
         if history is None:
             return False
         page, description = as_markdown(history, text), f"{self._stage}: epoch {history.last_epoch}"
-        if self._id is None:
-            # Prefect declares a coroutine too, but the function is called without an event loop.
-            self._id = UUID(str(create_markdown_artifact(page, key_of(self._stage), description)))
-        else:
-            update = ArtifactUpdate(data=page, description=description)
-            with get_client(sync_client=True) as client:
+        with get_client(sync_client=True) as client:
+            if self._id is None:
+                # Not of the task run: the UI lists those below, after scrolling.
+                new = ArtifactCreate(
+                    type="markdown",
+                    key=key_of(self._stage),
+                    data=page,
+                    description=description,
+                    flow_run_id=UUID(flow_run.id),
+                )
+                self._id = client.create_artifact(new).id
+            else:
                 # Not by `update_artifact`, which also emits an event with the whole page.
+                update = ArtifactUpdate(data=page, description=description)
                 client.request(
                     "PATCH",
                     "/artifacts/{id}",
