@@ -17,6 +17,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Failed
 
+from flows.curves.artifact import curves_shown
 from flows.engine.order import INTERRUPTED, as_state, progress_bar
 from flows.engine.runner import Log, Outcome, StageRun, StageRunner
 from flows.publish import as_name
@@ -113,7 +114,7 @@ def _reproduce(stage: str, repository: Path, checkout: Path, clock: Clock, log: 
         stack.callback(runner.stop)  # a stage is still running only if the flow itself was stopped
         with clock("slot"):
             slot = stack.enter_context(slots.acquire(log, stage))
-        with clock("stage"):
+        with clock("stage"), curves_shown(stage, checkout):
             return runner.run(stage, slot, log, progress_bar(stage))
 
 

@@ -5,7 +5,7 @@ import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models.losses import Loss
 from models.metrics import DiceSums, Selection, confusion, dice, iou, marked
 from tasks.common.environment import versions
-from tasks.common.files import replacing, write_table
+from tasks.common.files import replacing
 from tasks.common.raw import Split
 from tasks.networks.device import Compute, is_memory_short, set_up
 from tasks.networks.network import build_network, load_start, save_network
@@ -39,13 +39,11 @@ from tasks.support.slots import own_slot
 from tasks.support.symptoms import new_symptoms
 from tasks.training.batches import Batches
 from tasks.training.fitting import DivergenceError, Fitted, Fitter
+from tasks.training.output import MEANS, opened, write_history
 from tasks.training.processes import ALONE, MEMORY_SHORT, Group, is_member, joined, launch
 
 #: Images per forward pass in validation, where no gradients take memory.
 VALIDATION_BATCH = 32
-
-#: Scores after an epoch that are means over the targets if there are several.
-MEANS = ("val_score", "val_dice", "val_iou", "val_marked")
 
 
 def train(
@@ -59,10 +57,10 @@ def train(
     """Train the plan's network and keep the epoch with the best `plan.selection` on the Val split.
 
     Reads the Train and Val splits under `packed`, or the plan's fold of `folds`, except the ids in `dropped`.
-    Writes under `out` the folder `network`, from which the network can be rebuilt, and `history.csv`, one row
-    per epoch. An interrupted training continues from its checkpoint. If the loss becomes NaN or infinite,
-    training ends with a warning and the best epoch before that, or with the untrained network if there is
-    none.
+    Writes under `out` the table `history.csv`, which gets a row after each epoch, and at the end the folder
+    `network`, from which the network can be rebuilt. An interrupted training continues from its checkpoint.
+    If the loss becomes NaN or infinite, training ends with a warning and the best epoch before that, or with
+    the untrained network if there is none.
 
     Args:
         parts: minimum number of parts in which a batch is computed; doubled while memory is insufficient.
@@ -73,10 +71,8 @@ def train(
     """
     with joined(plan.processes) as group:
         data = _read(plan, packed, dropped, group, folds[plan.fold] if folds else None)
-        training = fit(plan, data, group, max(parts, plan.accumulate))
+        training = fit(plan, data, group, max(parts, plan.accumulate), out)
         if group.first:
-            with replacing(out) as partial:
-                training.write(partial)
             training.checkpoint.remove()
 
 
@@ -101,12 +97,12 @@ def _read(plan: Plan, packed: Path, dropped: Set[str], group: Group, fold: Fold 
     return Splits(Batches(train_split, compute), Batches(val_split, compute), digests)
 
 
-def fit(plan: Plan, data: Splits, group: Group, parts: int) -> "Training":
-    """Run one training; while memory is insufficient, try again with twice as many parts per batch."""
+def fit(plan: Plan, data: Splits, group: Group, parts: int, out: Path) -> "Training":
+    """Run one training, with results in `out`; while memory is insufficient, use twice as many parts."""
     while True:
         training = None
         try:
-            training = Training(plan, data, group, parts)
+            training = Training(plan, data, group, parts, out)
             training.run()
             return training
         except (RuntimeError, MemoryError) as error:
@@ -175,8 +171,8 @@ def device_name(compute: Compute) -> str:
 class Training:
     """The epochs of one training, from its checkpoint on. Only the group's first process prints and saves."""
 
-    def __init__(self, plan: Plan, data: Splits, group: Group, parts: int) -> None:
-        self._plan, self._val, self._group = plan, data.val, group
+    def __init__(self, plan: Plan, data: Splits, group: Group, parts: int, out: Path) -> None:
+        self._plan, self._val, self._group, self._out = plan, data.val, group, out
         self._compute = set_up(plan.seed, plan.precision, plan.threads, group.size)
         network = build_network(plan, self._compute)
         if plan.start_from:
@@ -204,13 +200,16 @@ class Training:
     def run(self) -> None:
         """Train to the last epoch, or until `patience` epochs bring no improvement or the loss diverges."""
         self._print_summary()
-        self._resume()
-        with stopping(self._stop, self._group):
-            while not self._is_finished():
-                try:
-                    self._run_epoch()
-                except DivergenceError as error:
-                    self._end_diverged(error)
+        with opened(self._out) if self._group.first else nullcontext():
+            self._resume()
+            with stopping(self._stop, self._group):
+                while not self._is_finished():
+                    try:
+                        self._run_epoch()
+                    except DivergenceError as error:
+                        self._end_diverged(error)
+            if self._group.first:
+                self._write()
 
     def _is_finished(self) -> bool:
         record, plan = self.record, self._plan
@@ -225,25 +224,27 @@ class Training:
         kept = f"epoch {best} is kept" if best else "no epoch ended before, so the untrained network is kept"
         self._say(f"warning: {self._name}: {error}; {kept}; lower learning_rate")
 
-    def write(self, folder: Path) -> None:
-        """Write the network of the best epoch and the table of all epochs under `folder`."""
-        save_network(
-            folder / "network",
-            self.record.best_weights,
-            self._plan,
-            **self._facts,
-            parts=self.parts,
-            best_epoch=self.record.best_epoch,
-            val_score=round(self.record.best_score, 6) if self.record.best_epoch else None,
-            diverged=self.record.diverged,
-            versions=versions(),
-        )
-        write_table(pd.DataFrame(self.record.history, columns=self._columns()), folder / "history.csv")
+    def _write(self) -> None:
+        """Write the table of all epochs and the network of the best one. The network is written last."""
+        write_history(self._out, self.record.history)
+        with replacing(self._out / "network") as partial:
+            save_network(
+                partial,
+                self.record.best_weights,
+                self._plan,
+                **self._facts,
+                parts=self.parts,
+                best_epoch=self.record.best_epoch,
+                val_score=round(self.record.best_score, 6) if self.record.best_epoch else None,
+                diverged=self.record.diverged,
+                versions=versions(),
+            )
 
-    def _columns(self) -> list[str]:
-        """The columns of history.csv; an epoch in which the loss diverged lacks most of them."""
-        row = max(self.record.history, key=len)
-        return list(dict.fromkeys((*("seed", "epoch", "train_loss", "val_loss"), *MEANS, *row)))
+    def _show_history(self) -> None:
+        """Write the epochs so far, for people and programs that watch the training."""
+        if self._group.first and self.record.history:
+            with suppress(OSError):  # such as a full disk, which need not be full at the end
+                write_history(self._out, self.record.history)
 
     def _say(self, text: str) -> None:
         if self._group.first:
@@ -264,6 +265,7 @@ class Training:
             self.record = Record(**state["record"])
             epoch, step = self._fitter.epoch, self._fitter.step
             self._say(f"{self._name}: resuming after epoch {epoch}, step {step} of the next")
+            self._show_history()
 
     def _run_epoch(self) -> None:
         fitter, of_all = self._fitter, self._plan.epochs
@@ -286,6 +288,7 @@ class Training:
         row = {"seed": self._plan.seed, "epoch": epoch, "train_loss": fitted.loss, **validated}
         self.record.add(row | {"learning_rate": fitted.learning_rate}, fitter.network)
         fitter.end_epoch()
+        self._show_history()
         self._say(f"{self._name} epoch {epoch}/{of_all}: {_epoch_words(fitted, validated)}")
         if self._group.first:
             report(f"epochs of {self._name}", epoch, of_all, {"train_loss": fitted.loss, **validated})

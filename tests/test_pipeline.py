@@ -1,9 +1,14 @@
 """The pipeline as its users run it, with DVC commands in a real repository, on tiny phantoms."""
 
+import csv
+import io
 import json
 import shutil
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -92,8 +97,41 @@ class TestInOrder:
         assert "metrics.json" in shown
         assert "report1_bce_iou.test.infection.covid.iou" in shown
         assert "dataset.exact_pairs_across_splits" in shown
+
+    def test_plots_show_both_losses_and_the_dice_of_each_training(self, repository: Repository) -> None:
         plots = json.loads(repository.run("dvc", "plots", "show", "--json"))
-        assert any("history.csv" in name for name in plots["data"])
+        assert "errors" not in plots
+        path = "artifacts/train/report1_bce_iou-seed0/history.csv"
+        assert plots["data"].keys() == {path, path.replace("_iou", "")}
+        (plot,) = plots["data"][path]
+        drawn = plot["content"]
+        assert drawn["title"]["text"] == "report1_bce_iou-seed0"
+        rows = list(csv.DictReader(io.StringIO(repository.read(path))))
+        assert len(rows) == 2
+        assert [{name: row[name] for name in rows[0]} for row in drawn["data"]["values"]] == rows
+        folds = [
+            next(step["fold"] for step in view["transform"] if "fold" in step) for view in drawn["hconcat"]
+        ]
+        assert folds == [["train_loss", "val_loss"], ["val_dice", "val_dice_infection", "val_dice_lung"]]
+        assert {"train_loss", "val_loss", "val_dice"} <= rows[0].keys()
+
+    def test_another_display_of_plots_reruns_nothing(self, repository: Repository) -> None:
+        for name, old, new in (
+            ("dvc.yaml", "            title: ${key}\n            x: epoch\n", "            x: epoch\n"),
+            (".dvc/plots/training.json", '"height": 220', '"height": 300'),
+        ):
+            path = repository.folder / name
+            assert old in path.read_text()
+            path.write_text(path.read_text().replace(old, new))
+        assert "up to date" in repository.run("dvc", "status")
+        assert stages_run(repository.run("dvc", "repro")) == set()
+        assert repository.run("git", "status", "--porcelain").split() == [
+            "M",
+            ".dvc/plots/training.json",
+            "M",
+            "dvc.yaml",
+        ]
+        repository.run("git", "checkout", "--", ".")
 
     def test_a_comment_in_params_reruns_nothing(self, repository: Repository) -> None:
         params = repository.folder / "params.yaml"
@@ -314,3 +352,31 @@ def test_a_cross_validation_runs_beside_experiments_without(
     # Another correlation draws the folds anew, and trains only what has folds.
     repository.set("audit.correlation=0.99")
     assert "train@report1_bce_iou-seed0" not in stages_run(repository.run("dvc", "repro"))
+
+
+def test_the_history_grows_while_dvc_trains_and_is_watched(
+    make_prepared_repository: Callable[[Path], Repository], tmp_path: Path
+) -> None:
+    repository = make_prepared_repository(tmp_path / "repository")
+    repository.set("epochs=80")
+    history = repository.folder / "artifacts" / "train" / "report1_bce-seed0" / "history.csv"
+    options: dict[str, Any] = {"cwd": repository.folder, "stdout": subprocess.PIPE, "text": True}
+    seen: list[str] = []
+    with (
+        subprocess.Popen(["dvc", "repro", "train@report1_bce-seed0"], **options) as training,
+        subprocess.Popen(["cxr", "watch"], **options) as watching,
+    ):
+        while training.poll() is None:
+            if history.exists() and (text := history.read_text()) not in seen:
+                seen.append(text)
+            time.sleep(0.02)
+        shown, _ = watching.communicate(timeout=60)
+    assert (training.returncode, watching.returncode) == (0, 0)
+    whole = history.read_text()
+    assert len(whole.splitlines()) == 81
+    assert len(seen) > 3  # it grew
+    assert all(whole.startswith(text) and text.endswith("\n") for text in seen)
+    lines = shown.splitlines()
+    assert "report1_bce-seed0: finished, epoch 80 of 80" in lines
+    assert lines[-1] == "no training is running"
+    assert "\x1b" not in shown

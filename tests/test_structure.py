@@ -53,7 +53,7 @@ PACKAGES = {
         "gate",
         "",
     ),
-    "flows": ("repository", "registry", "engine", "remote", "deployment", "checks", "", "commands"),
+    "flows": ("repository", "registry", "curves", "engine", "remote", "deployment", "checks", "", "commands"),
 }
 
 #: Maximum number of files in a folder.

@@ -18,6 +18,7 @@ from flows.commands.prune import prune
 from flows.commands.retrain import retrain
 from flows.commands.serve import serve
 from flows.commands.verify import verify
+from flows.commands.watch import watch
 from flows.commands.worker import worker
 from tasks.support.cli import InputError, stage_main
 
@@ -30,7 +31,7 @@ INSTALL = "run `make install` in a checkout of the project, or pip install '.[pi
 #: Exit status of an invalid command line.
 USAGE = 2
 
-COMMANDS = (retrain, serve, worker, params, predict, inbox, verify, prune, doctor)
+COMMANDS = (retrain, watch, serve, worker, params, predict, inbox, verify, prune, doctor)
 
 #: Commands below another word, such as `cxr data look`.
 GROUPS: dict[str, tuple[str, tuple[Callable[..., Any], ...]]] = {

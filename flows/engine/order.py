@@ -16,6 +16,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 
+from flows.curves.artifact import curves_shown
 from flows.engine.pipeline import Pipeline
 from flows.engine.runner import Log, Outcome, Show, StageRun, StageRunner
 from flows.repository.revision import Training
@@ -65,7 +66,7 @@ class LocalMachine:
         self._runner, self._slots, self.capacity = runner, slots, len(slots)
 
     def run(self, stage: str, log: Log, show: Show) -> StageRun:
-        with self._slots.acquire(log, stage) as slot:
+        with self._slots.acquire(log, stage) as slot, curves_shown(stage, self._runner.checkout):
             return self._runner.run(stage, slot, log, show)
 
 

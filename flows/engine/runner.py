@@ -130,7 +130,7 @@ class StageRunner:
 
     def __init__(self, checkout: Path, **variables: str) -> None:
         """Create a runner. `variables` are additional environment variables of every stage."""
-        self._checkout, self._variables = checkout, variables
+        self.checkout, self._variables = checkout, variables
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = Flag()
 
@@ -144,7 +144,7 @@ class StageRunner:
         """
         if self._stopped.is_set():
             return StageRun(Outcome.FAILED, "stopped")
-        events = self._checkout / EVENTS / f"{stage}.jsonl"
+        events = self.checkout / EVENTS / f"{stage}.jsonl"
         watchdog = Watchdog(SILENCE)
         with (
             _events_shown(events, watchdog.hearing(show)),
@@ -167,7 +167,7 @@ class StageRunner:
         variables = {"PYTHONUNBUFFERED": "1", VARIABLE: str(events)} | self._variables | slot.variables
         process = subprocess.Popen(
             ["dvc", "--wait-for-lock", "repro", "--single-item", stage],
-            cwd=self._checkout,
+            cwd=self.checkout,
             env=stage_environment(stage) | variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -22,6 +22,7 @@ from prefect.runtime import task_run
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelling, Crashed
 
+from flows.curves.artifact import HistoryCopy, curves_shown
 from flows.engine.order import INTERRUPTED
 from flows.engine.pipeline import Pipeline
 from flows.engine.runner import Log, Outcome, Show, StageRun
@@ -70,7 +71,8 @@ class Pool:
         self._name, self._run = name, run
 
     def run(self, stage: str, log: Log, show: Show) -> StageRun:  # noqa: ARG002  # the worker shows progress
-        return self._run.run(stage, self._name, log)
+        with curves_shown(stage, self._run.checkout):
+            return self._run.run(stage, self._name, log)
 
 
 class RemoteRun:
@@ -124,7 +126,7 @@ class RemoteRun:
     def _run_on_worker(self, request: StageRequest, pool: str, clock: Clock, log: Log) -> FlowRun:
         """Return the finished run of the stage. A stage that a worker refuses is submitted again."""
         pause = REFUSED_PAUSE
-        with get_client(sync_client=True) as client:
+        with get_client(sync_client=True) as client, HistoryCopy(self.checkout, request.stage) as history:
             while True:
                 with clock("send"):
                     sent = with_retries(
@@ -134,7 +136,7 @@ class RemoteRun:
                         self._stopped,
                     )
                 with clock("away"):
-                    ended = self._wait(client, sent, pool, log)
+                    ended = self._wait(client, sent, pool, log, history)
                 if not (ended.state and ended.state.name == REFUSED):
                     return ended
                 log(f"refused {ended.state.message}; submitting it again in {pause:.0f} s")
@@ -168,7 +170,9 @@ class RemoteRun:
             log(f"waiting for {run.name} in work pool {pool}, which runs the same stage")
         return run
 
-    def _wait(self, client: SyncPrefectClient, sent: FlowRun, pool: str, log: Log) -> FlowRun:
+    def _wait(
+        self, client: SyncPrefectClient, sent: FlowRun, pool: str, log: Log, history: HistoryCopy
+    ) -> FlowRun:
         """Wait until a flow run has ended, also while the server is unavailable."""
         since = said_at = time.monotonic()
         seen: str | None = None
@@ -184,6 +188,8 @@ class RemoteRun:
                 assert run.state
                 if run.state.is_final():
                     return run
+                if run.state.is_running():
+                    history.update(client, run.id)
                 if run.state.name != seen:
                     log(f"in work pool {pool}: {run.state.name}")
                     since, seen = time.monotonic(), run.state.name

@@ -1,7 +1,11 @@
-"""Locks on files. The system releases a lock when its last holder ends."""
+"""Locks on files and folders. The system releases a lock when its last holder ends."""
 
 import errno
 import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO
 
 from tasks.support.cli import InputError
@@ -27,3 +31,38 @@ def lock_file(file: IO[bytes], operation: int) -> None:
         if error.errno in NO_LOCKS:
             raise InputError(f"{file.name}: the file system has no locks; {HOW_TO_GET_LOCKS}") from None
         raise
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Mark an existing folder as in use until exit, for `is_in_use`. Several processes may do so at once.
+
+    On a file system without locks, the folder is not marked.
+    """
+    with _descriptor(folder) as descriptor:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+
+
+def is_in_use(folder: Path) -> bool | None:
+    """Whether a process marks this folder as in use. None if the file system cannot tell."""
+    try:
+        with _descriptor(folder) as descriptor:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    return False
+
+
+@contextmanager
+def _descriptor(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

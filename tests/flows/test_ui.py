@@ -1,5 +1,6 @@
 """The Prefect UI as its users see it, with a real browser and a real server."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -7,7 +8,9 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Page, expect
 from prefect.client.orchestration import SyncPrefectClient
+from ruamel.yaml import YAML
 
+from flows.curves.picture import table_in
 from tests.browser import CHROMIUM, Form, browsing, heading, open_artifact, open_tab
 from tests.flows.conftest import Served
 from tests.helpers import TIMEOUT
@@ -17,7 +20,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium o
 #: Timeout in milliseconds for anything that a run shows.
 RUN = 1000 * TIMEOUT
 #: Epochs of a run, enough for a page to show it running on a fast machine.
-EPOCHS = "100"
+EPOCHS = "200"
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,13 @@ def test_the_form_refuses_an_invalid_value(page: Page, deployment: str, client: 
     assert client.read_flow_runs() == []
 
 
+def assert_curves_visible(page: Page) -> None:
+    """The UI shows the SVG picture, which browsers draw only if it is valid."""
+    picture = page.get_by_role("img", name="Curves of report1_bce-seed0")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.complete && image.naturalWidth") == 900
+
+
 class TestInOrder:
     """The tests use the run that the first one starts."""
 
@@ -96,11 +106,42 @@ class TestInOrder:
         expect(heading(page)).to_contain_text("Running")
         open_tab(page, "Artifacts")
         progress = page.get_by_role("link").filter(
-            has_text=re.compile(r"train@[\w-]+: ([\w-]+ epoch \d+ of 100|epochs of [\w-]+): ")
+            has_text=re.compile(rf"train@[\w-]+: ([\w-]+ epoch \d+ of {EPOCHS}|epochs of [\w-]+): ")
         )
         expect(progress.first).to_be_visible(timeout=RUN)
         progress.first.click()
         expect(page.get_by_text(re.compile(r"Progress: [\d.]+%"))).to_be_visible()
+        open_artifact(page, runs["first"], "curves-report1-bce-seed0")
+        assert_curves_visible(page)
+        state = re.compile(rf"report1_bce-seed0: (training|finished), epoch \d+ of {EPOCHS}\.")
+        expect(page.get_by_text(state)).to_be_visible()
+
+    def test_the_curves_of_each_training_have_moved_to_its_end(
+        self, page: Page, client: SyncPrefectClient, served: Served, runs: dict[str, str]
+    ) -> None:
+        page.goto(runs["first"])
+        expect(heading(page)).to_contain_text("Completed", timeout=RUN)
+        found = [a for a in client.read_artifacts() if (a.key or "").startswith("curves-")]
+        assert sorted(str(a.key) for a in found) == [
+            "curves-report1-bce-iou-seed0",
+            "curves-report1-bce-seed0",
+        ]
+        lock = served.repository.run("git", "show", "retrain/Alpha-a-third:dvc.lock")
+        outs = {
+            out["path"]: out["md5"]
+            for stage in YAML(typ="safe").load(lock)["stages"].values()
+            for out in stage.get("outs", ())
+        }
+        for artifact in found:
+            assert artifact.updated and artifact.created and artifact.updated > artifact.created
+            training = str(artifact.data).splitlines()[0].removeprefix("# ")
+            table = table_in(str(artifact.data)) or ""
+            assert len(table.splitlines()) == 1 + int(EPOCHS)
+            of_file = hashlib.md5(table.encode()).hexdigest()
+            assert of_file == outs[f"artifacts/train/{training}/history.csv"]
+        open_artifact(page, runs["first"], "curves-report1-bce-seed0")
+        assert_curves_visible(page)
+        expect(page.get_by_text(f"report1_bce-seed0: finished, epoch {EPOCHS} of {EPOCHS}.")).to_be_visible()
 
     def test_the_metrics_are_compared_with_those_of_the_base(
         self, page: Page, served: Served, runs: dict[str, str]

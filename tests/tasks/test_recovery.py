@@ -26,6 +26,7 @@ from tasks.settings.schema import Params, Plan
 from tasks.support import checkpoints
 from tasks.support.checkpoints import FOLDER_VARIABLE, Checkpoint, key_of
 from tasks.support.cli import stage_main
+from tasks.support.locks import is_in_use
 from tasks.train import train
 from tests.helpers import EVERY_CHANGE, ROOT, made
 
@@ -86,7 +87,7 @@ def test_killed_training_resumes_to_identical_bytes(
     arguments = (plan, tiny_packed, tmp_path / "out", folder)
     assert ended(fresh, plan, tiny_packed, tmp_path / "whole", tmp_path / "others") == 0
     whole = made(tmp_path / "whole")
-    draw, kills, steps = random.Random(7), 0, set()
+    draw, kills, steps, epochs = random.Random(7), 0, set(), set()
     while kills < times:
         process = started(fresh, *arguments)
         if kills % 4:  # during the training itself, not its start
@@ -99,11 +100,16 @@ def test_killed_training_resumes_to_identical_bytes(
         process.kill()
         process.join()
         kills += 1
-        assert not (tmp_path / "out").exists()
+        assert not (tmp_path / "out" / "network").exists()
+        history = tmp_path / "out" / "history.csv"  # never a partial file, nor other rows
+        if history.exists():
+            assert whole["history.csv"].startswith(history.read_bytes())
+            epochs.add(history.read_bytes().count(b"\n") - 1)
         steps |= {torch.load(path)["fitter"]["step"] for path in folder.glob("*.pt")}
     assert ended(fresh, *arguments) == 0
     assert made(tmp_path / "out") == whole
     assert len(steps) > 1  # some kills were within epochs
+    assert len(epochs) > 1  # the history had grown by then
     assert not list(folder.glob("*.pt"))
 
 
@@ -125,8 +131,10 @@ def test_sigterm_saves_the_state_and_exits(
     assert said[-1] == f"{plan.name}: stopped; the same command continues from here\n"
     (path,) = folder.glob("*")
     assert torch.load(path)["fitter"]["epoch"] >= 2
-    assert not (tmp_path / "out").exists()
-    assert not (tmp_path / ".out.partial").exists()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["history.csv"]
+    history = pd.read_csv(tmp_path / "out" / "history.csv")
+    assert list(history["epoch"]) == list(range(1, torch.load(path)["fitter"]["epoch"] + 1))
+    assert not is_in_use(tmp_path / "out")
 
 
 @pytest.fixture
@@ -144,7 +152,7 @@ def saved(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.train.write_table", full)
+        patch.setattr("tasks.training.output.write_table", full)
         with pytest.raises(OSError, match="No space"):
             train(plan, tiny_packed, tmp_path / "full")
     assert epochs_said(capsys) == plan.epochs

@@ -23,6 +23,7 @@ from tasks.settings.schema import Params, Plan, StartFrom
 from tasks.support.checkpoints import FOLDER_VARIABLE
 from tasks.support.cli import InputError
 from tasks.support.events import VARIABLE, Reader
+from tasks.support.locks import is_in_use
 from tasks.support.symptoms import NonFiniteLoss, symptoms
 from tasks.train import train, validate
 from tasks.training.batches import Batches
@@ -214,6 +215,30 @@ def test_each_epoch_is_an_event_with_its_scores(
     for event, (_, row) in zip(epochs, history.iterrows(), strict=True):
         assert event.scores.keys() >= {"train_loss", "val_loss", "val_dice"}
         assert event.scores == pytest.approx({name: row[name] for name in event.scores}, abs=1e-6)
+
+
+def test_the_history_grows_by_a_row_after_each_epoch(
+    plan: Plan, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process sees complete files only, each an extension of the one before."""
+    plan, out = altered(plan, epochs=4), tmp_path / "out"
+    seen: list[bytes] = []
+
+    def look(*_: object) -> None:
+        assert is_in_use(out)
+        assert not (out / "network").exists()
+        seen.append((out / "history.csv").read_bytes())
+
+    monkeypatch.setattr("tasks.train.report", look)  # after each epoch
+    out.mkdir()
+    (out / "network").touch()  # of an earlier training
+    train(plan, packed, out)
+    whole = (out / "history.csv").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert len(lines) == 5
+    assert seen == [b"".join(lines[: 1 + epoch]) for epoch in (1, 2, 3, 4)]
+    assert not is_in_use(out)
+    assert {path.name for path in out.iterdir()} == {"history.csv", "network"}
 
 
 def test_averaged_weights_against_manual_computation(plan: Plan, packed: Path) -> None:

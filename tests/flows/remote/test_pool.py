@@ -249,6 +249,17 @@ class TestFaults:
         before = saved(cluster)  # by cancelled runs, which might be resumed
         run = self.run(parent, "power", "--set", "epochs=400")
         eventually("a checkpoint is on the remote", lambda: saved(cluster) - before)
+        trained = parent.repository.folder / "runs" / ".checkouts" / "power" / "artifacts" / "train"
+        history = trained / "report1_bce-seed7" / "history.csv"
+        grown = [eventually("the history is here", lambda: history.exists() and history.read_text())]
+        grown.append(
+            eventually(
+                "it grows",
+                lambda: history.exists() and history.read_text() != grown[0] and history.read_text(),
+            )
+        )
+        assert grown[1].startswith(grown[0]) and grown[0].startswith("seed,epoch,train_loss,")
+        assert "report1_bce-seed7: training, epoch" in parent.repository.run("cxr", "watch", "--once")
         (victim,) = (host for host in workers if host.processes("tasks.train"))
         workers.remove(victim)
         victim.cut_power()

@@ -12,7 +12,7 @@ from flows.deployment.supervision import exclusive
 from flows.repository.checkout import none_running
 from tasks.sources.transfer import Transfer
 from tasks.support.cli import InputError
-from tasks.support.locks import lock_file
+from tasks.support.locks import in_use, is_in_use, lock_file
 from tasks.support.slots import Slots
 
 
@@ -67,3 +67,22 @@ def test_a_lock_that_another_process_holds_is_no_fault(tmp_path: Path) -> None:
         lock_file(first, fcntl.LOCK_EX)
         with pytest.raises(BlockingIOError):
             lock_file(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_folder_is_in_use_while_a_process_says_so(tmp_path: Path) -> None:
+    assert is_in_use(tmp_path) is False
+    with in_use(tmp_path), in_use(tmp_path):
+        assert is_in_use(tmp_path) is True
+    assert is_in_use(tmp_path) is False
+    assert is_in_use(tmp_path / "missing") is False
+
+
+def test_without_locks_a_folder_can_be_used_and_nobody_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with in_use(tmp_path):
+        assert is_in_use(tmp_path) is None
