@@ -66,7 +66,7 @@ class History:
     @property
     def best_epoch(self) -> int:
         """The epoch with the highest val_score, the first of several; 0 if there is none."""
-        scores = self.columns.get("val_score", ())
+        scores = self.of("val_score")
         finite = [(-score, epoch) for epoch, score in zip(self.epochs, scores, strict=True) if score == score]
         return min(finite)[1] if finite else 0
 
@@ -77,11 +77,12 @@ class History:
         return max(self.last_epoch, planned)
 
     def of(self, column: str) -> tuple[float, ...]:
-        return self.columns.get(column, ())
+        """The values of a column; NaN for each epoch if an older table lacks it."""
+        return self.columns.get(column, (math.nan,) * len(self.epochs))
 
     def at(self, column: str, epoch: int) -> float:
         """The value of a column in an epoch; NaN if there is none."""
-        return dict(zip(self.epochs, self.of(column), strict=False)).get(epoch, math.nan)
+        return dict(zip(self.epochs, self.of(column), strict=True)).get(epoch, math.nan)
 
     def dice_columns(self) -> list[str]:
         """The columns with the Val Dice of each target. With a single target, it is val_dice."""
@@ -90,9 +91,12 @@ class History:
 
 
 def read_columns(text: str) -> dict[str, tuple[float, ...]]:
-    """Parse a history.csv. Cells without a number are NaN. Rows shorter than the header are skipped."""
+    """Parse a history.csv. Cells without a number are NaN. Rows without an epoch, or partial, are skipped."""
     header, *rows = list(csv.reader(io.StringIO(text))) or [[]]
-    whole = [row for row in rows if len(row) == len(header)]
+    if "epoch" not in header:
+        return {}
+    epoch = header.index("epoch")
+    whole = [row for row in rows if len(row) == len(header) and row[epoch].isdecimal()]
     return {name: tuple(_number(row[place]) for row in whole) for place, name in enumerate(header)}
 
 

@@ -43,7 +43,11 @@ def scores(history: History) -> str:
     if best := history.best_epoch:
         words.append(f"best val score {history.at('val_score', best):.4f} in epoch {best}")
     dice = {column: history.at(column, history.last_epoch) for column in history.dice_columns()}
-    named = [f"{column.removeprefix('val_dice').strip('_')} {value:.4f}" for column, value in dice.items()]
+    named = [
+        f"{column.removeprefix('val_dice').strip('_')} {value:.4f}"
+        for column, value in dice.items()
+        if math.isfinite(value)
+    ]
     if named:
         words.append(f"val Dice {', '.join(name.strip() for name in named)}")
     return ", ".join(words)

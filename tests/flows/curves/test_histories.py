@@ -64,7 +64,8 @@ def test_cells_without_a_number_and_partial_rows() -> None:
     columns = read_columns("seed,epoch,val_score\n0,1,0.5\n0,2,\n0,3")
     assert columns["epoch"] == (1.0, 2.0)
     assert columns["val_score"][0] == 0.5 and math.isnan(columns["val_score"][1])
-    assert read_columns("") == {}
+    assert read_columns("") == read_columns("a,b\n1,2\n") == {}
+    assert read_columns("seed,epoch\n0,1\n0,x\n") == {"seed": (0.0,), "epoch": (1.0,)}
 
 
 def test_trainings_of_this_checkout_and_of_runs_are_found_by_name_stage_or_pattern(tmp_path: Path) -> None:

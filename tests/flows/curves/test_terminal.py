@@ -47,6 +47,24 @@ def test_the_drawing_of_a_known_history(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("table", "second"),
+    [
+        ("seed,epoch,train_loss,val_loss,val_score,val_dice\n0,1,nan,,,\n", [""]),  # it diverged at once
+        ("epoch,train_loss,val_loss,val_dice\n1,0.5,0.5,0.25\n", ["val Dice 0.2500"]),  # of an early version
+        ("seed,epoch\n", []),
+    ],
+)
+def test_tables_without_some_values_can_be_drawn(tmp_path: Path, table: str, second: list[str]) -> None:
+    (training(tmp_path, "a-seed0") / "history.csv").write_text(table)
+    history = read_history(tmp_path, "a-seed0")
+    assert history
+    lines = draw(history, 80)
+    assert len(lines) == (9 if history.last_epoch else 1)
+    assert lines[1:2] == second
+    assert as_svg(history).endswith("</svg>")
+
+
 def test_the_frame_of_a_small_terminal_draws_running_trainings_first(tmp_path: Path) -> None:
     training(tmp_path, "a-seed0")
     running = training(tmp_path, "b-seed0", rows=1, network=False)
