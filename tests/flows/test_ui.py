@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from flows.curves.picture import table_in
 from tests.browser import CHROMIUM, Form, browsing, heading, open_artifact, open_tab
 from tests.flows.conftest import Served
-from tests.helpers import TIMEOUT
+from tests.helpers import TIMEOUT, eventually
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
 
@@ -87,13 +87,18 @@ class TestInOrder:
     """The tests use the run that the first one starts."""
 
     def test_a_run_from_the_form_shows_its_stages_and_their_progress(
-        self, page: Page, deployment: str, runs: dict[str, str]
+        self, page: Page, deployment: str, client: SyncPrefectClient, runs: dict[str, str]
     ) -> None:
         form = Form(page, deployment)
         form.fill("Alpha", "0.3")
         form.fill("Epochs", EPOCHS)
         runs["first"] = form.start("Alpha a third")
         expect(heading(page)).to_contain_text("Running", timeout=RUN)
+        # The page reads its list of tasks every 30 seconds only, and the run may end within them.
+        eventually(
+            "both trainings have started",
+            lambda: sum(task.name.startswith("train@") for task in client.read_task_runs()) == 2,
+        )
         open_tab(page, "Task Runs")
         for stage in (
             "plan",
@@ -105,6 +110,8 @@ class TestInOrder:
             expect(page.get_by_role("link", name=stage, exact=True)).to_be_visible(timeout=RUN)
         expect(heading(page)).to_contain_text("Running")
         open_tab(page, "Artifacts")
+        # The page loads what is below the artifacts of the flow run, its curves, when it is scrolled there.
+        page.get_by_text("Task runs", exact=True).evaluate("heading => heading.scrollIntoView()")
         progress = page.get_by_role("link").filter(
             has_text=re.compile(rf"train@[\w-]+: ([\w-]+ epoch \d+ of {EPOCHS}|epochs of [\w-]+): ")
         )
