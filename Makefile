@@ -72,7 +72,7 @@ $(BIN)/cxr: .venv/installed flows/commands/launcher.py
 
 # uv alone resolves for all Python versions and architectures at once, and lists the hash of every file of each version.
 lock: $(TOOLS)/uv
-	$< pip compile --quiet --universal --python-version 3.11 --extra pipeline --group dev --generate-hashes --no-emit-package torch \
+	$< pip compile --quiet --universal --python-version 3.11 --extra pipeline --extra sweep --group dev --generate-hashes --no-emit-package torch \
 		--no-header $(if $(filter all,$(UPGRADE)),--upgrade,$(addprefix --upgrade-package=,$(UPGRADE))) --output-file requirements.lock pyproject.toml
 	{ echo '# By `make lock`, from pyproject.toml. `make install` installs the packages below, and then, without a hash:'; \
 		sed -n 's/^ *"\(torch==[^"]*\)".*/# \1/p' pyproject.toml; cat requirements.lock; } > requirements.lock.part

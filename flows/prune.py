@@ -239,6 +239,14 @@ def remove(repository: Path, plan: Removal) -> None:
             _unreferenced(repository, cache, set(), plan.before).remove()
 
 
+def _remove_experiments(repository: Path, sweep: str) -> None:
+    """Remove the trials of a sweep from the experiments of DVC."""
+    for ref in git(
+        repository, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{sweep}.*"
+    ).splitlines():
+        git(repository, "update-ref", "-d", ref)
+
+
 def _remove_result(repository: Path, result: Result) -> None:
     if branch := result.branch:
         now = git(repository, "for-each-ref", "--format=%(objectname)", f"refs/heads/{branch.name}")
@@ -248,6 +256,7 @@ def _remove_result(repository: Path, result: Result) -> None:
             git(repository, "branch", "--delete", "--force", branch.name)
         except GitError:  # it is checked out now
             return
+        _remove_experiments(repository, result.name)
     if result.report and result.report.exists():
         (repository / DELETED).mkdir(exist_ok=True)
         target = repository / DELETED / result.name

@@ -34,14 +34,21 @@ def is_preset_name(text: str) -> bool:
     return Path(text).name == text and not text.endswith(".yaml")
 
 
-def _offer_presets(schema: dict[str, Any]) -> None:
+def one_line(name: str | None) -> str | None:
+    """Check a name. A line break would let it add another trailer to the commit."""
+    if name and not name.isprintable():
+        raise ValueError("must be one line of printable characters")
+    return name
+
+
+def offer_presets(schema: dict[str, Any]) -> None:
     """Offer the presets of HEAD as choices in the form. Uncommitted files play no part in a run."""
     with suppress(InputError):  # outside a git repository the form has a text field
         names = git(PROJECT, "ls-tree", "--name-only", "HEAD", f"./{PRESETS}/").splitlines()
         schema["enum"] = sorted(PurePosixPath(name).stem for name in names if name.endswith(".yaml"))
 
 
-def _offer_experiments(schema: dict[str, Any]) -> None:
+def offer_experiments(schema: dict[str, Any]) -> None:
     """Offer the experiments of HEAD as choices in the form.
 
     The revision of a run may have other experiments, so the model accepts any name.
@@ -53,7 +60,7 @@ def _offer_experiments(schema: dict[str, Any]) -> None:
             schema["items"] = {"type": "string", "enum": list(params["experiments"])}
 
 
-def _drop_none_defaults(schema: dict[str, Any]) -> None:
+def drop_none_defaults(schema: dict[str, Any]) -> None:
     """Remove defaults of None from the schema. The form would send them as values of the wrong type."""
     for field in schema["properties"].values():
         if field.get("default", ...) is None:
@@ -62,7 +69,7 @@ def _drop_none_defaults(schema: dict[str, Any]) -> None:
 
 # Prefect's form shows a simple input for a simple type. An empty input is None, which keeps the value of
 # params.yaml or the preset.
-_Text = Annotated[str | None, WithJsonSchema({"type": "string", "minLength": 1})]
+Text = Annotated[str | None, WithJsonSchema({"type": "string", "minLength": 1})]
 _Share = Annotated[float | None, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
 _Count = Annotated[int | None, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 100_000})]
 
@@ -70,23 +77,23 @@ _Count = Annotated[int | None, WithJsonSchema({"type": "integer", "minimum": 1, 
 class RetrainRequest(BaseModel):
     """What to run, and which values of params.yaml to change for it. An empty field changes nothing."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_drop_none_defaults)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=drop_none_defaults)
 
-    preset: _Text = Field(
+    preset: Text = Field(
         None,
         description="A file in presets/, whose values override params.yaml.",
-        json_schema_extra=_offer_presets,
+        json_schema_extra=offer_presets,
     )
     experiments: tuple[str, ...] = Field(
         (),
         description="The experiments to train. If empty: those of the preset, or all.",
-        json_schema_extra=_offer_experiments,
+        json_schema_extra=offer_experiments,
     )
     alpha: _Share = Field(None, ge=0, le=1, description="Weight of BCE in combined losses, from 0 to 1.")
     epochs: _Count = Field(
         None, ge=1, le=100_000, description="Passes over the training images, in every experiment."
     )
-    data_source: _Text = Field(
+    data_source: Text = Field(
         None,
         title="Data source",
         min_length=1,
@@ -121,7 +128,7 @@ class RetrainRequest(BaseModel):
         "decision of a person, with the deployment `promote`. if better: judge it, and promote it if it "
         "passes.",
     )
-    requested_by: _Text = Field(
+    requested_by: Text = Field(
         None,
         title="Your name",
         min_length=1,
@@ -132,10 +139,7 @@ class RetrainRequest(BaseModel):
     @field_validator("requested_by")
     @classmethod
     def _is_one_line(cls, name: str | None) -> str | None:
-        # A line break would let a name add another trailer to the commit.
-        if name and not name.isprintable():
-            raise ValueError("must be one line of printable characters")
-        return name
+        return one_line(name)
 
     @model_validator(mode="after")
     def _promoted_results_are_published(self) -> Self:

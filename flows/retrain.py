@@ -29,16 +29,8 @@ from flows.decide import announce, refresh_choices
 from flows.deployment.events import report_verdict
 from flows.deployment.temporary import start_server
 from flows.doctor import check_before_run
-from flows.engine.order import (
-    INTERRUPTED,
-    RETRIES,
-    LocalMachine,
-    priority_of,
-    run_stages,
-    was_interrupted,
-)
-from flows.engine.pipeline import restore_output, restore_pipeline, sort_lock
-from flows.engine.runner import StageRunner
+from flows.engine.order import INTERRUPTED, RETRIES, was_interrupted
+from flows.engine.pipeline import restore_output
 from flows.promotion import GATE, Challenger, Decision, Judged, decide, judge_run
 from flows.publish import (
     PREFIX,
@@ -55,17 +47,15 @@ from flows.publish import (
     rename,
     report_with,
 )
-from flows.remote.pool import RemoteRun, remote_places
+from flows.remote.places import run_checkout
 from flows.repository.checkout import RUNS, checked_out, remove_leftovers
 from flows.repository.git import commit, find_repository, git, resolve, reword, uncommitted
 from flows.repository.refs import has_origin
-from flows.repository.revision import Training, change_params, plan_trainings
-from flows.request import PRESETS, REQUESTED_BY, RetrainRequest, is_preset_name, requester
+from flows.repository.revision import Training, change_params
+from flows.request import PRESETS, REQUESTED_BY, Publish, RetrainRequest, is_preset_name, requester
 from tasks.common.files import replacing
 from tasks.settings.schema import fault_line, load_data
-from tasks.support.checkpoints import FOLDER as CHECKPOINT_FOLDER
 from tasks.support.cli import InputError, describe_os_error, is_temporary, without_secrets
-from tasks.support.slots import slots_for
 
 #: Environment variable with the URL at which `make serve` serves runs/.
 REPORTS_URL = "RETRAIN_REPORTS_URL"
@@ -119,7 +109,7 @@ def _retrain(
     base = resolve(repository, request.revision)
     params = request.params_text(repository, base)
     run = flow_run.id or ""
-    at_origin = _check_publishing(request, repository, base, run)
+    at_origin = check_publishing(request.publish, repository, base, run)
 
     def taken() -> set[str]:
         return local_names(repository) | (at_origin or set())
@@ -135,31 +125,13 @@ def _retrain(
             if not looked.is_completed():
                 raise InputError(f"looking for new data: {looked.message}")
         trailers = f"{TRAILER}: {name}\n{REQUESTED_BY}: {requester(repository, request.requested_by)}"
-        params_commit = commit(checkout, f"Params of {name}\n\n{_describe(request)}\n\n{trailers}", *RESULTS)
-        pipeline = restore_pipeline(checkout)
-        runner = StageRunner(
-            checkout,
-            RETRAIN_SOURCE_ROOT=str(repository),
-            RETRAIN_CHECKPOINTS=str(repository / CHECKPOINT_FOLDER),
-            **_previous_data(checkout),
-        )
-        trainings = plan_trainings(checkout)
-        local = LocalMachine(runner, slots_for(trainings))
-        remote_run = RemoteRun(checkout, pipeline, repository, run, name, logger.info)
-        with remote_places(pools, remote_run, logger.info) as places:
-            try:
-                run_stages(
-                    pipeline, lambda stage: places.get(stage) or local, priority_of(pipeline, trainings)
-                )
-            finally:
-                runner.stop()  # stages are still running only if the flow itself was stopped
-        # Drop the commits that were made for stages on other machines.
-        git(checkout, "reset", "--quiet", "--soft", params_commit)
-        sort_lock(checkout, pipeline.order)
-        return _publish(request, repository, checkout, base, trainings, at_origin, trailers)
+        commit(checkout, f"Params of {name}\n\n{_describe(request)}\n\n{trailers}", *RESULTS)
+        previous = _previous_data(checkout)
+        ran = run_checkout(checkout, repository, pools, run, logger.info, variables=previous)
+        return _publish(request, repository, checkout, base, ran.trainings, at_origin, trailers)
 
 
-def _check_publishing(request: RetrainRequest, repository: Path, base: str, run: str) -> set[str] | None:
+def check_publishing(publish: Publish, repository: Path, base: str, run: str) -> set[str] | None:
     """Refuse a run at its start whose results could not be published.
 
     Returns:
@@ -168,9 +140,9 @@ def _check_publishing(request: RetrainRequest, repository: Path, base: str, run:
     Raises:
         InputError: the branch cannot be created or pushed.
     """
-    if request.publish != "nowhere":
+    if publish != "nowhere":
         check_local_branches(repository)
-    if request.publish == "remotes" and has_origin(repository):
+    if publish == "remotes" and has_origin(repository):
         return check_origin(repository, base, run, get_run_logger().info)
     return None
 
@@ -276,7 +248,7 @@ def _publish(
         checkout, repository / RUNS / _name_of(branch or name), final, judged.html if judged else ""
     )
     if branch and request.publish == "remotes":
-        branch, fault = _push(repository, checkout, branch)
+        branch, fault = push_branch(repository, checkout, branch)
         results = results.with_name(_name_of(branch))
     logger.info("published %s; report: %s", f"as {branch}" if branch else "nowhere", results / "index.html")
     show(table, partial(_link_report, results), partial(_summarize, results, branch, base))
@@ -348,7 +320,7 @@ def _unchanged(repository: Path, checkout: Path, same: str, at_origin: set[str] 
     """Return a message about unchanged results. Pushes the branch that has them, if origin lacks it."""
     done = "nothing published"
     if at_origin is not None and same.startswith(PREFIX) and _name_of(same) not in at_origin:
-        pushed, fault = _push(repository, checkout, same)
+        pushed, fault = push_branch(repository, checkout, same)
         if fault:
             raise InputError(fault)
         same, done = pushed, "pushed now"
@@ -370,7 +342,7 @@ def _report_at(repository: Path, branch: str) -> Path | None:
     )
 
 
-def _push(repository: Path, checkout: Path, branch: str) -> tuple[str, str]:
+def push_branch(repository: Path, checkout: Path, branch: str) -> tuple[str, str]:
     """Push a branch. Returns its name at origin, and an error message, which is empty on success."""
     state = publish(repository, checkout, branch, return_state=True)
     if not state.is_completed():

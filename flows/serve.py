@@ -11,18 +11,28 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import prefect
 import psutil
+from prefect import Flow
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import get_current_settings
 
 from flows.decide import promote, rollback
 from flows.deployment.addresses import api_of, host_and_port
 from flows.deployment.automations import crash_unresponsive_runs, report_ended_runs
-from flows.deployment.deployments import INBOX_SETTINGS, INITIAL_SETTINGS, RUN_FLOW, deploy, find_deployment
+from flows.deployment.deployments import (
+    INBOX_SETTINGS,
+    INITIAL_SETTINGS,
+    RUN_FLOW,
+    RUN_SETTINGS,
+    deploy,
+    find_deployment,
+)
 from flows.deployment.drift import retrain_on_drift
 from flows.deployment.prefect_api import (
     STARTUP_TIMEOUT,
@@ -88,11 +98,17 @@ def server_variables(api: str) -> dict[str, str]:
 
 
 def serve(
-    repository: Path, name: str, reports_host: str, reports_port: int | None, reports_url: str | None = None
+    repository: Path,
+    name: str,
+    reports_host: str,
+    reports_port: int | None,
+    reports_url: str | None = None,
+    runs: Sequence[Flow[..., Any]] = (),
 ) -> None:
     """Serve under a name until SIGINT, SIGTERM or SIGHUP.
 
-    `reports_url` is where browsers reach the reports, if not at the address on which they are served.
+    `reports_url` is where browsers reach the reports, if not at the address on which they are served. `runs`
+    are further flows to deploy, which run stages like `retrain`.
 
     Raises:
         InputError: the server cannot be started or must not be used, another clone uses the name, or a child
@@ -101,7 +117,7 @@ def serve(
     with ExitStack() as stack:
         lock = stack.enter_context(exclusive(repository, LOCK))
         if lock is None:
-            _deploy_again(repository)
+            _deploy_again(repository, runs)
             return
         killed = kill_leftovers(repository, WORKER, SERVER)
         served = stack.enter_context(serving_reports(repository / RUNS, reports_host, reports_port))
@@ -113,7 +129,7 @@ def serve(
             parts[SERVER] = stack.enter_context(_server(repository, api))
             _wait_until_up(api, parts[SERVER], repository)
         report_ended_runs(api, killed)
-        page = _deploy(repository, api, name)
+        page = _deploy(repository, api, name, runs)
         lock.write(f"{api} {name}".encode())
         lock.flush()
         options = ["--name", socket.gethostname()]
@@ -125,12 +141,12 @@ def serve(
         raise InputError(f"the {ended[0]} ended unexpectedly; see {log_path(ended[0], repository)}")
 
 
-def _deploy_again(repository: Path) -> None:
+def _deploy_again(repository: Path, runs: Sequence[Flow[..., Any]]) -> None:
     """Update the deployment that another process of this clone serves."""
     api, _, name = lock_path(repository, LOCK).read_text(encoding="utf-8").partition(" ")
     if not name:
         raise InputError(f"{repository}: another `make serve` is starting in this clone")
-    _deploy(repository, api, name)
+    _deploy(repository, api, name, runs)
     print(f"already served here as {name}; the deployment is up to date.\nPrefect UI: {ui_of(api)}")
 
 
@@ -165,7 +181,7 @@ def _listens(server: "subprocess.Popen[bytes]", api: str) -> bool:
     return False
 
 
-def _deploy(repository: Path, api: str, name: str) -> str:
+def _deploy(repository: Path, api: str, name: str, runs: Sequence[Flow[..., Any]]) -> str:
     """Create the pool, and create or update the deployments. Returns the address of the page of `retrain`.
 
     Raises:
@@ -182,6 +198,9 @@ def _deploy(repository: Path, api: str, name: str) -> str:
     for decision in (promote, rollback):
         deploy(api, decision, name, {CLONE: clone})
     crash_unresponsive_runs(api, deployment, AUTOMATION)
+    for flow in runs:
+        of_flow = deploy(api, flow, name, {CLONE: clone}, **RUN_SETTINGS)
+        crash_unresponsive_runs(api, of_flow, f"{AUTOMATION}: {flow.name}")
     predictions = deploy(api, predict, name, {CLONE: clone}, **INBOX_SETTINGS)
     crash_unresponsive_runs(api, predictions, PREDICTIONS_AUTOMATION)
     retrain_on_drift(api, predictions, deployment, DRIFT_AUTOMATION)
@@ -200,8 +219,14 @@ def _check_ours(deployment: DeploymentResponse, clone: str, ui: str) -> None:
         )
 
 
-def main(name: str, reports_host: str, reports_port: int | None, reports_url: str | None) -> None:
+def main(
+    name: str,
+    reports_host: str,
+    reports_port: int | None,
+    reports_url: str | None,
+    runs: Sequence[Flow[..., Any]] = (),
+) -> None:
     """Check the options of `cxr serve`, and serve."""
     if not POOL_NAME.fullmatch(name):
         raise InputError(f"--name {name!r}: must consist of letters, digits, _ and -")
-    run_until_stopped(lambda: serve(find_repository(), name, reports_host, reports_port, reports_url))
+    run_until_stopped(lambda: serve(find_repository(), name, reports_host, reports_port, reports_url, runs))

@@ -51,9 +51,21 @@ PACKAGES = {
         "bundles",
         "prediction",
         "gate",
+        "sweep",
         "",
     ),
-    "flows": ("repository", "registry", "curves", "engine", "remote", "deployment", "checks", "", "commands"),
+    "flows": (
+        "repository",
+        "registry",
+        "curves",
+        "engine",
+        "remote",
+        "deployment",
+        "checks",
+        "",
+        "sweep",
+        "commands",
+    ),
 }
 
 #: Maximum number of files in a folder.

@@ -17,6 +17,7 @@ from flows.commands.predict import predict
 from flows.commands.prune import prune
 from flows.commands.retrain import retrain
 from flows.commands.serve import serve
+from flows.commands.sweep import best, sweep
 from flows.commands.verify import verify
 from flows.commands.watch import watch
 from flows.commands.worker import worker
@@ -31,11 +32,12 @@ INSTALL = "run `make install` in a checkout of the project, or pip install '.[pi
 #: Exit status of an invalid command line.
 USAGE = 2
 
-COMMANDS = (retrain, watch, serve, worker, params, predict, inbox, verify, prune, doctor)
+COMMANDS = (retrain, sweep, watch, serve, worker, params, predict, inbox, verify, prune, doctor)
 
-#: Commands below another word, such as `cxr data look`.
+#: Commands below another word, such as `cxr data look`. The word may be a command itself.
 GROUPS: dict[str, tuple[str, tuple[Callable[..., Any], ...]]] = {
     "data": ("See what changed in the dataset.", (look, diff)),
+    "sweep": ("", (best,)),
     "models": (
         "See and decide which network is current.",
         (
@@ -64,10 +66,10 @@ def make_app() -> App:
     for command in COMMANDS:
         _add(app, command)
     for name, (text, commands) in GROUPS.items():
-        group = App(name=name, help=text)
-        app.command(group)
+        if text:
+            app.command(App(name=name, help=text))
         for command in commands:
-            _add(group, command)
+            _add(app[name], command)
     app.register_install_completion_command(help="Install completion for this shell.")
     return app
 

@@ -30,5 +30,6 @@ def serve(
         PREFECT_API_URL=http://HOST:4200/api cxr serve
     """
     from flows.serve import main
+    from flows.sweep.flow import sweep
 
-    main(name, reports_host, reports_port, reports_url)
+    main(name, reports_host, reports_port, reports_url, (sweep,))

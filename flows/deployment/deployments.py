@@ -41,6 +41,9 @@ _ONE_AT_A_TIME: dict[str, Any] = {
 #: Settings of a new deployment of whole runs, which the UI may change. Runs wait for each other.
 INITIAL_SETTINGS: dict[str, Any] = {"parameters": PARAMETERS, "schedules": [WEEKLY]} | _ONE_AT_A_TIME
 
+#: The same of a deployment of other runs, which have no schedule.
+RUN_SETTINGS: dict[str, Any] = {"parameters": {"pools": {}}} | _ONE_AT_A_TIME
+
 #: The same of a deployment that predicts what is new in an inbox.
 INBOX_SETTINGS: dict[str, Any] = {"schedules": [EVERY_QUARTER_HOUR]} | _ONE_AT_A_TIME
 

@@ -62,12 +62,18 @@ class LocalMachine:
 
     retries = None
 
-    def __init__(self, runner: StageRunner, slots: Slots) -> None:
+    def __init__(self, runner: StageRunner, slots: Slots, hidden: str | None = None) -> None:
+        """Create it. Output lines that contain `hidden` are not logged."""
         self._runner, self._slots, self.capacity = runner, slots, len(slots)
+        self._hidden = hidden
 
     def run(self, stage: str, log: Log, show: Show) -> StageRun:
         with self._slots.acquire(log, stage) as slot, curves_shown(stage, self._runner.checkout):
-            return self._runner.run(stage, slot, log, show)
+            return self._runner.run(stage, slot, lambda line: self._log(line, log), show)
+
+    def _log(self, line: str, log: Log) -> None:
+        if not (self._hidden and self._hidden in line):
+            log(line)
 
 
 #: Sort key of the stages that are ready to start. The smallest starts first.

@@ -1,6 +1,7 @@
 """The stage graph of dvc.yaml, and which of its stages the DVC cache can restore."""
 
 import logging
+from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,19 @@ class Pipeline(NamedTuple):
     """The stages in the order of dvc.lock, followed by those it lacks, in the order `dvc repro` adds them."""
     restored: frozenset[str]
     """The stages that the DVC cache brought up to date. All others have to run."""
+
+    def up_to(self, wanted: Callable[[str], bool]) -> "Pipeline":
+        """Return only the stages that are wanted, and those on which they depend."""
+        needed: set[str] = set()
+        waiting = {name for name in self.upstream if wanted(name)}
+        while waiting:
+            needed |= waiting
+            waiting = {up for name in waiting for up in self.upstream[name]} - needed
+        return Pipeline(
+            {name: ups for name, ups in self.upstream.items() if name in needed},
+            self.order,
+            self.restored & needed,
+        )
 
 
 def restore_pipeline(checkout: Path) -> Pipeline:
@@ -66,9 +80,10 @@ def restore_output(checkout: Path, path: str) -> bool:
 
 
 def sort_lock(checkout: Path, order: list[str]) -> None:
-    """Sort the stages in dvc.lock by `order`, instead of the order in which they finished.
+    """Sort the stages in dvc.lock by `order`, instead of the order in which they finished, and drop others.
 
     The file is then identical to the one that `dvc repro` writes, whatever ran in parallel.
     """
     with modify_yaml(checkout / LOCK) as lock:
-        lock["stages"] = dict(sorted(lock["stages"].items(), key=lambda item: order.index(item[0])))
+        found = lock["stages"]
+        lock["stages"] = {name: found[name] for name in order if name in found}

@@ -286,6 +286,7 @@ class Experiment(TrainingSettings):
 
     network: Network
     loss: Loss
+    losses: Losses
     prediction: Prediction
     alpha: Share | None = None
 
@@ -538,10 +539,11 @@ class Settings(_Section):
             shared |= {"folds": experiment.folds, "fold": more}
         return Plan(name=training, experiment=name, **shared)
 
-    def _loss_options(self, experiment: Experiment) -> dict[str, float]:
+    @staticmethod
+    def _loss_options(experiment: Experiment) -> dict[str, float]:
         if experiment.alpha is not None:
             return {"alpha": experiment.alpha}
-        constants = getattr(self.losses, experiment.loss, None)
+        constants = getattr(experiment.losses, experiment.loss, None)
         return constants.model_dump() if constants else {}
 
     def scored_on(self, dataset: str) -> list[str]:
@@ -642,14 +644,14 @@ class Settings(_Section):
         if not isinstance(entry, dict):
             return entry
         overrides = {key: raw[key] for key in OVERRIDES if raw.get(key) is not None}
-        shared = {**raw["training"], "prediction": raw.get("prediction")}
+        shared = {**raw["training"], "losses": raw.get("losses"), "prediction": raw.get("prediction")}
         if entry.get("loss") not in LOSSES_WITH_ALPHA:
             overrides.pop("alpha", None)
             shared.pop("alpha", None)
         merged = {**shared, **entry, **overrides}
-        for section in ("augment", "prediction"):
-            if isinstance(shared.get(section), dict) and isinstance(entry.get(section), dict):
-                merged[section] = {**shared[section], **entry[section]}
+        for section in ("augment", "losses", "prediction"):
+            if section in shared and section in entry:
+                merged[section] = overlaid(shared[section], entry[section])
         return merged
 
     @model_validator(mode="after")
@@ -726,6 +728,13 @@ class Settings(_Section):
             own, its = getattr(experiment, key), getattr(source, key)
             if own != its:
                 raise ValueError(f"{place}: {key} is {own}, but {name}, which predicts its lungs, has {its}")
+
+
+def overlaid(shared: Any, own: Any) -> Any:
+    """Shared values with those that replace them. Mappings are merged."""
+    if not (isinstance(shared, dict) and isinstance(own, dict)):
+        return own
+    return shared | {key: overlaid(shared.get(key), value) for key, value in own.items()}
 
 
 def _check_layout(place: str, experiment: Experiment, layout: Layout) -> None:

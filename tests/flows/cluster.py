@@ -114,6 +114,9 @@ class Host:
     def retrain(self, *arguments: str) -> Program:
         return self.start("retrain", *arguments, PREFECT_API_URL=self._api)
 
+    def sweep(self, *arguments: str) -> Program:
+        return self.start("sweep", *arguments, PREFECT_API_URL=self._api)
+
     def start(self, *arguments: str, **variables: str) -> Program:
         """Start `cxr` with these arguments."""
         self.programs.append(Program(self, *arguments, **variables))

@@ -68,6 +68,21 @@ class TestInOrder:
         assert fields["preset"]["enum"] == ["demo", "laptop"]
         assert fields["experiments"]["items"]["enum"] == ["report1_bce", "report1_bce_iou"]
 
+    def test_sweeps_have_a_form_too(self, served: Served) -> None:
+        deployment = served.client.read_deployment_by_name("sweep/retrain")
+        schema = deployment.parameter_openapi_schema
+        assert schema
+        form = schema["definitions"]["SweepRequest"]
+        assert form["required"] == ["settings", "experiments"]
+        assert form["properties"]["method"]["enum"] == ["grid", "random", "optuna"]
+        assert form["properties"]["experiments"]["items"]["enum"] == ["report1_bce", "report1_bce_iou"]
+        assert (form["properties"]["seeds"]["minimum"], form["properties"]["seeds"]["maximum"]) == (1, 100)
+        request = {"settings": ["alhpa=0,1"], "experiments": ["report1_bce_iou"]}
+        run = served.client.create_flow_run_from_deployment(deployment.id, parameters={"request": request})
+        failed = served.finished(run.id).state
+        assert failed and failed.is_failed()
+        assert failed.message == "alhpa: unknown key of an experiment (did you mean alpha?)"
+
     @pytest.mark.parametrize("request_", [{"alpha": 2}, {"epochs": 0}, {"alhpa": 0.5}, {"publish": "moon"}])
     def test_an_invalid_parameter_is_refused_on_submission(
         self, served: Served, request_: dict[str, object]
