@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-from flows.repository.git import git
+from flows.repository.git import author_options, git
 from flows.repository.revision import change_params, unpacked
 from tasks.settings.changes import Preset, parse_preset
 from tasks.settings.schema import ALL, parse_mapping
@@ -233,7 +233,9 @@ def requester(repository: Path, given: str | None) -> str:
 
 def describe(run: FlowRun, repository: Path) -> str:
     if run.deployment_id is None:
-        return git(repository, "var", "GIT_AUTHOR_IDENT").rpartition(">")[0] + ">"  # without the time
+        # As in commits, where git knows no author, as on a fresh machine. The time is left out.
+        identity = git(repository, *author_options(repository), "var", "GIT_AUTHOR_IDENT")
+        return identity.rpartition(">")[0] + ">"
     if run.auto_scheduled:
         return "a schedule of the deployment"
     if run.created_by and run.created_by.type == "AUTOMATION":

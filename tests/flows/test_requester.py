@@ -39,6 +39,16 @@ def test_a_run_of_the_command_line_has_the_identity_of_git(tmp_path: Path) -> No
     assert describe(run(), tmp_path) == "Åsa  Öst <asa@example.org>"  # git drops brackets in names
 
 
+def test_a_run_of_the_command_line_where_git_knows_no_author(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = Repository(tmp_path)
+    repository.run("git", "init", "--quiet")
+    repository.run("git", "config", "user.useConfigOnly", "true")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    assert describe(run(), tmp_path) == "retrain <retrain@localhost>"
+
+
 @pytest.mark.parametrize("name", ["Ada\nRetrain-Run: other", "Ada\r", "A\x00", "a\u2028b", "x" * 101])
 def test_a_name_adds_no_line_to_the_commit(name: str) -> None:
     with pytest.raises(ValidationError):
