@@ -38,8 +38,8 @@ def git(*arguments: str) -> list[str]:
 
 
 PYPROJECT = tomllib.loads(read("pyproject.toml"))
-PIPELINE = PYPROJECT["project"]["optional-dependencies"]["pipeline"]
-RANGES = [Requirement(line) for line in PYPROJECT["project"]["dependencies"] + PIPELINE]
+EXTRAS = [line for lines in PYPROJECT["project"]["optional-dependencies"].values() for line in lines]
+RANGES = [Requirement(line) for line in PYPROJECT["project"]["dependencies"] + EXTRAS]
 TOOL_RANGES = [Requirement(line) for line in PYPROJECT["dependency-groups"]["dev"]]
 
 #: The lines of requirements.lock: each a package with its hashes, and torch's, which has none.
