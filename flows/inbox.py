@@ -46,8 +46,8 @@ class PredictRequest(BaseModel):
     )
     model: str = Field(
         "",
-        description="The folder of a bundle, such as artifacts/bundles/combined. If empty: the repository's "
-        "champion.",
+        description="The folder of a bundle, such as artifacts/bundles/combined, or a version of the "
+        "repository's registry, such as combined@v1.0.0. If empty: the champion.",
     )
     limit: int = Field(
         1000, ge=1, le=100_000, description="Most images of a run. The rest waits for the next one."
@@ -106,14 +106,15 @@ def _predict(request: PredictRequest, repository: Path) -> list[str] | State[Any
 
 
 def find_model(repository: Path, model: str) -> Path:
-    """The folder of the bundle that predicts. Without a name, the champion's.
+    """The folder of the bundle that predicts: `model` itself, or what the registry has under this name.
 
     Raises:
-        InputError: there is no champion, or its bundle cannot be had.
+        InputError: there is no such version, or its bundle cannot be had.
     """
-    if model:
-        return _place(model, repository)
-    return fetch_named(repository, CHAMPION, repository / FETCHED)
+    folder = _place(model, repository)
+    if model and (folder.exists() or Path(model).parent != Path()):
+        return folder
+    return fetch_named(repository, model or CHAMPION, repository / FETCHED)
 
 
 def _place(path: str, repository: Path) -> Path:

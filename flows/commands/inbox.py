@@ -10,7 +10,7 @@ def inbox(
     inbox: Annotated[str, Parameter(name="INBOX")],
     /,
     *,
-    model: Annotated[Path, Parameter(metavar="BUNDLE")],
+    model: Annotated[str, Parameter(metavar="BUNDLE")],
     out: Annotated[Path, Parameter(metavar="DIR")],
     limit: Annotated[int, Parameter(metavar="N")] = 1000,
     last: Annotated[int, Parameter(metavar="N")] = 100,
@@ -23,7 +23,8 @@ def inbox(
 
     Args:
         inbox: A folder, or s3://BUCKET/PREFIX.
-        model: The folder of a bundle, such as artifacts/bundles/combined.
+        model: The folder of a bundle, such as artifacts/bundles/combined. In a checkout also a version of the
+            registry: champion, NAME#champion or NAME@v1.0.0.
         out: The folder of all batches, outside the inbox.
         limit: Most images of the batch. The rest waits for the next pass.
         last: How many of the last images are compared with the Val images of the bundle.
@@ -31,11 +32,12 @@ def inbox(
 
     Examples:
         cxr inbox arriving/ --model artifacts/bundles/combined --out batches
-        cxr inbox s3://hospital/xrays --model artifacts/bundles/combined --out batches --limit 100
+        cxr inbox s3://hospital/xrays --model champion --out batches --limit 100
     """
+    from flows.commands.predict import find_bundle
     from tasks.prediction.inbox import process
 
-    batches = process(inbox, out, model, limit, last, engine)
+    batches = process(inbox, out, find_bundle(model), limit, last, engine)
     for batch in batches:
         print(f"{out / batch.name}: {batch.describe()}")
     if not batches:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.inbox import find_model
 from flows.registry.registry import champion, history
 from tests.helpers import Repository, retrain
 
@@ -95,6 +96,11 @@ class TestInOrder:
         failed = repository.run("cxr", "predict", xrays, "--model", "champion", "--out", "out", fails=True)
         assert "no image found" in failed
         assert (repository.folder / f"bundles/{MODEL}-v1.0.0/bundle.json").exists()
+        (repository.folder.parent / "arriving").mkdir()
+        output = repository.run("cxr", "inbox", "../arriving", "--model", "champion", "--out", "../batches")
+        assert output == "nothing new\n"
+        other = find_model(repository.folder, f"{MODEL}@v1.1.0")
+        assert other == repository.folder / f"bundles/{MODEL}-v1.1.0" and (other / "bundle.json").exists()
 
     def test_results_that_are_not_published_cannot_be_promoted(self, repository: Repository) -> None:
         output = retrain(repository, "--promotion", "ask", "--publish", "nowhere", fails=True)
