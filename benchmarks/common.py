@@ -53,6 +53,7 @@ TRAINING = {
     "augment": dict.fromkeys(Augment.model_fields, 0.0),
     "seed": 0,
     "seeds": 1,
+    "folds": 1,
     "selection": "balanced",
     "patience": 0,
     "precision": "auto",

@@ -137,10 +137,10 @@ def test_predicting_is_timed_with_one_network_on_whole_images(pipeline: Pipeline
 
 def test_the_gate_passes_what_is_better_and_rarely_what_is_worse() -> None:
     promotion = Promotion()
-    worse = {one.name: gate.rate(one, promotion, trials=40) for one in gate.worse(promotion)}
-    assert max(worse.values()) <= 0.15  # 5 %, and the chance of 40 trials
+    worse = [gate.rate(one, promotion, trials=15) for one in gate.worse(promotion)]
+    assert max(worse) <= 0.2  # at most 5 %, and the chance of 15 trials
     better = gate.Challenger("better", gain=0.08, apart=0.5)
-    assert gate.rate(better, promotion, trials=40) > 0.8
+    assert gate.rate(better, promotion, trials=15) > 0.8
 
 
 def test_a_drawn_challenger_differs_by_its_gain() -> None:

@@ -246,5 +246,5 @@ class TestSlots:
             process.send_signal(signal.SIGKILL)
 
         with slots.acquire(let_go) as slot:
-            assert slot.variables == {"UNIT": "one"}
+            assert slot.variables["UNIT"] == "one"
         assert waited == ["waiting for a free slot: other runs on this machine use one"]
