@@ -4,6 +4,10 @@ Logits and target are (N, C, H, W). Targets are the marked share of each pixel, 
 converted to float32 or wider, because bf16 cannot represent sums over 65,536 pixels. BCE and focal loss are
 means over all pixels; the others are computed per image and channel, then averaged.
 
+The losses named `batch_...` take the overlap over all images of a batch at once, per channel, as nnU-Net does
+in 2D (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z). Per image, one wrong pixel on an empty mask costs
+as much as a missed lesion. A batch that is computed in parts, or by several processes, is taken part by part.
+
 Options: `alpha` in [0, 1] is the weight of BCE in a combined loss, 1 - alpha that of the other part.
 `balance` in [0, 1] is the weight of foreground that is missed, 1 - balance that of false positives.
 `gamma` is the focusing parameter; each focal loss defines it.
@@ -72,6 +76,27 @@ def dice_bce(logits: Tensor, target: Tensor, alpha: float) -> Tensor:
     return alpha * bce(logits, target) + (1 - alpha) * dice(logits, target)
 
 
+def _as_one_image(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The images of a batch (N, C, H, W) below each other: (1, C, N H, W)."""
+    logits, target = (each.transpose(0, 1).flatten(1, 2).unsqueeze(0) for each in (logits, target))
+    return logits, target
+
+
+def batch_bce_iou(logits: Tensor, target: Tensor, alpha: float) -> Tensor:
+    """alpha * BCE + (1 - alpha) * (1 - soft IoU of the batch)."""
+    return bce_iou(*_as_one_image(logits, target), alpha)
+
+
+def batch_dice(logits: Tensor, target: Tensor) -> Tensor:
+    """1 - soft Dice of the batch; in [0, 1)."""
+    return dice(*_as_one_image(logits, target))
+
+
+def batch_dice_bce(logits: Tensor, target: Tensor, alpha: float) -> Tensor:
+    """alpha * BCE + (1 - alpha) * (1 - soft Dice of the batch)."""
+    return dice_bce(*_as_one_image(logits, target), alpha)
+
+
 def focal(logits: Tensor, target: Tensor, gamma: float, balance: float) -> Tensor:
     """-w (1 - q)^gamma log(q), mean over all pixels, in nats; >= 0.
 
@@ -106,6 +131,9 @@ def focal_tversky(logits: Tensor, target: Tensor, gamma: float, balance: float) 
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
+    "batch_bce_iou": batch_bce_iou,
+    "batch_dice": batch_dice,
+    "batch_dice_bce": batch_dice_bce,
     "bce": bce,
     "bce_iou": bce_iou,
     "dice": dice,

@@ -32,6 +32,9 @@ NETWORKS = {
     "unet_plus_plus": "UNet++",
 }
 LOSSES = {
+    "batch_bce_iou": "α · BCE + (1 − α) · (1 − soft IoU of the batch)",
+    "batch_dice": "1 − soft Dice of the batch",
+    "batch_dice_bce": "α · BCE + (1 − α) · (1 − soft Dice of the batch)",
     "bce": "BCE",
     "bce_iou": "α · BCE + (1 − α) · (1 − soft IoU)",
     "dice": "1 − soft Dice",

@@ -27,12 +27,22 @@ from tasks.settings.layout import ExternalLayout, Layout
 from tasks.support.cli import InputError
 
 Network = Literal["unet", "residual_unet", "attention_unet", "unet_plus_plus"]
-Loss = Literal["bce", "bce_iou", "dice", "dice_bce", "focal", "focal_tversky"]
+Loss = Literal[
+    "batch_bce_iou",
+    "batch_dice",
+    "batch_dice_bce",
+    "bce",
+    "bce_iou",
+    "dice",
+    "dice_bce",
+    "focal",
+    "focal_tversky",
+]
 Target = Literal["infection", "lung"]
 Selection = Literal["balanced", "lesions", "all"]  # models.metrics defines them
 
 #: Losses that use the shared weight `alpha`; changing alpha retrains only their experiments.
-LOSSES_WITH_ALPHA: frozenset[Loss] = frozenset({"bce_iou", "dice_bce"})
+LOSSES_WITH_ALPHA: frozenset[Loss] = frozenset({"batch_bce_iou", "batch_dice_bce", "bce_iou", "dice_bce"})
 
 #: Top-level keys of params.yaml that override the value of every experiment unless they are null.
 OVERRIDES = ("alpha", "epochs")

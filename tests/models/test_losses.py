@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -10,6 +11,9 @@ from models.losses import (
     LOSS_OPTIONS,
     LOSSES,
     SMOOTHING,
+    batch_bce_iou,
+    batch_dice,
+    batch_dice_bce,
     bce,
     bce_iou,
     dice,
@@ -21,6 +25,9 @@ from models.losses import (
 )
 
 OPTIONS = {
+    "batch_bce_iou": {"alpha": 0.3},
+    "batch_dice": {},
+    "batch_dice_bce": {"alpha": 0.3},
     "bce": {},
     "bce_iou": {"alpha": 0.3},
     "dice": {},
@@ -89,6 +96,42 @@ def test_dice_by_hand(
 ) -> None:
     expected = 1 - (2 * intersection + SMOOTHING) / (sizes + SMOOTHING)
     assert dice(logits_of(*probabilities), mask(*target)).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("of_batch", "of_image", "options"),
+    [
+        (batch_dice, dice, {}),
+        (batch_dice_bce, dice_bce, {"alpha": 0.3}),
+        (batch_bce_iou, bce_iou, {"alpha": 0.3}),
+    ],
+)
+def test_losses_of_the_batch_sum_over_its_images(
+    of_batch: Callable[..., Tensor], of_image: Callable[..., Tensor], options: dict[str, float]
+) -> None:
+    """As one image that is made of all images; channels stay apart."""
+    logits, target = batch()
+    each = [
+        of_image(torch.cat([*logits[:, c]])[None, None], torch.cat([*target[:, c]])[None, None], **options)
+        for c in range(2)
+    ]
+    assert of_batch(logits, target, **options).item() == pytest.approx(
+        torch.stack(each).mean().item(), rel=1e-6
+    )
+
+
+def test_batch_dice_by_hand() -> None:
+    """A wrong pixel on an empty mask weighs little beside a lesion that is found."""
+    logits = torch.cat([logits_of(0.9, 0.1), logits_of(0.5, 0.01)])
+    target = torch.cat([mask(1, 0), mask(0, 0)])
+    expected = 1 - (2 * 0.9 + SMOOTHING) / (0.9 + 0.1 + 0.5 + 0.01 + 1 + SMOOTHING)
+    assert batch_dice(logits, target).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_batch_dice_against_monai(monai: ModuleType) -> None:
+    logits, target = batch()
+    theirs = monai.losses.DiceLoss(batch=True, **SMOOTH)(logits, target)
+    assert batch_dice(logits, target).item() == pytest.approx(theirs.item(), rel=1e-6)
 
 
 def test_focal_by_hand() -> None:
@@ -219,6 +262,8 @@ class TestEveryLoss:
         assert torch.autograd.gradcheck(lambda x: loss(x, target), logits)
 
     def test_is_computed_per_image_and_channel_then_averaged(self, name: str) -> None:
+        if name.startswith("batch_"):
+            pytest.skip("it is computed over the batch")
         logits, target = batch()
         loss = make_loss(name, **OPTIONS[name])
         each = [
