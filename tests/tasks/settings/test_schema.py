@@ -522,7 +522,7 @@ def test_password_in_a_url_is_an_error_that_does_not_reveal_it(source: str) -> N
         ("epochs=true", ": epochs: True is invalid: input should be a valid integer"),
         (
             "experiments.report1_bce.loss=bec",
-            "experiments.report1_bce.loss: 'bec' is not one of 'bce', 'bce_iou', 'dice', ",
+            "experiments.report1_bce.loss: 'bec' is not one of 'batch_bce_iou', 'batch_dice', ",
         ),
         ("experiments.report1_bce.network=vnet", "'vnet' is not one of 'unet', 'residual_unet', "),
         (
