@@ -15,6 +15,7 @@ from tasks.settings.schema import Params, parse_params
 from tasks.sources.open import open_source
 from tasks.sources.phantom import PhantomSource
 from tasks.support.cpus import available_cores
+from tasks.support.slots import VARIABLE
 from tests.helpers import ROOT, Repository, made_once, make_repository_of, with_cache_of
 from tests.s3 import s3
 
@@ -26,6 +27,8 @@ __all__ = ["s3"]  # also a fixture
 # Tensors in tests are small, so waiting for other threads on busy cores would cost more than they save.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the stages that tests start
+# Trainings that tests start without a flow do not wait for other programs of this machine.
+os.environ[VARIABLE] = "tests"
 
 #: The experiments of most tests: one loss with alpha, and one without.
 EXPERIMENTS = ("report1_bce", "report1_bce_iou")
