@@ -29,6 +29,7 @@ CHANGES = (
     "epochs=16",  # with fewer, masks are empty
     "training.precision=fp32",  # as ONNX Runtime, on every machine; torch with bf16 differs in single pixels
     "experiments.combined.prediction.min_area=0.01",
+    "experiments.two_step_infection.loss=dice_bce",  # marks lesions after few epochs on few images
 )
 
 

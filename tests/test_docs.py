@@ -170,8 +170,7 @@ def follow_new_loss(page: Path, repository: Repository) -> None:
     edit(repository, "models/losses.py", "LOSSES: dict", f"{function}\n\nLOSSES: dict")
     last = '    "focal_tversky": focal_tversky,\n'
     edit(repository, "models/losses.py", last, last + entry)
-    last = '    "focal_tversky",\n'
-    edit(repository, "tasks/settings/schema.py", last, last + choices)
+    edit(repository, "tasks/settings/schema.py", '    "focal_tversky",\n]\n', choices)
     last = '    "focal_tversky": {"gamma": 4 / 3, "balance": 0.7},\n'
     edit(repository, "tests/models/test_losses.py", last, last + options)
     edit(repository, "params.yaml", "\nexperiments:\n", f"\nexperiments:\n{experiment}")

@@ -109,7 +109,7 @@ def test_killed_training_resumes_to_identical_bytes(
     assert ended(fresh, *arguments) == 0
     assert made(tmp_path / "out") == whole
     assert len(steps) > 1  # some kills were within epochs
-    assert len(epochs) > 1  # the history had grown by then
+    assert epochs  # some kills were after the first epoch
     assert not list(folder.glob("*.pt"))
 
 
