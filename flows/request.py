@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.runtime import flow_run
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from flows.repository.git import author_options, git
 from flows.repository.revision import change_params, unpacked
@@ -32,13 +32,6 @@ Promotion = Literal["never", "ask", "if better"]
 def is_preset_name(text: str) -> bool:
     """Return whether a command line names a preset by its name, such as laptop, rather than by its path."""
     return Path(text).name == text and not text.endswith(".yaml")
-
-
-def one_line(name: str | None) -> str | None:
-    """Check a name. A line break would let it add another trailer to the commit."""
-    if name and not name.isprintable():
-        raise ValueError("must be one line of printable characters")
-    return name
 
 
 def offer_presets(schema: dict[str, Any]) -> None:
@@ -72,6 +65,20 @@ def drop_none_defaults(schema: dict[str, Any]) -> None:
 Text = Annotated[str | None, WithJsonSchema({"type": "string", "minLength": 1})]
 _Share = Annotated[float | None, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
 _Count = Annotated[int | None, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 100_000})]
+
+
+def one_line(name: str | None) -> str | None:
+    """Check a name. A line break would let it add another trailer to the commit."""
+    if name and not name.isprintable():
+        raise ValueError("must be one line of printable characters")
+    return name
+
+
+YourName = Annotated[
+    Text,
+    Field(title="Your name", min_length=1, max_length=100, description="Kept in the commit of the results."),
+    AfterValidator(one_line),
+]
 
 
 class RetrainRequest(BaseModel):
@@ -128,18 +135,7 @@ class RetrainRequest(BaseModel):
         "decision of a person, with the deployment `promote`. if better: judge it, and promote it if it "
         "passes.",
     )
-    requested_by: Text = Field(
-        None,
-        title="Your name",
-        min_length=1,
-        max_length=100,
-        description="Kept in the commit of the results.",
-    )
-
-    @field_validator("requested_by")
-    @classmethod
-    def _is_one_line(cls, name: str | None) -> str | None:
-        return one_line(name)
+    requested_by: YourName = None
 
     @model_validator(mode="after")
     def _promoted_results_are_published(self) -> Self:

@@ -349,7 +349,7 @@ def test_a_cross_validation_runs_beside_experiments_without(
         f"report1_bce-fold{fold}" for fold in range(3)
     ]
     assert stages_run(repository.run("dvc", "repro")) == set()
-    # Another correlation draws the folds anew, and trains only what has folds.
+    # With another correlation, the folds are drawn again, and only experiments with folds are trained.
     repository.set("audit.correlation=0.99")
     assert "train@report1_bce_iou-seed0" not in stages_run(repository.run("dvc", "repro"))
 

@@ -10,7 +10,6 @@ from pydantic import (
     Field,
     ValidationError,
     WithJsonSchema,
-    field_validator,
     model_validator,
 )
 
@@ -21,10 +20,10 @@ from flows.request import (
     Publish,
     RetrainRequest,
     Text,
+    YourName,
     drop_none_defaults,
     offer_experiments,
     offer_presets,
-    one_line,
 )
 from tasks.settings.changes import Preset, parse_preset
 from tasks.settings.schema import Selection, fault_line, parse_mapping
@@ -116,19 +115,7 @@ class SweepRequest(BaseModel):
         "with the data pushed to the DVC remote, if these exist. here: on the branch only. "
         "nowhere: report only.",
     )
-
-    requested_by: Text = Field(
-        None,
-        title="Your name",
-        min_length=1,
-        max_length=100,
-        description="Kept in the commit of the results.",
-    )
-
-    @field_validator("requested_by")
-    @classmethod
-    def _is_one_line(cls, name: str | None) -> str | None:
-        return one_line(name)
+    requested_by: YourName = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

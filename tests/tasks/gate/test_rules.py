@@ -21,7 +21,7 @@ def covid(dice: float, of_set: str = "Val", image_class: str = "COVID-19") -> pd
 
 
 def controls(marked: int, image_class: str, of_set: str = "Val") -> pd.DataFrame:
-    """Images without a mask, of which the first ones are marked."""
+    """Images without a mask. A network marks the first ones."""
     wrong = np.arange(COUNT) < marked
     return rows(of_set, image_class, 1.0 - wrong, wrong=wrong * 50)
 
