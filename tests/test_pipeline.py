@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from flows.repository.git import environment
 from tests.helpers import Repository, with_cache_of
 from tests.test_structure import assert_exact_code, stages
 
@@ -360,7 +361,12 @@ def test_the_history_grows_while_dvc_trains_and_is_watched(
     repository = make_prepared_repository(tmp_path / "repository")
     repository.set("epochs=80")
     history = repository.folder / "artifacts" / "train" / "report1_bce-seed0" / "history.csv"
-    options: dict[str, Any] = {"cwd": repository.folder, "stdout": subprocess.PIPE, "text": True}
+    options: dict[str, Any] = {
+        "cwd": repository.folder,
+        "env": environment(),
+        "stdout": subprocess.PIPE,
+        "text": True,
+    }
     seen: list[str] = []
     with (
         subprocess.Popen(["dvc", "repro", "train@report1_bce-seed0"], **options) as training,
