@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 
 from flows.checks.check import Check, Examined, Finding, Level, Running, ok, warning
-from flows.publish import check_local_branches, check_origin
 from flows.repository.git import resolve
+from flows.repository.publish import check_local_branches, check_origin
 from flows.repository.refs import ORIGIN, has_origin
 from tasks.support.cli import InputError
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows.deployment.drift import send_drift
 from flows.registry.registry import CHAMPION, FETCHED, fetch_named
 from flows.repository.git import find_repository
-from flows.retrain import show
+from flows.run import show
 from tasks.support.cli import InputError
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple, Self
 
 from flows.deployment.supervision import exclusive
-from flows.publish import PREFIX
 from flows.registry.bundles import BUNDLES
 from flows.registry.registry import Version, champion, check_origin, fetch, tags_of
 from flows.registry.registry import promote as promote_in_registry
@@ -21,6 +20,7 @@ from flows.registry.registry import push as push_version
 from flows.registry.registry import rollback as roll_back_in_registry
 from flows.repository.checkout import RUNS
 from flows.repository.git import git
+from flows.repository.publish import PREFIX
 from flows.repository.refs import ORIGIN, has_origin
 from tasks.common.files import replacing
 from tasks.settings.schema import load_params

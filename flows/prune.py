@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from flows.publish import PREFIX, RESULTS, TRAILER
 from flows.repository.cache import Unreferenced, find_unreferenced
 from flows.repository.checkout import RUNS, find_leftovers, none_running, remove_leftovers
 from flows.repository.dvc_internals import locked_cache
 from flows.repository.git import GitError, git
+from flows.repository.publish import PREFIX, RESULTS, TRAILER
 from tasks.support.checkpoints import FOLDER as CHECKPOINTS
 from tasks.support.checkpoints import NAME as CHECKPOINT
 

@@ -7,12 +7,20 @@ from typing import Annotated, Any, Literal, Self
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.runtime import flow_run
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from flows.repository.git import author_options, git
 from flows.repository.revision import change_params, unpacked
 from tasks.settings.changes import Preset, parse_preset
-from tasks.settings.schema import ALL, parse_mapping
+from tasks.settings.schema import ALL, fault_line, parse_mapping
 from tasks.support.cli import InputError, without_secrets
 
 PRESETS = PurePosixPath("presets")
@@ -237,3 +245,36 @@ def describe(run: FlowRun, repository: Path) -> str:
     if run.created_by and run.created_by.type == "AUTOMATION":
         return f"the automation {run.created_by.display_value}"
     return UNNAMED
+
+
+# --- the command line ---------------------------------------------------------------------------------------
+
+
+def make_request(**values: Any) -> RetrainRequest:
+    """Create a validated request.
+
+    Raises:
+        InputError: a value is invalid. The message has one line per error.
+    """
+    try:
+        return RetrainRequest(**values)
+    except ValidationError as error:
+        raise InputError("\n".join(fault_line(fault) for fault in error.errors())) from None
+
+
+def preset_of(preset: str, repository: Path) -> str:
+    """Return the name of the preset that a command line gives as a name or as a path.
+
+    Raises:
+        InputError: the path is not in presets/. A run reads its presets from the commit.
+    """
+    if is_preset_name(preset):
+        return preset
+    named = Path(preset)
+    path = named.parent.resolve() / named.name
+    if path.parent != repository / PRESETS or path.suffix != ".yaml":
+        raise InputError(
+            f"--preset {named}: a run reads presets from {PRESETS}/ of its commit; commit the file as "
+            f"{PRESETS}/{named.stem}.yaml, or pass its values with --set"
+        )
+    return path.stem

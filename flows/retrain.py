@@ -3,78 +3,53 @@
 `cxr retrain` runs the flow from a command line. `make serve` deploys it to the Prefect UI.
 """
 
-import logging
-import os
 import re
 import shutil
-import sys
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
-from prefect.tasks import exponential_backoff
-from pydantic import ValidationError
 
 from flows.comparison import NOTE, as_lines, as_rows, compare_with
 from flows.decide import announce, refresh_choices
 from flows.deployment.events import report_verdict
-from flows.deployment.temporary import start_server
-from flows.doctor import check_before_run
 from flows.engine.order import INTERRUPTED, RETRIES, was_interrupted
 from flows.engine.pipeline import restore_output
 from flows.promotion import GATE, Challenger, Decision, Judged, decide, judge_run
-from flows.publish import (
-    PREFIX,
-    RESULTS,
-    TRAILER,
-    as_name,
-    check_local_branches,
-    check_origin,
-    local_names,
-    make_branch,
-    published_already,
-    published_from,
-    push,
-    rename,
-    report_with,
-)
 from flows.remote.places import run_checkout
-from flows.repository.checkout import RUNS, checked_out, remove_leftovers
-from flows.repository.git import commit, find_repository, git, resolve, reword, uncommitted
+from flows.repository.checkout import RUNS
+from flows.repository.git import commit, find_repository, git, resolve, reword
+from flows.repository.publish import PREFIX, RESULTS, published_already, published_from, report_with
 from flows.repository.refs import has_origin
 from flows.repository.revision import Training, change_params
-from flows.request import PRESETS, REQUESTED_BY, Publish, RetrainRequest, is_preset_name, requester
+from flows.request import RetrainRequest
+from flows.run import (
+    NO_POOLS,
+    Published,
+    Run,
+    begin,
+    check_request,
+    link_report,
+    name_of,
+    publish_results,
+    run_here,
+    show,
+    unchanged,
+)
 from tasks.common.files import replacing
-from tasks.settings.schema import fault_line, load_data
+from tasks.settings.schema import load_data
 from tasks.support.cli import InputError, describe_os_error, is_temporary, without_secrets
-
-#: Environment variable with the URL at which `make serve` serves runs/.
-REPORTS_URL = "RETRAIN_REPORTS_URL"
 
 #: The default request: all stages, with params.yaml unchanged.
 DEFAULT_REQUEST = RetrainRequest()
-
-#: The default pools: every stage runs on this machine.
-NO_POOLS: dict[str, str] = {}
-
-
-class Published(NamedTuple):
-    """The results of a run."""
-
-    report: Path
-    metrics: Path
-    branch: str | None
-    """None if nothing was published."""
-    commit: str
 
 
 @flow(name="retrain")
@@ -94,57 +69,25 @@ def retrain(
             {"train@*": "gpu"}. All other stages run on this machine.
     """
     try:
-        return _retrain(request, pools, find_repository(), as_name(flow_run.name or "run"))
+        return _retrain(request, pools, find_repository())
     except InputError as error:
         return Failed(message=str(error))
 
 
-def _retrain(
-    request: RetrainRequest, pools: dict[str, str], repository: Path, wanted: str
-) -> Published | State[Any]:
-    logger = get_run_logger()
-    check_before_run(repository, logger.warning)
-    for leftover in remove_leftovers(repository):
-        logger.info("removed the checkout %s of a killed run", leftover.name)
+def _retrain(request: RetrainRequest, pools: dict[str, str], repository: Path) -> Published | State[Any]:
     base = resolve(repository, request.revision)
     params = request.params_text(repository, base)
-    run = flow_run.id or ""
-    at_origin = check_publishing(request.publish, repository, base, run)
-
-    def taken() -> set[str]:
-        return local_names(repository) | (at_origin or set())
-
-    with checked_out(repository, base, wanted, run, taken) as checkout:
-        name = checkout.name
-        if name != wanted:
-            logger.info("the name %s is taken; this run is called %s", wanted, name)
-        path = checkout / "params.yaml"
+    with begin(repository, base, request, pools) as run:
+        path = run.checkout / "params.yaml"
         path.write_text(params, encoding="utf-8")
         if request.look_for_new_data:
-            looked = look_for_new_data(checkout, repository, return_state=True)
+            looked = look_for_new_data(run.checkout, repository, return_state=True)
             if not looked.is_completed():
                 raise InputError(f"looking for new data: {looked.message}")
-        trailers = f"{TRAILER}: {name}\n{REQUESTED_BY}: {requester(repository, request.requested_by)}"
-        commit(checkout, f"Params of {name}\n\n{_describe(request)}\n\n{trailers}", *RESULTS)
-        previous = _previous_data(checkout)
-        ran = run_checkout(checkout, repository, pools, run, logger.info, variables=previous)
-        return _publish(request, repository, checkout, base, ran.trainings, at_origin, trailers)
-
-
-def check_publishing(publish: Publish, repository: Path, base: str, run: str) -> set[str] | None:
-    """Refuse a run at its start whose results could not be published.
-
-    Returns:
-        The names taken at origin, or None if nothing is pushed there.
-
-    Raises:
-        InputError: the branch cannot be created or pushed.
-    """
-    if publish != "nowhere":
-        check_local_branches(repository)
-    if publish == "remotes" and has_origin(repository):
-        return check_origin(repository, base, run, get_run_logger().info)
-    return None
+        commit(run.checkout, f"Params of {run.name}\n\n{_describe(request)}\n\n{run.trailers}", *RESULTS)
+        previous = _previous_data(run.checkout)
+        ran = run_checkout(run.checkout, repository, pools, run.id, run.log, variables=previous)
+        return _publish(request, run, ran.trainings)
 
 
 def _describe(request: RetrainRequest) -> str:
@@ -209,49 +152,37 @@ def _previous_data(checkout: Path) -> dict[str, str]:
 # --- results ------------------------------------------------------------------------------------------------
 
 
-def _publish(
-    request: RetrainRequest,
-    repository: Path,
-    checkout: Path,
-    base: str,
-    trainings: Mapping[str, Training],
-    at_origin: set[str] | None,
-    trailers: str,
-) -> Published | State[Any]:
-    logger, name = get_run_logger(), checkout.name
-    changes = compare_with(checkout, base, trainings)
-    began = f"Started from {base[:10]} ({request.revision})."
+def _publish(request: RetrainRequest, run: Run, trainings: Mapping[str, Training]) -> Published | State[Any]:
+    checkout, repository = run.checkout, run.repository
+    changes = compare_with(checkout, run.base, trainings)
+    began = f"Started from {run.base[:10]} ({request.revision})."
     what = ", ".join(f"{key}={value}" for key, value in request.requested().items())
-    title = f"Retrain {name}: {what}" if what else f"Retrain {name}"
-    parts = [title, began, _describe(request), "\n".join(as_lines(changes)), trailers]
+    title = f"Retrain {run.name}: {what}" if what else f"Retrain {run.name}"
+    parts = [title, began, _describe(request), "\n".join(as_lines(changes)), run.trailers]
     final = commit(checkout, "\n\n".join(filter(None, parts)), *RESULTS)
     table = partial(
         create_table_artifact,
-        as_rows(changes, f"{request.revision} ({base[:10]})"),
+        as_rows(changes, f"{request.revision} ({run.base[:10]})"),
         key="retrain-metrics",
-        description=f"# Scores of {name}\n\n{began}\n\n{NOTE}",
+        description=f"# Scores of {run.name}\n\n{began}\n\n{NOTE}",
     )
-    if same := published_already(repository, base, final):
-        since, to_push = (request.revision, None) if same == base else (same, at_origin)
-        message = _unchanged(repository, checkout, since, to_push)
-        logger.info(message)
+    if same := published_already(repository, run.base, final):
+        state = unchanged(run, same, partial(_report_of, repository, checkout))
         show(table)
-        return Completed(name="Unchanged", message=message)
+        return state
 
     judged = _judge(request, repository, checkout)
     if judged:
         final = reword(checkout, "\n\n".join(filter(None, [*parts[:-1], "\n".join(judged.lines), parts[-1]])))
-    branch, fault = None, ""
-    if request.publish != "nowhere":
-        branch = make_branch(repository, name, final)
-    results = _copy_results(
-        checkout, repository / RUNS / _name_of(branch or name), final, judged.html if judged else ""
+    verdict = judged.html if judged else ""
+    branch, results, fault = publish_results(
+        run, final, lambda name: _copy_results(checkout, repository / RUNS / name, final, verdict)
     )
-    if branch and request.publish == "remotes":
-        branch, fault = push_branch(repository, checkout, branch)
-        results = results.with_name(_name_of(branch))
-    logger.info("published %s; report: %s", f"as {branch}" if branch else "nowhere", results / "index.html")
-    show(table, partial(_link_report, results), partial(_summarize, results, branch, base))
+    show(
+        table,
+        partial(link_report, results, "retrain-report"),
+        partial(_summarize, results, branch, run.base),
+    )
     if fault:
         raise InputError(fault)
     if judged:
@@ -312,72 +243,16 @@ def _offer(request: RetrainRequest, repository: Path, results: Path, judged: Jud
     refresh_choices()
 
 
-def _name_of(branch: str) -> str:
-    return branch.removeprefix(PREFIX)
-
-
-def _unchanged(repository: Path, checkout: Path, same: str, at_origin: set[str] | None) -> str:
-    """Return a message about unchanged results. Pushes the branch that has them, if origin lacks it."""
-    done = "nothing published"
-    if at_origin is not None and same.startswith(PREFIX) and _name_of(same) not in at_origin:
-        pushed, fault = push_branch(repository, checkout, same)
-        if fault:
-            raise InputError(fault)
-        same, done = pushed, "pushed now"
-    report = _report_of(repository, checkout, same)
-    return f"nothing changed since {same}; {done}" + (f"; report: {report}" if report else "")
-
-
 def _report_of(repository: Path, checkout: Path, branch: str) -> Path | None:
     """Return the report of a branch with the checkout's results, or None if runs/ has another report."""
-    folder = repository / RUNS / _name_of(branch)
+    folder = repository / RUNS / name_of(branch)
     if branch.startswith(PREFIX) and not folder.exists():
         _copy_results(checkout, folder, resolve(repository, branch))
     return report_with(folder, (checkout / "metrics.json").read_text(encoding="utf-8"))
 
 
 def _report_at(repository: Path, branch: str) -> Path | None:
-    return report_with(
-        repository / RUNS / _name_of(branch), git(repository, "show", f"{branch}:metrics.json")
-    )
-
-
-def push_branch(repository: Path, checkout: Path, branch: str) -> tuple[str, str]:
-    """Push a branch. Returns its name at origin, and an error message, which is empty on success."""
-    state = publish(repository, checkout, branch, return_state=True)
-    if not state.is_completed():
-        reason = " ".join((state.message or "").split())
-        return branch, f"{branch} is published in {repository}, but not pushed: {reason}"
-    pushed = str(state.result())
-    if pushed != branch:
-        get_run_logger().info("another %s was pushed to origin; this one is renamed to %s", branch, pushed)
-        rename(repository, branch, pushed)
-    return pushed, ""
-
-
-def show(*artifacts: Callable[[], Any]) -> None:
-    """Create artifacts in the UI. Failures are only logged, because the results are already published."""
-    for create in artifacts:
-        try:
-            create()
-        except Exception as error:  # the server is unavailable, or the artifact is too large
-            get_run_logger().warning("could not show an artifact in the UI: %s", error)
-
-
-@task(
-    task_run_name="publish",
-    retries=3,
-    retry_delay_seconds=exponential_backoff(3),
-    retry_jitter_factor=0.5,
-    persist_result=False,
-    cache_policy=NO_CACHE,
-)
-def publish(repository: Path, checkout: Path, branch: str) -> State[Any]:
-    """Push the data and the branch to the existing remotes, and return the branch's name at origin."""
-    try:
-        return Completed(data=push(repository, checkout, branch, get_run_logger().info))
-    except InputError as error:
-        return Failed(message=str(error))
+    return report_with(repository / RUNS / name_of(branch), git(repository, "show", f"{branch}:metrics.json"))
 
 
 def _copy_results(checkout: Path, results: Path, commit: str, verdict: str = "") -> Path:
@@ -401,13 +276,6 @@ def with_commit(page: str, commit: str) -> str:
     return re.sub(r'<span class="commit">.*?</span>', named, page, count=1)
 
 
-def _link_report(results: Path) -> None:
-    name = results.name
-    server = os.environ.get(REPORTS_URL)
-    link = f"{server}/{name}/index.html" if server else (results / "index.html").as_uri()
-    create_link_artifact(link, link_text=f"Report of {name}", key="retrain-report")
-
-
 def _summarize(results: Path, branch: str | None, base: str) -> None:
     """Show the report's summary in the UI, with its figures inline, since the UI loads no files."""
     parts = [(results / "summary.md").read_text(encoding="utf-8")]
@@ -423,51 +291,6 @@ def _summarize(results: Path, branch: str | None, base: str) -> None:
 # --- the command line ---------------------------------------------------------------------------------------
 
 
-def make_request(**values: Any) -> RetrainRequest:
-    """Create a validated request.
-
-    Raises:
-        InputError: a value is invalid. The message has one line per error.
-    """
-    try:
-        return RetrainRequest(**values)
-    except ValidationError as error:
-        raise InputError("\n".join(fault_line(fault) for fault in error.errors())) from None
-
-
-def preset_of(preset: str, repository: Path) -> str:
-    """Return the name of the preset that a command line gives as a name or as a path.
-
-    Raises:
-        InputError: the path is not in presets/. A run reads its presets from the commit.
-    """
-    if is_preset_name(preset):
-        return preset
-    named = Path(preset)
-    path = named.parent.resolve() / named.name
-    if path.parent != repository / PRESETS or path.suffix != ".yaml":
-        raise InputError(
-            f"--preset {named}: a run reads presets from {PRESETS}/ of its commit; commit the file as "
-            f"{PRESETS}/{named.stem}.yaml, or pass its values with --set"
-        )
-    return path.stem
-
-
-def as_pools(assignments: Iterable[str]) -> dict[str, str]:
-    """Parse values of `--pool PATTERN=POOL`.
-
-    Raises:
-        InputError: a value does not have this form.
-    """
-    pools = {}
-    for assignment in assignments:
-        pattern, _, pool = assignment.partition("=")
-        if not (pattern and pool):
-            raise InputError(f"--pool {assignment}: expected PATTERN=POOL, such as train@*=gpu")
-        pools[pattern] = pool
-    return pools
-
-
 def run(repository: Path, request: RetrainRequest, pools: dict[str, str], name: str | None) -> None:
     """Run the flow in this process, and print where its results are.
 
@@ -477,28 +300,16 @@ def run(repository: Path, request: RetrainRequest, pools: dict[str, str], name: 
     # Report errors in the request before starting a server.
     base = resolve(repository, request.revision)
     params = request.params_text(repository, base)
-    if request.publish != "nowhere":
-        check_local_branches(repository)
-    if request.revision == "HEAD" and (changed := uncommitted(repository)):
-        print(f"ignoring uncommitted changes in {', '.join(changed)}", file=sys.stderr)
+    check_request(repository, request)
     if request.publish == "here" and not request.look_for_new_data:
         branch = published_from(repository, base, params)
         if branch and (report := _report_at(repository, branch)):
             print(f"nothing changed since {branch}; nothing to do; report: {report}")
             return
-    check_before_run(repository, warn=lambda _: None)  # the flow logs the warnings
-    wait_for_server = start_server()
-    wait_for_server()
     name = name or f"{request.preset or 'params'}-{datetime.now():%Y%m%d-%H%M%S}"
-    state = retrain.with_options(flow_run_name=name)(request, pools, return_state=True)
-    if not state.is_completed():
-        raise InputError(state.message or "the flow did not complete")
-    logging.getLogger("prefect").setLevel(logging.WARNING)  # hide the lines about the end of the server
-    if state.name == "Unchanged":
-        print(state.message)
+    published = run_here(retrain, repository, request, pools, name)
+    if not published:
         return
-    published = state.result()
-    assert isinstance(published, Published)
     print(f"report:  {published.report}")
     print(f"metrics: {published.metrics}")
     if published.branch:

@@ -48,7 +48,8 @@ from flows.inbox import predict
 from flows.remote.pool import FLOW as STAGE_FLOW
 from flows.repository.checkout import RUNS
 from flows.repository.git import find_repository
-from flows.retrain import REPORTS_URL, retrain
+from flows.retrain import retrain
+from flows.run import REPORTS_URL
 from flows.worker import kill_leftovers, prefect_worker
 from tasks.support.cli import InputError
 

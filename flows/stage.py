@@ -20,12 +20,12 @@ from prefect.states import Failed
 from flows.curves.artifact import curves_shown
 from flows.engine.order import INTERRUPTED, as_state, progress_bar
 from flows.engine.runner import Log, Outcome, StageRun, StageRunner
-from flows.publish import as_name
 from flows.remote.clock import Clock
 from flows.remote.run_cache import Remote
 from flows.remote.stage_request import REFUSED, StageRequest, versions
 from flows.repository.checkout import checked_out
 from flows.repository.git import GitError, find_repository
+from flows.repository.publish import as_name
 from flows.repository.refs import fetch_commit
 from flows.repository.retry import DeniedError, UnavailableError, with_retries
 from flows.repository.revision import plan_trainings

@@ -19,10 +19,10 @@ from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
 from flows.engine.rerun import NO_SLOT, Command, command_of, rerun
-from flows.publish import BRANCHES
 from flows.repository.checkout import checked_out, remove_leftovers
 from flows.repository.dvc_internals import LOCK, Part, inputs_of, open_repo, stages_in_order
 from flows.repository.git import GitError, git, resolve
+from flows.repository.publish import BRANCHES
 from flows.repository.recorded import bring, check_inputs, check_lock, md5
 from flows.repository.revision import TRAINING_SUFFIX, plan_trainings
 from tasks.support.cli import InputError

@@ -1,12 +1,13 @@
 """The commands of `cxr`. To add one, write its function in a module of this folder, and list it here."""
 
 import inspect
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from cyclopts import App, Parameter
-from cyclopts.exceptions import CycloptsError
+from cyclopts.exceptions import CycloptsError, UnusedCliTokensError
 
 from flows.commands import models
 from flows.commands.data import diff, look
@@ -93,7 +94,7 @@ def _run() -> None:
     try:
         make_app()(print_error=False, exit_on_error=False, result_action="return_value")
     except CycloptsError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {_describe(error)}", file=sys.stderr)
         sys.exit(USAGE)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in OWN:
@@ -101,3 +102,12 @@ def _run() -> None:
         raise InputError(
             f"{error.name} is not installed. It comes with the extra `pipeline`: {INSTALL}"
         ) from None
+
+
+def _describe(error: CycloptsError) -> str:
+    """Return what is wrong with a command line, in one line."""
+    if not isinstance(error, UnusedCliTokensError):
+        return " ".join(str(error).split())
+    unused = error.unused_tokens or []
+    hint = "; write --set before each KEY=VALUE" if any("=" in token for token in unused) else ""
+    return f"unexpected: {shlex.join(unused)}{hint}"

@@ -41,7 +41,9 @@ def retrain(
         cxr retrain --pool 'train@*=gpu'
     """
     from flows.repository.git import find_repository
-    from flows.retrain import as_pools, make_request, preset_of, run
+    from flows.request import make_request, preset_of
+    from flows.retrain import run
+    from flows.run import as_pools
 
     repository = find_repository()
     request = make_request(

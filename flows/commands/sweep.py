@@ -53,7 +53,8 @@ def sweep(
         cxr sweep width=16..64 --experiments combined --optuna 20
     """
     from flows.repository.git import find_repository
-    from flows.retrain import as_pools, preset_of
+    from flows.request import preset_of
+    from flows.run import as_pools
     from flows.sweep.flow import run
     from flows.sweep.request import make_request
 

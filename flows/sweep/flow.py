@@ -4,43 +4,45 @@
 """
 
 import json
-import logging
-import os
 import shutil
-import sys
 from base64 import b64encode
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Failed
 
-from flows.deployment.temporary import start_server
-from flows.doctor import check_before_run
-from flows.publish import (
+from flows.repository.checkout import RUNS
+from flows.repository.git import commit, find_repository, git, resolve
+from flows.repository.publish import (
     PREFIX,
     RESULTS,
-    TRAILER,
     as_name,
-    check_local_branches,
     local_names,
-    make_branch,
     published_already,
     published_from,
     report_with,
 )
-from flows.repository.checkout import RUNS, checked_out, remove_leftovers
-from flows.repository.git import commit, find_repository, git, resolve, uncommitted
-from flows.request import REQUESTED_BY, requester
-from flows.retrain import NO_POOLS, REPORTS_URL, Published, check_publishing, push_branch, show
+from flows.run import (
+    NO_POOLS,
+    Published,
+    Run,
+    begin,
+    check_request,
+    link_report,
+    name_of,
+    publish_results,
+    run_here,
+    show,
+    unchanged,
+)
 from flows.sweep.experiments import Origin, save_experiments
 from flows.sweep.request import Prepared, SweepRequest, prepare
-from flows.sweep.trials import Measured, Place, Trained, measure, run_trials, tables
+from flows.sweep.trials import Measured, Trained, measure, run_trials, tables
 from tasks.common.files import replacing
 from tasks.settings.schema import ALL
 from tasks.support.cli import InputError
@@ -58,9 +60,6 @@ from tasks.sweep.space import LOG_FACTOR, Key
 
 METRICS = "metrics.json"
 
-#: Name of the completed state of a sweep whose results are published already.
-UNCHANGED = "Unchanged"
-
 
 @flow(name="sweep")
 def sweep(request: SweepRequest, pools: dict[str, str] = NO_POOLS) -> Published | State[Any]:
@@ -77,53 +76,36 @@ def sweep(request: SweepRequest, pools: dict[str, str] = NO_POOLS) -> Published 
             {"train@*": "gpu"}. All other stages run on this machine.
     """
     try:
-        return _sweep(request, pools, find_repository(), as_name(flow_run.name or "sweep"))
+        return _sweep(request, pools, find_repository())
     except InputError as error:
         return Failed(message=str(error))
 
 
-def _sweep(
-    request: SweepRequest, pools: dict[str, str], repository: Path, wanted: str
-) -> Published | State[Any]:
-    logger = get_run_logger()
-    check_before_run(repository, logger.warning)
-    for leftover in remove_leftovers(repository):
-        logger.info("removed the checkout %s of a killed run", leftover.name)
+def _sweep(request: SweepRequest, pools: dict[str, str], repository: Path) -> Published | State[Any]:
     base = resolve(repository, request.revision)
     prepared = prepare(request, repository, base)
-    run = flow_run.id or ""
-    at_origin = check_publishing(request.publish, repository, base, run)
-
-    def taken() -> set[str]:
-        return local_names(repository) | (at_origin or set())
-
-    with checked_out(repository, base, wanted, run, taken) as checkout:
-        if checkout.name != wanted:
-            logger.info("the name %s is taken; this run is called %s", wanted, checkout.name)
-        who = requester(repository, request.requested_by)
-        trailers = f"{TRAILER}: {checkout.name}\n{REQUESTED_BY}: {who}"
-        place = Place(checkout, repository, pools, run, trailers, logger.info)
-        trained = run_trials(request, prepared, place)
-        measured = measure_networks(prepared, trained, place)
-        found = compare_trials(request, prepared, trained, measured, checkout, base)
-        return _publish(request, prepared, trained, found, place, base, at_origin)
+    with begin(repository, base, request, pools) as run:
+        trained = run_trials(request, prepared, run)
+        measured = measure_networks(prepared, trained, run)
+        found = compare_trials(request, prepared, trained, measured, run)
+        return _publish(request, prepared, trained, found, run)
 
 
 @task(task_run_name="measure networks", persist_result=False, cache_policy=NO_CACHE)
-def measure_networks(prepared: Prepared, trained: Trained, place: Place) -> Measured:
+def measure_networks(prepared: Prepared, trained: Trained, run: Run) -> Measured:
     """Measure how long a network of each kind takes for an image."""
-    return measure(prepared, trained, place)
+    return measure(prepared, trained, run)
 
 
 @task(task_run_name="compare trials", persist_result=False, cache_policy=NO_CACHE)
 def compare_trials(
-    request: SweepRequest, prepared: Prepared, trained: Trained, measured: Measured, checkout: Path, base: str
+    request: SweepRequest, prepared: Prepared, trained: Trained, measured: Measured, run: Run
 ) -> Sweep:
     """Compare all trials by the scores of single Val images."""
     from tasks.sweep.judge import front, judge  # pandas takes half a second to import
 
     shared = prepared.shared(request.experiments[0])
-    judged = judge(tables(trained, checkout), *shared)
+    judged = judge(tables(trained, run.checkout), *shared)
     on_front = front({name: score.value for name, score in judged.scores.items()}, measured.costs)
     trials = tuple(
         TrialResult(
@@ -140,9 +122,9 @@ def compare_trials(
         for name, trial in trained.trials.items()
     )
     found = Sweep(
-        name=checkout.name,
+        name=run.name,
         revision=request.revision,
-        commit=base,
+        commit=run.base,
         experiments=request.experiments,
         swept=tuple(_key(key) for key in prepared.keys),
         method=request.method,
@@ -179,79 +161,55 @@ def _key(key: Key) -> SweepKey:
 
 
 def _publish(
-    request: SweepRequest,
-    prepared: Prepared,
-    trained: Trained,
-    found: Sweep,
-    place: Place,
-    base: str,
-    at_origin: set[str] | None,
+    request: SweepRequest, prepared: Prepared, trained: Trained, found: Sweep, run: Run
 ) -> Published | State[Any]:
-    logger, checkout, repository = get_run_logger(), place.checkout, place.repository
-    name = checkout.name
     metrics = {trial.name: {"val": {"score": trial.score.value}, "test": {}} for trial in found.trials}
-    (checkout / METRICS).write_text(_as_json(metrics), encoding="utf-8")
-    subject = f"Sweep {name}: {', '.join(request.settings)}"
-    parts = [subject, "\n".join(request.describe()), "\n".join(opening(found)), place.trailers]
-    final = commit(checkout, "\n\n".join(parts), *RESULTS)
-    if same := published_already(repository, base, final):
-        return _unchanged(found, place, same, at_origin, _as_json(metrics))
-    branch, fault = None, ""
-    if request.publish != "nowhere":
-        branch = make_branch(repository, name, final)
-    results = _write(found, place, (branch or name).removeprefix(PREFIX)).parent
-    if branch and request.publish == "remotes":
-        branch, fault = push_branch(repository, checkout, branch)
-        results = results.with_name(branch.removeprefix(PREFIX))
+    (run.checkout / METRICS).write_text(_as_json(metrics), encoding="utf-8")
+    subject = f"Sweep {run.name}: {', '.join(request.settings)}"
+    parts = [subject, "\n".join(request.describe()), "\n".join(opening(found)), run.trailers]
+    final = commit(run.checkout, "\n\n".join(parts), *RESULTS)
+    if same := published_already(run.repository, run.base, final):
+
+        def report_of(revision: str) -> Path:
+            folder = run.repository / RUNS / (name_of(revision) if revision.startswith(PREFIX) else run.name)
+            page = report_with(folder, _as_json(metrics)) or _write(found, run, folder.name) / PAGE
+            show(*_artifacts(found, page.parent))
+            return page
+
+        return unchanged(run, same, report_of)
+    branch, results, fault = publish_results(run, final, partial(_write, found, run))
     if branch:
         # By the name of the experiment, so that `dvc exp show` has one column for all trials.
         own = {trial.name: _as_json({trial.experiment: metrics[trial.name]}) for trial in found.trials}
-        text = request.params_text(repository, base, (ALL,))
-        origin = Origin(repository, base, text, prepared.keys)
-        save_experiments(origin, results.name, trained.trials, own, logger.warning)
-    logger.info("published %s; report: %s", f"as {branch}" if branch else "nowhere", results / PAGE)
+        text = request.params_text(run.repository, run.base, (ALL,))
+        origin = Origin(run.repository, run.base, text, prepared.keys)
+        save_experiments(origin, results.name, trained.trials, own, get_run_logger().warning)
     show(*_artifacts(found, results))
     if fault:
         raise InputError(fault)
     return Published(results / PAGE, results / METRICS, branch, final)
 
 
-def _unchanged(found: Sweep, place: Place, same: str, at_origin: set[str] | None, metrics: str) -> State[Any]:
-    """Say that a revision has the results already. Pushes the branch that has them, if origin lacks it."""
-    done = "nothing published"
-    known = same.removeprefix(PREFIX) if same.startswith(PREFIX) else place.checkout.name
-    if at_origin is not None and same.startswith(PREFIX) and known not in at_origin:
-        same, fault = push_branch(place.repository, place.checkout, same)
-        if fault:
-            raise InputError(fault)
-        known, done = same.removeprefix(PREFIX), "pushed now"
-    page = report_with(place.repository / RUNS / known, metrics) or _write(found, place, known)
-    show(*_artifacts(found, page.parent))
-    return Completed(name=UNCHANGED, message=f"nothing changed since {same}; {done}; report: {page}")
-
-
 def _as_json(metrics: dict[str, Any]) -> str:
     return json.dumps(metrics, indent=2) + "\n"
 
 
-def _write(found: Sweep, place: Place, name: str) -> Path:
-    """Write the page and the tables of a sweep into runs/NAME, and return the page."""
-    folder = place.repository / RUNS / name
+def _write(found: Sweep, run: Run, name: str) -> Path:
+    """Write the page and the tables of a sweep into runs/NAME, and return this folder."""
+    folder = run.repository / RUNS / name
     with replacing(folder) as beside:
         beside.mkdir()
         write_results(found.model_copy(update={"name": name}), beside)
-        shutil.copyfile(place.checkout / METRICS, beside / METRICS)
-    return folder / PAGE
+        shutil.copyfile(run.checkout / METRICS, beside / METRICS)
+    return folder
 
 
 def _artifacts(found: Sweep, results: Path) -> list[Any]:
-    server, name = os.environ.get(REPORTS_URL), results.name
-    link = f"{server}/{name}/{PAGE}" if server else (results / PAGE).as_uri()
     rows = [{key: "" if value is None else value for key, value in row.items()} for row in table_rows(found)]
     return [
-        partial(create_link_artifact, link, link_text=f"Report of {name}", key="sweep-report"),
+        partial(link_report, results, "sweep-report"),
         partial(create_markdown_artifact, _markdown(found, results), key="sweep-summary"),
-        partial(create_table_artifact, rows, key="sweep-trials", description=f"# Trials of {name}"),
+        partial(create_table_artifact, rows, key="sweep-trials", description=f"# Trials of {results.name}"),
     ]
 
 
@@ -283,27 +241,16 @@ def run(repository: Path, request: SweepRequest, pools: dict[str, str], name: st
     # Report errors in the request before starting a server.
     base = resolve(repository, request.revision)
     prepared = prepare(request, repository, base)
-    if request.publish != "nowhere":
-        check_local_branches(repository)
-    if request.revision == "HEAD" and (changed := uncommitted(repository)):
-        print(f"ignoring uncommitted changes in {', '.join(changed)}", file=sys.stderr)
+    check_request(repository, request)
     if request.publish == "here" and (page := _known(repository, base, prepared)):
         print(f"nothing changed; nothing to do; report: {page}")
         return
     if name and (as_name(name) != name or name in local_names(repository)):
         word = "taken" if as_name(name) == name else "not possible in branches and paths"
         raise InputError(f"--name {name}: this name is {word}; choose another one")
-    check_before_run(repository, warn=lambda _: None)  # the flow logs the warnings
-    start_server()()
-    state = sweep.with_options(flow_run_name=name or default_name(request))(request, pools, return_state=True)
-    if not state.is_completed():
-        raise InputError(state.message or "the flow did not complete")
-    logging.getLogger("prefect").setLevel(logging.WARNING)  # hide the lines about the end of the server
-    if state.name == UNCHANGED:
-        print(state.message)
-        return
-    published = cast(Published, state.result())
-    _print(published)
+    published = run_here(sweep, repository, request, pools, name or default_name(request))
+    if published:
+        _print(published)
 
 
 def _print(published: Published) -> None:

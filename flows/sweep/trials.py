@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, cast
 
 from flows.comparison import EVALUATIONS, IMAGES
 from flows.engine.pipeline import sort_lock
-from flows.engine.runner import Log
-from flows.publish import RESULTS
 from flows.remote.places import Ran, run_checkout
 from flows.repository.git import commit
+from flows.repository.publish import RESULTS
 from flows.repository.revision import Training, plan_trainings
 from flows.repository.stage_environment import stage_environment
 from flows.request import PROJECT
+from flows.run import Run
 from flows.sweep.request import Prepared, SweepRequest, as_point, space
 from tasks.support.cli import InputError
 from tasks.support.slots import slots_for
@@ -36,19 +36,6 @@ TRAINING = re.compile(r"-(?:seed|fold)(\d+)$")
 TEST_SCORES = " Test images of "
 
 
-class Place(NamedTuple):
-    """Where the trials of a sweep run."""
-
-    checkout: Path
-    repository: Path
-    pools: Mapping[str, str]
-    run: str
-    """The id of the flow run."""
-    trailers: str
-    """The last lines of the messages of its commits."""
-    log: Log
-
-
 class Trained(NamedTuple):
     """The trials that have run, in the order in which they were chosen."""
 
@@ -61,21 +48,21 @@ class Trained(NamedTuple):
     """Number of trials that Optuna suggested at a time."""
 
 
-def run_trials(request: SweepRequest, prepared: Prepared, place: Place) -> Trained:
+def run_trials(request: SweepRequest, prepared: Prepared, run: Run) -> Trained:
     """Train and score all trials.
 
     Raises:
         InputError: a stage failed.
     """
     if request.method == "optuna":
-        return _run_suggested(request, prepared, place)
-    return _run(request, prepared.params, prepared.trials, place)
+        return _run_suggested(request, prepared, run)
+    return _run(request, prepared.params, prepared.trials, run)
 
 
-def _run_suggested(request: SweepRequest, prepared: Prepared, place: Place) -> Trained:
+def _run_suggested(request: SweepRequest, prepared: Prepared, run: Run) -> Trained:
     """Train what Optuna suggests, round by round. Results of an earlier run come from DVC's run cache."""
-    at_once = request.round or _slots(prepared, request, place)
-    place.log(f"Optuna suggests {at_once} trials at a time")
+    at_once = request.round or _slots(prepared, request, run)
+    run.log(f"Optuna suggests {at_once} trials at a time")
     suggester = Suggester(space(request, prepared.keys), request.sampler_seed)
     wanted, trials, idle, scores = cast(int, request.trials), dict[str, Trial](), 0, dict[str, float]()
     trained: Trained | None = None
@@ -86,19 +73,19 @@ def _run_suggested(request: SweepRequest, prepared: Prepared, place: Place) -> T
         idle = 0 if new else idle + 1
         if new:
             trials |= new
-            params = prepared.params_with(place.checkout, trials.values())
-            trained = _run(request, params, trials.values(), place, at_once)
-            scores |= {name: _score(prepared, trained, name, place.checkout) for name in new}
+            params = prepared.params_with(run.checkout, trials.values())
+            trained = _run(request, params, trials.values(), run, at_once)
+            scores |= {name: _score(prepared, trained, name, run.checkout) for name in new}
         for suggestion, trial in zip(found, named, strict=True):
             suggester.tell(suggestion, scores[trial.name])
     assert trained
     return trained
 
 
-def _slots(prepared: Prepared, request: SweepRequest, place: Place) -> int:
+def _slots(prepared: Prepared, request: SweepRequest, run: Run) -> int:
     """How many trials run side by side on this machine."""
-    (place.checkout / "params.yaml").write_text(prepared.text, encoding="utf-8")
-    trainings = plan_trainings(place.checkout)
+    (run.checkout / "params.yaml").write_text(prepared.text, encoding="utf-8")
+    trainings = plan_trainings(run.checkout)
     seeds = request.seeds or max(
         sum(training.experiment == name for training in trainings.values()) for name in request.experiments
     )
@@ -120,17 +107,17 @@ def tables(trained: Trained, checkout: Path) -> dict[str, list[Path]]:
 
 
 def _run(
-    request: SweepRequest, params: str, trials: Iterable[Trial], place: Place, at_once: int | None = None
+    request: SweepRequest, params: str, trials: Iterable[Trial], run: Run, at_once: int | None = None
 ) -> Trained:
     named = {trial.name: trial for trial in trials}
-    checkout, name = place.checkout, place.checkout.name
+    checkout, name = run.checkout, run.name
     (checkout / "params.yaml").write_text(params, encoding="utf-8")
     lines = "\n".join(request.describe())
-    commit(checkout, f"Params of {name}\n\n{lines}\n\n{place.trailers}", *RESULTS)
+    commit(checkout, f"Params of {name}\n\n{lines}\n\n{run.trailers}", *RESULTS)
     # With these stages, which depend on the list of all trainings, all trials that the DVC cache has are
     # restored at once, and not one by one.
-    _run_stages(place, {}, lambda stage: stage in ("plan", "audit"))
-    ran = _run_stages(place, place.pools, lambda stage: _trial_of(stage) in named)
+    _run_stages(run, {}, lambda stage: stage in ("plan", "audit"))
+    ran = _run_stages(run, run.pools, lambda stage: _trial_of(stage) in named)
     sort_lock(checkout, [stage for stage in ran.pipeline.order if stage in ran.pipeline.upstream])
     trainings: dict[str, list[str]] = {name: [] for name in named}
     for training in sorted(ran.trainings, key=_number):
@@ -140,9 +127,9 @@ def _run(
     return Trained(named, trainings, ran.trainings, at_once)
 
 
-def _run_stages(place: Place, pools: Mapping[str, str], wanted: Callable[[str], bool]) -> Ran:
+def _run_stages(run: Run, pools: Mapping[str, str], wanted: Callable[[str], bool]) -> Ran:
     return run_checkout(
-        place.checkout, place.repository, pools, place.run, place.log, wanted=wanted, hidden=TEST_SCORES
+        run.checkout, run.repository, pools, run.id, run.log, wanted=wanted, hidden=TEST_SCORES
     )
 
 
@@ -171,16 +158,16 @@ class Measured(NamedTuple):
     """On which milliseconds were measured; empty if they were not."""
 
 
-def measure(prepared: Prepared, trained: Trained, place: Place) -> Measured:
+def measure(prepared: Prepared, trained: Trained, run: Run) -> Measured:
     """Measure the time and the size of each trial's first network."""
     folders = {
-        name: place.checkout / "artifacts" / "train" / trainings[0] / "network"
+        name: run.checkout / "artifacts" / "train" / trainings[0] / "network"
         for name, trainings in trained.trainings.items()
     }
     try:
-        device, times = _times(prepared, trained, folders, place)
+        device, times = _times(prepared, trained, folders, run)
     except (InputError, ValueError, KeyError) as error:
-        place.log(f"milliseconds could not be measured: {error}")
+        run.log(f"milliseconds could not be measured: {error}")
         device, times = "", [None] * len(folders)
     costs = {
         name: Cost(
@@ -194,11 +181,11 @@ def measure(prepared: Prepared, trained: Trained, place: Place) -> Measured:
 
 
 def _times(
-    prepared: Prepared, trained: Trained, folders: Mapping[str, Path], place: Place
+    prepared: Prepared, trained: Trained, folders: Mapping[str, Path], run: Run
 ) -> tuple[str, list[float | None]]:
     asked = [[str(folder), _flips(prepared, trained.trials[name])] for name, folder in folders.items()]
     # In a slot, so that no training of another run takes the cores.
-    with slots_for(trained.all_trainings).acquire(place.log) as slot:
+    with slots_for(trained.all_trainings).acquire(run.log) as slot:
         done = subprocess.run(
             [sys.executable, "-m", "tasks.sweep.speed"],
             cwd=PROJECT,

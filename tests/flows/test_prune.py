@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from flows.prune import find, remove
-from flows.publish import RESULTS, TRAILER
 from flows.repository.checkout import checked_out
 from flows.repository.git import commit, environment
+from flows.repository.publish import RESULTS, TRAILER
 from tests.helpers import Repository
 
 #: Everything counts as old, and only the latest result is kept.

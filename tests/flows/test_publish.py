@@ -8,7 +8,8 @@ import httpx
 import pytest
 from prefect.logging import disable_run_logger
 
-from flows.publish import (
+from flows.repository.git import GitError
+from flows.repository.publish import (
     as_name,
     check_local_branches,
     check_origin,
@@ -18,9 +19,8 @@ from flows.publish import (
     push,
     rename,
 )
-from flows.repository.git import GitError
 from flows.repository.refs import sent_commits
-from flows.retrain import show
+from flows.run import show
 from tasks.support.cli import InputError
 from tests.helpers import Repository, finished, retrain
 
@@ -198,7 +198,7 @@ def test_a_branch_named_retrain_at_origin_is_refused(pair: Pair) -> None:
 def test_an_origin_that_cannot_be_pushed_to_is_refused(
     pair: Pair, only: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.publish.DELAYS", ())
+    monkeypatch.setattr("flows.repository.publish.DELAYS", ())
     address = "https://user:secret@127.0.0.1:9/nothing.git"
     pair.run("git", "remote", "set-url", *only, "origin", address)
     with pytest.raises(InputError) as refused:

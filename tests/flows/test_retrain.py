@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from flows.commands.cli import make_app
 from flows.repository.git import environment
-from flows.retrain import preset_of
+from flows.request import preset_of
 from tasks.support.cli import InputError
 from tests.flows.server import User
 from tests.helpers import Repository, finished, retrain

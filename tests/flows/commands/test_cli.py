@@ -74,6 +74,8 @@ def test_the_examples_of_each_command_are_valid(words: list[str]) -> None:
         ("retrain --publish moon", 2, 'Invalid value "moon" for --publish. Choose from: "remotes", "here", '),
         ("worker --pool gpu --limit x", 2, 'Invalid value for --limit: unable to convert "x" into int.'),
         ("worker", 2, 'Command "worker" parameter --pool requires an argument.'),
+        ("params --set alpha=0.3 epochs=7", 2, "unexpected: epochs=7; write --set before each KEY=VALUE"),
+        ("data look here", 2, "unexpected: here\n"),
         ("params --set alpha", 1, "alpha: expected KEY=VALUE, for example alpha=0.3"),
         ("params --preset nothing", 1, "presets/nothing.yaml: no such file"),
     ],
