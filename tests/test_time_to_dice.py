@@ -59,7 +59,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_ours_is_combined_of_the_laptop_preset_on_this_task() -> None:
     plan = plan_of()
     assert (plan.experiment, plan.network, plan.loss, plan.width, plan.patch) == (
-        *("combined", "residual_unet", "bce_iou"),
+        *("combined", "residual_unet", "batch_bce_iou"),
         *(24, 2),
     )
     assert (plan.image_size, plan.epochs, plan.targets, plan.train_classes) == (
