@@ -45,7 +45,7 @@ class Decision(BaseModel):
 
 
 class Rollback(BaseModel):
-    """Make the champion before the present one the champion again."""
+    """Make the previous champion the champion again."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -79,7 +79,7 @@ def promote(decision: Decision) -> State[Any]:
 
 @flow(name="rollback")
 def rollback(request: Rollback) -> State[Any]:
-    """Make the champion before the present one the champion again.
+    """Make the previous champion the champion again.
 
     Args:
         request: The model, who decides, and why.

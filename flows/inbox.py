@@ -50,7 +50,10 @@ class PredictRequest(BaseModel):
         "repository's registry, such as combined@v1.0.0. If empty: the champion.",
     )
     limit: int = Field(
-        1000, ge=1, le=100_000, description="Most images of a run. The rest waits for the next one."
+        1000,
+        ge=1,
+        le=100_000,
+        description="The largest number of images in a run. Further images wait for the next run.",
     )
     last: int = Field(
         100,
@@ -66,7 +69,7 @@ DEFAULT_REQUEST = PredictRequest()
 
 @flow(name="predict")
 def predict(request: PredictRequest = DEFAULT_REQUEST) -> list[str] | State[Any]:
-    """Predict images that no earlier run has predicted, each once, and look for drift.
+    """Predict images that no earlier run has predicted, each once, and check for drift.
 
     A run that was killed is continued by the next one. Its results are a folder for each batch. Drift of the
     last images is emitted as the event `prediction.drift`.
@@ -137,7 +140,7 @@ def report_drift(results: Path, latest: "Batch") -> None:
     try:
         send_drift(str(results), deployment.id, payload | {"measures": drifted})
     except httpx.HTTPError as error:
-        get_run_logger().warning("the next run will emit the event of the drift again: %s", error)
+        get_run_logger().warning("could not emit the drift event; the next run will try again: %s", error)
         return
     reported.write_text(f"{latest.name}\n", encoding="utf-8")
 

@@ -144,7 +144,7 @@ def decide(
     folder = repository / RUNS / run
     with exclusive(repository, LOCK) as lock:
         if lock is None:
-            raise InputError(f"{run}: another decision is being made at this moment; try again")
+            raise InputError(f"{run}: another decision is in progress; try again")
         challenger = Challenger.read(folder) if is_run_name(run) else None
         if challenger is None:
             raise InputError(f"{run!r}: no run of this name was judged; {_choices(repository)}")
@@ -219,7 +219,7 @@ def roll_back(
     push: bool = False,
     log: Callable[[str], None] = print,
 ) -> Version:
-    """Make the champion before the present one the champion again.
+    """Make the previous champion the champion again.
 
     Raises:
         InputError: there is no earlier champion, or the tag cannot be made or pushed.

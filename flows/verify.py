@@ -183,7 +183,7 @@ def _recompute(repository: Path, checkout: Path, chosen: Sequence[str], depth: D
             check_lock(repo, [stage for stage in stages if stage in needed])
             again = [stage for stage in choose_stages(stages, chosen, depth) if stage in needed]
             count = bring(repo, _inputs(repo, again))
-            print(f"{count} files have the bytes that {LOCK} names", flush=True)
+            print(f"{count} files match {LOCK}", flush=True)
             check_inputs(again)
             commands = [command_of(stage) for stage in again]
     except DvcException as error:
@@ -253,8 +253,8 @@ def _compare_bytes(checkout: Path, command: Command) -> str:
         stage = repo.stage.load_one(name=command.stage)
         changed = [str(out) for out in stage.outs if out.workspace_status()]
     if changed:
-        return f"{command.stage}: other bytes than {LOCK} names: {', '.join(changed)}"
-    return f"{command.stage}: the bytes that {LOCK} names"
+        return f"{command.stage}: other bytes than in {LOCK}: {', '.join(changed)}"
+    return f"{command.stage}: same bytes as in {LOCK}"
 
 
 # --- comparing ----------------------------------------------------------------------------------------------

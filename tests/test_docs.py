@@ -149,7 +149,7 @@ def named(text: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def repository(finished_repository: Repository, tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """One whose results are committed, with two branches of runs and the project's environment."""
+    """One whose results are committed, with three branches of runs and the project's environment."""
     folder = tmp_path_factory.mktemp("docs") / "repository"
     shutil.copytree(finished_repository.folder, folder, symlinks=True)
     (folder / ".venv").symlink_to(sys.prefix)
@@ -157,7 +157,7 @@ def repository(finished_repository: Repository, tmp_path_factory: pytest.TempPat
         file.write("/.venv\n")
     made = Repository(folder)
     made.commit("Results")
-    for name in ("retrain/alpha-0.3", "retrain/alpha-0.7"):
+    for name in ("retrain/alpha-0.3", "retrain/alpha-0.5", "retrain/alpha-0.7"):
         made.run("git", "branch", name)
     return made
 

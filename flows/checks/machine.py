@@ -152,7 +152,7 @@ def check_gpus(folder: Path) -> Iterator[Finding]:
     elif usable and len(gpus) != len(usable):
         numbers = ",".join(map(str, range(len(usable))))
         yield warning(
-            f"torch can use {_gpus(len(usable))}, but runs count {len(gpus)}",
+            f"torch can use {_gpus(len(usable))}, but runs see {len(gpus)}",
             f"set CUDA_VISIBLE_DEVICES={numbers}, so that each stage gets a GPU of its own",
         )
     elif usable:

@@ -65,12 +65,12 @@ def check_shape(folder: Path) -> Iterator[Finding]:
 def check_author(folder: Path) -> Iterator[Finding]:
     if author_options(folder):
         yield warning(
-            "git does not know your name and email address: commits of runs are by retrain@localhost, "
+            "git does not have your name and email address: commits of runs are by retrain@localhost, "
             "and you cannot commit",
             "run `git config --global user.name NAME` and `git config --global user.email ADDRESS`",
         )
     else:
-        yield ok("git knows who commits")
+        yield ok("git has your name and email address")
 
 
 def check_signing(folder: Path) -> Iterator[Finding]:

@@ -40,7 +40,7 @@ GROUPS: dict[str, tuple[str, tuple[Callable[..., Any], ...]]] = {
     "data": ("See what changed in the dataset.", (look, diff)),
     "sweep": ("", (best,)),
     "models": (
-        "See and decide which network is current.",
+        "Version, compare, promote and roll back networks.",
         (
             models.list_,
             models.show,

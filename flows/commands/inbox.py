@@ -16,7 +16,7 @@ def inbox(
     last: Annotated[int, Parameter(metavar="N")] = 100,
     engine: Literal["onnx", "torch"] = "onnx",
 ) -> None:
-    """Predict what is new in an inbox, and look for drift.
+    """Predict the new images in an inbox, and check for drift.
 
     One pass, for cron: predicts images that no earlier pass has predicted, as one batch. Continues a batch
     that was killed. Without new images it does nothing.
@@ -26,7 +26,7 @@ def inbox(
         model: The folder of a bundle, such as artifacts/bundles/combined. In a checkout also a version of the
             registry: champion, NAME#champion or NAME@v1.0.0.
         out: The folder of all batches, outside the inbox.
-        limit: Most images of the batch. The rest waits for the next pass.
+        limit: The largest number of images in the batch. Further images wait for the next pass.
         last: How many of the last images are compared with the Val images of the bundle.
         engine: What runs the networks: ONNX Runtime on the CPU, or torch on the GPU if there is one.
 

@@ -100,7 +100,7 @@ def get(
     Args:
         reference: NAME, NAME@v1.0.0, NAME@latest, NAME#champion, or champion.
         out: The folder to create. By default bundles/NAME-VERSION.
-        source: The URL or path of another repository. Nothing of it is executed.
+        source: The URL or path of another repository. None of its code is run.
 
     Examples:
         cxr models get champion
@@ -172,7 +172,7 @@ def promote(
         revision: A branch, tag or commit, such as retrain/NAME.
         reason: Why. It is kept in the history.
         model: The experiment. By default the one that `promotion.experiment` in params.yaml names.
-        by: Who decides. By default the user that git knows.
+        by: Who decides. By default your name and email address in git's configuration.
         push: Push the bundle to the DVC remote and the tags to origin.
 
     Examples:
@@ -195,7 +195,7 @@ def refuse(run: str, /, *, reason: Reason, by: ByOption = None) -> None:
     Args:
         run: The name of the run, such as monday.
         reason: Why.
-        by: Who decides. By default the user that git knows.
+        by: Who decides. By default your name and email address in git's configuration.
 
     Examples:
         cxr models refuse monday --reason "trained on damaged labels"
@@ -210,13 +210,13 @@ def refuse(run: str, /, *, reason: Reason, by: ByOption = None) -> None:
 
 
 def rollback(model: str, /, *, reason: Reason, by: ByOption = None, push: bool = False) -> None:
-    """Make the champion before the present one the champion again.
+    """Make the previous champion the champion again.
 
     Args:
         model: The experiment, such as combined.
         reason: Why. It is kept in the history.
-        by: Who decides. By default the user that git knows.
-        push: Push the tag to origin.
+        by: Who decides. By default your name and email address in git's configuration.
+        push: Push the bundle to the DVC remote, if it lacks it, and the tags to origin.
 
     Examples:
         cxr models rollback combined --reason "marks pacemakers"
@@ -236,7 +236,7 @@ def history(
     *,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
-    """Show who promoted what, when and why, the latest first.
+    """List which version became champion when, by whom and why, newest first.
 
     Args:
         model: The experiment.

@@ -14,12 +14,13 @@ def serve(
 ) -> None:
     """Serve retraining in the Prefect UI, until Ctrl-C.
 
-    Starts a Prefect server and a worker, and creates the deployment.
+    Starts a Prefect server and a worker, and creates the deployments.
 
     If PREFECT_API_URL is set, uses that server instead of starting one.
 
     Args:
-        name: The name of the deployment and its work pool. Clones that share a server need different names.
+        name: The name of the deployments and their work pool. Clones that share a server need different
+            names.
         reports_port: The port for reports. By default the one after the server's. 0 uses any free port.
         reports_host: The address for reports, which have no password. Use 0.0.0.0 in a container.
         reports_url: Where browsers on other machines reach the reports. Links in the UI begin with it.

@@ -78,7 +78,7 @@ def _find(repository: Path, keys: Sequence[str]) -> list[History]:
     for key in keys:
         if not find_histories(repository, [key]):
             known = ", ".join(dict.fromkeys(history.training for history in find_histories(repository)))
-            raise InputError(f"{key}: no such training runs or has a history; known: {known or 'none'}")
+            raise InputError(f"{key}: no such training is running or has a history; known: {known or 'none'}")
     return find_histories(repository, keys)
 
 

@@ -181,7 +181,7 @@ def rollback(repository: Path, model: str, reason: str, by: str) -> Version:
         commit for commit in _champions(events) if commit in known and (not now or commit != now.commit)
     ]
     if not earlier:
-        raise InputError(f"{model}: there is no champion before the present one")
+        raise InputError(f"{model}: there is no earlier champion")
     before = known[earlier[-1]]
     trailers = {BEFORE: now.version if now else "none", BY: by, DIGEST: before.digest}
     return _assign(repository, before, f"Roll {model} back to {before.version}", reason, trailers)
@@ -231,8 +231,8 @@ def push(repository: Path, version: Version, new: Iterable[str]) -> None:
         delete(repository, new)
         if "already exists" in str(error):
             raise InputError(
-                f"somebody else has promoted {version.model} meanwhile; run `git fetch --tags`, look at "
-                f"`cxr models history {version.model}`, and try again"
+                f"somebody else has promoted {version.model} in the meantime; run `git fetch --tags`, look "
+                f"at `cxr models history {version.model}`, and try again"
             ) from None
         raise InputError(f"nothing was promoted: {error}") from None
 

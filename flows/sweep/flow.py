@@ -246,7 +246,7 @@ def run(repository: Path, request: SweepRequest, pools: dict[str, str], name: st
         print(f"nothing changed; nothing to do; report: {page}")
         return
     if name and (as_name(name) != name or name in local_names(repository)):
-        word = "taken" if as_name(name) == name else "not possible in branches and paths"
+        word = "taken" if as_name(name) == name else "not valid in branches and paths"
         raise InputError(f"--name {name}: this name is {word}; choose another one")
     published = run_here(sweep, repository, request, pools, name or default_name(request))
     if published:

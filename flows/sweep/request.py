@@ -241,7 +241,7 @@ def _check_common(base: Base, experiments: Sequence[str]) -> None:
         for key in COMMON:
             if not is_same(base.value(first, key), base.value(other, key)):
                 raise InputError(
-                    f"experiments: {first} and {other} differ in {key}, so no score ranks both; "
+                    f"experiments: {first} and {other} differ in {key}, so their scores cannot be compared; "
                     "sweep them one by one"
                 )
 

@@ -301,8 +301,8 @@ def _finish_unfinished(results: Path, model: Path) -> list[Batch]:
         if _digest(candidate) == plan.sha256:
             return [_finish(results, plan, candidate)]
     print(
-        f"the batch {plan.name} was begun with another bundle ({plan.bundle}, {plan.sha256[:10]}), which is "
-        f"no longer at {plan.model}; its images are predicted from the start",
+        f"the batch {plan.name} was started with another bundle ({plan.bundle}, {plan.sha256[:10]}), which "
+        f"is no longer at {plan.model}; its images are predicted from the start",
         file=sys.stderr,
         flush=True,
     )

@@ -930,7 +930,7 @@ def _message(fault: ErrorDetails) -> str:
 def _missing(key: str) -> str:
     # A new key may bring lists of stages with it.
     is_new = key.startswith("stages.") or any(f"{added}.".startswith(f"{key}.") for added in ADDED)
-    before = f"; to keep what happened without it: cxr params {as_before()}" if is_new else ""
+    before = f"; to keep the results of earlier versions: cxr params {as_before()}" if is_new else ""
     return f"this key is missing{before}"
 
 

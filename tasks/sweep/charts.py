@@ -72,7 +72,7 @@ def curves(sweep: Sweep) -> list[Chart]:
 def fronts(sweep: Sweep) -> list[Chart]:
     """The score of every trial against its time and its size, where trials differ in these."""
     axes: dict[str, list[float | None]] = {
-        "Milliseconds an image": [trial.cost.milliseconds for trial in sweep.trials],
+        "Milliseconds per image": [trial.cost.milliseconds for trial in sweep.trials],
         "Size of the weights in MB": [*(trial.cost.megabytes for trial in sweep.trials)],
     }
     return [

@@ -61,7 +61,7 @@ def write_results(sweep: Sweep, out: Path) -> None:
 def render_page(sweep: Sweep) -> str:
     columns = _columns(sweep)
     headings = [*columns, "Val score", *(["SD over seeds"] if sweep.seeds > 1 else []), "Behind the best"]
-    headings += ["Verdict", "ms an image", "MB", "Parameters", "Pareto front"]
+    headings += ["Verdict", "ms per image", "MB", "Parameters", "Pareto front"]
     return (
         _templates()
         .get_template("page.html.j2")
@@ -279,7 +279,7 @@ def table_rows(sweep: Sweep) -> Iterator[dict[str, Any]]:
 
 def markdown_table(sweep: Sweep) -> str:
     """The table of all trials as Markdown."""
-    columns = [*_columns(sweep), "Val score", "95 % interval", "behind", "verdict", "ms an image", "MB"]
+    columns = [*_columns(sweep), "Val score", "95 % interval", "behind", "verdict", "ms per image", "MB"]
     lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     for trial in sweep.ranking:
         row = _row(sweep, trial)

@@ -335,7 +335,7 @@ def trials_of(base: Base, points: Sequence[Point], seeds: int | None) -> list[Tr
     trials = [base.trial(experiment, settings, seeds) for experiment, settings in points]
     for trial in trials:
         if trial.name != trial.experiment and trial.name in base.raw["experiments"]:
-            raise InputError(f"params.yaml has an experiment {trial.name}, as a trial is called; rename it")
+            raise InputError(f"experiments: {trial.name} is also the name of a trial; rename the experiment")
     return trials
 
 

@@ -121,7 +121,7 @@ def test_from_data_the_network_of_a_score_is_trained_again(repository: Repositor
     output = repository.run("cxr", "verify", "main", "--score", SCORE, "--from", "data")
     ran = [f"train@{SCORE.split('.')[0]}-seed0", f"evaluate@{SCORE.split('.')[0]}-seed0", "compare", "report"]
     assert re.findall("Running stage '(.+)'", output) == ran
-    assert all(f"{stage}: the bytes that dvc.lock names" in output for stage in ran[:2])
+    assert all(f"{stage}: same bytes as in dvc.lock" in output for stage in ran[:2])
     assert re.search(rf"{SCORE}: published (\S+), recomputed \1: holds to every digit", output)
 
 

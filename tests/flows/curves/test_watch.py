@@ -86,7 +86,7 @@ def test_it_says_so_if_nothing_trains(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_an_unknown_training_is_an_error_that_names_the_known_ones(tmp_path: Path) -> None:
     training(tmp_path, "a-seed0")
     training(tmp_path, "b-seed0")
-    with pytest.raises(InputError, match=r"^c: no such training runs or has .*; known: a-seed0, b-seed0$"):
+    with pytest.raises(InputError, match=r"^c: no such training is running .*; known: a-seed0, b-seed0$"):
         watch(tmp_path, ["a-seed0", "c"], once=True, tensorboard=None)
 
 

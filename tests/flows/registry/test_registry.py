@@ -201,7 +201,7 @@ def test_two_promotions_at_once(repository: Repository, tmp_path: Path) -> None:
     other = tmp_path / "other"
     first, second = promote(repository.folder, "one", "tiny", "a", BY), promote(other, "two", "tiny", "b", BY)
     push(repository.folder, first, ["tiny@v1.0.0", "tiny#champion#1"])
-    with pytest.raises(InputError, match="somebody else has promoted tiny meanwhile; run `git fetch --tags`"):
+    with pytest.raises(InputError, match="promoted tiny in the meantime; run `git fetch --tags`"):
         push(other, second, ["tiny@v1.0.0", "tiny#champion#1"])
     assert read_events(other) == []
     with pytest.raises(InputError, match="run `git fetch --tags`, and try again"):

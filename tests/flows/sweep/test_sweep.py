@@ -236,7 +236,7 @@ def test_two_machines_share_the_trials(cluster: Cluster, finished_repository: Re
         (["alpha=0,1", "--round", "2"], "round: only optuna suggests trials in rounds"),
         (
             ["alpha=0,1", "--name", "a/b"],
-            "--name a/b: this name is not possible in branches and paths; choose ",
+            "--name a/b: this name is not valid in branches and paths; choose ",
         ),
         (["alpha=0,1", "--name", "taken"], "--name taken: this name is taken; choose another one"),
         (["alpha=0,1", "--pool", "gpu"], "--pool gpu: expected PATTERN=POOL, such as train@*=gpu"),

@@ -179,7 +179,7 @@ def test_a_batch_whose_bundle_is_gone_starts_over(
     (working / BATCH_FILE).unlink()
     (gone / BUNDLE_FILE).unlink()
     (batch,) = process(str(inbox), results, pipeline.bundle("combined"))
-    assert "was begun with another bundle" in capsys.readouterr().err
+    assert "was started with another bundle" in capsys.readouterr().err
     assert batch.predicted == 4
     assert_whole(results, 4)
 

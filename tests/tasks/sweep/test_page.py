@@ -80,7 +80,7 @@ def test_the_page_is_self_contained_and_lists_the_trials() -> None:
     assert page.links == ["data:,", "trials.csv", "sweep.json"]
     heading, *rows = page.rows
     assert heading == [
-        "alpha", "Val score", "SD over seeds", "Behind the best", "Verdict", "ms an image", "MB",
+        "alpha", "Val score", "SD over seeds", "Behind the best", "Verdict", "ms per image", "MB",
         "Parameters", "Pareto front",
     ]  # fmt: skip
     assert [row[:2] for row in rows] == [["0.25", "0.710"], ["0.5", "0.700"], ["0", "0.650"], ["1", "0.600"]]

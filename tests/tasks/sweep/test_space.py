@@ -229,5 +229,5 @@ def test_too_many_trials_and_taken_names_are_refused() -> None:
         trials_of(base("epochs=1"), points, None)
     raw = parse_mapping(TEXT, "params.yaml")
     raw["experiments"][f"{OURS}-alpha-0"] = raw["experiments"][OURS]
-    with pytest.raises(InputError, match=rf"^params.yaml has an experiment {OURS}-alpha-0, as a trial is"):
+    with pytest.raises(InputError, match=rf"^experiments: {OURS}-alpha-0 is also the name of a trial"):
         trials_of(Base.of(raw, []), [(OURS, {"alpha": 0})], None)
