@@ -11,10 +11,14 @@ import pytest
 from tasks.settings.schema import load_params
 from tests.helpers import ROOT, Repository, empty_repository
 
+#: As in the project: the experiments to export are in params.yaml.
 STAGE = """
 stages:
-  export: {cmd: "true", outs: [artifacts/bundles/tiny]}
+  export:
+    foreach: ${stages.export}
+    do: {cmd: "true", outs: ["artifacts/bundles/${item}"]}
 """
+PARAMS = "stages: {export: [tiny]}\n"
 
 
 def sha(content: bytes) -> str:
@@ -86,6 +90,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     folder = tmp_path_factory.mktemp("registry")
     repository = empty_repository(folder / "repository")
     (repository.folder / "dvc.yaml").write_text(STAGE)
+    (repository.folder / "params.yaml").write_text(PARAMS)
     (repository.folder / ".gitignore").write_text("/artifacts/\n/bundles/\n")
     repository.run("dvc", "remote", "add", "--default", "store", str(folder / "store"))
     for name in ("one", "two", "three"):
