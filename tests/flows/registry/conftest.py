@@ -78,10 +78,10 @@ def write_bundle(folder: Path, use: str) -> None:
         path.write_bytes(content)
 
 
-def cxr(repository: Repository, *arguments: str) -> str:
+def cxr(repository: Repository, *arguments: str, fails: bool = False) -> str:
     """Run `cxr` of this checkout in a repository without the project's code."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from flows.commands.cli import main; main()"
-    return repository.run(sys.executable, "-c", code, *arguments)
+    return repository.run(sys.executable, "-c", code, *arguments, fails=fails)
 
 
 @pytest.fixture(scope="module")
