@@ -113,8 +113,8 @@ def _password_in_environment(address: str) -> Iterator[str]:
     try:
         yield parts._replace(netloc=host).geturl()
     finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        for name, earlier in before.items():
+            os.environ.pop(name) if earlier is None else os.environ.update({name: earlier})
 
 
 def _why(message: str) -> str:
