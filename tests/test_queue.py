@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,12 +32,14 @@ def test_queued_experiments_train_side_by_side_in_slots_of_their_own(
     variables = environment() | {"CUDA_VISIBLE_DEVICES": "0,1", "TMPDIR": str(tmp_path)}
     del variables[VARIABLE]
     repository = make_repository(tmp_path / "repository")
-    repository.set("epochs=300")
+    repository.set("epochs=150")
     repository.run("cxr", "params", "--keep", "report1_bce_iou")
     repository.commit("One experiment")
     queue = Repository(repository.folder, variables)
     queue.run("dvc", "exp", "run", "--queue", "--set-param", f"alpha={','.join(map(str, ALPHAS))}")
-    queue.run("dvc", "queue", "start", "--jobs", "2")
+    # Its workers keep its output open until they end.
+    start = ["dvc", "queue", "start", "--jobs", "2"]
+    subprocess.run(start, cwd=queue.folder, env=variables, stdout=subprocess.DEVNULL, check=True)
     slots = tmp_path / f"covid-qu-ex-slots-{os.getuid()}"
     try:
         units = eventually(
