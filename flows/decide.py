@@ -118,7 +118,7 @@ def announce(event: str, version: Version, by: str, reason: str) -> None:
 def announce_refusal(challenger: Challenger, by: str, reason: str) -> None:
     """Emit the event of a refusal. runs/ has it already, so a failure is only logged."""
     try:
-        report_refusal(challenger, by, reason)
+        report_refusal(challenger.model, challenger.run, challenger.commit, by, reason)
     except Exception as error:  # the server is unavailable
         get_run_logger().warning("could not emit the event of the refusal: %s", error)
 

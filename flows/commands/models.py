@@ -215,7 +215,7 @@ def refuse(run: str, /, *, reason: Reason, by: ByOption = None) -> None:
     def tell() -> None:
         from flows.deployment.events import report_refusal
 
-        report_refusal(challenger, by, reason)
+        report_refusal(challenger.model, run, challenger.commit, by, reason)
 
     _tell_server(tell)
 

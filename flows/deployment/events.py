@@ -19,7 +19,6 @@ from prefect.settings import (
 from flows.deployment.addresses import api_of
 
 if TYPE_CHECKING:
-    from flows.promotion import Challenger
     from flows.registry.registry import Version
 
 #: Seconds that a command waits for a server that does not answer.
@@ -76,10 +75,9 @@ def report_champion(event: str, version: "Version", by: str, reason: str) -> Non
     _report_model(event, version.model, payload)
 
 
-def report_refusal(challenger: "Challenger", by: str, reason: str) -> None:
+def report_refusal(model: str, run: str, commit: str, by: str, reason: str) -> None:
     """Emit the event that the network of a run was refused."""
-    payload = {"run": challenger.run, "commit": challenger.commit, "by": by, "reason": reason}
-    _report_model("model.refused", challenger.model, payload)
+    _report_model("model.refused", model, {"run": run, "commit": commit, "by": by, "reason": reason})
 
 
 def report_verdict(model: str, **payload: Any) -> None:
