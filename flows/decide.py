@@ -14,8 +14,8 @@ from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.deployment.deployments import update_form
-from flows.deployment.events import report_champion
-from flows.promotion import decide, open_challengers, roll_back
+from flows.deployment.events import report_champion, report_refusal
+from flows.promotion import Challenger, decide, open_challengers, roll_back
 from flows.registry.registry import Version
 from flows.repository.git import find_repository
 from flows.repository.refs import has_origin
@@ -64,7 +64,7 @@ def promote(decision: Decision) -> State[Any]:
     repository, logger = find_repository(), get_run_logger()
     what: Literal["promoted", "refused"] = "promoted" if decision.decision == "promote" else "refused"
     try:
-        version = decide(
+        challenger, version = decide(
             repository, decision.challenger, what, by=decision.name, reason=decision.reason, log=logger.info
         )
     except InputError as error:
@@ -72,6 +72,7 @@ def promote(decision: Decision) -> State[Any]:
     finally:
         refresh_choices()
     if version is None:
+        announce_refusal(challenger, decision.name, decision.reason)
         return Completed(name="Refused", message=f"{decision.challenger} refused by {decision.name}")
     announce("model.promoted", version, decision.name, decision.reason)
     return Completed(name="Promoted", message=f"{version.model} {version.version} is the champion")
@@ -112,6 +113,14 @@ def announce(event: str, version: Version, by: str, reason: str) -> None:
         report_champion(event, version, by, reason)
     except Exception as error:  # the server is unavailable
         logger.warning("could not show the champion in the UI: %s", error)
+
+
+def announce_refusal(challenger: Challenger, by: str, reason: str) -> None:
+    """Emit the event of a refusal. runs/ has it already, so a failure is only logged."""
+    try:
+        report_refusal(challenger.model, challenger.run, challenger.commit, by, reason)
+    except Exception as error:  # the server is unavailable
+        get_run_logger().warning("could not emit the event of the refusal: %s", error)
 
 
 def refresh_choices() -> None:

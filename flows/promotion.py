@@ -80,6 +80,14 @@ class Challenger(NamedTuple):
         _write_json(folder / VERDICT_FILE, self._asdict())
 
 
+class Decided(NamedTuple):
+    """What became of a challenger."""
+
+    challenger: Challenger
+    version: Version | None
+    """The new champion. None after a refusal."""
+
+
 def judge_run(repository: Path, checkout: Path) -> Judged | None:
     """Judge the network of a finished run against the champion. None if the run exports no such network.
 
@@ -132,8 +140,8 @@ def decide(
     reason: str,
     push: bool = False,
     log: Callable[[str], None],
-) -> Version | None:
-    """Promote or refuse the challenger of a run. Returns the new champion, or None after a refusal.
+) -> Decided:
+    """Promote or refuse the challenger of a run.
 
     A promotion is pushed to origin if the run was.
 
@@ -159,7 +167,7 @@ def decide(
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         _write_json(folder / DECISION_FILE, content)
-    return version
+    return Decided(challenger, version)
 
 
 def promote_revision(
@@ -173,7 +181,7 @@ def promote_revision(
     run = revision.removeprefix(PREFIX)
     waiting = {challenger.run: challenger for challenger in open_challengers(repository)}
     if run in waiting and model in (None, waiting[run].model):
-        version = decide(repository, run, "promoted", by=by, reason=reason, push=push, log=print)
+        _, version = decide(repository, run, "promoted", by=by, reason=reason, push=push, log=print)
         assert version
         return version
     model = model or load_params(repository / "params.yaml").promotion.experiment

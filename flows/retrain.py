@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.comparison import NOTE, as_lines, as_rows, compare_with
-from flows.decide import announce, refresh_choices
+from flows.decide import announce, announce_refusal, refresh_choices
 from flows.deployment.events import report_verdict
 from flows.engine.order import INTERRUPTED, RETRIES, was_interrupted
 from flows.engine.pipeline import restore_output
@@ -233,11 +233,13 @@ def _offer(request: RetrainRequest, repository: Path, results: Path, judged: Jud
     Challenger.of(judged, run, commit, request.publish == "remotes" and has_origin(repository)).write(results)
     if request.promotion == "if better":
         decision: Decision = "promoted" if judged.passed else "refused"
-        version = decide(
+        challenger, version = decide(
             repository, run, decision, by=GATE, reason=judged.lines[0], log=get_run_logger().info
         )
         if version:
             announce("model.promoted", version, GATE, judged.lines[0])
+        else:
+            announce_refusal(challenger, GATE, judged.lines[0])
     else:
         get_run_logger().info("the deployment `promote` waits for a decision on %s", run)
     refresh_choices()

@@ -86,6 +86,12 @@ class Form:
     def fill(self, title: str, value: str) -> None:
         self.field(title).locator("input, textarea").fill(value)
 
+    def add(self, title: str, value: str) -> None:
+        """Add an item to a field that is a list."""
+        field = self.field(title)
+        field.get_by_role("button", name="Add item").click()
+        field.locator("input, textarea").last.fill(value)
+
     def name(self, run: str) -> None:
         self.page.locator(".flow-run-name-input input").fill(run)
 

@@ -239,6 +239,20 @@ def test_only_one_module_of_the_comparison_reads_outputs_of_earlier_stages() -> 
     assert found == {"document", "inputs"}
 
 
+def test_everything_that_the_flows_use_of_dvc_s_internals_has_a_test() -> None:
+    text = (ROOT / "tests" / "flows" / "repository" / "test_dvc_internals.py").read_text(encoding="utf-8")
+    called = {
+        node.func.id
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    internals = ast.parse((ROOT / "flows" / "repository" / "dvc_internals.py").read_text(encoding="utf-8"))
+    functions = {node.name for node in internals.body if isinstance(node, ast.FunctionDef)}
+    public = {name for name in functions if not name.startswith("_")}
+    assert len(public) > 15
+    assert public <= called, f"{sorted(public - called)} have no test"
+
+
 def test_stages_import_no_library_that_they_do_not_use() -> None:
     """Importing torch and torch._dynamo takes two seconds each; NumPy, pandas and SciPy half a second."""
     command = """if True:

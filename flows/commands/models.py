@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from tasks.support.cli import InputError
 
 if TYPE_CHECKING:
-    from flows.registry.registry import Change
+    from flows.registry.registry import Change, Version
 
 ByOption = Annotated[str | None, Parameter(metavar="NAME")]
 Reason = Annotated[str, Parameter(metavar="TEXT")]
@@ -179,14 +179,17 @@ def promote(
         cxr models promote retrain/monday --reason "finds small lesions"
     """
     from flows.promotion import promote_revision
+    from flows.registry.registry import CHAMPION, versions
     from flows.registry.tags import whoami
     from flows.repository.git import find_repository
 
     repository = find_repository()
-    version = promote_revision(
-        repository, revision, model, by=by or whoami(repository), reason=reason, push=push
-    )
+    by = by or whoami(repository)
+    before = [version.name for version in versions(repository) if CHAMPION in version.stages]
+    version = promote_revision(repository, revision, model, by=by, reason=reason, push=push)
     print(f"{version.name} is the champion")
+    if version.name not in before:
+        _announce("model.promoted", version, by, reason)
 
 
 def refuse(run: str, /, *, reason: Reason, by: ByOption = None) -> None:
@@ -205,8 +208,16 @@ def refuse(run: str, /, *, reason: Reason, by: ByOption = None) -> None:
     from flows.repository.git import find_repository
 
     repository = find_repository()
-    decide(repository, run, "refused", by=by or whoami(repository), reason=reason, log=print)
+    by = by or whoami(repository)
+    challenger, _ = decide(repository, run, "refused", by=by, reason=reason, log=print)
     print(f"{run} is refused")
+
+    def tell() -> None:
+        from flows.deployment.events import report_refusal
+
+        report_refusal(challenger.model, run, challenger.commit, by, reason)
+
+    _tell_server(tell)
 
 
 def rollback(model: str, /, *, reason: Reason, by: ByOption = None, push: bool = False) -> None:
@@ -226,8 +237,10 @@ def rollback(model: str, /, *, reason: Reason, by: ByOption = None, push: bool =
     from flows.repository.git import find_repository
 
     repository = find_repository()
-    version = roll_back(repository, model, by=by or whoami(repository), reason=reason, push=push)
+    by = by or whoami(repository)
+    version = roll_back(repository, model, by=by, reason=reason, push=push)
     print(f"{version.name} is the champion again")
+    _announce("model.rolled-back", version, by, reason)
 
 
 def history(
@@ -254,6 +267,35 @@ def history(
         return
     for change in changes:
         print(_line(change))
+
+
+def _announce(event: str, version: "Version", by: str, reason: str) -> None:
+    def tell() -> None:
+        from flows.deployment.events import report_champion
+
+        report_champion(event, version, by, reason)
+
+    _tell_server(tell)
+
+
+def _tell_server(tell: Callable[[], None]) -> None:
+    """Emit an event, if Prefect's settings name a server. If it fails, a line on stderr says so.
+
+    What the event is about has happened already.
+    """
+    from flows.deployment.settings import may_name_server
+    from flows.repository.retry import one_line
+
+    if not may_name_server():
+        return
+    try:
+        from flows.deployment.events import for_command
+
+        with for_command() as named:
+            if named:
+                tell()
+    except Exception as error:  # the server is unavailable, or Prefect's settings are invalid
+        print(f"the event was not emitted: {one_line(error)}", file=sys.stderr)
 
 
 def _line(change: "Change") -> str:

@@ -6,13 +6,39 @@ from pathlib import Path
 from typing import Any
 
 from dotenv import dotenv_values
-from prefect.context import get_settings_context
 
 NAME = "PREFECT_API_URL"
 
 
+def may_name_server() -> bool:
+    """Return whether Prefect's settings may name a server. Prefect itself takes a second to read them.
+
+    True if a variable or a profile sets PREFECT_API_URL, or a file in the current folder has any setting of
+    Prefect.
+    """
+    if NAME in os.environ:
+        return bool(os.environ[NAME])
+    home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
+    profiles = Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml")
+    return (
+        Path("prefect.toml").is_file()
+        or _mentions(Path(".env"), "PREFECT_")
+        or _mentions(Path("pyproject.toml"), "tool.prefect")
+        or _mentions(profiles, NAME)
+    )
+
+
+def _mentions(path: Path, word: str) -> bool:
+    try:
+        return word.lower() in path.read_text(encoding="utf-8", errors="replace").lower()
+    except OSError:
+        return False
+
+
 def api_url_source() -> str:
     """Return what sets PREFECT_API_URL, in the order in which Prefect looks for it."""
+    from prefect.context import get_settings_context
+
     if NAME in os.environ:
         return "the environment"
     if NAME in dotenv_values(".env"):

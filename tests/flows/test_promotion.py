@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows.inbox import find_model
 from flows.registry.registry import champion, history
-from tests.helpers import Repository, retrain
+from tests.flows.server import User
+from tests.helpers import Repository, eventually, retrain
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -77,13 +80,25 @@ class TestInOrder:
         repeated = repository.run("cxr", "models", "refuse", "better", "--reason", "no", fails=True)
         assert "better: promoted already, by Tester <" in repeated
 
-    def test_the_gate_refuses_a_worse_network(self, repository: Repository) -> None:
+    def test_the_gate_refuses_a_worse_network(
+        self, repository: Repository, prefect_api: tuple[str, Path]
+    ) -> None:
         run(repository, "worse", "if better", *UNTRAINED, "training.seed=1")
         assert champion_commit(repository) == commit_of(repository, "retrain/better")
         decision = json.loads(repository.read("runs/worse/decision.json"))
         assert (decision["decision"], decision["by"]) == ("refused", "the gate")
         verdict = json.loads(repository.read("runs/worse/verdict.json"))
         assert any("main score" in line and "FAILED" in line for line in verdict["lines"])
+        with closing(User(prefect_api[0])) as user:
+            body = {"filter": {"event": {"name": ["model.refused"]}}}
+
+            def emitted() -> list[Any]:
+                events = user.client._client.post("/events/filter", json=body).json()["events"]
+                return [event["payload"] for event in events if event["payload"]["run"] == "worse"]
+
+            (payload,) = eventually("the event arrives", emitted)
+        commit = commit_of(repository, "retrain/worse")
+        assert payload == {"run": "worse", "commit": commit, "by": "the gate", "reason": verdict["lines"][0]}
 
     def test_a_rollback_and_the_network_in_use(self, repository: Repository) -> None:
         repository.run("cxr", "models", "rollback", MODEL, "--reason", "marks pacemakers")

@@ -1,5 +1,6 @@
 """DVC internals that the flows rely on. A failing test shows what a new version of DVC has changed."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,20 @@ from dvc.config import merge
 
 from flows.repository.dvc_internals import (
     cached_entries,
+    cached_file,
+    check_out,
     entries,
     entry_folder,
+    fetch,
+    find_files,
     get_file,
+    inputs_of,
     is_data_missing,
+    locked_cache,
     open_repo,
+    open_waiting,
+    pull_parts,
+    push_outputs,
     remote_files,
     restore_stage,
     share_cache,
@@ -22,6 +32,7 @@ from flows.repository.dvc_internals import (
     stage_value,
     stages_in_order,
 )
+from tasks.support.cli import InputError
 from tests.helpers import Repository, empty_repository
 
 STAGES = """
@@ -78,6 +89,91 @@ def test_a_stage_is_restored_as_by_dvc_repro(repository: Repository) -> None:
         assert not restore_stage(repo.stage.load_one(name="first"))
 
 
+FOLDERS = """
+stages:
+  make: {cmd: "true", outs: [made]}
+  below: {cmd: "true", outs: [all/below]}
+  read: {cmd: "true", deps: [made/a.txt, all, source.txt]}
+"""
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Repository:
+    """A repository with the outputs of stages, as if they had run, and a DVC remote."""
+    repository = empty_repository(tmp_path / "folders")
+    repository.run("dvc", "remote", "add", "--default", "beside", str(tmp_path / "beside"))
+    (repository.folder / "dvc.yaml").write_text(FOLDERS)
+    for name in ("made/a.txt", "made/b.txt", "all/below"):
+        (repository.folder / name).parent.mkdir(exist_ok=True)
+        (repository.folder / name).write_text(name)
+    repository.run("dvc", "commit", "--force", "--quiet", "make", "below")
+    return repository
+
+
+def test_the_inputs_of_a_stage_are_outputs_or_parts_of_them(folders: Repository) -> None:
+    with open_repo(folders.folder) as repo:
+        parts = inputs_of(repo, repo.stage.load_one(name="read"))
+        found = [(part.out.def_path, Path(part.path).relative_to(folders.folder)) for part in parts]
+    assert found == [("all/below", Path("all/below")), ("made", Path("made/a.txt"))]
+
+
+def test_a_part_of_an_output_is_pulled_without_the_rest(folders: Repository, tmp_path: Path) -> None:
+    with open_repo(folders.folder) as repo:
+        push_outputs(repo, repo.index.stages)
+    for path in (".dvc/cache", "made", "all"):
+        shutil.rmtree(folders.folder / path)
+    with open_repo(folders.folder) as repo:
+        pull_parts(repo, inputs_of(repo, repo.stage.load_one(name="read")))
+    assert (folders.read("made/a.txt"), folders.read("all/below")) == ("made/a.txt", "all/below")
+    assert [path.name for path in (folders.folder / "made").iterdir()] == ["a.txt"]
+
+    for path in (folders.folder / ".dvc" / "cache", tmp_path / "beside"):
+        shutil.rmtree(path)
+    with open_repo(folders.folder) as repo, pytest.raises(ConnectionError, match="downloaded"):
+        pull_parts(repo, inputs_of(repo, repo.stage.load_one(name="read")))
+
+
+def test_data_that_this_machine_lacks_is_not_said_to_be_uploaded(folders: Repository) -> None:
+    for path in (folders.folder / ".dvc" / "cache").rglob("*"):
+        if path.is_file() and path.suffix != ".dir":
+            path.unlink()
+    with open_repo(folders.folder) as repo, pytest.raises(ConnectionError, match="uploaded"):
+        push_outputs(repo, repo.index.stages)
+
+
+def test_data_is_fetched_to_its_place_in_the_cache_and_checked_out(
+    folders: Repository, tmp_path: Path
+) -> None:
+    with open_repo(folders.folder) as repo:
+        push_outputs(repo, repo.index.stages)
+    shutil.rmtree(folders.folder / ".dvc" / "cache")
+    (folders.folder / "all" / "below").unlink()
+    with open_repo(folders.folder) as repo:
+        parts = [part for part in inputs_of(repo, repo.stage.load_one(name="read")) if "all" in part.path]
+        (wanted,) = {part.out.hash_info for part in parts}
+        place = cached_file(repo, wanted)
+        assert not place.exists()
+        fetch(repo, {wanted})
+        assert place.read_text() == "all/below"
+        check_out(parts)
+    assert folders.read("all/below") == "all/below"
+    shutil.rmtree(folders.folder / ".dvc" / "cache")
+    shutil.rmtree(tmp_path / "beside")
+    with open_repo(folders.folder) as repo:
+        fetch(repo, {wanted})  # the remote lacks it
+        assert not place.exists()
+
+
+def test_files_of_the_remote_are_found(folders: Repository, tmp_path: Path) -> None:
+    (tmp_path / "beside" / "x" / "y").mkdir(parents=True)
+    for name in ("x/b", "x/y/a"):
+        (tmp_path / "beside" / name).touch()
+    with open_repo(folders.folder) as repo:
+        files, root = remote_files(repo)
+        assert [files.relpath(path, root) for path in find_files(files, root)] == ["x/b", "x/y/a"]
+        assert find_files(files, files.join(root, "nothing")) == []
+
+
 def test_the_remote_has_the_layout_of_dvc_push(repository: Repository, tmp_path: Path) -> None:
     repository.run("dvc", "push", "--run-cache", "--quiet")
     with open_repo(repository.folder) as repo:
@@ -110,8 +206,18 @@ def test_opening_waits_for_the_lock_of_another_process(repository: Repository) -
     command = [sys.executable, "-c", HOLDER, str(repository.folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout and holder.stdout.readline() == "held\n"
-        with open_repo(repository.folder) as repo, repo.lock:
+        with open_waiting(repository.folder) as repo, repo.lock:
             assert holder.wait(1) == 0
+
+
+def test_the_cache_is_locked_for_other_commands_of_dvc(tmp_path: Path) -> None:
+    repository = empty_repository(tmp_path / "repository")
+    with locked_cache(repository.folder) as cache:
+        assert cache == repository.folder / ".dvc" / "cache"
+        with pytest.raises(InputError, match="DVC is in use here"), locked_cache(repository.folder):
+            pass
+    with pytest.raises(InputError, match="not inside of a DVC repository"), locked_cache(tmp_path):
+        pass
 
 
 def test_a_checkout_shares_cache_remotes_and_credentials(
