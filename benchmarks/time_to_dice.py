@@ -9,8 +9,8 @@ image at probability 0.5, then the mean over the images. One function scores the
 
     ours     the engine of tasks/training with the experiment `combined` of params.yaml and
              presets/laptop.yaml, for this target and these images alone: residual U-Net of width 24 on
-             patches of 2x2 pixels, BCE + IoU of the batch, AdamW, one-cycle schedule over 28 epochs up to 0.003,
-             averaged weights, its augmentation, precision auto. --experiment and --set choose other settings
+             patches of 2x2 pixels, BCE + IoU of the batch, AdamW, one-cycle schedule over 28 epochs up to
+             0.003, averaged weights, its augmentation, precision auto. --experiment and --set choose others
     plain    a loop as in tutorials: all images in memory as float32 tensors, DataLoader without workers,
              plain U-Net of report 2 (two convolutions with batch normalisation a level), Adam at 0.001, BCE
              + Dice loss, float32, loss.item() at each step, no augmentation
