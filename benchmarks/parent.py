@@ -62,8 +62,8 @@ def grow(checkout: Path, experiments: int) -> tuple[str, str]:
 
     edit("params.yaml", more_trainings)
     edit("dvc.lock", more_entries)
-    plans = checkout / "artifacts" / "plans"
-    shutil.copyfile(plans / f"{first}.json", plans / f"{copies[0]}.json")
+    for folder, ending in (("artifacts/plans", "json"), ("artifacts/audit/folds", "csv")):
+        shutil.copyfile(checkout / folder / f"{first}.{ending}", checkout / folder / f"{copies[0]}.{ending}")
     return f"train@{copies[0]}", f"train@{first}"
 
 

@@ -147,7 +147,7 @@ def read(repository: Path) -> str:
 
 def test_inputs_that_the_cache_has_need_no_remote(reader: Path, tmp_path: Path) -> None:
     (tmp_path / "store").rename(tmp_path / "away")
-    Remote(reader, print).pull_inputs("use")
+    Remote(reader, print).pull_inputs("use", ["make"])
     assert read(reader) == (reader / "e").read_text()
 
 
@@ -158,7 +158,7 @@ def test_inputs_that_are_nowhere_are_reported(
     for place in (reader / ".dvc/cache/files", tmp_path / "store/files"):
         shutil.rmtree(place)
     with pytest.raises(UnavailableError, match=r"^downloading the inputs of use .*could not be downloaded"):
-        Remote(reader, print).pull_inputs("use")
+        Remote(reader, print).pull_inputs("use", ["make"])
 
 
 @pytest.mark.parametrize("lost", ["everything", "a file", "a folder's list", "a file of a folder"])
@@ -178,5 +178,5 @@ def test_inputs_that_the_cache_lacks_are_downloaded(reader: Path, lost: str) -> 
             )
             gone = names[str(reader / "b")] if lost == "a file" else listed[0]["md5"]
             (cache / gone[:2] / gone[2:]).unlink()
-    Remote(reader, print).pull_inputs("use")
+    Remote(reader, print).pull_inputs("use", ["make"])
     assert read(reader) == (reader / "e").read_text()
