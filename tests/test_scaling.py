@@ -124,6 +124,15 @@ def test_each_worker_pulls_the_data_once() -> None:
     assert used.wall == 10 + 20 + 3 * 50
 
 
+def test_a_machine_with_several_gpus_pulls_the_data_once_for_all_of_them() -> None:
+    one = scenario(training=50.0, sizes={"download": 100.0})
+    used = simulate(one._replace(gpus_per_machine=2), 2, 6)
+    assert used.moved == 100 + 100
+    assert used.wall == 10 + 10 + 3 * 50  # the second GPU waits for the pull of the first
+    assert simulate(one._replace(gpus_per_machine=2), 3, 3).moved == 100 + 2 * 100
+    assert simulate(one._replace(gpus_per_machine=8), 3, 6).moved == 100 + 100
+
+
 def test_a_network_is_pushed_to_the_remote_and_pulled_by_the_parent() -> None:
     used = simulate(scenario(training=50.0, sizes={"train": 30.0}), 1, 1)
     assert used.moved == 60  # its own worker already has it for the evaluation

@@ -1,8 +1,10 @@
 """Deletions on a DVC remote that others use too."""
 
+import fcntl
 import json
 import os
 import shutil
+import threading
 import time
 from contextlib import chdir
 from pathlib import Path
@@ -159,6 +161,23 @@ def test_inputs_that_are_nowhere_are_reported(
         shutil.rmtree(place)
     with pytest.raises(UnavailableError, match=r"^downloading the inputs of use .*could not be downloaded"):
         Remote(reader, print).pull_inputs("use", ["make"])
+
+
+def test_stages_of_one_machine_download_the_same_inputs_once(reader: Path, tmp_path: Path) -> None:
+    cache = reader / ".dvc/cache"
+    (cache / "files").rename(tmp_path / "files")
+    with (cache / "downloading.lock").open("wb") as lock:  # of another stage
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        remote = Remote(reader, print)
+        pulling = threading.Thread(target=remote.pull_inputs, args=("use", ["make"]))
+        pulling.start()
+        pulling.join(1)
+        assert pulling.is_alive()
+        (tmp_path / "files").rename(cache / "files")
+        (tmp_path / "store").rename(tmp_path / "away")
+    pulling.join(60)
+    assert not pulling.is_alive()
+    assert read(reader) == (reader / "e").read_text()
 
 
 @pytest.mark.parametrize("lost", ["everything", "a file", "a folder's list", "a file of a folder"])
