@@ -6,6 +6,7 @@ The tests of a class build on each other.
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,7 @@ class TestInOrder:
     ) -> None:
         with_cache_of(finished_repository, parent.repository, "train", "evaluate", "compare", "report")
         everything = ("--pool", "train@*=gpu", "--pool", "evaluate@*=gpu", "--pool", "report=gpu")
+        before = cluster.requests()
         output = parent.retrain("--name", "spread", *everything).finish(400)
         assert "report runs on this machine: DVC cannot transfer its outputs" in output
         trainings = ("train@report1_bce-seed0", "train@report1_bce_iou-seed0")
@@ -136,6 +138,7 @@ class TestInOrder:
         assert cluster.refs().keys() == {"refs/heads/main"}
         assert cluster.objects(CHECKPOINTS) == []
         assert len(cluster.objects("runs")) == 4  # entries of its own stages only
+        assert_stages_cost_few_requests(cluster.requests() - before, 4)
 
         alone = finished_repository  # by `dvc repro`
         assert lock(parent.repository, "spread") == alone.read("dvc.lock")
@@ -223,6 +226,24 @@ class TestInOrder:
         assert ended.state and ended.state_name == "Interrupted"
         assert "origin no longer has commit 0000000000" in (ended.state.message or "")
         assert not (tmp_path / "made").exists()
+
+
+#: Requests whose number depends on the time that a run takes.
+REPEATED = ("/filter", "/logs/", "/artifacts/ID", "/heartbeat", "/get_scheduled_flow_runs")
+
+
+def assert_stages_cost_few_requests(requests: Counter[str], stages: int) -> None:
+    """Check the requests of a run that do not become more with the time that it takes."""
+    each = {
+        request: number / stages
+        for request, number in requests.items()
+        if not request.endswith(
+            ("/filter", "/logs/", "/artifacts/ID", "/heartbeat", "/get_scheduled_flow_runs")
+        )
+    }
+    assert each["POST /deployments/ID/create_flow_run"] == 1
+    assert each["POST /flow_runs/ID/set_state"] <= 6, each
+    assert sum(each.values()) <= 45, each
 
 
 def silence(cluster: Cluster, seconds: float) -> None:
