@@ -9,10 +9,10 @@ For each number of workers, the DVC remote and all caches start empty.
 
 Prints how long each took, how many stages of the pool ran at a time on average, how many each worker ran,
 which requests reached the Prefect server, and whether dvc.lock and metrics.json are the same, with --alone
-also compared to `dvc repro` on one machine. The number of stages at a time ignores how much parallel trainings
-slow each other down. A number of workers that is given several times runs as often, and its median counts:
-2,1,2 compensates for a drifting speed of a shared machine. --costs writes the input of benchmarks/scaling.py,
-from the last run.
+also compared to `dvc repro` on one machine. The number of stages at a time ignores how much parallel
+trainings slow each other down. A number of workers that is given several times runs as often, and its median
+counts: 2,1,2 compensates for a drifting speed of a shared machine. --costs writes the input of
+benchmarks/scaling.py, from the last run.
 """
 
 import argparse

@@ -118,6 +118,8 @@ class Scenario(NamedTuple):
     link: float
     """MB/s of all clients together."""
     gpus_per_machine: int = 1
+    is_known: bool = False
+    """Whether the S3 server has the dataset already, from an earlier run."""
 
     def seconds(self, stage: str) -> float:
         """Return the seconds of a stage itself."""
@@ -353,7 +355,7 @@ class Run:
             )
         self._clock = clock = Clock()
         # Each place keeps a set of the stages whose large outputs it has.
-        self._remote = set[str]()
+        self._remote = {s for s in self._graph if scenario.is_known and not is_of_training(s)}
         self._parent = Pool[set[str]](clock, [set()])
         machines = [Machine(clock) for _ in range(-(-gpus // scenario.gpus_per_machine))]
         self._workers = Pool[Machine](clock, (machines * scenario.gpus_per_machine)[:gpus])
@@ -581,6 +583,7 @@ def main() -> None:
         push_rate=args.push,
         link=args.link,
         gpus_per_machine=args.per_machine,
+        is_known=args.known_dataset,
     )
     lengths = [scenario._replace(training=60 * minutes) for minutes in args.minutes]
     print(f"{args.experiments} experiments:\n")
@@ -599,6 +602,7 @@ def parse_arguments() -> argparse.Namespace:
         epilog="\n".join(["costs, in seconds:", *names]),
         formatter_class=argparse.RawTextHelpFormatter,
     )
+    parser.add_argument("--known-dataset", action="store_true", help="the S3 server has it from an earlier run")
     number = partial(parser.add_argument, type=_positive)
     parser.add_argument("costs", type=Path, help="JSON file of the costs below, as measured")
     parser.add_argument("--experiments", type=_count, default=100, help="default: 100")

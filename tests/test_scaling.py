@@ -118,6 +118,11 @@ def test_simultaneous_pulls_share_the_link() -> None:
     assert simulate(scenario(training=50.0, sizes=data)._replace(link=20.0), 2, 2).wall == 10 + 10 + 50
 
 
+def test_a_known_dataset_is_not_pushed() -> None:
+    used = simulate(scenario(training=50.0, sizes={"download": 100.0})._replace(is_known=True), 1, 1)
+    assert (used.moved, used.wall) == (100, 10 + 50)
+
+
 def test_each_worker_pulls_the_data_once() -> None:
     used = simulate(scenario(training=50.0, sizes={"download": 100.0}), 2, 6)
     assert used.moved == 100 + 2 * 100
