@@ -602,7 +602,9 @@ def parse_arguments() -> argparse.Namespace:
         epilog="\n".join(["costs, in seconds:", *names]),
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("--known-dataset", action="store_true", help="the S3 server has it from an earlier run")
+    parser.add_argument(
+        "--known-dataset", action="store_true", help="the S3 server has it from an earlier run"
+    )
     number = partial(parser.add_argument, type=_positive)
     parser.add_argument("costs", type=Path, help="JSON file of the costs below, as measured")
     parser.add_argument("--experiments", type=_count, default=100, help="default: 100")

@@ -16,9 +16,11 @@ import httpx
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
+from flows.engine.pipeline import Pipeline
 from flows.remote.checkpoints import CHECKPOINTS
-from flows.remote.pool import pool_of
+from flows.remote.pool import RemoteRun, pool_of
 from flows.remote.stage_request import StageRequest, versions
+from flows.repository.revision import Training
 from flows.stage import RefusedError, _check_versions
 from tests.flows.cluster import AUTH, Cluster, Host, Program
 from tests.helpers import Repository, eventually, with_cache_of
@@ -64,8 +66,36 @@ def test_a_stage_is_refused_if_versions_differ() -> None:
 def test_a_request_of_a_run_with_newer_code_is_refused_and_no_error() -> None:
     newer = {"stage": TRAIN, "commit": "0" * 40, "run": "6a4b8b3e-55a4-4a3e-9a37-9a1c2a1f0c57", "limit": 3}
     request = StageRequest.model_validate(newer | {"versions": versions() | {"protocol": "999"}})
-    with pytest.raises(RefusedError, match=r"protocol 1, not 999; `git pull` on the older machine"):
+    with pytest.raises(RefusedError, match=r"protocol 2, not 999; `git pull` on the older machine"):
         _check_versions(request.versions)
+
+
+@pytest.mark.parametrize(("all_threads", "most"), [((2, 4), 4), ((2, 0), 0), ((0, 0), 0)])
+def test_a_request_says_what_the_stage_reads_and_which_slot_it_needs(
+    tmp_path: Path, all_threads: tuple[int, int], most: int
+) -> None:
+    size: dict[str, Any] = {
+        "experiment": "x",
+        "epochs": 1,
+        "image_size": 32,
+        "width": 4,
+        "train_classes": ("COVID-19",),
+    }
+    trainings = {
+        f"x-seed{number}": Training(**size, threads=threads, processes=number + 1)
+        for number, threads in enumerate(all_threads)
+    }
+    upstream = {
+        "train@x-seed1": {"plan", "audit"},
+        "evaluate@x-seed1": {"train@x-seed1"},
+        "report": set[str](),
+    }
+    run = "6a4b8b3e-55a4-4a3e-9a37-9a1c2a1f0c57"
+    remote_run = RemoteRun(tmp_path, Pipeline(upstream, [], frozenset()), trainings, tmp_path, run, print)
+    asked = {stage: remote_run._request(stage, "0" * 40) for stage in upstream}
+    assert [one.upstream for one in asked.values()] == [("audit", "plan"), ("train@x-seed1",), ()]
+    assert [one.processes for one in asked.values()] == [2, 2, 1]
+    assert {one.threads for one in asked.values()} == {most}
 
 
 @pytest.fixture(scope="module")
