@@ -7,11 +7,12 @@ and hosts with their own clones, DVC caches and processes, on this machine. Each
 core. Trainings and evaluations run in one pool, `baselines` in another, and everything else on the parent.
 For each number of workers, the DVC remote and all caches start empty.
 
-Prints how long each took, how many stages of the pool ran at a time on average, how many each worker ran, and
-whether dvc.lock and metrics.json are the same, with --alone also compared to `dvc repro` on one machine. The
-number of stages at a time ignores how much parallel trainings slow each other down. A number of workers that
-is given several times runs as often, and its median counts: 2,1,2 compensates for a drifting speed of a
-shared machine. --costs writes the input of benchmarks/scaling.py, from the last run.
+Prints how long each took, how many stages of the pool ran at a time on average, how many each worker ran,
+which requests reached the Prefect server, and whether dvc.lock and metrics.json are the same, with --alone
+also compared to `dvc repro` on one machine. The number of stages at a time ignores how much parallel
+trainings slow each other down. A number of workers that is given several times runs as often, and its median
+counts: 2,1,2 compensates for a drifting speed of a shared machine. --costs writes the input of
+benchmarks/scaling.py, from the last run.
 """
 
 import argparse
@@ -70,10 +71,11 @@ class Measured:
             program.wait_for_output("stages of pool")
         together = self._server_share() if costs else 0.0
         self.per_worker = (together - alone) / len(programs)
-        busy, began = self._server_seconds(), time.monotonic()
+        busy, before, began = self._server_seconds(), cluster.requests(), time.monotonic()
         output = parent.retrain("--name", self.name, *POOLS).finish(timeout)
         self.seconds, self.output = time.monotonic() - began, output
         self.server = self._server_seconds() - busy - together * self.seconds
+        self.requests = cluster.requests() - before
         self.run = next(run for run in cluster.user.runs("retrain") if run.name == self.name)
         self.tasks = cluster.user.tasks(self.run.id)
         self.stages = [run for run in cluster.user.runs("stage") if self.name in run.tags]
@@ -229,6 +231,9 @@ def main() -> None:
                 for part, seconds in done.parts().items():
                     span = f"{min(seconds):.1f} to {max(seconds):.1f}"
                     print(f"  {part}: {statistics.median(seconds):.1f} s ({span})", flush=True)
+                print(f"  {len(done.stages)} stages; requests to the Prefect server, for each of them:")
+                for request, number in done.requests.most_common():
+                    print(f"  {number / len(done.stages):6.1f} {request}", flush=True)
                 if costs_wanted:
                     costs = done.costs(args.costs_of)
                     args.costs.write_text(json.dumps(costs, indent=2) + "\n", encoding="utf-8")

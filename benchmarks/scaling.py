@@ -2,11 +2,12 @@
 
     python benchmarks/scaling.py COSTS.json [--experiments 100] [--gpus 1,8,64] [--minutes 4,60]
 
-All experiments are like the first one of dvc.yaml: a training and an evaluation in a pool of workers with one
-GPU each. The other stages run on the parent, the machine of the flow, one at a time. The parent submits
-stages and fetches results under one lock. A worker takes the run that has waited longest, and keeps data that
-it has pulled. All transfers share the link of the S3 server. The Prefect server handles one request at a
-time. Nothing is random: the same input gives the same table. Prints Markdown.
+All experiments are like the first one of dvc.yaml: a training and an evaluation in a pool of machines with up
+to eight GPUs each. The other stages run on the parent, the machine of the flow, one at a time. The parent
+submits stages and fetches results under one lock. A GPU takes the run that has waited longest. Its machine
+pulls for one stage at a time, and keeps what it has pulled. All transfers share the link of the S3 server.
+The Prefect server handles one request at a time. Nothing is random: the same input gives the same table.
+Prints Markdown.
 
 COSTS.json contains one object with the costs listed below, in seconds, measured with small files, as in the
 demo preset. The cost of large files is added from their sizes and the rates below. DVC needs longer to read a
@@ -116,6 +117,9 @@ class Scenario(NamedTuple):
     push_rate: float
     link: float
     """MB/s of all clients together."""
+    gpus_per_machine: int = 1
+    is_known: bool = False
+    """Whether the S3 server has the dataset already, from an earlier run."""
 
     def seconds(self, stage: str) -> float:
         """Return the seconds of a stage itself."""
@@ -323,6 +327,16 @@ class Usage(NamedTuple):
     """Busy time of the Prefect server."""
 
 
+class Machine:
+    """What the GPUs of a machine share."""
+
+    def __init__(self, clock: Clock) -> None:
+        #: The stages whose large outputs it has.
+        self.data = set[str]()
+        #: The turn to pull.
+        self.pulling = Pool[None](clock, [None])
+
+
 class Run:
     """A simulated run of the pipeline."""
 
@@ -340,10 +354,11 @@ class Run:
                 f"server_worker: {gpus} idle workers alone exceed the capacity of the Prefect server"
             )
         self._clock = clock = Clock()
-        # Each place keeps a set of the large outputs that it has.
-        self._remote = set[str]()
+        # Each place keeps a set of the stages whose large outputs it has.
+        self._remote = {s for s in self._graph if scenario.is_known and not is_of_training(s)}
         self._parent = Pool[set[str]](clock, [set()])
-        self._workers = Pool[set[str]](clock, [set() for _ in range(gpus)])
+        machines = [Machine(clock) for _ in range(-(-gpus // scenario.gpus_per_machine))]
+        self._workers = Pool[Machine](clock, (machines * scenario.gpus_per_machine)[:gpus])
         self._cores = Pool[None](clock, [None])
         self._server = Pool[None](clock, [None])
         self._link = Link(clock, scenario.link)
@@ -389,19 +404,21 @@ class Run:
         turn = yield self._server.take()
         yield self._clock.sleep(costs.server_stage / (1 - self._idle_load))
         self._server.give(turn)
-        worker = yield self._workers.take()
-        yield from self._on_worker(stage, worker)
-        self._workers.give(worker)
+        machine = yield self._workers.take()
+        yield from self._on_worker(stage, machine)
+        self._workers.give(machine)
         yield self._clock.sleep(costs.notice)
         here = yield self._parent.take()
         yield self._clock.sleep(costs.parent_take)
         yield from self._move([stage], here, self._of.pull_rate)
         self._parent.give(here)
 
-    def _on_worker(self, stage: str, worker: set[str]) -> Process:
+    def _on_worker(self, stage: str, machine: Machine) -> Process:
         costs = self._costs
         yield self._clock.sleep(costs.queue + costs.start + costs.checkout + costs.pull)
-        yield from self._move(self._graph[stage], worker, self._of.pull_rate)
+        turn = yield machine.pulling.take()
+        yield from self._move(self._graph[stage], machine.data, self._of.pull_rate)
+        machine.pulling.give(turn)
         ended = Flag(self._clock)
         if kind_of(stage) == "train":
             self._clock.start(self._checkpoints(ended))
@@ -409,7 +426,7 @@ class Run:
         self._used += seconds
         yield self._clock.sleep(seconds)
         ended.raise_()
-        worker.add(stage)
+        machine.data.add(stage)
         yield self._clock.sleep(costs.push)
         yield from self._move([stage], self._remote, self._of.push_rate)
 
@@ -565,6 +582,8 @@ def main() -> None:
         pull_rate=args.pull,
         push_rate=args.push,
         link=args.link,
+        gpus_per_machine=args.per_machine,
+        is_known=args.known_dataset,
     )
     lengths = [scenario._replace(training=60 * minutes) for minutes in args.minutes]
     print(f"{args.experiments} experiments:\n")
@@ -583,12 +602,14 @@ def parse_arguments() -> argparse.Namespace:
         epilog="\n".join(["costs, in seconds:", *names]),
         formatter_class=argparse.RawTextHelpFormatter,
     )
+    parser.add_argument(
+        "--known-dataset", action="store_true", help="the S3 server has it from an earlier run"
+    )
     number = partial(parser.add_argument, type=_positive)
     parser.add_argument("costs", type=Path, help="JSON file of the costs below, as measured")
     parser.add_argument("--experiments", type=_count, default=100, help="default: 100")
-    parser.add_argument(
-        "--gpus", type=_counts, default=[1, 8, 64], help="default: 1,8,64, up to eight machines of eight"
-    )
+    parser.add_argument("--gpus", type=_counts, default=[1, 8, 64], help="default: 1,8,64")
+    parser.add_argument("--per-machine", type=_count, default=8, help="GPUs of one machine; default: 8")
     parser.add_argument(
         "--minutes",
         type=_numbers,

@@ -18,6 +18,7 @@ from prefect.runtime import flow_run
 from prefect.states import Failed
 
 from flows.curves.artifact import curves_shown
+from flows.curves.histories import STAGE as TRAINING
 from flows.engine.order import INTERRUPTED, as_state, progress_bar
 from flows.engine.runner import Log, Outcome, StageRun, StageRunner
 from flows.remote.clock import Clock
@@ -25,10 +26,10 @@ from flows.remote.run_cache import Remote
 from flows.remote.stage_request import REFUSED, StageRequest, versions
 from flows.repository.checkout import checked_out
 from flows.repository.git import GitError, find_repository
+from flows.repository.lock_text import select_entries
 from flows.repository.publish import as_name
 from flows.repository.refs import fetch_commit
 from flows.repository.retry import DeniedError, UnavailableError, with_retries
-from flows.repository.revision import plan_trainings
 from tasks.support.checkpoints import FOLDER as CHECKPOINT_FOLDER
 from tasks.support.cli import InputError
 from tasks.support.slots import slots_for
@@ -77,16 +78,19 @@ def _run(request: StageRequest, repository: Path, worker: str, log: Log) -> Stag
             checkout = stack.enter_context(
                 checked_out(repository, request.commit, as_name(name), flow_run.id or "")
             )
+            # DVC reads all of it several times, and writes it.
+            select_entries(checkout, [*request.upstream, name])
         remote = Remote(checkout, log)
         with clock("inputs"):
-            remote.pull_inputs(name)
+            remote.pull_inputs(name, request.upstream)
         with clock("look"):
             done = StageRun(Outcome.CACHED, "") if remote.restore(name) else None
         checkpoints = None
         if done is None:
-            folder = checkout / CHECKPOINT_FOLDER
-            checkpoints = stack.enter_context(remote.checkpoints(remote.key(name), folder))
-            done = _reproduce(name, repository, checkout, clock, log)
+            if name.startswith(TRAINING):
+                folder = checkout / CHECKPOINT_FOLDER
+                checkpoints = stack.enter_context(remote.checkpoints(remote.key(name), folder))
+            done = _reproduce(request, repository, checkout, clock, log)
         if done.outcome in (Outcome.RAN, Outcome.CACHED):
             with clock("result"):
                 remote.push_result(name)
@@ -103,13 +107,14 @@ def _fetch(repository: Path, request: StageRequest, log: Log) -> None:
     with_retries("origin", fetch, log)
 
 
-def _reproduce(stage: str, repository: Path, checkout: Path, clock: Clock, log: Log) -> StageRun:
+def _reproduce(request: StageRequest, repository: Path, checkout: Path, clock: Clock, log: Log) -> StageRun:
+    stage = request.stage
     runner = StageRunner(
         checkout,
         RETRAIN_SOURCE_ROOT=str(repository),
         RETRAIN_CHECKPOINTS=str(checkout / CHECKPOINT_FOLDER),
     )
-    slots = slots_for(plan_trainings(checkout))
+    slots = slots_for({stage.removeprefix(TRAINING): request})
     with ExitStack() as stack:
         stack.callback(runner.stop)  # a stage is still running only if the flow itself was stopped
         with clock("slot"):

@@ -20,8 +20,9 @@ from dvc.stage import PipelineStage
 
 from flows.engine.rerun import NO_SLOT, Command, command_of, rerun
 from flows.repository.checkout import checked_out, remove_leftovers
-from flows.repository.dvc_internals import LOCK, Part, inputs_of, open_repo, stages_in_order
+from flows.repository.dvc_internals import Part, inputs_of, open_repo, stages_in_order
 from flows.repository.git import GitError, git, resolve
+from flows.repository.lock_text import LOCK
 from flows.repository.publish import BRANCHES
 from flows.repository.recorded import bring, check_inputs, check_lock, md5
 from flows.repository.revision import TRAINING_SUFFIX, plan_trainings
@@ -227,7 +228,7 @@ def choose_stages(
 
 def _inputs(repo: Repo, again: Sequence[PipelineStage]) -> list[Part]:
     """Return what the stages read of the outputs of others."""
-    parts = {part.path: part for stage in again for part in inputs_of(repo, stage)}
+    parts = {part.path: part for stage in again for part in inputs_of(stage, repo.index.stages)}
     kept = [part for part in parts.values() if part.out.stage not in again and part.out.use_cache]
     paths = {Path(part.path) for part in kept}
     return [part for part in kept if paths.isdisjoint(Path(part.path).parents)]

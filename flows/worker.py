@@ -166,6 +166,8 @@ def worker_variables(repository: Path, api: str) -> dict[str, str]:
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         # Seconds between two polls for runs to start.
         "PREFECT_WORKER_QUERY_SECONDS": "2",
+        # Seconds between two requests with the log lines of a run. Each training prints one for each epoch.
+        "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "5",
     }
     chosen = {name: os.environ.get(name, value) for name, value in usual.items()}
     return chosen | {"PREFECT_API_URL": api, "RETRAIN_REPOSITORY": str(repository)}

@@ -118,10 +118,24 @@ def test_simultaneous_pulls_share_the_link() -> None:
     assert simulate(scenario(training=50.0, sizes=data)._replace(link=20.0), 2, 2).wall == 10 + 10 + 50
 
 
+def test_a_known_dataset_is_not_pushed() -> None:
+    used = simulate(scenario(training=50.0, sizes={"download": 100.0})._replace(is_known=True), 1, 1)
+    assert (used.moved, used.wall) == (100, 10 + 50)
+
+
 def test_each_worker_pulls_the_data_once() -> None:
     used = simulate(scenario(training=50.0, sizes={"download": 100.0}), 2, 6)
     assert used.moved == 100 + 2 * 100
     assert used.wall == 10 + 20 + 3 * 50
+
+
+def test_a_machine_with_several_gpus_pulls_the_data_once_for_all_of_them() -> None:
+    one = scenario(training=50.0, sizes={"download": 100.0})
+    used = simulate(one._replace(gpus_per_machine=2), 2, 6)
+    assert used.moved == 100 + 100
+    assert used.wall == 10 + 10 + 3 * 50  # the second GPU waits for the pull of the first
+    assert simulate(one._replace(gpus_per_machine=2), 3, 3).moved == 100 + 2 * 100
+    assert simulate(one._replace(gpus_per_machine=8), 3, 6).moved == 100 + 100
 
 
 def test_a_network_is_pushed_to_the_remote_and_pulled_by_the_parent() -> None:

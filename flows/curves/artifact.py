@@ -7,7 +7,6 @@ grows in the run's own checkout.
 import logging
 import re
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
@@ -22,6 +21,7 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows.curves.histories import FILE, STAGE, folder_of, read_history
+from flows.curves.pace import Pace
 from flows.curves.picture import as_markdown, table_in
 from tasks.common.files import replacing
 from tasks.support.locks import in_use
@@ -29,7 +29,7 @@ from tasks.support.locks import in_use
 #: Seconds between two looks at the file.
 POLL = 1.0
 
-#: Minimum seconds between two updates of an artifact, and between two downloads. Each is a request.
+#: Least seconds between two updates of an artifact, and between two downloads. Each is a request.
 EVERY = 5.0
 
 #: Seconds that the server has to answer. The next update is another chance.
@@ -64,17 +64,17 @@ def curves_shown(stage: str, checkout: Path) -> Iterator[None]:
 
 
 def _keep_showing(stage: str, checkout: Path, ended: threading.Event) -> None:
-    artifact, running, due = _Artifact(stage, checkout), True, 0.0
+    artifact, running, pace = _Artifact(stage, checkout), True, Pace(EVERY)
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: ANSWER}):
         while running:
             running = not ended.wait(POLL)
-            if running and time.monotonic() < due:
+            if running and not pace.is_due():
                 continue
             try:
                 if artifact.update():
-                    due = time.monotonic() + EVERY
+                    pace.updated()
             except Exception as error:  # the curves are optional
-                due = time.monotonic() + EVERY
+                pace.updated()
                 logging.getLogger(__name__).debug("could not show the curves of %s: %s", stage, error)
 
 
@@ -136,7 +136,7 @@ class HistoryCopy:
     def __init__(self, checkout: Path, stage: str) -> None:
         """Create it. A stage that is no training has no history."""
         self._stage, self._folder = stage, folder_of(checkout, stage)
-        self._held, self._due = ExitStack(), 0.0
+        self._held, self._pace = ExitStack(), Pace(EVERY)
 
     def __enter__(self) -> "HistoryCopy":
         return self
@@ -146,9 +146,9 @@ class HistoryCopy:
 
     def update(self, client: SyncPrefectClient, run: UUID) -> None:
         """Write what the run of the stage shows on the server. Failures only mean that it comes later."""
-        if not self._stage.startswith(STAGE) or time.monotonic() < self._due:
+        if not self._stage.startswith(STAGE) or not self._pace.is_due():
             return
-        self._due = time.monotonic() + EVERY
+        self._pace.updated()
         try:
             if table := _table_of(client, run, key_of(self._stage)):
                 self._write(table)

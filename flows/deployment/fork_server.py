@@ -7,6 +7,7 @@ The server has one thread and runs no flow itself, so that nothing is lost or lo
 """
 
 import ctypes
+import gc
 import json
 import os
 import runpy
@@ -56,6 +57,7 @@ def start(folder: Path, program: Path, code: Sequence[Path]) -> None:
         os.close(alive)
         return
     os.close(held)
+    gc.freeze()  # the collector of a run would go through everything imported, and so copy it into its memory
     run = _Server(listener, alive, code, stamps).serve()
     if run:
         _execute(program, run)

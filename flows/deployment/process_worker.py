@@ -29,8 +29,11 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, Proc
 
 from flows.deployment import fork_client, fork_server
 
-#: What runs need besides this module: Prefect's engine, and the flows of all deployments.
+#: What runs need besides this module: Prefect's engine, the flows of all deployments, and what DVC imports
+#: when it connects to S3.
 IMPORTED = (
+    "dvc_s3",
+    "s3fs",
     "prefect.deployments.steps.core",
     "prefect.deployments.steps.pull",
     "prefect.flow_engine",

@@ -1,8 +1,6 @@
 """Run the stages of a pipeline as Prefect tasks, in dependency order, on this machine or on work pools."""
 
 import logging
-import math
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from graphlib import TopologicalSorter
@@ -17,6 +15,7 @@ from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 
 from flows.curves.artifact import curves_shown
+from flows.curves.pace import Pace
 from flows.engine.pipeline import Pipeline
 from flows.engine.runner import Log, Outcome, Show, StageRun, StageRunner
 from flows.repository.revision import Training
@@ -38,7 +37,7 @@ RETRIES: dict[str, dict[str, Any]] = {
 RETRY_ONCE: dict[str, Any] = {"retries": 1, "retry_delay_seconds": 5}
 
 
-#: Minimum seconds between two updates of a progress bar. Each update is a request to the server.
+#: Least seconds between two updates of a progress bar. Each update is a request to the server.
 PROGRESS_EVERY = 2.0
 
 
@@ -184,14 +183,13 @@ def was_interrupted(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bo
 def progress_bar(stage: str) -> Show:
     """Return a callback that shows a stage's progress events as a progress bar in the Prefect UI."""
     artifact: Any = None
-    shown = -math.inf
+    pace = Pace(PROGRESS_EVERY)
 
     def show(event: Event) -> None:
-        nonlocal artifact, shown
-        now = time.monotonic()
-        if event.fraction < 1 and now < shown + PROGRESS_EVERY:
+        nonlocal artifact
+        if event.fraction < 1 and not pace.is_due():
             return
-        shown = now
+        pace.updated()
         percent, description = round(100 * event.fraction, 1), f"{stage}: {_describe(event)}"
         try:
             if artifact is None:

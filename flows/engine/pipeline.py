@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from dvc.exceptions import CheckoutError, DvcException
 from dvc.repo import Repo
-from dvc.utils.serialize import load_yaml, modify_yaml
+from dvc.utils.serialize import load_yaml
 
-from flows.repository.dvc_internals import LOCK, restore_stage, stages_in_order
+from flows.repository.dvc_internals import restore_stage, stages_in_order
+from flows.repository.lock_text import LOCK, select_entries
 from tasks.support.cli import InputError
 
 
@@ -84,6 +85,4 @@ def sort_lock(checkout: Path, order: list[str]) -> None:
 
     The file is then identical to the one that `dvc repro` writes, whatever ran in parallel.
     """
-    with modify_yaml(checkout / LOCK) as lock:
-        found = lock["stages"]
-        lock["stages"] = {name: found[name] for name in order if name in found}
+    select_entries(checkout, order)

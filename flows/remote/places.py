@@ -62,7 +62,7 @@ def run_checkout(
     )
     trainings = plan_trainings(checkout)
     local = LocalMachine(runner, slots_for(trainings), hidden)
-    remote_run = RemoteRun(checkout, pipeline, repository, run, checkout.name, log)
+    remote_run = RemoteRun(checkout, pipeline, trainings, repository, run, log)
     with remote_places(pools, remote_run, log) as places:
         try:
             run_stages(pipeline, lambda stage: places.get(stage) or local, priority_of(pipeline, trainings))

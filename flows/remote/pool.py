@@ -31,10 +31,11 @@ from flows.remote.clock import Clock
 from flows.remote.poll import POLL, Watch
 from flows.remote.run_cache import Remote, check_remote, is_transferable
 from flows.remote.stage_request import REFUSED, StageRequest, versions
-from flows.repository.dvc_internals import open_repo, open_waiting
+from flows.repository.dvc_internals import open_repo
 from flows.repository.git import commit
 from flows.repository.refs import ORIGIN, forget_commits, has_origin, send_commit, sent_commits
 from flows.repository.retry import DeniedError, UnavailableError, with_retries
+from flows.repository.revision import Training
 from tasks.support.cli import InputError
 
 #: The flow that runs one stage. Each of its deployments has the name of its work pool.
@@ -79,14 +80,21 @@ class RemoteRun:
     """The part of a flow run that runs on other machines."""
 
     def __init__(
-        self, checkout: Path, pipeline: Pipeline, repository: Path, run: str, run_name: str, log: Log
+        self,
+        checkout: Path,
+        pipeline: Pipeline,
+        trainings: Mapping[str, Training],
+        repository: Path,
+        run: str,
+        log: Log,
     ) -> None:
-        """Create it. `checkout` is the flow's own, with its params committed."""
+        """Create it. `checkout` is the flow's own, with its params committed. It has the name of the run."""
         self.checkout, self.pipeline, self.repository = checkout, pipeline, repository
-        self._run_id, self._run_name, self._log = run, run_name, log
+        self._run_id, self._run_name, self._log = run, checkout.name, log
+        self._trainings, self._versions = trainings, versions()
         self._stopped = threading.Event()
         self._remote = Remote(checkout, log, self._stopped)
-        self._committing = threading.Lock()
+        self._committing, self._sent_last = threading.Lock(), ""
         self._watch = Watch()
         self._requested: set[UUID] = set()
 
@@ -101,8 +109,7 @@ class RemoteRun:
                 self._remote.push_inputs(stage, self.pipeline.upstream[stage])
             with clock("commit"):
                 state = self._send_lock(stage, log)
-            request = StageRequest(stage=stage, commit=state, run=UUID(self._run_id), versions=versions())
-            ended = self._run_on_worker(request, pool, clock, log)
+            ended = self._run_on_worker(self._request(stage, state), pool, clock, log)
             with clock("take"):
                 done = self._restore_result(ended, stage)
             return done._replace(note=f"{done.note}; here: {clock}")
@@ -111,14 +118,29 @@ class RemoteRun:
         except DeniedError as error:
             return StageRun(Outcome.FAILED, str(error))
 
+    def _request(self, stage: str, state: str) -> StageRequest:
+        training = self._trainings.get(stage.partition("@")[2])
+        threads = [each.threads for each in self._trainings.values()]
+        return StageRequest(
+            stage=stage,
+            upstream=tuple(sorted(self.pipeline.upstream[stage])),
+            commit=state,
+            run=UUID(self._run_id),
+            threads=max(threads, default=0) if all(threads) else 0,
+            processes=training.processes if training else 1,
+            versions=self._versions,
+        )
+
     def _send_lock(self, stage: str, log: Log) -> str:
         """Commit dvc.lock, which records the stage's inputs, and push the commit for workers."""
 
         def send() -> str:
             with self._committing:
-                with open_waiting(self.checkout) as repo, repo.lock:
+                with self._remote.locked():
                     made = commit(self.checkout, f"Inputs of {stage}", "dvc.lock")
-                send_commit(self.checkout, self._run_id, made)
+                if made != self._sent_last:  # the stages that start together have the same inputs
+                    send_commit(self.checkout, self._run_id, made)
+                self._sent_last = made
             return made
 
         return with_retries("origin", send, log, self._stopped)

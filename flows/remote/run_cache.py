@@ -11,7 +11,7 @@ data. An entry that another machine has pushed first is kept, so that all machin
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from flows.engine.runner import Log
 from flows.remote.checkpoints import CHECKPOINTS, Checkpoints
 from flows.repository.dvc_internals import (
     DVC_LOCK,
+    Project,
     cached_entries,
     entries,
     entry_folder,
@@ -49,7 +50,7 @@ class Remote:
 
     def __init__(self, checkout: Path, log: Log, stopped: threading.Event | None = None) -> None:
         """Create it. Once `stopped` is set, no operation starts any more."""
-        self._checkout, self._log = checkout, log
+        self._project, self._log = Project(checkout), log
         self._stopped = stopped or threading.Event()
         self._pushed: set[str] = set()
         self._keys: dict[str, str] = {}
@@ -64,8 +65,14 @@ class Remote:
         with DVC_LOCK:
             if self._stopped.is_set():
                 raise UnavailableError("stopped")
-            with open_repo(self._checkout) as repo:
+            with self._project.open() as repo:
                 yield repo
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold DVC's lock on the checkout, so that no process changes dvc.lock."""
+        with self._repo() as repo, repo.lock:
+            yield
 
     def wait_for_end(self) -> None:
         """Wait until the operations of other threads have ended. None starts after a stop."""
@@ -97,7 +104,7 @@ class Remote:
     def _restore(self, name: str) -> tuple[list[str], bool]:
         """Return the entries that the remote has, and whether the result is restored."""
         with self._repo() as repo, repo.lock:
-            stage = repo.stage.load_one(name=name)
+            stage = self._project.stage(name)
             if restore_stage(stage):
                 return [], True
             key = self._keys[name] = stage_key(stage)
@@ -120,7 +127,7 @@ class Remote:
         def push() -> None:
             if missing := upstream - self._pushed:
                 with self._repo() as repo:
-                    push_outputs(repo, [each for each in repo.index.stages if each.addressing in missing])
+                    push_outputs(repo, [self._project.stage(each) for each in sorted(missing)])
                 self._pushed.update(missing)
 
         self.with_retries(f"uploading the inputs of {name} to the DVC remote", push)
@@ -129,12 +136,13 @@ class Remote:
         """Record that the remote has the outputs of a stage."""
         self._pushed.add(name)
 
-    def pull_inputs(self, name: str) -> None:
-        """Get the outputs of other stages that the stage reads: from this machine's cache, or the remote."""
+    def pull_inputs(self, name: str, upstream: Iterable[str]) -> None:
+        """Get what the stage reads of the outputs of `upstream`: from this machine's cache, or the remote."""
 
         def pull() -> None:
             with self._repo() as repo, repo.lock:
-                pull_parts(repo, inputs_of(repo, repo.stage.load_one(name=name)))
+                others = [self._project.stage(each) for each in upstream]
+                pull_parts(repo, inputs_of(self._project.stage(name), others))
 
         self.with_retries(f"downloading the inputs of {name} from the DVC remote", pull)
 
@@ -146,7 +154,7 @@ class Remote:
 
         def push() -> None:
             with self._repo() as repo:
-                stage = repo.stage.load_one(name=name)
+                stage = self._project.stage(name)
                 key, value = stage_key(stage), stage_value(stage)
                 files, root = remote_files(repo)
                 there = files.join(root, *entry_folder(key))

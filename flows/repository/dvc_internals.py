@@ -3,16 +3,18 @@
 DVC may change these in any version. The tests of this module show what has changed.
 """
 
+import fcntl
 import os
 import re
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, chdir, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from configobj import ConfigObj
 from dvc.config import Config, NoRemoteError, _pack_named, merge
+from dvc.dvcfile import PROJECT_FILE, ProjectFile
 from dvc.exceptions import CollectCacheError, DvcException
 from dvc.lock import LockError
 from dvc.output import Output
@@ -20,11 +22,14 @@ from dvc.repo import Repo
 from dvc.repo.reproduce import plan_repro
 from dvc.stage import PipelineStage
 from dvc.stage.cache import RunCacheNotFoundError, _get_cache_hash, _get_stage_hash
+from dvc.stage.loader import StageLoader
 from dvc.stage.serialize import to_lockfile, to_single_stage_lockfile
-from dvc.utils.serialize import dumps_yaml, load_yaml
+from dvc.utils.serialize import load_yaml
 from dvc_data.hashfile.hash_info import HashInfo
 
+from flows.repository.lock_text import read_entry, write_entry
 from tasks.support.cli import InputError
+from tasks.support.locks import lock_file
 
 #: The file name of an entry in the run cache.
 ENTRY = re.compile("[0-9a-f]{64}")
@@ -43,6 +48,56 @@ def open_repo(folder: Path) -> Iterator[Repo]:
 def open_waiting(folder: Path) -> Repo:
     """Open DVC's API. It waits for DVC's lock while another process holds it."""
     return Repo(str(folder), _wait_for_lock=True)
+
+
+class Project:
+    """A checkout in which dvc.yaml and params.yaml do not change, opened with DVC's API for many operations.
+
+    DVC itself reads dvc.yaml, params.yaml and all of dvc.lock for each stage, and connects to the remote for
+    each operation.
+
+    with project.open() as repo:
+        stage = project.stage("train@report2-seed0")
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._repo: Repo | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[Repo]:
+        """Open it, in one thread at a time. Waits for DVC's lock while another process holds it."""
+        with DVC_LOCK, chdir(self._folder):
+            repo = self._repo or self._first_opened()
+            self._repo = None  # after an error, nothing is reused: it may be the connection's
+            with repo:
+                yield repo
+            self._repo = repo
+
+    def _first_opened(self) -> Repo:
+        repo = open_waiting(self._folder)
+        self._file = ProjectFile(repo, PROJECT_FILE)
+        _connect_once(repo)
+        return repo
+
+    def stage(self, name: str) -> PipelineStage:
+        """Return a stage as dvc.yaml and dvc.lock have it now. Call it while the project is open."""
+        locked = {"stages": {name: entry}} if (entry := read_entry(self._folder, name)) else {}
+        stage: PipelineStage = StageLoader(self._file, self._file.contents, locked)[name]
+        return stage
+
+
+def _connect_once(repo: Repo) -> None:
+    """Have all operations share one connection to each remote."""
+    find, known = repo.cloud.get_remote, dict[str, Any]()
+
+    def get_remote(*args: Any, **options: Any) -> Any:
+        remote = find(*args, **options)
+        remote.fs = known.setdefault(remote.name, remote.fs)
+        remote.fs.fs.invalidate_cache()  # other machines may have pushed in between
+        return remote
+
+    repo.cloud.get_remote = get_remote
 
 
 def stages_in_order(repo: Repo) -> dict[PipelineStage, set[PipelineStage]]:
@@ -109,9 +164,9 @@ class Part(NamedTuple):
     path: str
 
 
-def inputs_of(repo: Repo, stage: PipelineStage) -> list[Part]:
+def inputs_of(stage: PipelineStage, others: Iterable[PipelineStage]) -> list[Part]:
     """Return the outputs of other stages, or the parts of them, that a stage reads."""
-    outs = [(out, Path(out.fs_path)) for out in repo.index.outs]
+    outs = [(out, Path(out.fs_path)) for other in others for out in other.outs]
     parts: dict[str, Part] = {}
     for path in (Path(dep.fs_path) for dep in stage.deps):
         for out, place in outs:
@@ -140,10 +195,24 @@ def _pull(repo: Repo, hashes: set[HashInfo]) -> None:
     def missing() -> set[HashInfo]:
         return {one for one in hashes if not repo.cache.local.exists(one.value)}
 
-    if wanted := missing():
-        repo.cloud.pull(wanted)
+    if not missing():
+        return
+    with _only_download(repo):  # stages that start together on a machine need the same data
+        if wanted := missing():
+            repo.cloud.pull(wanted)
         if missing():  # DVC only logs this
             raise ConnectionError("some of the data could not be downloaded")
+
+
+@contextmanager
+def _only_download(repo: Repo) -> Iterator[None]:
+    """Wait until no other process that uses the same DVC cache downloads inputs."""
+    path = Path(repo.cache.local_cache_dir) / "downloading.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as lock:
+        with suppress(InputError):  # a file system without locks
+            lock_file(lock, fcntl.LOCK_EX)
+        yield
 
 
 def cached_file(repo: Repo, hash_info: HashInfo) -> Path:
@@ -239,11 +308,6 @@ def get_file(files: Any, path: str, to: Path) -> None:
     beside.replace(to)
 
 
-# --- dvc.lock -----------------------------------------------------------------------------------------------
-
-LOCK = "dvc.lock"
-
-
 def restore_stage(stage: PipelineStage, pull: bool = False) -> bool:
     """Bring a stage up to date as `dvc repro` does, but without running its command.
 
@@ -258,28 +322,5 @@ def restore_stage(stage: PipelineStage, pull: bool = False) -> bool:
         return False
     stage.save()
     stage.commit()
-    _write_lock(stage)
+    write_entry(Path(stage.repo.root_dir), stage.name, to_lockfile(stage)[stage.name])
     return True
-
-
-def _write_lock(stage: PipelineStage) -> None:
-    """Write the stage's entry to dvc.lock.
-
-    DVC itself would parse and print the whole file, with a slow parser: it takes six seconds for a hundred
-    experiments. An entry is the line with the stage's name and the indented lines below it.
-    """
-    lock = Path(stage.repo.root_dir) / LOCK
-    text = dumps_yaml({"schema": "2.0", "stages": to_lockfile(stage)})
-    if lock.exists():
-        before = lock.read_text(encoding="utf-8")
-        name, _, entry = text.partition("stages:\n")[2].partition("\n")
-        place = re.compile(rf"^{re.escape(name)}\n(?:(?:    .*)?\n)*", re.MULTILINE)
-        sections = re.findall(r"^\w.*", before, re.MULTILINE)
-        if not (before.endswith("\n") and sections[-1:] == ["stages:"]):
-            stage.dump(update_pipeline=False)
-            return
-        new = f"{name}\n{entry}"
-        text = place.sub(lambda _: new, before) if place.search(before) else before + new
-    beside = lock.with_name(f".{LOCK}.partial")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(lock)

@@ -18,7 +18,8 @@ from dvc.stage import PipelineStage
 from dvc.utils.serialize import load_yaml
 from dvc_data.hashfile.hash_info import HashInfo
 
-from flows.repository.dvc_internals import LOCK, Part, cached_file, check_out, fetch
+from flows.repository.dvc_internals import Part, cached_file, check_out, fetch
+from flows.repository.lock_text import LOCK
 from flows.repository.retry import one_line
 from tasks.support.cli import InputError
 from tasks.support.cpus import available_cores

@@ -6,7 +6,7 @@ not branches, so that `git fetch` and `git branch` do not show them to anybody.
 
 from pathlib import Path
 
-from flows.repository.git import git
+from flows.repository.git import GitError, git
 
 #: Prefix of the refs of commits that a run's stages on other machines start from.
 RUN_REFS = "refs/retrain/"
@@ -30,10 +30,14 @@ def fetch_commit(repository: Path, run: str, commit: str) -> bool:
     No local ref is created: git keeps the commits that worktrees have checked out.
     """
     ref = f"{RUN_REFS}{run}/{commit}"
-    if not refs_at_origin(repository, ref).startswith(commit):
-        return False
     fetch = ("fetch", "--quiet", "--no-write-fetch-head", "--no-tags")
-    git(repository, *fetch, ORIGIN, ref, timeout=ORIGIN_TIMEOUT)
+    try:
+        git(repository, *fetch, ORIGIN, ref, timeout=ORIGIN_TIMEOUT)
+        git(repository, "cat-file", "-e", commit)  # the ref may be one of another commit
+    except GitError:
+        if refs_at_origin(repository, ref).startswith(commit):
+            raise
+        return False
     return True
 
 

@@ -5,10 +5,12 @@ requires a password. The connection from the hosts to S3 can be cut.
 """
 
 import os
+import re
 import signal
 import subprocess
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -29,6 +31,12 @@ from tests.s3 import S3Server
 
 #: User name and password of the Prefect server.
 AUTH = "somebody:the-servers-own-secret"
+
+
+#: A request in the Prefect server's log.
+REQUEST = re.compile(r'"(GET|POST|PUT|PATCH|DELETE|WebSocket) /api(/[^ ?"]*)')
+
+UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 class Program:
@@ -171,6 +179,11 @@ class Cluster:
         refs = Repository(self.origin).run("git", "for-each-ref", "--format=%(refname) %(objectname)")
         return dict(line.split() for line in refs.splitlines())
 
+    def requests(self) -> Counter[str]:
+        """Return how often each request has reached the Prefect server, such as `PATCH /artifacts/ID`."""
+        text = UUID.sub("ID", self.server.output.read_text(errors="replace"))
+        return Counter(f"{method} {path}" for method, path in REQUEST.findall(text))
+
     def objects(self, under: str = "") -> list[str]:
         """Return the paths on the DVC remote, relative to its root, or only those below one folder."""
         root = f"{self.bucket}/project"
@@ -210,6 +223,7 @@ def _server(folder: Path) -> Iterator[tuple[PrefectServer, Database]]:
             folder / "server",
             PREFECT_SERVER_DATABASE_CONNECTION_URL=database.url,
             PREFECT_SERVER_API_AUTH_STRING=AUTH,
+            PREFECT_SERVER_LOGGING_LEVEL="INFO",  # with a line for each request
             **PERSISTENT_LEASES,
             **ON_POSTGRESQL,
         )

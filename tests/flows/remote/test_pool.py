@@ -6,6 +6,7 @@ The tests of a class build on each other.
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import httpx
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
+from flows.engine.pipeline import Pipeline
 from flows.remote.checkpoints import CHECKPOINTS
-from flows.remote.pool import pool_of
+from flows.remote.pool import RemoteRun, pool_of
 from flows.remote.stage_request import StageRequest, versions
+from flows.repository.revision import Training
 from flows.stage import RefusedError, _check_versions
 from tests.flows.cluster import AUTH, Cluster, Host, Program
 from tests.helpers import Repository, eventually, with_cache_of
@@ -63,8 +66,36 @@ def test_a_stage_is_refused_if_versions_differ() -> None:
 def test_a_request_of_a_run_with_newer_code_is_refused_and_no_error() -> None:
     newer = {"stage": TRAIN, "commit": "0" * 40, "run": "6a4b8b3e-55a4-4a3e-9a37-9a1c2a1f0c57", "limit": 3}
     request = StageRequest.model_validate(newer | {"versions": versions() | {"protocol": "999"}})
-    with pytest.raises(RefusedError, match=r"protocol 1, not 999; `git pull` on the older machine"):
+    with pytest.raises(RefusedError, match=r"protocol 2, not 999; `git pull` on the older machine"):
         _check_versions(request.versions)
+
+
+@pytest.mark.parametrize(("all_threads", "most"), [((2, 4), 4), ((2, 0), 0), ((0, 0), 0)])
+def test_a_request_says_what_the_stage_reads_and_which_slot_it_needs(
+    tmp_path: Path, all_threads: tuple[int, int], most: int
+) -> None:
+    size: dict[str, Any] = {
+        "experiment": "x",
+        "epochs": 1,
+        "image_size": 32,
+        "width": 4,
+        "train_classes": ("COVID-19",),
+    }
+    trainings = {
+        f"x-seed{number}": Training(**size, threads=threads, processes=number + 1)
+        for number, threads in enumerate(all_threads)
+    }
+    upstream = {
+        "train@x-seed1": {"plan", "audit"},
+        "evaluate@x-seed1": {"train@x-seed1"},
+        "report": set[str](),
+    }
+    run = "6a4b8b3e-55a4-4a3e-9a37-9a1c2a1f0c57"
+    remote_run = RemoteRun(tmp_path, Pipeline(upstream, [], frozenset()), trainings, tmp_path, run, print)
+    asked = {stage: remote_run._request(stage, "0" * 40) for stage in upstream}
+    assert [one.upstream for one in asked.values()] == [("audit", "plan"), ("train@x-seed1",), ()]
+    assert [one.processes for one in asked.values()] == [2, 2, 1]
+    assert {one.threads for one in asked.values()} == {most}
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +156,7 @@ class TestInOrder:
     ) -> None:
         with_cache_of(finished_repository, parent.repository, "train", "evaluate", "compare", "report")
         everything = ("--pool", "train@*=gpu", "--pool", "evaluate@*=gpu", "--pool", "report=gpu")
+        before = cluster.requests()
         output = parent.retrain("--name", "spread", *everything).finish(400)
         assert "report runs on this machine: DVC cannot transfer its outputs" in output
         trainings = ("train@report1_bce-seed0", "train@report1_bce_iou-seed0")
@@ -136,6 +168,7 @@ class TestInOrder:
         assert cluster.refs().keys() == {"refs/heads/main"}
         assert cluster.objects(CHECKPOINTS) == []
         assert len(cluster.objects("runs")) == 4  # entries of its own stages only
+        assert_stages_cost_few_requests(cluster.requests() - before, 4)
 
         alone = finished_repository  # by `dvc repro`
         assert lock(parent.repository, "spread") == alone.read("dvc.lock")
@@ -223,6 +256,24 @@ class TestInOrder:
         assert ended.state and ended.state_name == "Interrupted"
         assert "origin no longer has commit 0000000000" in (ended.state.message or "")
         assert not (tmp_path / "made").exists()
+
+
+#: Requests whose number depends on the time that a run takes.
+REPEATED = ("/filter", "/logs/", "/artifacts/ID", "/heartbeat", "/get_scheduled_flow_runs")
+
+
+def assert_stages_cost_few_requests(requests: Counter[str], stages: int) -> None:
+    """Check the requests of a run that do not become more with the time that it takes."""
+    each = {
+        request: number / stages
+        for request, number in requests.items()
+        if not request.endswith(
+            ("/filter", "/logs/", "/artifacts/ID", "/heartbeat", "/get_scheduled_flow_runs")
+        )
+    }
+    assert each["POST /deployments/ID/create_flow_run"] == 1
+    assert each["POST /flow_runs/ID/set_state"] <= 6, each
+    assert sum(each.values()) <= 45, each
 
 
 def silence(cluster: Cluster, seconds: float) -> None:

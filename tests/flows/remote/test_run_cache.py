@@ -1,8 +1,10 @@
 """Deletions on a DVC remote that others use too."""
 
+import fcntl
 import json
 import os
 import shutil
+import threading
 import time
 from contextlib import chdir
 from pathlib import Path
@@ -147,7 +149,7 @@ def read(repository: Path) -> str:
 
 def test_inputs_that_the_cache_has_need_no_remote(reader: Path, tmp_path: Path) -> None:
     (tmp_path / "store").rename(tmp_path / "away")
-    Remote(reader, print).pull_inputs("use")
+    Remote(reader, print).pull_inputs("use", ["make"])
     assert read(reader) == (reader / "e").read_text()
 
 
@@ -158,7 +160,24 @@ def test_inputs_that_are_nowhere_are_reported(
     for place in (reader / ".dvc/cache/files", tmp_path / "store/files"):
         shutil.rmtree(place)
     with pytest.raises(UnavailableError, match=r"^downloading the inputs of use .*could not be downloaded"):
-        Remote(reader, print).pull_inputs("use")
+        Remote(reader, print).pull_inputs("use", ["make"])
+
+
+def test_stages_of_one_machine_download_the_same_inputs_once(reader: Path, tmp_path: Path) -> None:
+    cache = reader / ".dvc/cache"
+    (cache / "files").rename(tmp_path / "files")
+    with (cache / "downloading.lock").open("wb") as lock:  # of another stage
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        remote = Remote(reader, print)
+        pulling = threading.Thread(target=remote.pull_inputs, args=("use", ["make"]))
+        pulling.start()
+        pulling.join(1)
+        assert pulling.is_alive()
+        (tmp_path / "files").rename(cache / "files")
+        (tmp_path / "store").rename(tmp_path / "away")
+    pulling.join(60)
+    assert not pulling.is_alive()
+    assert read(reader) == (reader / "e").read_text()
 
 
 @pytest.mark.parametrize("lost", ["everything", "a file", "a folder's list", "a file of a folder"])
@@ -178,5 +197,5 @@ def test_inputs_that_the_cache_lacks_are_downloaded(reader: Path, lost: str) -> 
             )
             gone = names[str(reader / "b")] if lost == "a file" else listed[0]["md5"]
             (cache / gone[:2] / gone[2:]).unlink()
-    Remote(reader, print).pull_inputs("use")
+    Remote(reader, print).pull_inputs("use", ["make"])
     assert read(reader) == (reader / "e").read_text()

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from dvc.config import merge
+from dvc.utils import strictyaml
 
 from flows.repository.dvc_internals import (
+    Project,
     cached_entries,
     cached_file,
     check_out,
@@ -190,6 +192,56 @@ def test_the_remote_has_the_layout_of_dvc_push(repository: Repository, tmp_path:
                 path.unlink()
     with open_repo(repository.folder) as repo:
         assert is_data_missing(repo, repo.stage.load_one(name="second"), entry)
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The YAML files that DVC has read so far."""
+    names: list[str] = []
+
+    def load(path: str, *args: Any, **options: Any) -> Any:
+        names.append(Path(path).name)
+        return strictyaml_load(path, *args, **options)
+
+    strictyaml_load = strictyaml.load
+    monkeypatch.setattr(strictyaml, "load", load)
+    return names
+
+
+def test_a_project_reads_dvc_yaml_once_and_never_all_of_dvc_lock(
+    repository: Repository, loaded: list[str]
+) -> None:
+    project = Project(repository.folder)
+    for name in ("first", "second", "second"):
+        with project.open() as repo, repo.lock:
+            assert restore_stage(project.stage(name))
+    assert loaded == ["dvc.yaml"]
+
+    # What other processes write to dvc.lock is seen.
+    (repository.folder / "seed.txt").write_text("another")
+    repository.run("dvc", "repro")
+    with project.open() as repo, repo.lock:
+        assert not project.stage("second").changed()
+    (repository.folder / "dvc.lock").unlink()
+    with project.open() as repo, repo.lock:
+        assert project.stage("second").changed()
+    assert loaded == ["dvc.yaml"]
+
+
+def test_a_project_connects_to_the_remote_once_until_an_error(repository: Repository) -> None:
+    project, connections = Project(repository.folder), list[Any]()
+
+    def connect() -> None:
+        with project.open() as repo:
+            connections.extend([remote_files(repo)[0], remote_files(repo)[0]])
+
+    connect()
+    connect()
+    assert len(set(map(id, connections))) == 1
+    with pytest.raises(ConnectionError), project.open():
+        raise ConnectionError
+    connect()
+    assert len(set(map(id, connections))) == 2
 
 
 #: Holds DVC's lock for a second.
