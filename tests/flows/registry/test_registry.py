@@ -31,7 +31,7 @@ def test_promotions_and_rollbacks_are_read_by_gto_too(repository: Repository) ->
     assert rollback(folder, "tiny", "misses lungs", BY).version == "v1.1.0"
     assert "v1.1.0" in repository.run("gto", "show", "tiny#champion")
     assert rollback(folder, "tiny", "this too", BY).version == "v1.0.0"
-    with pytest.raises(InputError, match="no champion before"):
+    with pytest.raises(InputError, match="there is no earlier champion"):
         rollback(folder, "tiny", "and this", BY)
     assert promote(folder, "tiny@v1.1.0", "tiny", "repaired scanner", BY).version == "v1.1.0"
     found = [(c.version, c.action, c.reason, c.verdict, c.by) for c in history(folder, "tiny")]

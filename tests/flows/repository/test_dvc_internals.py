@@ -114,7 +114,7 @@ def folders(tmp_path: Path) -> Repository:
 
 def test_the_inputs_of_a_stage_are_outputs_or_parts_of_them(folders: Repository) -> None:
     with open_repo(folders.folder) as repo:
-        parts = inputs_of(repo, repo.stage.load_one(name="read"))
+        parts = inputs_of(repo.stage.load_one(name="read"), repo.index.stages)
         found = [(part.out.def_path, Path(part.path).relative_to(folders.folder)) for part in parts]
     assert found == [("all/below", Path("all/below")), ("made", Path("made/a.txt"))]
 
@@ -125,14 +125,14 @@ def test_a_part_of_an_output_is_pulled_without_the_rest(folders: Repository, tmp
     for path in (".dvc/cache", "made", "all"):
         shutil.rmtree(folders.folder / path)
     with open_repo(folders.folder) as repo:
-        pull_parts(repo, inputs_of(repo, repo.stage.load_one(name="read")))
+        pull_parts(repo, inputs_of(repo.stage.load_one(name="read"), repo.index.stages))
     assert (folders.read("made/a.txt"), folders.read("all/below")) == ("made/a.txt", "all/below")
     assert [path.name for path in (folders.folder / "made").iterdir()] == ["a.txt"]
 
     for path in (folders.folder / ".dvc" / "cache", tmp_path / "beside"):
         shutil.rmtree(path)
     with open_repo(folders.folder) as repo, pytest.raises(ConnectionError, match="downloaded"):
-        pull_parts(repo, inputs_of(repo, repo.stage.load_one(name="read")))
+        pull_parts(repo, inputs_of(repo.stage.load_one(name="read"), repo.index.stages))
 
 
 def test_data_that_this_machine_lacks_is_not_said_to_be_uploaded(folders: Repository) -> None:
@@ -151,7 +151,11 @@ def test_data_is_fetched_to_its_place_in_the_cache_and_checked_out(
     shutil.rmtree(folders.folder / ".dvc" / "cache")
     (folders.folder / "all" / "below").unlink()
     with open_repo(folders.folder) as repo:
-        parts = [part for part in inputs_of(repo, repo.stage.load_one(name="read")) if "all" in part.path]
+        parts = [
+            part
+            for part in inputs_of(repo.stage.load_one(name="read"), repo.index.stages)
+            if "all" in part.path
+        ]
         (wanted,) = {part.out.hash_info for part in parts}
         place = cached_file(repo, wanted)
         assert not place.exists()
