@@ -301,7 +301,7 @@ class TestFaults:
     ) -> None:
         silence(cluster, 40)
         before = saved(cluster)  # by cancelled runs, which might be resumed
-        run = self.run(parent, "power", "--set", "epochs=400")
+        run = self.run(parent, "power", "--set", "epochs=1500")
         eventually("a checkpoint is on the remote", lambda: saved(cluster) - before)
         trained = parent.repository.folder / "runs" / ".checkouts" / "power" / "artifacts" / "train"
         history = trained / "report1_bce-seed7" / "history.csv"
@@ -346,7 +346,7 @@ class TestFaults:
         time.sleep(60 if away == "S3" else 20)
         come_back()
         run.finish(400)
-        assert f"on {trains.name}" in where(cluster, name)
+        assert f"on {trains.name}" in where(cluster, name, "train@report1_bce-seed7")
 
     @pytest.mark.soak
     def test_workers_that_cannot_run_a_stage_refuse_it_or_end(
