@@ -292,6 +292,8 @@ def silence(cluster: Cluster, seconds: float) -> None:
 class TestFaults:
     """Each test has its own run. The stages before training are in the DVC cache of the parent."""
 
+    TRAINING = "train@report1_bce-seed7"
+
     def run(self, parent: Host, name: str, *changes: str) -> Program:
         return parent.retrain("--name", name, "--set", "training.seed=7", *changes, *ONE, *ELSEWHERE)
 
@@ -346,7 +348,7 @@ class TestFaults:
         time.sleep(60 if away == "S3" else 20)
         come_back()
         run.finish(400)
-        assert f"on {trains.name}" in where(cluster, name, "train@report1_bce-seed7")
+        assert f"on {trains.name}" in where(cluster, name, self.TRAINING)
 
     @pytest.mark.soak
     def test_workers_that_cannot_run_a_stage_refuse_it_or_end(
@@ -378,7 +380,7 @@ class TestFaults:
         good = cluster.host("good")
         good.worker("gpu", limit=2)
         run.finish(400)
-        assert "on good" in where(cluster, "refused")
+        assert "on good" in where(cluster, "refused", self.TRAINING)
         assert_no_secret_is_in_any_log(cluster)
 
     def options(self, cluster: Cluster, name: str) -> list[str]:
