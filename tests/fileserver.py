@@ -8,8 +8,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
+from typing import TypeVar
+
+Server = TypeVar("Server", bound=HTTPServer)
 
 
 class FileServer(ThreadingHTTPServer):
@@ -111,8 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def file_server() -> Iterator[FileServer]:
-    with FileServer() as server:
+def serving(server: Server) -> Iterator[Server]:
+    """Serve requests in a thread, and close the server at the end."""
+    with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
@@ -120,3 +124,9 @@ def file_server() -> Iterator[FileServer]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def file_server() -> Iterator[FileServer]:
+    with serving(FileServer()) as server:
+        yield server

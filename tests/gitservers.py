@@ -6,7 +6,6 @@ import os
 import shutil
 import ssl
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from flows.repository.git import environment
+from tests.fileserver import serving
 from tests.helpers import eventually, free_ports
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -100,14 +100,8 @@ def make_certificate(path: Path) -> None:
 def https_server(folder: Path, certificate: Path) -> Iterator[HttpsServer]:
     """Serve the repositories below a folder."""
     make_certificate(certificate)
-    with HttpsServer(folder, certificate) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(HttpsServer(folder, certificate)) as server:
+        yield server
 
 
 def make_key(path: Path) -> None:

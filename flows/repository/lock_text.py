@@ -11,6 +11,8 @@ from typing import Any
 
 from dvc.utils.serialize import dumps_yaml, load_yaml, loads_yaml, modify_yaml
 
+from tasks.common.files import replacing
+
 LOCK = "dvc.lock"
 
 HEAD = "schema: '2.0'\nstages:\n"
@@ -71,6 +73,5 @@ def _write(folder: Path, entries: Mapping[str, str]) -> None:
     if not entries:  # DVC wants a file with entries, or none
         (folder / LOCK).unlink(missing_ok=True)
         return
-    beside = folder / f".{LOCK}.partial"
-    beside.write_text(_joined(entries), encoding="utf-8")
-    beside.replace(folder / LOCK)
+    with replacing(folder / LOCK) as beside:
+        beside.write_text(_joined(entries), encoding="utf-8")

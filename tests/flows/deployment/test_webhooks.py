@@ -1,7 +1,6 @@
 """The automation on a verdict, on a real Prefect server that calls a real webhook."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +12,7 @@ from prefect.blocks.webhook import Webhook
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.deployment.events import report_verdict
+from tests.fileserver import serving
 from tests.flows.server import User
 from tests.helpers import ROOT, Repository, eventually
 
@@ -42,12 +42,8 @@ class Called(BaseHTTPRequestHandler):
 def chat() -> Iterator[tuple[str, list[tuple[str, str | None, str]]]]:
     """Its address, and what it has received."""
     handler = type("Handler", (Called,), {"messages": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
         yield f"http://127.0.0.1:{server.server_port}/hooks/42", handler.messages
-        server.shutdown()
-        thread.join()
 
 
 @flow
