@@ -1,4 +1,4 @@
-"""Measure the cost of the dataset stages at 1 %, 10 % and 100 % of 33,920 images, and how it grows.
+"""Measure the cost of the dataset stages at 1%, 10% and 100% of 33,920 images, and how it grows.
 
     python benchmarks/dataset.py [--sizes 339,3392,33920] [--s3 | --remote URL] [--json FILE]
 

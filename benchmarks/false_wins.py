@@ -9,7 +9,7 @@ difference excludes zero: in any pair of equal networks (a false win), or in the
 - simultaneous: tasks.scoring.intervals.differences, over all pairs, images and trainings.
 
 A score is the sum of a part that all networks share, of the network's own mean, and of noise with a standard
-deviation of 0.05. The rates of 200 trials vary by about 1.5 points (standard error of a rate of 5 %). Takes
+deviation of 0.05. The rates of 200 trials vary by about 1.5 points (standard error of a rate of 5%). Takes
 half a minute on one core.
 """
 
@@ -98,7 +98,7 @@ def rate(situation: Situation, judge: Judge, trials: int) -> float:
 
 
 def table(trials: int) -> Iterator[str]:
-    headings = {"false wins in any pair (nominal: 5 %)": [*EQUAL, *RECIPES], "real difference found": REAL}
+    headings = {"false wins in any pair (nominal: 5%)": [*EQUAL, *RECIPES], "real difference found": REAL}
     for heading, situations in headings.items():
         yield f"{heading:54} {'unadjusted':>10} {'simultaneous':>12}"
         for situation in situations:

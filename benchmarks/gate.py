@@ -7,12 +7,12 @@ split of COVID-QU-Ex has: 466 COVID-19, 233 Non-COVID and 233 Normal. They pass 
 with the limits of params.yaml. Parity and audit are not drawn.
 
 The networks differ as two trainings of `combined` in docs/results.md do. On COVID-19 images the champion has
-a mean Dice of 0.69: it leaves 12 % of the images unmarked, and has 0.79 on the others. On 6 % of the images
+a mean Dice of 0.69: it leaves 12% of the images unmarked, and has 0.79 on the others. On 6% of the images
 only one of the two networks marks anything. On images that both mark, the standard deviation of the
-difference in Dice is 0.08. The champion marks 8 % of the Non-COVID and 2 % of the Normal images; 6.3 % and
-2.3 % are marked by only one of the two. The table also has networks that are half and twice as different.
+difference in Dice is 0.08. The champion marks 8% of the Non-COVID and 2% of the Normal images; 6.3% and
+2.3% are marked by only one of the two. The table also has networks that are half and twice as different.
 
-A rate of 5 % has a standard error of 0.7 points after 1,000 trials. A trial takes 0.04 s on one core, the
+A rate of 5% has a standard error of 0.7 points after 1,000 trials. A trial takes 0.04 s on one core, the
 whole table 15 minutes.
 """
 

@@ -28,7 +28,7 @@ whose targets are the marked share of each pixel.
 The clock starts before the first batch of the first step, when all images lie decoded at 128x128 in memory
 (in nnU-Net's files, for nnU-Net). It stands still during validation. A contestant validates after the first
 step that ends a tenth of its time so far after the last validation, but at least --every / 5 and at most
---every seconds after it: by default 2 to 10. So a result is late by up to 10 %, or 2 s, and a step. A run
+--every seconds after it: by default 2 to 10. So a result is late by up to 10%, or 2 s, and a step. A run
 ends at the target, after --limit seconds of training, or, for ours, with its last epoch. Masks are predicted
 in each contestant's own precision; the table has the seconds of all validations of a run.
 

@@ -28,7 +28,7 @@ process and its workers, or what torch allocated on CUDA); the share of the rate
 contestant's number format, that forward and backward passes reach (MFU); then the loss curves, and the
 validation Dice at the network's size. FlopCounterMode counts the multiply-adds of the trained network. The
 matrix rate of each format is measured once, for about a second, after the epochs, with the contestant's
-number of threads. A share above 100 % is reported as a measurement error and omitted.
+number of threads. A share above 100% is reported as a measurement error and omitted.
 
 --table: our engine only, over number format, memory layout, torch.compile and batch size. The first values of
 the lists come first, then each change by itself, then several together.

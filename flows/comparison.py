@@ -32,7 +32,7 @@ TEST_IMAGES = ("covid", "all", "controls", "non_covid", "normal")
 
 NOTE = """\
 The verdict compares the Val images one by one, by the score that `selection` names. It is *better* or
-*worse* only if the 95 % interval of the difference excludes zero. Test IoU and Dice are means over the
+*worse* only if the 95% interval of the difference excludes zero. Test IoU and Dice are means over the
 COVID-19 images (over all images if there are none), with the base revision's in parentheses."""
 
 #: Said of a difference between two experiments with one seed each.
@@ -186,7 +186,7 @@ def as_rows(changes: Iterable[Change], base: str) -> list[dict[str, str]]:
             "Val score": change.selection,
             "this run": _number(change.verdict.challenger),
             base: _number(change.verdict.champion),
-            "difference (95 % interval)": _difference(change.verdict) or "–",
+            "difference (95% interval)": _difference(change.verdict) or "–",
             "verdict": _verdict_words(change.verdict),
         }
         | {
@@ -228,7 +228,7 @@ def as_lines(changes: Iterable[Change]) -> list[str]:
     changes = list(changes)
     lines = [_line(change) for change in changes]
     if any(change.verdict.difference and change.verdict.word != "same" for change in changes):
-        lines.append("In parentheses: 95 % interval of the difference from the base revision.")
+        lines.append("In parentheses: 95% interval of the difference from the base revision.")
     if any(_covers_only_images(change.verdict) for change in changes):
         lines.append(f"With one seed on both sides, {IMAGES_ONLY}.")
     return lines

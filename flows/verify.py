@@ -283,7 +283,7 @@ def judge(
         published: Its value in metrics.json, None for null.
         recomputed: The same.
         tolerance: Largest difference with which it holds: absolute, or relative to a score above 1.
-        interval: Its 95 % confidence interval, if it has one.
+        interval: Its 95% confidence interval, if it has one.
     """
     start = f"{name}: published {_number(published)}, recomputed {_number(recomputed)}"
     if published == recomputed:
@@ -298,7 +298,7 @@ def judge(
     if interval:
         low, high = interval
         where = "within" if low <= published <= high and low <= recomputed <= high else "outside"
-        context = f"; {where} its 95 % interval, {low:.4f} to {high:.4f}"
+        context = f"; {where} its 95% interval, {low:.4f} to {high:.4f}"
     return Judgement(
         name, holds, f"{start}: {'holds' if holds else 'does not hold'} ({agree}){context}", difference
     )

@@ -254,18 +254,18 @@ def find_faults(images: pd.DataFrame) -> Faults:
 
     faults = {
         "controls_with_infection": found(
-            ~covid & (infection > 0), "a control, but {:.3g} % of the image is marked as infection", infection
+            ~covid & (infection > 0), "a control, but {:.3g}% of the image is marked as infection", infection
         ),
         "covid_without_infection": found(
             covid & (infection == 0), "a COVID-19 image, but its infection mask is empty"
         ),
         "empty_lung_masks": found(lung == 0, "the lung mask is empty"),
         "infection_outside_lung": found(
-            outside > OUTSIDE, "{:.3g} % of the infection lies outside the lung", outside
+            outside > OUTSIDE, "{:.3g}% of the infection lies outside the lung", outside
         ),
         "unusual_lung_areas": found(
             (lung > 0) & ~lung.between(least, most),
-            "the lung mask covers {:.3g} % of the image; {:.3g} % to {:.3g} % is usual",
+            "the lung mask covers {:.3g}% of the image; {:.3g}% to {:.3g}% is usual",
             *(lung, least, most),
         ),
         "bright_lungs": found(

@@ -138,7 +138,7 @@ def test_predicting_is_timed_with_one_network_on_whole_images(pipeline: Pipeline
 def test_the_gate_passes_what_is_better_and_rarely_what_is_worse() -> None:
     promotion = Promotion()
     worse = [gate.rate(one, promotion, trials=15) for one in gate.worse(promotion)]
-    assert max(worse) <= 0.2  # at most 5 %, and the chance of 15 trials
+    assert max(worse) <= 0.2  # at most 5%, and the chance of 15 trials
     better = gate.Challenger("better", gain=0.08, apart=0.5)
     assert gate.rate(better, promotion, trials=15) > 0.8
 

@@ -28,7 +28,7 @@ def card(bundle: Bundle) -> str:
         "## Networks",
         "\n".join(line for step in bundle.steps for line in _step(step)),
         "## Scores on Test images",
-        f"{_of_what(bundle)}, with 95 % confidence intervals. They hold for images like these only.",
+        f"{_of_what(bundle)}, with 95% confidence intervals. They hold for images like these only.",
         "\n".join(_scores(bundle)),
         "## Limitations",
         "\n".join(f"- {sentence}" for sentence in bundle.limitations),

@@ -6,8 +6,8 @@ The statistic of a batch is the largest distance of all measures.
 
 The threshold is calibrated on Val by a bootstrap of both sides (Efron and Tibshirani 1993, An Introduction to
 the Bootstrap), because Val itself is a sample: a pseudo-Val of the same size and pseudo-batches are drawn
-from Val with replacement. For each pseudo-Val, 97 % of its batches stay below a distance; the threshold is
-the distance that suffices for 95 % of the pseudo-Vals. So at most 1 of 20 batches of images like Val exceed
+from Val with replacement. For each pseudo-Val, 97% of its batches stay below a distance; the threshold is
+the distance that suffices for 95% of the pseudo-Vals. So at most 1 of 20 batches of images like Val exceed
 it, unless Val happens to represent its source very badly. On phantoms, 1 of 100 batches did on average, and
 more than 1 of 20 for 1 of 40 small Vals.
 
@@ -26,7 +26,7 @@ from tasks.support.cli import InputError
 #: What is compared: `Fingerprint.measure` of thumbnails.
 COMPARED = tuple(MEASURES)[:4]
 
-#: Share of the batches of images like Val that exceed the threshold. At most 5 % may; the rest is a margin
+#: Share of the batches of images like Val that exceed the threshold. At most 5% may; the rest is a margin
 #: for the error of the calibration, which draws 400 batches.
 FALSE_ALARMS = 0.03
 

@@ -135,7 +135,7 @@ class TrainedOn(Model):
 
 
 class ScoreRecord(Model):
-    """A score on Test images: the mean over seeds, with a 95 % confidence interval where one is known."""
+    """A score on Test images: the mean over seeds, with a 95% confidence interval where one is known."""
 
     target: Target
     image_set: str

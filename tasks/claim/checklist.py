@@ -154,7 +154,7 @@ def _tables(document: Document) -> Iterator[str]:
     yield "## Table 3: scores"
     where = IMAGE_SET_WORDS[document.predicted[0].main.name]
     yield (
-        f"Means per image with 95 % confidence intervals, on the {where} unless the column says otherwise. "
+        f"Means per image with 95% confidence intervals, on the {where} unless the column says otherwise. "
         "Trivial predictors are below the experiments."
     )
     for section in document.predicted:

@@ -159,7 +159,7 @@ def sample_size(document: Document) -> Answer:
     row = section.main.row(section.choice.chosen)
     bounds = row.scores["iou"].interval
     width = (
-        f"; the 95 % interval of the IoU of {row.name} is {bounds.high - bounds.low:.3f} wide"
+        f"; the 95% interval of the IoU of {row.name} is {bounds.high - bounds.low:.3f} wide"
         if bounds
         else ""
     )

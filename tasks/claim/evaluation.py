@@ -53,7 +53,7 @@ def statistics(document: Document) -> Answer:
         else ""
     )
     return Answer(
-        f"Scores and differences have 95 % confidence intervals. {on_training_variation(document)} Images "
+        f"Scores and differences have 95% confidence intervals. {on_training_variation(document)} Images "
         "count as independent. Means: studentised bootstrap over images within classes (Hall 1988, doi "
         "10.1214/aos/1176350933). Shares of images: Wilson. Areas under ROC curves: DeLong. Differences: "
         "paired by image; significant if the interval excludes zero. The intervals of all pairs of one "

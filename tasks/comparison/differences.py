@@ -1,7 +1,7 @@
 """Paired differences: between experiments, from the trivial predictors, and by post-processing steps.
 
 A difference is computed image by image, with both sides on the same images. The intervals of a family, all
-pairs on one image set and metric, hold together: with 95 % confidence, all of them contain their true
+pairs on one image set and metric, hold together: with 95% confidence, all of them contain their true
 differences. A difference counts only if its interval excludes zero.
 """
 

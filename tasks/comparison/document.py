@@ -149,7 +149,7 @@ class ExperimentRecord(Model):
 
 
 class Bounds(Model):
-    """The bounds of a 95 % confidence interval."""
+    """The bounds of a 95% confidence interval."""
 
     low: float
     high: float
@@ -194,7 +194,7 @@ class Difference(Model):
 
 
 class Family(Model):
-    """All pairs of predictors on one metric, with simultaneous 95 % intervals."""
+    """All pairs of predictors on one metric, with simultaneous 95% intervals."""
 
     metric: str
     images: int

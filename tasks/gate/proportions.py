@@ -1,4 +1,4 @@
-"""The 95 % interval of a difference between two proportions on the same images."""
+"""The 95% interval of a difference between two proportions on the same images."""
 
 import math
 from collections.abc import Callable

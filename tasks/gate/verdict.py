@@ -30,7 +30,7 @@ class Finding(Model):
     """Challenger minus champion."""
     low: float | None = None
     high: float | None = None
-    """The bounds of its 95 % interval."""
+    """The bounds of its 95% interval."""
     bound: float | None = None
     """The rule's limit; see `limit`."""
     limit: Literal["low above", "high at most", "at most"] | None = None

@@ -9,7 +9,7 @@ from tasks.gate.verdict import Finding, Verdict
 
 #: The columns of numbers are aligned to the right.
 NUMBERS = range(2, 7)
-HEADINGS = ("rule", "images", "number", "champion", "challenger", "difference (95 % interval)", "limit", "")
+HEADINGS = ("rule", "images", "number", "champion", "challenger", "difference (95% interval)", "limit", "")
 RESULTS = {True: "passed", False: "FAILED", None: "undecided"}
 OUTCOMES = {
     "passed": "The challenger passed.",

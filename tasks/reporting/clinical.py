@@ -64,7 +64,7 @@ def _size_row(section: Section, name: str) -> Row:
 
 
 def _range(group: SizeGroup) -> str:
-    return f"{100 * group.least:.1f}–{100 * group.most:.1f} %"
+    return f"{100 * group.least:.1f}–{100 * group.most:.1f}%"
 
 
 def _cell(score: Score, show: Callable[[float | None], str] = formatted) -> Cell:

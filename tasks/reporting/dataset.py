@@ -185,8 +185,8 @@ def _on_masks(dataset: Dataset) -> str:
         (figures["empty_lung_masks"], "empty lung mask", "empty lung masks"),
         (
             figures["infection_outside_lung"],
-            "image with more than 1 % of its infection outside the lungs",
-            "images with more than 1 % of their infection outside the lungs",
+            "image with more than 1% of its infection outside the lungs",
+            "images with more than 1% of their infection outside the lungs",
         ),
     )
     if found:
@@ -197,7 +197,7 @@ def _on_masks(dataset: Dataset) -> str:
         return "The masks agree with the classes: all COVID-19 images and no controls have infection."
     return (
         "The masks agree with the classes: all COVID-19 images and no controls have infection. No lung mask "
-        "is empty, and at most 1 % of any infection lies outside the lungs."
+        "is empty, and at most 1% of any infection lies outside the lungs."
     )
 
 

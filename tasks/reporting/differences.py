@@ -250,7 +250,7 @@ def _on_row(dataset: str, found: ExternalTarget, row: ExternalRow) -> str:
         f"{with_span(row.test[FOREST])} on {row.test_images:,} Test images ({listed(row.test_classes)})"
     )
     if change.winner is None:
-        interval = f" (95 % CI {signed_span(change.interval)})" if change.interval else ""
+        interval = f" (95% CI {signed_span(change.interval)})" if change.interval else ""
         return f"{reached}: the difference, {signed(change.value)}{interval}, is not significant."
     verb, gain = ("gains", change) if change.winner == change.first else ("loses", change.reversed)
     return f"{reached}: it {verb} {with_span(Score(value=gain.value, interval=gain.interval))}."
@@ -345,7 +345,7 @@ def _from_val(value: Any) -> str:
 
 
 def _smallest(prediction: dict[str, Any]) -> str:
-    return f"components below {100 * prediction['min_area']:g} % of the image removed"
+    return f"components below {100 * prediction['min_area']:g}% of the image removed"
 
 
 def postprocessing(prediction: dict[str, Any]) -> list[str]:

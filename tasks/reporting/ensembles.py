@@ -169,7 +169,7 @@ def _sentences(of: Ensemble, found: EnsembleTarget) -> tuple[str, ...]:
     assert main.change
     change, span = _change(main.change)
     verdict = "" if main.change.winner else ", which is not significant"
-    interval = f" (95 % CI {span})" if span else ""
+    interval = f" (95% CI {span})" if span else ""
     return (f"{reached}: a difference of {change}{interval}{verdict}.", _on_rejection(found))
 
 
@@ -181,7 +181,7 @@ def _on_rejection(found: EnsembleTarget) -> str:
     worth = "helps" if of.ratio.interval and of.ratio.interval.low > 0 else "is not shown to help"
     return (
         f"{found.target.capitalize()}: disagreement {worth} to find bad masks. Without the "
-        f"{100 * (1 - KEPT):.0f} % of the Test images on which the networks disagree most, the mean of "
+        f"{100 * (1 - KEPT):.0f}% of the Test images on which the networks disagree most, the mean of "
         f"1 − Dice is {formatted(kept)} instead of {formatted(of.random)}. The rejection ratio is "
         f"{with_span(of.ratio)}; 1 is the best order of the images, 0 a random one."
     )

@@ -136,7 +136,7 @@ def _spread_words(spread: Spread) -> str:
     zeros = {0: "no image scores", 1: "1 image scores"}.get(spread.zeros, f"{spread.zeros} images score")
     return (
         f"Half of the images score between {spread.lower_quartile:.3f} and {spread.upper_quartile:.3f}; "
-        f"{100 * spread.share_below_half:.0f} % score below 0.5; {zeros} 0."
+        f"{100 * spread.share_below_half:.0f}% score below 0.5; {zeros} 0."
     )
 
 

@@ -41,7 +41,7 @@ def summarise(document: Document) -> str:
         lines += [*(f"- {sentence}" for sentence in on_ensembles(document)), ""]
     lines += [*(f"- {sentence}" for sentence in on_printed(document.consistency, document.published)), ""]
     lines += [
-        "Scores are means per image with 95 % confidence intervals, on the "
+        "Scores are means per image with 95% confidence intervals, on the "
         f"{IMAGE_SET_WORDS[document.predicted[0].main.name]} unless the column says otherwise. An image "
         "with an empty reference mask scores 1 if the prediction is empty too, else 0. "
         "“Beats” means that the interval of the difference excludes zero; the intervals of all pairs hold "

@@ -66,7 +66,7 @@ def formatted(value: float | None, decimals: int = 3) -> str:
 
 
 def percentage(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.1%}".replace("%", " %")
+    return "–" if value is None or math.isnan(value) else f"{value:.1%}"
 
 
 def signed(value: float) -> str:
@@ -83,8 +83,8 @@ def bounds_words(bounds: Bounds, show: Callable[[float | None], str] = formatted
 
 
 def span(interval: Bounds | None, show: Callable[[float | None], str] = formatted) -> str:
-    """The bounds of a score's interval, after "95 % CI"; empty without an interval."""
-    return f"95 % CI {bounds_words(interval, show)}" if interval else ""
+    """The bounds of a score's interval, after "95% CI"; empty without an interval."""
+    return f"95% CI {bounds_words(interval, show)}" if interval else ""
 
 
 def with_span(score: Score, show: Callable[[float | None], str] = formatted) -> str:

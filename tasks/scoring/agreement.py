@@ -12,12 +12,12 @@ Values = NDArray[np.float64]
 
 
 class Agreement(NamedTuple):
-    """The bias and the limits of agreement, in the unit of the measurements, each with its 95 % interval."""
+    """The bias and the limits of agreement, in the unit of the measurements, each with its 95% interval."""
 
     bias: Interval
     """The mean of predicted minus reference."""
     lower: Interval
-    """About 95 % of the differences lie between `lower` and `upper`, if they are normally distributed."""
+    """About 95% of the differences lie between `lower` and `upper`, if they are normally distributed."""
     upper: Interval
     images: int
 

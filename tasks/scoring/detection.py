@@ -1,4 +1,4 @@
-"""Detection of infected images: 95 % intervals of proportions, and the ROC curve with its area."""
+"""Detection of infected images: 95% intervals of proportions, and the ROC curve with its area."""
 
 import math
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ CURVE_POINTS = 100
 def proportion(successes: int | Sequence[int], total: int) -> Interval:
     """The share of images with some result, such as missed lesions; NaN bounds if there are no images.
 
-    One training has the Wilson interval (1927, doi 10.1080/01621459.1927.10502953), which has a width at 0 %
-    and 100 % too. Several trainings have the Wilson interval of their mean rate p:
+    One training has the Wilson interval (1927, doi 10.1080/01621459.1927.10502953), which has a width at 0%
+    and 100% too. Several trainings have the Wilson interval of their mean rate p:
 
     - They share the images, so they count as `total` images, not as a multiple.
     - The variance of their rates shrinks this number to the effective sample size
@@ -52,7 +52,7 @@ def _wilson(rate: float, images: float, critical: float) -> Interval:
     square = critical**2 / images
     centre = (rate + square / 2) / (1 + square)
     half = math.sqrt(square * (rate * (1 - rate) + square / 4)) / (1 + square)
-    # At 0 % and 100 % one bound is exactly the rate, but for rounding.
+    # At 0% and 100% one bound is exactly the rate, but for rounding.
     return Interval(rate, min(max(centre - half, 0.0), rate), max(min(centre + half, 1.0), rate))
 
 

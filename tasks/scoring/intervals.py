@@ -1,4 +1,4 @@
-"""95 % confidence intervals of scores and of differences between predictors, over images and trainings.
+"""95% confidence intervals of scores and of differences between predictors, over images and trainings.
 
 A predictor has one score per seed and image, (S, N). Its score is the mean of all. Two things make a mean
 uncertain, and each has its part in the interval:
@@ -13,8 +13,8 @@ uncertain, and each has its part in the interval:
   If no predictor has several seeds, this part is missing, and `covers_training` is False. Noise of single
   images that differs between seeds counts in both parts, which makes intervals slightly too wide.
 
-Differences are simultaneous: with 95 % confidence, ALL intervals of a family contain their true differences.
-The critical value is the 95 % quantile of the family's largest |error| / standard error over the resamples
+Differences are simultaneous: with 95% confidence, ALL intervals of a family contain their true differences.
+The critical value is the 95% quantile of the family's largest |error| / standard error over the resamples
 (max-T; Romano and Wolf 2005, doi 10.1198/016214504000000539).
 
 The images count as independent: the dataset has no patient ids, so images of one patient make the intervals
@@ -42,7 +42,7 @@ QUANTILE = (1 + COVERED) / 2  # of a distribution, for a two-sided interval
 NORMAL = NormalDist().inv_cdf(QUANTILE)  # 1.96
 SEED = 0
 SEEDS_STREAM = 2**31  # of the draws, unlike those of the classes of images, which are 0, 1, 2 ...
-DRAWS = 4000  # the quantile of a maximum over 105 pairs then varies by 1 % with the seed
+DRAWS = 4000  # the quantile of a maximum over 105 pairs then varies by 1% with the seed
 CHUNK = 500  # resamples converted to float32 at a time: 14 MB for 6,788 images
 ROUNDING = 1e-12  # differences below this share of the largest score come from rounding
 
@@ -52,7 +52,7 @@ LEAST_SHARE = 0.5
 
 
 class Interval(NamedTuple):
-    """A score with the bounds of its 95 % interval; for a single image the bounds are NaN."""
+    """A score with the bounds of its 95% interval; for a single image the bounds are NaN."""
 
     value: float
     low: float
@@ -75,7 +75,7 @@ class Interval(NamedTuple):
 
 
 def student(df: float) -> float:
-    """The quantile of Student's t distribution for a 95 % interval; with many degrees of freedom `NORMAL`."""
+    """The quantile of Student's t distribution for a 95% interval; with many degrees of freedom `NORMAL`."""
     from scipy.special import stdtrit  # takes a third of a second to import
 
     return float(stdtrit(df, QUANTILE))
@@ -131,7 +131,7 @@ class PairedDifference(NamedTuple):
 def scores(
     predictors: Mapping[str, Predictor], strata: Strata, within: tuple[float, float] = (-math.inf, math.inf)
 ) -> ScoreIntervals:
-    """The mean score of each predictor; each interval by itself covers with 95 %.
+    """The mean score of each predictor; each interval by itself covers with 95%.
 
     Args:
         predictors: the scores of one target, image set and metric.

@@ -38,7 +38,7 @@ class Rejection(NamedTuple):
 
 
 def rejection(disagreement: Values, dice: Values) -> Rejection:
-    """The curve for images with these values, (N,) each, without NaN. The ratio has a 95 % interval."""
+    """The curve for images with these values, (N,) each, without NaN. The ratio has a 95% interval."""
     risk = 1 - dice
     random = np.random.default_rng(SEED)
     drawn = (random.integers(0, len(risk), len(risk)) for _ in range(DRAWS))

@@ -1,6 +1,6 @@
 """Judges whether one experiment is better than another, from the scores of both on the same images.
 
-A difference in scores may be noise. An experiment counts as better only if the 95 % confidence interval of
+A difference in scores may be noise. An experiment counts as better only if the 95% confidence interval of
 the paired difference excludes zero. See `tasks.scoring.intervals` for what the interval covers.
 """
 
@@ -34,7 +34,7 @@ class Verdict(NamedTuple):
     champion: float | None = None
     """The selection score of the champion; None if there is none, or if the two are not comparable."""
     difference: Interval | None = None
-    """Challenger minus champion, with its 95 % interval; None likewise."""
+    """Challenger minus champion, with its 95% interval; None likewise."""
     covers_training: bool = False
     """Whether the interval includes the variation between trainings, not only between images."""
     reason: str = ""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # pandas takes half a second to load, and the report needs on
 #: Minimum number of consecutive epochs that count as a symptom.
 LASTING = 3
 #: A network that marks less than the share NO of the Val pixels counts as marking none, more than EVERY as
-#: marking all. (The lungs cover a quarter of an X-ray; a failed network marked 97.6 %, and scored like all
+#: marking all. (The lungs cover a quarter of an X-ray; a failed network marked 97.6%, and scored like all
 #: foreground.)
 NO, EVERY = 1e-4, 0.95
 #: The training loss has diverged if it exceeds its lowest value so far by more than this factor.

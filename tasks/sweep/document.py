@@ -21,7 +21,7 @@ class _Part(BaseModel):
 
 
 class Estimate(_Part):
-    """A score or a difference with its 95 % interval. There is none for a single image."""
+    """A score or a difference with its 95% interval. There is none for a single image."""
 
     value: float
     low: float | None = None

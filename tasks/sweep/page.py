@@ -158,7 +158,7 @@ def settings_words(sweep: Sweep, trial: TrialResult) -> str:
 
 def _score_words(sweep: Sweep, trial: TrialResult) -> str:
     score = trial.score
-    bounds = f" (95 % interval {_span(score)})" if score.low is not None else ""
+    bounds = f" (95% interval {_span(score)})" if score.low is not None else ""
     return f"{SELECTION_WORDS[sweep.selection]} {formatted(score.value)}{bounds}"
 
 
@@ -189,7 +189,7 @@ def _rules(sweep: Sweep) -> Iterator[tuple[str, str]]:
     )
     yield (
         "Intervals",
-        "95 %, by a studentised bootstrap over images within each class"
+        "95%, by a studentised bootstrap over images within each class"
         + (" and the pooled variance between seeds." if sweep.covers_training else "; ")
         + ("" if sweep.covers_training else "the variation between trainings is not included."),
     )
@@ -279,7 +279,7 @@ def table_rows(sweep: Sweep) -> Iterator[dict[str, Any]]:
 
 def markdown_table(sweep: Sweep) -> str:
     """The table of all trials as Markdown."""
-    columns = [*_columns(sweep), "Val score", "95 % interval", "behind", "verdict", "ms per image", "MB"]
+    columns = [*_columns(sweep), "Val score", "95% interval", "behind", "verdict", "ms per image", "MB"]
     lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     for trial in sweep.ranking:
         row = _row(sweep, trial)

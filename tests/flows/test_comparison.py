@@ -239,7 +239,7 @@ def test_a_row_names_the_base_and_shows_the_interval() -> None:
         "Val score": "balanced",
         "this run": "0.7000",
         "main (abc)": "0.6000",
-        "difference (95 % interval)": "+0.1000 (+0.0500 to +0.1500)",
+        "difference (95% interval)": "+0.1000 (+0.0500 to +0.1500)",
         "verdict": "▲ better",
         "Test IoU": "0.6000 (0.5000)",
         "Test Dice": "0.7000 (0.6500)",
@@ -261,7 +261,7 @@ def test_a_row_names_the_base_and_shows_the_interval() -> None:
 )
 def test_verdicts_in_words(verdict: Verdict, difference: str, words: str) -> None:
     (row,) = as_rows([change(verdict)], "main (abc)")
-    assert (row["difference (95 % interval)"], row["verdict"]) == (difference, words)
+    assert (row["difference (95% interval)"], row["verdict"]) == (difference, words)
     assert row["Test IoU"] == "0.6000 (–)"
 
 
@@ -271,7 +271,7 @@ def test_a_commit_message_has_one_line_per_experiment_and_target() -> None:
     assert as_lines([change(BETTER), change(worse)]) == [
         f"{start} 0.7000, better +0.1000 (+0.0500 to +0.1500); {test}",
         f"{start} 0.5000, worse -0.1000 (-0.1500 to -0.0500); {test}",
-        "In parentheses: 95 % interval of the difference from the base revision.",
+        "In parentheses: 95% interval of the difference from the base revision.",
         "With one seed on both sides, training variation not included.",
     ]
     for verdict in (Verdict("new", 0.7), BETTER._replace(word="same")):

@@ -159,7 +159,7 @@ class TestInOrder:
         expect(page.get_by_role("heading", name="Scores of Alpha-a-third")).to_be_visible()
         base = served.repository.run("git", "rev-parse", "HEAD")[:10]
         columns = ["experiment", "target", "Val score", "this run", f"HEAD ({base})"]
-        columns += ["difference (95 % interval)", "verdict", "Test IoU", "Test Dice"]
+        columns += ["difference (95% interval)", "verdict", "Test IoU", "Test Dice"]
         expect(page.get_by_role("columnheader")).to_have_text(columns)
         metrics = json.loads(served.repository.run("git", "show", "retrain/Alpha-a-third:metrics.json"))
         test = metrics["report1_bce_iou"]["test"]["infection"]["covid"]

@@ -352,10 +352,10 @@ def test_decimals_that_agree(difference: float, decimals: int) -> None:
             0.58031,
             0.001,
             True,
-            "holds (agrees to 4 decimals, tolerance 0.001); within its 95 % interval",
+            "holds (agrees to 4 decimals, tolerance 0.001); within its 95% interval",
         ),
         (0.58034, 0.58031, 0.0, False, "does not hold (agrees to 4 decimals, tolerance 0)"),
-        (0.58034, 0.4, 0.001, False, "outside its 95 % interval, 0.5000 to 0.6000"),
+        (0.58034, 0.4, 0.001, False, "outside its 95% interval, 0.5000 to 0.6000"),
         (40.0, 40.03, 0.001, True, "holds (agrees to 1 decimal,"),
     ],
 )

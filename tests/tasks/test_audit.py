@@ -217,7 +217,7 @@ def test_excluded_images_and_infection_outside_the_lung_are_problems(dataset: Da
     figures = dataset.run(REPORT)
     assert dataset.table("problems").to_numpy().tolist() == [
         ["lung/Test/Normal/d", "excluded: the lung mask is missing in 'lung masks'"],
-        [TRAIN.format("a"), "12.5 % of the infection lies outside the lung"],
+        [TRAIN.format("a"), "12.5% of the infection lies outside the lung"],
     ]
     assert (figures["images"], figures["unusable"], figures["infection_outside_lung"]) == (4, 1, 1)
 
@@ -229,7 +229,7 @@ def test_excluded_images_and_infection_outside_the_lung_are_problems(dataset: Da
             "infection/Val/Normal/a",
             {"infection_area": 0.0123},
             "controls_with_infection",
-            "a control, but 1.23 % of the image is marked as infection",
+            "a control, but 1.23% of the image is marked as infection",
         ),
         (
             TRAIN.format("a"),
@@ -247,7 +247,7 @@ def test_excluded_images_and_infection_outside_the_lung_are_problems(dataset: Da
             TRAIN.format("a"),
             {"infection_outside_lung": 0.0101},
             "infection_outside_lung",
-            "1.01 % of the infection lies outside the lung",
+            "1.01% of the infection lies outside the lung",
         ),
         (
             "lung/Val/COVID-19/a",
@@ -261,19 +261,19 @@ def test_excluded_images_and_infection_outside_the_lung_are_problems(dataset: Da
             TRAIN.format("a"),
             {"lung_area": 0.069},
             "unusual_lung_areas",
-            "the lung mask covers 6.9 % of the image; 6.92 % to 59.9 % is usual",
+            "the lung mask covers 6.9% of the image; 6.92% to 59.9% is usual",
         ),
         (
             "lung/Test/Normal/a",
             {"lung_area": 0.6},
             "unusual_lung_areas",
-            "the lung mask covers 60 % of the image; 6.92 % to 59.9 % is usual",
+            "the lung mask covers 60% of the image; 6.92% to 59.9% is usual",
         ),
         (
             TEST.format("a"),
             {"lung_area": 1.0},
             "unusual_lung_areas",
-            "the lung mask covers 100 % of the image; 6.92 % to 59.9 % is usual",
+            "the lung mask covers 100% of the image; 6.92% to 59.9% is usual",
         ),
     ],
 )

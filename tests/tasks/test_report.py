@@ -101,12 +101,12 @@ def test_lead_names_the_experiment_chosen_on_val(work: Work) -> None:
     work.add("chosen", shift=8, val_shift=0)
     page = text_of(work.run())
     assert (
-        "For infection, use chosen. Its balanced score on 8 Val images, 1.000 (95 % CI 1.000–1.000), is the "
+        "For infection, use chosen. Its balanced score on 8 Val images, 1.000 (95% CI 1.000–1.000), is the "
         "highest; it beats bce_iou and bce."
     ) in page
     # 24 rows shifted by 8: 16 of 32
-    assert "On 6 COVID-19 Test images it reaches IoU 0.500 (95 % CI 0.500–0.500) and Dice 0.667" in page
-    assert "It marks something on 0.0 % (95 % CI 0.0 %–65.8 %) of 2 control images." in page
+    assert "On 6 COVID-19 Test images it reaches IoU 0.500 (95% CI 0.500–0.500) and Dice 0.667" in page
+    assert "It marks something on 0.0% (95% CI 0.0%–65.8%) of 2 control images." in page
     assert "On 6 COVID-19 Test images, chosen is beaten by bce and bce_iou in IoU." in page
 
 
@@ -195,7 +195,7 @@ def test_summary_repeats_the_sentences_of_the_page(written: Work) -> None:
         "bce and bce_iou beat “all background”, “all foreground” and “the whole lung” on IoU, Dice and MAE."
     )
     assert f"- On the COVID-19 Test images, {sentence}" in summary and sentence in page
-    assert "| bce_iou | 0.958 | 0.846 (0.846–0.846) | 0.917 (0.917–0.917) | 0.0 % (" in summary
+    assert "| bce_iou | 0.958 | 0.846 (0.846–0.846) | 0.917 (0.917–0.917) | 0.0% (" in summary
     assert "| Report 1, BCE (as printed) | – | 0.138 | – | – | – | – | – |" in summary
     for text in (page, summary, (written.out / "figures.svg").read_text(encoding="utf-8")):
         assert "Research use only; not a medical device." in text
@@ -458,7 +458,7 @@ def test_postprocessing_is_compared_with_plain_masks(work: Work) -> None:
     assert "IoU, Val, COVID-19 Balanced score, Val, all IoU, Test, COVID-19 Balanced score, Test, all" in said
     assert "threshold 0.43, chosen on Val −0.020 −0.020 to −0.020" in said
     assert "all enabled steps +0.010" in said
-    assert "threshold chosen on Val; components below 0.05 % of the image removed" in section(page, "trained")
+    assert "threshold chosen on Val; components below 0.05% of the image removed" in section(page, "trained")
 
 
 def test_calibration_and_clinical_questions(work: Work) -> None:
@@ -540,7 +540,7 @@ def test_dataset_audit(written: Work) -> None:
 def test_faults_of_images_and_masks_are_counted(work: Work) -> None:
     sound = (
         "The masks agree with the classes: all COVID-19 images and no controls have infection. No lung mask "
-        "is empty, and at most 1 % of any infection lies outside the lungs."
+        "is empty, and at most 1% of any infection lies outside the lungs."
     )
     said = section(work.run(), "dataset")
     assert sound in said and "Images to look at" not in said
@@ -555,7 +555,7 @@ def test_faults_of_images_and_masks_are_counted(work: Work) -> None:
     assert sound not in said
     assert (
         "Masks that contradict the classes or each other: 2 controls with infection, 1 empty lung mask, "
-        "1 image with more than 1 % of its infection outside the lungs."
+        "1 image with more than 1% of its infection outside the lungs."
     ) in said
     assert (
         "Images to look at: 1 X-ray with lungs brighter than the rest of the chest, "

@@ -84,7 +84,7 @@ def test_the_report_says_how_much_is_lost(work: Work) -> None:
     page = work.run().replace("\N{NON-BREAKING HYPHEN}", "-")
     loss = IOU[2] - IOU[12]
     assert f"For infection, bce_iou reaches an IoU of {IOU[12]:.3f}" in page
-    assert f"it loses {loss:.3f} (95 % CI {loss:.3f}" in page
+    assert f"it loses {loss:.3f} (95% CI {loss:.3f}" in page
     assert "elsewhere: 1 of 7 usable images are also in the dataset, 1 of them with identical pixels." in page
     (table,) = re.findall(r'caption-external-elsewhere-infection">\n(<table.*?</table>)', page, re.DOTALL)
     assert table.count('class="whisker"') == 2

@@ -62,7 +62,7 @@ def test_words_for_the_enabled_postprocessing_steps() -> None:
     assert postprocessing(PLAIN | everything) == [
         "threshold chosen on Val",
         "presence chosen on Val",
-        "components below 0.2 % of the image removed",
+        "components below 0.2% of the image removed",
         "holes filled",
         "restricted to the predicted lungs",
     ]

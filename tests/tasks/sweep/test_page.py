@@ -91,7 +91,7 @@ def test_the_page_is_self_contained_and_lists_the_trials() -> None:
 
 def test_the_opening_says_what_is_sure() -> None:
     first, second = opening(ALPHA)
-    assert first == "Best on the Val split: alpha 0.25, with mean Dice 0.710 (95 % interval 0.680 to 0.740)."
+    assert first == "Best on the Val split: alpha 0.25, with mean Dice 0.710 (95% interval 0.680 to 0.740)."
     assert second == (
         "Of the 3 other trials, 1 cannot be distinguished from it, because the interval of the difference "
         "includes zero: alpha 0.5."
@@ -169,6 +169,6 @@ def test_the_results_are_a_page_a_table_a_picture_and_a_document(tmp_path: Path)
 
 def test_the_markdown_table_has_a_row_for_each_trial() -> None:
     lines = markdown_table(ALPHA).splitlines()
-    assert lines[0].startswith("| alpha | Val score | 95 % interval |")
+    assert lines[0].startswith("| alpha | Val score | 95% interval |")
     assert lines[2].startswith("| 0.25 | 0.710 | 0.680 to 0.740 |  | best |")
     assert len(lines) == 2 + 4
