@@ -175,7 +175,11 @@ class ChangeOfStep(NamedTuple):
 def step_changes(
     rows: pd.DataFrame, names: Sequence[str], table: Table, split: str, image_set: str
 ) -> Iterator[ChangeOfStep]:
-    """The change of each metric by each step. A seed without a step (threshold 0.5) counts as unchanged."""
+    """The change of each metric by each step. A seed without a step (threshold 0.5) counts as unchanged.
+
+    The variance of the seeds is each step's own: a threshold that is chosen for each seed varies, and filled
+    holes do not.
+    """
     rows = rows[rows["id"].isin(table.ids)]
     seeds = sorted(rows["seed"].unique())
     place = pd.Series(np.arange(len(table)), index=table.ids)
@@ -192,10 +196,13 @@ def step_changes(
         return found
 
     for metric, (column, weights) in _step_metrics(table).items():
-        plain, changed = values("plain", column), {}
-        for name in names:
-            changed[name] = Predictor(np.nan_to_num(values(name, column) - plain) * weights)
-        for name, interval in scores(changed, table.strata).intervals.items():
+        plain, intervals = values("plain", column), {}
+        changed = {
+            name: Predictor(np.nan_to_num(values(name, column) - plain) * weights) for name in names
+        }
+        for together in [names] if len(seeds) == 1 else [[name] for name in names]:
+            intervals |= scores({name: changed[name] for name in together}, table.strata).intervals
+        for name, interval in intervals.items():
             yield ChangeOfStep(
                 name,
                 StepChange(

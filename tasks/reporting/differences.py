@@ -13,6 +13,7 @@ from tasks.comparison.document import (
     Family,
     Score,
     Section,
+    Step,
     StepChange,
 )
 from tasks.reporting.words import (
@@ -275,14 +276,12 @@ class Steps:
     without: list[str]  # experiments without post-processing
 
 
+ALL_STEPS = "chosen"
 STEP_METRICS = {"iou": "IoU", "balanced": "Balanced score"}
 
 
 def steps(document: Document, section: Section) -> Steps:
-    """Each enabled step, and all enabled steps together, compared with the plain masks.
-
-    A step that changes nothing is left out.
-    """
+    """The telling ones of each enabled step, and all enabled steps together, compared with the plain masks."""
     with_steps = {step.experiment for step in section.steps}
     shown = {step: _shown(step.changes, section.main.name) for step in section.steps}
     return Steps(
@@ -295,13 +294,27 @@ def steps(document: Document, section: Section) -> Steps:
             StepRow(
                 step.experiment,
                 _step_words(document, section.target, step.experiment, step.step),
-                tuple(map(step_cell, changes)),
+                tuple(map(step_cell, shown[step])),
             )
-            for step, changes in shown.items()
-            if any(change.value for change in changes)
+            for step in telling(list(shown.items()))
         ],
         [name for name in section.experiments if name not in with_steps],
     )
+
+
+def telling(shown: Sequence[tuple[Step, list[StepChange]]]) -> list[Step]:
+    """The steps to show, of all with their shown changes.
+
+    A step that changes no score, as displayed, says nothing. Neither do all steps together where one step
+    alone has the same effect.
+    """
+    alone = [(step.experiment, changes) for step, changes in shown if step.step != ALL_STEPS]
+    return [
+        step
+        for step, changes in shown
+        if any(round(change.value, 3) for change in changes)
+        and not (step.step == ALL_STEPS and (step.experiment, changes) in alone)
+    ]
 
 
 def _shown(changes: Sequence[StepChange], main: str) -> list[StepChange]:

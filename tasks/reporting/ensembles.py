@@ -163,14 +163,14 @@ def _sentences(of: Ensemble, found: EnsembleTarget) -> tuple[str, ...]:
     main = next(score for score in found.scores if score.metric == "iou")
     reached = (
         f"{found.target.capitalize()}: the average of the {of.networks} networks of {of.experiment} reaches "
-        f"an IoU of {with_span(main.ensemble)} on the {IMAGE_SET_WORDS[main.image_set]}, one of them "
-        f"{formatted(main.networks.value)} on average"
+        f"an IoU of {with_span(main.ensemble)} on the {IMAGE_SET_WORDS[main.image_set]}; a single network "
+        f"reaches {formatted(main.networks.value)} on average"
     )
     assert main.change
     change, span = _change(main.change)
     verdict = "" if main.change.winner else ", which is not significant"
     interval = f" (95% CI {span})" if span else ""
-    return (f"{reached}: a difference of {change}{interval}{verdict}.", _on_rejection(found))
+    return (f"{reached}. The difference is {change}{interval}{verdict}.", _on_rejection(found))
 
 
 def _on_rejection(found: EnsembleTarget) -> str:

@@ -51,8 +51,7 @@ def opening(document: Document) -> list[str]:
     assert section.choice
     return [
         _what_was_trained(document),
-        f"For {section_words(document, section)}, use {section.choice.chosen}. "
-        f"{on_choice(document, section)}",
+        on_use(document, section),
         _how_good(section, section.choice.chosen),
     ]
 
@@ -65,6 +64,15 @@ def _what_was_trained(document: Document) -> str:
     kind = "synthetic phantoms" if document.phantoms else "chest X-rays"
     kind += " from COVID-QU-Ex" if document.published else ""
     return f"{what} trained on {trained} {kind} to segment {listed(_masks(document))}."
+
+
+def on_use(document: Document, section: Section) -> str:
+    """Which experiment to use for a target, why, and how sure that is."""
+    assert section.choice
+    return (
+        f"For {section_words(document, section)}, use {section.choice.chosen}. "
+        f"{on_choice(document, section)}"
+    )
 
 
 def on_choice(document: Document, section: Section) -> str:
@@ -226,7 +234,8 @@ def on_printed_iou(found: PrintedIou, published: bool) -> list[str]:
     if not found.same:
         return [f"{marking}, which differs from the {printed} that report 1 printed for both losses."]
     return [
-        f"{marking}. Report 1 printed {printed} for both losses, as a network that marks every pixel would.",
+        f"{marking}. Report 1 printed {printed} for both losses, about the score of a network that marks "
+        "every pixel.",
         f"The MAE of such a network would be {found.mae_255:.1f} on the 0–255 scale, not the printed "
         f"{found.printed_mae_255}.",
     ]
@@ -267,10 +276,10 @@ def _verdict(names: Sequence[str], not_beaten: Mapping[str, Sequence[str]]) -> s
         unbeaten.setdefault(words, []).append(f"“{predictor_words(predictor)}”")
     beaten = unbeaten.pop((), [])
     parts = [f"{'beats' if one else 'beat'} {listed(beaten)} on IoU, Dice and MAE"] if beaten else []
-    parts += [
-        f"{'does' if one else 'do'} not beat {listed(predictors, 'or')} on {listed(metrics, 'or')}"
-        for metrics, predictors in unbeaten.items()
+    lost = [
+        f"{listed(predictors, 'or')} on {listed(metrics, 'or')}" for metrics, predictors in unbeaten.items()
     ]
+    parts += [f"{'does' if one else 'do'} not beat {', or '.join(lost)}"] if lost else []
     return f"{listed(names)} {('; it ' if one else '; they ').join(parts)}."
 
 
@@ -281,14 +290,28 @@ def on_chosen(section: Section) -> list[str]:
         return []
     chosen = section.choice.chosen
     found = family.of(chosen, section.experiments)
+    better = [d.second for d in found if d.winner == d.second]
     groups = {
         "beats {}": [d.second for d in found if d.winner == chosen],
         "is not significantly different from {}": [d.second for d in found if d.winner is None],
-        "is beaten by {}": [d.second for d in found if d.winner == d.second],
+        "is beaten by {}": better,
     }
     parts = [words.format(_named(names)) for words, names in groups.items() if names]
     where = f"{family.images:,} {IMAGE_SET_WORDS[section.main.name]}"
-    return [f"On {where}, {chosen} {'; it '.join(parts)} in IoU."]
+    return [f"In IoU on {where}, {chosen} {listed(parts)}.", *_price(section, chosen, better)]
+
+
+def _price(section: Section, chosen: str, better: Sequence[str]) -> list[str]:
+    """How many controls the experiments with a better IoU on images with a mask mark falsely."""
+    controls = section.image_set("controls")
+    if not controls or not better or "false_positive_rate" not in controls.row(chosen).scores:
+        return []
+    shares = sorted(controls.row(name).scores["false_positive_rate"].value for name in better)
+    own = controls.row(chosen).scores["false_positive_rate"].value
+    spread = listed(list(dict.fromkeys(map(percentage, (shares[0], shares[-1])))), "to")
+    which = better[0] if len(better) == 1 else f"these {len(better)} experiments"
+    verb = "marks" if len(better) == 1 else "mark"
+    return [f"Of the control images, {which} {verb} {spread} falsely, {chosen} {percentage(own)}."]
 
 
 # --- printed scores

@@ -36,18 +36,16 @@ class Gallery:
         return self._picture(image_id, None, f"X-ray {image_id}", "X-ray")
 
     def reference(self, image_id: str, target: str) -> figures.Picture:
-        overlay = figures.reference_overlay(self._reference(image_id, target))
-        alt = f"{image_id} with its {target} reference mask"
-        return self._picture(image_id, overlay, alt, f"Reference: {target}")
+        reference = self._reference(image_id, target)
+        note = "" if reference.any() else "nothing to mark"
+        alt = f"{image_id} with its {target} reference mask{note and f': {note}'}"
+        overlay = figures.reference_overlay(reference)
+        return self._picture(image_id, overlay, alt, f"Reference: {target}", note)
 
     def prediction(self, image_id: str, p: ShownPrediction, caption: str) -> figures.Picture:
         mask = self._read(prediction_name(p.experiment, p.target, image_id), "1").astype(bool)
         reference = self._reference(image_id, p.target)
-        scores = (
-            f"IoU {formatted(p.iou)} · Dice {formatted(p.dice)}"
-            if reference.any()
-            else f"{percentage(p.marked)} of the image falsely marked"
-        )
+        scores = _scores_words(p, reference.any())
         overlay = figures.prediction_overlay(reference, mask)
         alt = f"{image_id}, {p.target} predicted by {p.experiment}: {scores}"
         return self._picture(image_id, overlay, alt, caption, scores)
@@ -73,6 +71,12 @@ class Gallery:
             self.xrays[image_id] = figures.xray_picture(f"xray-{len(self.xrays)}", image)
         xray = self.xrays[image_id]
         return figures.Picture(xray.key, xray.width, xray.height, overlay, alt, caption, note)
+
+
+def _scores_words(p: ShownPrediction, has_reference: bool) -> str:
+    if has_reference:
+        return f"IoU {formatted(p.iou)} · Dice {formatted(p.dice)}"
+    return f"{percentage(p.marked)} of the image falsely marked" if p.marked else "nothing marked"
 
 
 @dataclass(frozen=True)
@@ -133,11 +137,11 @@ def _spread_card(spread: Spread, target: str, tallest: int, gallery: Gallery) ->
 
 
 def _spread_words(spread: Spread) -> str:
-    zeros = {0: "no image scores", 1: "1 image scores"}.get(spread.zeros, f"{spread.zeros} images score")
-    return (
-        f"Half of the images score between {spread.lower_quartile:.3f} and {spread.upper_quartile:.3f}; "
-        f"{100 * spread.share_below_half:.0f}% score below 0.5; {zeros} 0."
-    )
+    half = f"Half of the images score between {spread.lower_quartile:.3f} and {spread.upper_quartile:.3f}"
+    if not spread.share_below_half:
+        return f"{half}; none scores below 0.5."
+    zeros = {0: "none scores", 1: "1 image scores"}.get(spread.zeros, f"{spread.zeros} images score")
+    return f"{half}; {percentage(spread.share_below_half)} score below 0.5; {zeros} 0."
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from tasks.reporting.findings import (
     on_printed,
     on_training_variation,
     on_trainings,
+    on_use,
     opening,
     printed_pairs,
     report_2_cells,
@@ -139,6 +140,7 @@ class SectionView:
     chosen: str
     selection: str
     val_words: str  # the images on which experiments are compared
+    on_use: str
     on_chosen: list[str]
     overview: list[OverviewRow]
     against_trivial: list[str]
@@ -174,7 +176,7 @@ def render_page(document: Document, pictures: Path) -> str:
         opening=opening(document),
         tiles=score_tiles(main),
         sections=sections,
-        compared=[section for section in sections if section.compared],
+        compared=[section for section in sections if section.compared or section.against_trivial],
         on_training_variation=on_training_variation(document),
         on_trainings=trainings,
         spoilt=[
@@ -231,6 +233,7 @@ def _section(document: Document, section: Section, gallery: Gallery) -> SectionV
         chosen=choice.chosen,
         selection=SELECTION_WORDS[choice.selection],
         val_words=f"{choice.images:,} {val_words(document, section)}",
+        on_use=on_use(document, section),
         on_chosen=on_chosen(section),
         overview=overview(document, section),
         against_trivial=against_trivial(section),

@@ -73,12 +73,14 @@ class Row:
     kind: str  # ours, chosen, trivial, printed, or group for the title of a group
     cells: tuple[Cell, ...]
     fault: str = ""  # why the scores mean nothing, if the network marks no pixel or every pixel
+    networks: str = ""  # how many networks the scores are means of, if several
 
 
 @dataclass(frozen=True)
 class Table:
     headings: tuple[str, ...]
     rows: tuple[Row, ...]
+    repeats: bool = False  # whether columns are omitted because the table of the main images has them
 
 
 def score_table(
@@ -86,18 +88,21 @@ def score_table(
 ) -> Table:
     """The experiments by group, the trivial predictors and the scores that report 1 printed.
 
-    Columns without a value are omitted. An experiment that marks no pixel or every pixel is never
-    highlighted as the best of a column.
+    Columns without a value are omitted, and so are scores over the main images beside those over all. An
+    experiment that marks no pixel or every pixel is never highlighted as the best of a column.
     """
     printed = section.printed if image_set.name == "covid" and "iou" in columns and document.published else ()
     columns = {metric: column for metric, column in columns.items() if _tells(metric, image_set.rows)}
+    told = {m: column for m, column in columns.items() if not _repeats_main(section, image_set, m)}
+    repeats, columns = len(told) < len(columns), told
     rivals = [row for row in image_set.experiments if row.name not in section.markings]
     rows = [
         Row(
             row_words(row.name, row.kind),
             row_kind(section, row.name, row.kind),
-            _cells(image_set, row, columns, _networks(document, row), rivals if row in rivals else ()),
+            _cells(image_set, row, columns, rivals if row in rivals else ()),
             fault_words(document, section, row.name),
+            _networks(document, row),
         )
         for row in image_set.rows
     ]
@@ -107,7 +112,27 @@ def score_table(
         for found in printed  # with as many decimals as printed
     ]
     headings = (_heading(column, image_set, metric) for metric, column in columns.items())
-    return Table(tuple(headings), tuple(rows))
+    return Table(tuple(headings), tuple(rows), repeats)
+
+
+def _repeats_main(section: Section, image_set: ImageSet, metric: str) -> bool:
+    """Whether a score of every row is over the main images, whose own table has it."""
+    if image_set.name == section.main.name:
+        return False
+    return all(
+        metric in row.scores
+        and _same(row, row.scores[metric], section.main.row(row.name), REPEATS.get(metric, metric))
+        for row in image_set.rows
+    )
+
+
+def _same(row: ScoreRow, score: Score, of_main: ScoreRow, metric: str) -> bool:
+    other = of_main.scores.get(metric)
+    return (
+        other is not None
+        and (score.images or row.images) == (other.images or of_main.images)
+        and math.isclose(score.value, other.value, abs_tol=1e-6)
+    )
 
 
 def _heading(column: Column, image_set: ImageSet, metric: str) -> str:
@@ -147,11 +172,11 @@ def group_titles(document: Document, experiments: Sequence[str]) -> dict[str, st
 
 
 def _networks(document: Document, row: ScoreRow) -> str:
-    """How many networks an experiment has; empty for a trivial predictor."""
+    """How many networks an experiment has, if several; empty for a trivial predictor."""
     if row.kind != "experiment":
         return ""
     e = document.experiment(row.name)
-    return f"{len(e.trainings)} {networks_word(e)}"
+    return f"{len(e.trainings)} {networks_word(e)}" if len(e.trainings) > 1 else ""
 
 
 def _tells(metric: str, rows: Sequence[ScoreRow]) -> bool:
@@ -186,20 +211,19 @@ def _cells(
     image_set: ImageSet,
     row: ScoreRow,
     columns: Mapping[str, Column],
-    networks: str = "",
     rivals: Sequence[ScoreRow] = (),
 ) -> tuple[Cell, ...]:
-    """The best value of a column, as displayed, is highlighted if there is more than one candidate."""
+    """The best value of a column, as displayed, is highlighted if not all candidates have it."""
     cells = []
     for metric, column in columns.items():
         text = column.show(row.value(metric))
         best = text != "–" and text == _best_text(metric, column, rivals)
         counted = _common_count(image_set, metric) is not None
-        cells.append(Cell(text, _notes(row.scores.get(metric), column, networks, counted), best))
+        cells.append(Cell(text, _notes(row.scores.get(metric), column, counted), best))
     return tuple(cells)
 
 
-def _notes(score: Score | None, column: Column, networks: str, counted: bool) -> tuple[str, ...]:
+def _notes(score: Score | None, column: Column, counted: bool) -> tuple[str, ...]:
     """The bounds of the confidence interval, the number of images, and the SD of several seeds' means."""
     notes = []
     if score and score.interval:
@@ -207,14 +231,14 @@ def _notes(score: Score | None, column: Column, networks: str, counted: bool) ->
     if score and score.images is not None and not counted:
         notes.append(f"{score.images:,} images")
     if score and score.seed_sd is not None:
-        notes += [f"SD {score.seed_sd:.3f}", networks]
+        notes.append(f"SD {score.seed_sd:.3f}")
     return tuple(notes)
 
 
 def _best_text(metric: str, column: Column, rivals: Sequence[ScoreRow]) -> str:
     values = [value for row in rivals if math.isfinite(value := comparable(row.value(metric)))]
-    if len(values) < 2 or not column.better:
-        return ""
+    if not column.better or len(set(map(column.show, values))) < 2:
+        return ""  # nothing to highlight
     return column.show(max(values) if column.better > 0 else min(values))
 
 

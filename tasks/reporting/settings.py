@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from tasks.common.raw import CLASSES
 from tasks.comparison.document import Document, ExperimentRecord, PublishedScores, Section
 from tasks.reporting.differences import postprocessing
 from tasks.reporting.words import formatted, listed
@@ -42,6 +43,7 @@ LOSSES = {
     "focal": "focal",
     "focal_tversky": "focal Tversky",
 }
+NO_BREAK = "\N{NO-BREAK SPACE}"
 LOSS_OPTIONS = {"alpha": "α", "gamma": "γ"}
 Setting = Callable[[ExperimentRecord], str]
 SETTINGS: dict[str, Setting] = {
@@ -53,7 +55,7 @@ SETTINGS: dict[str, Setting] = {
     "Best epoch": lambda e: ", ".join(_plain(training.best_epoch or None) for training in e.trainings),
     "Targets": lambda e: listed(e.plan["targets"]),
     "Input": lambda e: _images(e.plan["images"]),
-    "Trained on": lambda e: f"{_trained_on(e)}, {listed(e.plan['train_classes'])}",
+    "Trained on": lambda e: f"{_trained_on(e)}, {_classes(e.plan['train_classes'])}",
     "Validated on": lambda e: f"{e.first.val_images:,} {'of its fold' if e.folds > 1 else 'Val images'}",
     "Augmentation": lambda e: _augmentation(e.plan.get("augment")),
     "Averaged weights": lambda e: f"EMA {e.plan['ema']:g}" if e.plan.get("ema") else "–",
@@ -105,6 +107,10 @@ def _trained_on(e: ExperimentRecord) -> str:
     return f"{images} images of the other {e.folds - 1} folds" if e.folds > 1 else f"{images} Train images"
 
 
+def _classes(names: Sequence[str]) -> str:
+    return "all three classes" if set(names) == set(CLASSES) else listed(names)
+
+
 def start_words(plan: dict[str, Any]) -> str:
     """The weights from which a training started."""
     start = plan.get("start_from")
@@ -122,7 +128,7 @@ def _images(source: str) -> str:
 
 def _loss(plan: dict[str, Any]) -> str:
     options = plan.get("loss_options") or {}
-    words = [f"{LOSS_OPTIONS.get(key, key)} {_plain(value)}" for key, value in options.items()]
+    words = [f"{LOSS_OPTIONS.get(key, key)}{NO_BREAK}{_plain(value)}" for key, value in options.items()]
     return ", ".join([LOSSES.get(plan["loss"], plan["loss"]), *words])
 
 

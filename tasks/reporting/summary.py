@@ -5,11 +5,11 @@ from tasks.reporting.differences import on_external
 from tasks.reporting.ensembles import on_ensembles, on_folds
 from tasks.reporting.findings import (
     against_trivial,
-    on_choice,
     on_chosen,
     on_printed,
     on_training_variation,
     on_trainings,
+    on_use,
     opening,
     title,
 )
@@ -27,11 +27,10 @@ def summarise(document: Document) -> str:
     if trainings := on_trainings(document):
         found = [(name, symptom) for name, of_one in trainings.items() for symptom in of_one]
         lines += [*(f"- **{name}:** {symptom.text}" for name, symptom in found), ""]
-    for section in document.predicted:
+    for number, section in enumerate(document.predicted):
         lines += [*summary_table(document, section), ""]
-        assert section.choice
-        choice = f"{section.choice.chosen}: {on_choice(document, section)}"
-        sentences = [choice, *on_chosen(section), *against_trivial(section)]
+        choice = [on_use(document, section)] if number else []  # the opening has the first
+        sentences = [*choice, *on_chosen(section), *against_trivial(section)]
         lines += [*(f"- {sentence}" for sentence in sentences), ""]
     if document.external:
         lines += [*(f"- {sentence}" for sentence in on_external(document)), ""]
@@ -88,7 +87,8 @@ def summary_table(document: Document, section: Section) -> list[str]:
         for table in tables.values():
             found = next((other for other in table.rows if other.name == row.name), None)
             cells += [_with_notes(cell) for cell in found.cells] if found else ["–"] * len(table.headings)
-        note = "as printed" if row.kind == "printed" else row.fault
+        notes = ["as printed"] if row.kind == "printed" else [row.networks, row.fault]
+        note = "; ".join(filter(None, notes))
         name = f"{row.name} ({note})" if note else row.name
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines

@@ -62,6 +62,14 @@ def test_page_shows_every_part(written: Work) -> None:
     assert "infection/Train/Normal/&lt;b&gt;" in page, "text from outside must be escaped"
 
 
+def test_contents_list_every_section_in_order(written: Work) -> None:
+    page = written.page()
+    contents = page.partition("<nav")[2].partition("</nav>")[0]
+    headings = re.findall(r'<h2 id="([\w-]+)"', page)
+    assert re.findall(r'href="#([\w-]+)"', contents) == headings
+    assert len(headings) > 10
+
+
 def test_figures_are_one_standalone_svg(written: Work) -> None:
     svg = ElementTree.parse(written.out / "figures.svg").getroot()
     space = {"": "http://www.w3.org/2000/svg"}
@@ -107,7 +115,8 @@ def test_lead_names_the_experiment_chosen_on_val(work: Work) -> None:
     # 24 rows shifted by 8: 16 of 32
     assert "On 6 COVID-19 Test images it reaches IoU 0.500 (95% CI 0.500–0.500) and Dice 0.667" in page
     assert "It marks something on 0.0% (95% CI 0.0%–65.8%) of 2 control images." in page
-    assert "On 6 COVID-19 Test images, chosen is beaten by bce and bce_iou in IoU." in page
+    assert "In IoU on 6 COVID-19 Test images, chosen is beaten by bce and bce_iou." in page
+    assert "Of the control images, these 2 experiments mark 0.0% falsely, chosen 0.0%." in page
 
 
 def test_covid_19_does_not_wrap(written: Work) -> None:
@@ -387,7 +396,7 @@ def test_better_requires_an_interval_that_excludes_zero(work: Work) -> None:
     said = section(work.run(), "comparison")
     assert "bce −0.246 −0.246 to −0.246 bce_iou is better" in said
     assert "same +0.000 +0.000 to +0.000 no significant difference" in said
-    assert "bce_iou beats bce; it is not significantly different from same in IoU." in said
+    assert "bce_iou beats bce and is not significantly different from same." in said
     assert "they do not include the variation between trainings" in said
 
 
@@ -403,13 +412,22 @@ def test_seeds_are_averaged_with_their_standard_deviation(work: Work) -> None:
     work.add("twice", shift=0, seeds=2)
     page = work.run()
     # shifted by 0 and by 1 of 24 rows: IoU 1 and 23 / 25
-    assert re.search(r"twice 0\.960 \d\.\d+–1\.000 SD 0\.057 2 seeds", section(page, "scores"))
+    said = section(page, "scores")
+    assert re.search(r"twice 2 seeds 0\.960 \d\.\d+–1\.000 SD 0\.057 ", said)
+    assert "1 seed" not in said
+    assert "| twice (2 seeds) |" in (work.out / "summary.md").read_text(encoding="utf-8")
 
 
 def test_both_rules_for_empty_masks_are_shown_where_they_differ(written: Work) -> None:
+    """In the table of all images, without the columns that repeat the table of the COVID-19 images."""
     said = section(written.page(), "scores")
-    assert said.count("IoU, non-empty reference") == 1
-    assert "bce_iou 0.958 0.958–0.958 0.885 0.885–0.885 0.938 0.938–0.938" in said
+    covid, every = said.split("Infection on 8 Test images, controls included.")
+    assert "IoU Dice Missed Average precision Sensitivity Precision bce " in covid
+    # Two of eight images are controls, which score 1: (6 * 0.846 + 2) / 8
+    assert "bce_iou 0.846 0.846–0.846 0.917 0.917–0.917 0.0%" in covid
+    assert "The scores on images with a reference mask are those of the table above." in every
+    assert "Balanced score IoU Dice Falsely marked, 2 images bce " in every
+    assert "bce_iou 0.958 0.958–0.958 0.885 0.885–0.885 0.938 0.938–0.938 0.0%" in every
 
 
 def test_printed_pairs_are_checked_and_own_pairs_are_possible(written: Work) -> None:
@@ -420,7 +438,7 @@ def test_printed_pairs_are_checked_and_own_pairs_are_possible(written: Work) -> 
     # 5 rows for infection and 2 for the lung, on Val and Test, per image and pooled. Infection: on COVID-19
     # images, and on all images also without empty references. Lung: on five image sets.
     pairs = 2 * (5 * (2 + 3) + 2 * (2 * 5))
-    assert f"Of the {pairs} pairs of IoU and Dice on this page, none violates the bounds." in said
+    assert f"Of the {pairs} pairs of IoU and Dice that this report computes, on Val and Test, none viol" in said
 
 
 def test_impossible_own_pair_is_reported(work: Work) -> None:
@@ -441,7 +459,9 @@ def test_report_2_table_shows_experiments_that_predict_lung_and_infection(work: 
     assert "leading 0.9792 0.9592 0.9688 0.9400 0.3000 0.4000 0.6000 0.5000" in said
     assert "Report 2, as printed 0.5767 0.9344 0.8692 0.3421 0.2947 – 0.6785 0.6473" in said
     for image in ("COVID-19/covid_1", "Non-COVID/non_COVID (1)", "Normal/Normal (1)"):
-        assert f"infection/Test/{image} X-ray Reference: lung Reference: infection leading: lung" in said
+        empty = "" if "COVID-19/" in image else " nothing to mark"
+        assert f"infection/Test/{image} X-ray Reference: lung Reference: infection{empty} leading: lung" in said
+    assert "leading: infection nothing marked" in said
     assert "report2: lung" in said and "other: lung" not in said
     assert 'href="#report-2"' in page
 

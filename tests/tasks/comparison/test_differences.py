@@ -102,6 +102,26 @@ def test_seed_without_a_step_counts_as_unchanged() -> None:
     assert {(c.change.split, c.change.image_set) for c in found} == {("Val", "all")}
 
 
+def test_seeds_of_one_step_do_not_widen_the_interval_of_another() -> None:
+    """Holes raise each IoU by 0.01 with every seed; the threshold, chosen for each seed, by 0 to 0.2."""
+    gains = {"plain": (0.0, 0.0, 0.0), "holes": (0.01, 0.01, 0.01), "threshold": (0.0, 0.1, 0.2)}
+    images = table({"a": [[0.5] * 20]}, ("a",))
+    rows = pd.DataFrame(
+        {"seed": seed, "step": step, "id": image, "iou": 0.5 + gain, "dice": 0.5}
+        for step, of_seeds in gains.items()
+        for seed, gain in enumerate(of_seeds)
+        for image in images.ids
+    )
+    found = list(step_changes(rows, ["threshold", "holes"], images, "Val", "all"))
+    of_iou = {of.step: of.change for of in found if of.change.metric == "iou"}
+    holes, threshold = of_iou["holes"], of_iou["threshold"]
+    assert holes.interval and threshold.interval
+    assert (holes.value, holes.interval.low, holes.interval.high) == pytest.approx((0.01, 0.01, 0.01))
+    assert threshold.value == pytest.approx(0.1)
+    # Student's t with 2 degrees of freedom, 4.30, times 0.1 / sqrt(3); drawn, so within a tenth
+    assert threshold.interval.high - threshold.value == pytest.approx(4.303 * 0.1 / 3**0.5, rel=0.1)
+
+
 def test_baselines_that_are_not_beaten_are_listed(work: Work) -> None:
     work.add("dead", shift=0, dead=True)
     (section,) = (s for s in work.compare().sections if s.target == "infection")

@@ -3,8 +3,8 @@ import math
 import pytest
 
 from tasks.comparison.differences import difference as of_pair
-from tasks.comparison.document import Bounds, Difference, StepChange
-from tasks.reporting.differences import DifferenceCell, postprocessing, step_cell, verdict, whiskers
+from tasks.comparison.document import Bounds, Difference, Step, StepChange
+from tasks.reporting.differences import DifferenceCell, postprocessing, step_cell, telling, verdict, whiskers
 from tasks.scoring.intervals import Interval
 from tests.results import PLAIN
 
@@ -47,6 +47,28 @@ def test_step_is_inconclusive_if_its_interval_includes_zero() -> None:
         excludes_zero=False,
     )  # fmt: skip
     assert step_cell(none) == DifferenceCell("+0.000", "+0.000 to +0.000", "inconclusive")
+
+
+def step(name: str, *values: float) -> Step:
+    """The changes of IoU on Val and Test images."""
+    changes = tuple(
+        StepChange(
+            split=split, image_set="covid", metric="iou", value=value, interval=Bounds(low=value, high=value),
+            excludes_zero=value != 0,
+        )
+        for split, value in zip(("Val", "Test"), values, strict=True)
+    )  # fmt: skip
+    return Step(experiment="a", step=name, changes=changes)
+
+
+def test_steps_that_say_nothing_are_left_out() -> None:
+    def shown(*found: Step) -> list[str]:
+        return [one.step for one in telling([(one, list(one.changes)) for one in found])]
+
+    threshold, holes = step("threshold", 0.01, 0.02), step("holes", 0.0004, -0.0004)
+    assert shown(threshold, step("chosen", 0.01, 0.02)) == ["threshold"], "the same as all steps together"
+    assert shown(threshold, holes, step("chosen", 0.0104, 0.0196)) == ["threshold", "chosen"]
+    assert shown(holes, step("lungs", 0.0, 0.0006)) == ["lungs"]
 
 
 def test_words_for_the_enabled_postprocessing_steps() -> None:

@@ -7,7 +7,7 @@ from tasks.reporting.findings import _verdict, on_printed_iou
 @pytest.mark.parametrize(
     ("iou", "same", "published", "expected"),
     [
-        (0.139, True, True, "as a network that marks every pixel would"),
+        (0.139, True, True, "about the score of a network that marks every pixel."),
         (0.1431, False, True, "differs from the 0.138"),
         (0.139, True, False, "not comparable"),
     ],
@@ -24,6 +24,11 @@ def test_verdict_names_the_predictors_that_are_not_beaten() -> None:
     assert _verdict(["bce"], lost) == (
         "bce beats “all background” and “all foreground” on IoU, Dice and MAE; "
         "it does not beat “the whole lung” on IoU or Dice."
+    )
+    worse = {"all_background": ["mae"], "all_foreground": [], "whole_lung": ["iou", "dice", "mae"]}
+    assert _verdict(["focal"], worse) == (
+        "focal beats “all foreground” on IoU, Dice and MAE; it does not beat “all background” on MAE, or "
+        "“the whole lung” on IoU, Dice or MAE."
     )
     alike = {"all_background": ["mae"], "whole_lung": ["mae"]}
     assert (

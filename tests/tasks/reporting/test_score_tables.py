@@ -19,12 +19,19 @@ def test_best_is_decided_on_displayed_digits() -> None:
         row(iou=0.5, mae=0.3),
     ]
     image_set = ImageSet(name="covid", rows=tuple(rivals))
-    marks = [[cell.best for cell in _cells(image_set, one, COLUMNS, "1 seed", rivals)] for one in rivals]
+    marks = [[cell.best for cell in _cells(image_set, one, COLUMNS, rivals)] for one in rivals]
     assert marks == [[True, False, False], [True, True, False], [False, False, False]]
     score = Score(value=0.70001, interval=Bounds(low=0.6, high=0.8), seed_sd=0.01)
     noted = rivals[0].model_copy(update={"scores": {"iou": score}})
-    notes = ("0.600–0.800", "SD 0.010", "2 seeds")
-    assert _cells(image_set, noted, {"iou": COLUMNS["iou"]}, "2 seeds") == (Cell("0.700", notes),)
+    notes = ("0.600–0.800", "SD 0.010")
+    assert _cells(image_set, noted, {"iou": COLUMNS["iou"]}) == (Cell("0.700", notes),)
+
+
+def test_no_value_is_best_where_all_are_the_same() -> None:
+    rows = (row(missed=0.00001), row(missed=0.0))
+    column = {"missed": COLUMNS["missed"]}
+    image_set = ImageSet(name="covid", rows=rows)
+    assert [_cells(image_set, one, column, rows) for one in rows] == [(Cell("0.0%"),)] * 2
 
 
 def test_number_of_images_is_in_the_heading_if_it_is_the_same_in_each_row() -> None:
@@ -36,8 +43,8 @@ def test_number_of_images_is_in_the_heading_if_it_is_the_same_in_each_row() -> N
     assert _heading(ALL["hd95"], counted(1200, 1200), "hd95") == "HD95, px, 1,200 images"
     assert _heading(ALL["hd95"], counted(5, 6), "hd95") == "HD95, px"
     same, differing = counted(5, 5), counted(5, 6)
-    assert _cells(same, same.rows[0], column, 1) == (Cell("1.0", ()),)
-    assert _cells(differing, differing.rows[0], column, 1) == (Cell("1.0", ("5 images",)),)
+    assert _cells(same, same.rows[0], column) == (Cell("1.0", ()),)
+    assert _cells(differing, differing.rows[0], column) == (Cell("1.0", ("5 images",)),)
 
 
 def test_column_without_information_is_omitted() -> None:
