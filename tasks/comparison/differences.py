@@ -196,13 +196,9 @@ def step_changes(
         return found
 
     for metric, (column, weights) in _step_metrics(table).items():
-        plain, intervals = values("plain", column), {}
-        changed = {
-            name: Predictor(np.nan_to_num(values(name, column) - plain) * weights) for name in names
-        }
-        for together in [names] if len(seeds) == 1 else [[name] for name in names]:
-            intervals |= scores({name: changed[name] for name in together}, table.strata).intervals
-        for name, interval in intervals.items():
+        plain = values("plain", column)
+        changed = {name: Predictor(np.nan_to_num(values(name, column) - plain) * weights) for name in names}
+        for name, interval in _intervals(changed, table, len(seeds)):
             yield ChangeOfStep(
                 name,
                 StepChange(
@@ -214,6 +210,14 @@ def step_changes(
                     excludes_zero=interval.excludes_zero,
                 ),
             )
+
+
+def _intervals(changed: Mapping[str, Predictor], table: Table, seeds: int) -> Iterator[tuple[str, Interval]]:
+    if seeds == 1:  # no variance of seeds to keep apart, and one call is faster
+        yield from scores(changed, table.strata).intervals.items()
+        return
+    for name, one in changed.items():
+        yield name, scores({name: one}, table.strata).intervals[name]
 
 
 def _step_metrics(table: Table) -> dict[str, tuple[str, Values]]:

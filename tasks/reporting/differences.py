@@ -281,7 +281,7 @@ STEP_METRICS = {"iou": "IoU", "balanced": "Balanced score"}
 
 
 def steps(document: Document, section: Section) -> Steps:
-    """The telling ones of each enabled step, and all enabled steps together, compared with the plain masks."""
+    """Enabled steps, each alone and all together, compared with the plain masks."""
     with_steps = {step.experiment for step in section.steps}
     shown = {step: _shown(step.changes, section.main.name) for step in section.steps}
     return Steps(

@@ -70,8 +70,7 @@ def on_use(document: Document, section: Section) -> str:
     """Which experiment to use for a target, why, and how sure that is."""
     assert section.choice
     return (
-        f"For {section_words(document, section)}, use {section.choice.chosen}. "
-        f"{on_choice(document, section)}"
+        f"For {section_words(document, section)}, use {section.choice.chosen}. {on_choice(document, section)}"
     )
 
 

@@ -45,7 +45,7 @@ class Gallery:
     def prediction(self, image_id: str, p: ShownPrediction, caption: str) -> figures.Picture:
         mask = self._read(prediction_name(p.experiment, p.target, image_id), "1").astype(bool)
         reference = self._reference(image_id, p.target)
-        scores = _scores_words(p, reference.any())
+        scores = _scores_words(p, bool(reference.any()))
         overlay = figures.prediction_overlay(reference, mask)
         alt = f"{image_id}, {p.target} predicted by {p.experiment}: {scores}"
         return self._picture(image_id, overlay, alt, caption, scores)
