@@ -98,7 +98,7 @@ def test_groups_are_compared_with_their_first_experiment(work: Work) -> None:
     page = work.run()
     said = section(page, "comparison")
     assert "The loss. Infection: IoU on 6 COVID-19 Test images. Compared with bce" in said
-    assert "bce_iou +0.246 +0.246 to +0.246 bce_iou is better" in said
+    assert "bce_iou bce_iou is better +0.246 +0.246 to +0.246" in said
     assert "Alone." not in said
     for title in ("The loss", "Alone"):
         assert f'<th scope="rowgroup" colspan="5">{title}</th>' in page
@@ -394,8 +394,8 @@ def section(page: str, name: str) -> str:
 def test_better_requires_an_interval_that_excludes_zero(work: Work) -> None:
     work.add("same", shift=2)
     said = section(work.run(), "comparison")
-    assert "bce −0.246 −0.246 to −0.246 bce_iou is better" in said
-    assert "same +0.000 +0.000 to +0.000 no significant difference" in said
+    assert "bce bce_iou is better −0.246 −0.246 to −0.246" in said
+    assert "same no significant difference +0.000 +0.000 to +0.000" in said
     assert "bce_iou beats bce and is not significantly different from same." in said
     assert "they do not include the variation between trainings" in said
 
