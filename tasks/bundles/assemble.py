@@ -89,7 +89,7 @@ def write_bundle(name: str, document: Document, outputs: Outputs, out: Path) -> 
             schema_version=SCHEMA_VERSION,
             name=name,
             intended_use=INTENDED_USE.format(targets=" and ".join(main.targets)),
-            limitations=tuple(limitations(document)),
+            limitations=tuple(limitations(document, [step.name for step in steps])),
             input=Input(image_size=plan["image_size"]),
             # All seeds learned from the lungs of the first seed.
             lungs=_step(of_lungs, 1, document, outputs, partial) if of_lungs else None,

@@ -1,18 +1,19 @@
 """Renders the model card of a bundle: what bundle.json says, for people."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from tasks.bundles.schema import Bundle, NetworkRecord, Point, ScoreRecord, Step
+from tasks.reporting.words import IMAGE_SET_NAMES, listed
 from tasks.settings.schema import Target
 
-#: Heading and decimals of each metric.
+#: Heading and format of each metric.
 METRIC_WORDS = {
-    "iou": ("IoU", 3),
-    "dice": ("Dice", 3),
-    "hd95": ("HD95 (pixels)", 1),
-    "missed": ("missed images", 3),
-    "false_positive_rate": ("images falsely marked", 3),
-    "ece": ("calibration error", 3),
+    "iou": ("IoU", ".3f"),
+    "dice": ("Dice", ".3f"),
+    "hd95": ("HD95 (pixels)", ".1f"),
+    "missed": ("missed images", ".1%"),
+    "false_positive_rate": ("images falsely marked", ".1%"),
+    "ece": ("calibration error", ".4f"),
 }
 
 
@@ -59,31 +60,34 @@ def _step(step: Step) -> Iterator[str]:
         f"components below {prediction.min_area:g} of the image removed": prediction.min_area,
         "holes filled": prediction.fill_holes,
     }
-    classes = ", ".join(step.classes)
-    yield f"**{step.experiment}** predicts {' and '.join(step.targets)}. Trained on {classes}."
+    classes = listed(step.classes)
+    yield f"**{step.experiment}** predicts {listed(step.targets)}. Trained on images of {classes}."
     yield f"Post-processing: {', '.join(words for words, used in on.items() if used) or 'none'}."
     yield ""
-    yield "| training | weights | thresholds | least mean probability | ONNX Runtime against torch |"
+    yield "A pixel is marked from the threshold on, but only if the image reaches the least mean probability."
+    yield ""
+    yield "| training | parameters | thresholds | least mean probability | ONNX Runtime against torch |"
     yield "| --- | ---: | --- | --- | --- |"
     for network in step.networks:
         yield _network(network)
     if step.ensemble is not None:
         thresholds, presence = _points(step.ensemble)
-        yield f"| the average of all, of which masks are made | | {thresholds} | {presence} | |"
+        yield f"| average of all, which makes the masks | | {thresholds} | {presence} | |"
     yield ""
 
 
 def _network(network: NetworkRecord) -> str:
     thresholds, presence = _points(network.points)
     parity = network.parity
-    differing = f"{parity.onnx_pixels} of {parity.pixels} mask pixels differ, {parity.images} images"
+    differing = f"{parity.onnx_pixels:,} of {parity.pixels:,} mask pixels differ, {parity.images:,} images"
     return f"| {network.training} | {network.parameters:,} | {thresholds} | {presence} | {differing} |"
 
 
 def _points(points: Mapping[Target, Point]) -> tuple[str, str]:
     """The thresholds and the least mean probabilities."""
     thresholds = ", ".join(f"{target} {point.threshold:g}" for target, point in points.items())
-    return thresholds, ", ".join(f"{target} {point.presence:g}" for target, point in points.items())
+    presence = ", ".join(f"{target} {point.presence:g}" for target, point in points.items() if point.presence)
+    return thresholds, presence or "–"
 
 
 def _scores(bundle: Bundle) -> Iterator[str]:
@@ -91,20 +95,43 @@ def _scores(bundle: Bundle) -> Iterator[str]:
     yield "| --- | --- | ---: | --- | ---: |"
     for score in bundle.scores:
         words, _ = METRIC_WORDS[score.metric]
-        yield f"| {score.target} | {score.image_set} | {score.images} | {words} | {_value(score)} |"
+        where = IMAGE_SET_NAMES.get(score.image_set, score.image_set)
+        yield f"| {score.target} | {where} | {score.images:,} | {words} | {_value(score)} |"
+
+
+def score_words(bundle: Bundle) -> Iterator[str]:
+    """The main scores on Test images, for each target."""
+    for target in bundle.main.targets:
+        found = {score.metric: score for score in bundle.scores if score.target == target}
+        said = [MAIN_SCORES[name](found[name]) for name in MAIN_SCORES if name in found]
+        if said:
+            yield f"{target}: {', '.join(said)}"
+
+
+MAIN_SCORES: dict[str, Callable[[ScoreRecord], str]] = {
+    "dice": lambda score: f"Dice {score.value:.3f} on {_images(score)}",
+    "missed": lambda score: f"{score.value:.1%} of them missed",
+    "false_positive_rate": lambda score: f"{score.value:.1%} of {_images(score)} falsely marked",
+}
+
+
+def _images(score: ScoreRecord) -> str:
+    words = {"controls": "controls", "all": "images"}
+    name = IMAGE_SET_NAMES.get(score.image_set, score.image_set)
+    return f"{score.images:,} {words.get(score.image_set, f'{name} images')}"
 
 
 def _value(score: ScoreRecord) -> str:
-    _, decimals = METRIC_WORDS[score.metric]
-    value = f"{score.value:.{decimals}f}"
+    _, how = METRIC_WORDS[score.metric]
+    value = f"{score.value:{how}}"
     if score.low is None or score.high is None:
         return value
-    return f"{value} ({score.low:.{decimals}f} to {score.high:.{decimals}f})"
+    return f"{value} ({score.low:{how}} to {score.high:{how}})"
 
 
 def _provenance(bundle: Bundle) -> Iterator[str]:
     dataset = bundle.dataset
-    counts = ", ".join(f"{count} {split}" for split, count in dataset.images.items())
+    counts = ", ".join(f"{count:,} {split}" for split, count in dataset.images.items())
     yield f"- Dataset: {dataset.source}, {dataset.half} half, {counts} images; table {dataset.fingerprint}"
     yield f"- Plans of all trainings: {bundle.plans}"
     yield f"- Software: {', '.join(f'{name} {version}' for name, version in bundle.versions.items())}"

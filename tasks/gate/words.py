@@ -1,16 +1,22 @@
 """The verdict as text: one table for an artifact or a report, and plain lines for a terminal."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jinja2
 
 from tasks.gate.verdict import Finding, Verdict
+from tasks.reporting.words import SELECTION_WORDS
 
 #: The columns of numbers are aligned to the right.
 NUMBERS = range(2, 7)
-HEADINGS = ("rule", "images", "number", "champion", "challenger", "difference (95% interval)", "limit", "")
+HEADINGS = (
+    *("rule", "images", "number", "champion", "challenger", "difference (95% interval)", "limit"),
+    "result",
+)
 RESULTS = {True: "passed", False: "FAILED", None: "undecided"}
+REPORTED = "reported"
 OUTCOMES = {
     "passed": "The challenger passed.",
     "failed": "The challenger failed.",
@@ -45,9 +51,11 @@ def as_html(verdict: Verdict, title: str) -> str:
     return environment.from_string(template).render(
         title=title,
         headline=headline(verdict),
-        headings=HEADINGS,
-        rows=[_cells(finding) for finding in verdict.findings],
+        headings=[heading.capitalize() for heading in HEADINGS],
+        rows=[[_with_minus(cell) for cell in _cells(finding)] for finding in verdict.findings],
         numbers=NUMBERS,
+        failed=RESULTS[False],
+        reported=REPORTED,
         sentences=list(sentences(verdict)),
     )
 
@@ -76,8 +84,20 @@ def sentences(verdict: Verdict) -> Iterator[str]:
                 f"{one.images}: {one.either} of {one.either + one.judged} images left out, because a network "
                 f"was trained on them (challenger {one.challenger}, champion {one.champion})."
             )
-    yield f"Judged on {verdict.target}; the main score is {verdict.selection}, the others are mean Dice."
+    yield (
+        f"Judged on {verdict.target}. The main score is the {_main_score(verdict)}; false alarms are the "
+        "share of controls in which anything is marked; other scores are mean Dice."
+    )
     yield from verdict.notes
+
+
+def _main_score(verdict: Verdict) -> str:
+    return SELECTION_WORDS.get(verdict.selection, verdict.selection)
+
+
+def _with_minus(cell: str) -> str:
+    """With the sign of typography, which does not wrap."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "\N{MINUS SIGN}", cell)
 
 
 def _cells(found: Finding) -> tuple[str, ...]:
@@ -88,12 +108,12 @@ def _cells(found: Finding) -> tuple[str, ...]:
     return (
         found.rule,
         found.images,
-        str(found.count),
+        f"{found.count:,}",
         _number(found.champion),
         _number(found.challenger),
         interval,
         limit,
-        RESULTS[found.passed] if found.decides else "reported",
+        RESULTS[found.passed] if found.decides else REPORTED,
     )
 
 

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import jinja2
 
+from tasks.bundles.card import score_words
 from tasks.bundles.schema import Bundle
 from tasks.prediction.folder import OVERLAYS, Record
 
@@ -37,7 +38,11 @@ def render(bundle: Bundle, records: Sequence[Record], failed: Sequence[Failure])
     )
     shown = [_shown(record) for record in records]
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        bundle=bundle, records=shown, failed=failed, unusual=sum(bool(one.warnings) for one in shown)
+        bundle=bundle,
+        records=shown,
+        failed=failed,
+        unusual=sum(bool(one.warnings) for one in shown),
+        scores=list(score_words(bundle)),
     )
 
 
@@ -49,9 +54,11 @@ def _shown(record: Record) -> Shown:
 def _words(record: Record) -> str:
     row = record.row
     share, infection, lung = row.get("infected_share"), row.get("infection_pixels"), row.get("lung_pixels")
-    size = f"{row['width']}x{row['height']}"
+    size = f"{row['width']}×{row['height']} px"
+    if infection == 0:
+        return f"no infection marked, {size}"
     if isinstance(share, float):
         return f"{share:.1%} of the lung infected, {size}"
     if infection is not None:
-        return f"{infection} pixels infected, {size}"
-    return f"{lung} pixels of lung, {size}"
+        return f"{infection:,} pixels infected, {size}"
+    return f"{lung:,} pixels of lung, {size}"

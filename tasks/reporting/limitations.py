@@ -1,22 +1,25 @@
 """What the scores do not say, from facts about the dataset and the run."""
 
-from tasks.comparison.document import Document, ImageGroups
+from collections.abc import Collection, Sequence
+
+from tasks.comparison.document import Document, ExperimentRecord, ImageGroups
 from tasks.reporting.words import listed
 
 RESEARCH_USE = "Research use only; not a medical device."
 
 
-def limitations(document: Document) -> list[str]:
-    """One sentence for each limitation that applies to this run."""
+def limitations(document: Document, names: Collection[str] | None = None) -> list[str]:
+    """One sentence for each limitation that applies to this run, or to these experiments alone."""
     if document.phantoms:
         return ["All images are synthetic. The scores support no conclusion about patients."]
     *found, on_test = _of_covid_qu_ex(document) if document.published else _of_own_images(document)
+    experiments = [e for e in document.experiments if names is None or e.name in names]
     return [
         *found,
-        *_mirrored(document),
-        *_cross_validated(document),
-        *_two_steps(document),
-        *_fine_tuned(document),
+        *_mirrored(experiments),
+        *_cross_validated(experiments),
+        *_two_steps(experiments),
+        *_fine_tuned(experiments),
         on_test,
     ]
 
@@ -101,10 +104,9 @@ def _with_patients(groups: ImageGroups) -> str:
     return f"All images of a group, such as a patient, are in one split. {independent}"
 
 
-def _mirrored(document: Document) -> list[str]:
+def _mirrored(experiments: Sequence[ExperimentRecord]) -> list[str]:
     mirrored = any(
-        e.plan.get("augment", {}).get("flip") or e.prediction.get("flip_average")
-        for e in document.experiments
+        e.plan.get("augment", {}).get("flip") or e.prediction.get("flip_average") for e in experiments
     )
     if not mirrored:
         return []
@@ -115,8 +117,8 @@ def _mirrored(document: Document) -> list[str]:
     ]
 
 
-def _fine_tuned(document: Document) -> list[str]:
-    names = [e.name for e in document.experiments if e.plan.get("start_from")]
+def _fine_tuned(experiments: Sequence[ExperimentRecord]) -> list[str]:
+    names = [e.name for e in experiments if e.plan.get("start_from")]
     if not names:
         return []
     return [
@@ -125,8 +127,8 @@ def _fine_tuned(document: Document) -> list[str]:
     ]
 
 
-def _cross_validated(document: Document) -> list[str]:
-    if not document.cross_validations:
+def _cross_validated(experiments: Sequence[ExperimentRecord]) -> list[str]:
+    if not any(e.folds > 1 for e in experiments):
         return []
     return [
         "In a cross-validation, the fold on which a network is scored also chose its epoch and thresholds, "
@@ -135,8 +137,8 @@ def _cross_validated(document: Document) -> list[str]:
     ]
 
 
-def _two_steps(document: Document) -> list[str]:
-    if not any(str(e.plan.get("images", "")).startswith("lungs/") for e in document.experiments):
+def _two_steps(experiments: Sequence[ExperimentRecord]) -> list[str]:
+    if not any(str(e.plan.get("images", "")).startswith("lungs/") for e in experiments):
         return []
     return [
         "In two steps, the second network learns from lungs that the first network predicts on its own "

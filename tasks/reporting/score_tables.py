@@ -116,8 +116,8 @@ def score_table(
 
 
 def _repeats_main(section: Section, image_set: ImageSet, metric: str) -> bool:
-    """Whether a score of every row is over the main images, whose own table has it."""
-    if image_set.name == section.main.name:
+    """Whether a score on all images is, in every row, over the main images, whose own table has it."""
+    if image_set.name != "all" or image_set.name == section.main.name:
         return False
     return all(
         metric in row.scores
@@ -236,9 +236,11 @@ def _notes(score: Score | None, column: Column, counted: bool) -> tuple[str, ...
 
 
 def _best_text(metric: str, column: Column, rivals: Sequence[ScoreRow]) -> str:
+    """Empty if nothing is better: all values are the same, or they are over different images."""
     values = [value for row in rivals if math.isfinite(value := comparable(row.value(metric)))]
-    if not column.better or len(set(map(column.show, values))) < 2:
-        return ""  # nothing to highlight
+    images = {row.scores[metric].images for row in rivals if metric in row.scores}
+    if not column.better or len(images) > 1 or len(set(map(column.show, values))) < 2:
+        return ""
     return column.show(max(values) if column.better > 0 else min(values))
 
 

@@ -183,7 +183,7 @@ def _rules(sweep: Sweep) -> Iterator[tuple[str, str]]:
     targets = f", as a mean over {listed(sweep.targets)}" if len(sweep.targets) > 1 else ""
     yield (
         "Score",
-        f"{SELECTION_WORDS[sweep.selection].capitalize()} on the {sweep.images:,} Val images of "
+        f"The {SELECTION_WORDS[sweep.selection]} on the {sweep.images:,} Val images of "
         f"{listed(sweep.classes)}{targets}: the score that also chose each trial's epoch and threshold. It "
         "is therefore somewhat too high, for all trials alike. Test images play no part.",
     )

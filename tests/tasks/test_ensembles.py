@@ -153,7 +153,7 @@ def test_predict_makes_the_masks_of_the_average(
 def test_the_card_says_that_masks_are_those_of_the_average(bundle: Path, evaluated: Path) -> None:
     card = (bundle / "card.md").read_text()
     assert "Scores of the average of the networks" in card
-    assert "| the average of all, of which masks are made | |" in card
+    assert "| average of all, which makes the masks | |" in card
     rows = pd.read_csv(evaluated / "images.csv")
     covid = rows[(rows["split"] == "Test") & (rows["class"] == "COVID-19") & (rows["target"] == "lung")]
     (score,) = (

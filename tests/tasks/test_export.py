@@ -8,6 +8,7 @@ import pytest
 from tasks.bundles.schema import open_bundle
 from tasks.comparison.document import Document
 from tasks.export import export
+from tasks.reporting.limitations import limitations
 from tasks.support.cli import InputError
 from tests.bundles import Pipeline
 from tests.helpers import made
@@ -48,6 +49,18 @@ def test_scores_are_those_of_the_comparison(pipeline: Pipeline) -> None:
     assert f"{score.value:.3f} ({score.interval.low:.3f} to {score.interval.high:.3f})" in card
     assert "Research use only" in card
     assert "All images are synthetic" in card
+
+
+def test_limitations_are_those_of_the_bundle(pipeline: Pipeline) -> None:
+    """Not those of other experiments of the run."""
+    document = Document.read(pipeline.out("comparison") / "comparison.json")
+    document = document.model_copy(update={"phantoms": False})
+    in_steps = {
+        name: any("In two steps" in sentence for sentence in limitations(document, [name]))
+        for name in ("combined", "two_step_infection")
+    }
+    assert in_steps == {"combined": False, "two_step_infection": True}
+    assert any("In two steps" in sentence for sentence in limitations(document))
 
 
 def test_exporting_again_gives_the_same_bytes(pipeline: Pipeline, tmp_path: Path) -> None:

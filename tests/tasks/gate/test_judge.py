@@ -13,7 +13,7 @@ from tasks.bundles.schema import open_bundle
 from tasks.bundles.trained_on import hashes_to_text, read_hashes, shortened
 from tasks.gate.judge import judge
 from tasks.gate.verdict import Finding, Verdict
-from tasks.gate.words import as_lines, as_markdown
+from tasks.gate.words import as_html, as_lines, as_markdown
 from tasks.settings.changes import read_changes, with_changes
 from tasks.support.cli import InputError
 from tests.bundles import CHANGES, EXPERIMENTS, Pipeline
@@ -111,6 +111,24 @@ def test_the_text_has_a_line_for_each_finding(verdict: Verdict) -> None:
     for finding in verdict.findings:
         assert sum(line.startswith(finding.rule) and f"  {finding.images} " in line for line in lines) == 1
         assert sum(line.startswith(f"| {finding.rule} | {finding.images} |") for line in table) == 1
+
+
+def test_the_page_has_the_result_beside_the_rule() -> None:
+    """The result would be beyond the edge of a phone's screen in the last column."""
+    limits: dict[str, Any] = {"low": -0.024, "high": 0.0001, "bound": -0.02, "limit": "low above"}
+    scores: dict[str, Any] = {"champion": 0.7121, "challenger": 0.7001, "difference": -0.012}
+    failed = Finding(rule="image class", images="Val, COVID-19", count=1466, passed=False, **limits, **scores)
+    reported = Finding(rule="main score", images="Test, all", count=1166, decides=False)
+    verdict = Verdict(
+        outcome="failed", challenger="a", champion="b", target="infection", selection="balanced",
+        findings=(failed, reported), left_out=(),
+    )  # fmt: skip
+    page = as_html(verdict, "combined, judged against v3")
+    assert '<th scope="row">Image class</th><td class="bad">FAILED</td><td>Val, COVID-19</td>' in page
+    assert '<td class="number">1,466</td>' in page
+    assert '<td class="number">−0.0120 (−0.0240 to +0.0001)</td>' in page
+    assert '<tr class="level"><th scope="row">Main score</th><td>reported</td><td>Test, all</td>' in page
+    assert "The main score is the balanced score; false alarms are the share of controls" in page
 
 
 # --- bundles that say what they were trained on -------------------------------------------------------------

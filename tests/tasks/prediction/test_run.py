@@ -147,6 +147,10 @@ def test_the_folder_has_all_files(predicted: Path, xrays: Path) -> None:
     page = (predicted / "index.html").read_text()
     assert page.count("<img ") == len(names)
     assert "Research use only" in page
+    assert "Scores on the Test images of its own dataset: infection: Dice 0." in page
+    unmarked = [row for row in table(predicted) if row["infection_pixels"] == "0"]
+    assert page.count("no infection marked, ") == len(unmarked)
+    assert "0.0% of the lung infected" not in page
 
 
 def test_an_ensemble_has_an_uncertainty(predicted: Path) -> None:
@@ -363,4 +367,6 @@ def test_images_unlike_the_training_images_are_warned_of(
     summary = predict([str(tmp_path / "a.png")], pipeline.bundle("combined"), out, Options())
     assert summary.unusual == 1
     assert table(out)[0]["warnings"].startswith("unlike the training images (")
-    assert "unlike the training images" in (out / "index.html").read_text()
+    page = (out / "index.html").read_text()
+    assert "<strong>Warning:</strong> unlike the training images (" in page
+    assert "1 with warnings: do not rely on its masks." in page

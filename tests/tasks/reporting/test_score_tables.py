@@ -1,7 +1,16 @@
 import math
+from types import SimpleNamespace
 
 from tasks.comparison.document import Bounds, ImageSet, Score, ScoreRow
-from tasks.reporting.score_tables import MAIN_COLUMNS, MORE_COLUMNS, Cell, _cells, _heading, _tells
+from tasks.reporting.score_tables import (
+    MAIN_COLUMNS,
+    MORE_COLUMNS,
+    Cell,
+    _cells,
+    _heading,
+    _repeats_main,
+    _tells,
+)
 
 ALL = MAIN_COLUMNS | MORE_COLUMNS
 COLUMNS = {metric: ALL[metric] for metric in ("iou", "mae", "missed")}
@@ -34,6 +43,14 @@ def test_no_value_is_best_where_all_are_the_same() -> None:
     assert [_cells(image_set, one, column, rows) for one in rows] == [(Cell("0.0%"),)] * 2
 
 
+def test_no_value_is_best_where_scores_are_over_different_images() -> None:
+    scores = [Score(value=value, images=images) for value, images in ((39.4, 407), (42.5, 486))]
+    rows = tuple(row().model_copy(update={"scores": {"hd95": score}}) for score in scores)
+    image_set = ImageSet(name="covid", rows=rows)
+    found = [_cells(image_set, one, {"hd95": ALL["hd95"]}, rows) for one in rows]
+    assert found == [(Cell("39.4", ("407 images",)),), (Cell("42.5", ("486 images",)),)]
+
+
 def test_number_of_images_is_in_the_heading_if_it_is_the_same_in_each_row() -> None:
     def counted(*images: int) -> ImageSet:
         rows = [row().model_copy(update={"scores": {"hd95": Score(value=1, images=n)}}) for n in images]
@@ -51,3 +68,23 @@ def test_column_without_information_is_omitted() -> None:
     assert not _tells("missed", [row(iou=0.5), row(missed=math.nan)])
     assert not _tells("iou_nonempty", [row(iou=0.5, iou_nonempty=0.5)])
     assert _tells("iou_nonempty", [row(iou=0.5, iou_nonempty=0.5), row(iou=0.5, iou_nonempty=0.6)])
+
+
+def test_only_scores_over_the_main_images_are_repeats() -> None:
+    """Of as many controls as COVID-19 images, of which no lung is missed either."""
+
+    def image_set(name: str, images: int, **scores: Score) -> ImageSet:
+        return ImageSet(
+            name=name, rows=(ScoreRow(name="a", kind="experiment", images=images, scores=scores),)
+        )
+
+    missed, iou = Score(value=0.0), Score(value=0.6)
+    covid = image_set("covid", 5, missed=missed, iou=iou)
+    controls = image_set("controls", 5, missed=missed, iou=Score(value=0.7))
+    on_five = Score(value=0.6, images=5)
+    every = image_set(
+        "all", 10, missed=Score(value=0.0, images=5), iou_nonempty=on_five, iou=Score(value=0.8)
+    )
+    section = SimpleNamespace(main=covid)
+    assert [m for m in ALL if m in covid.rows[0].scores and _repeats_main(section, controls, m)] == []
+    assert [m for m in ALL if _repeats_main(section, every, m)] == ["missed", "iou_nonempty"]
