@@ -16,6 +16,7 @@ from tasks.comparison.document import COMPARISON_FILE, PICTURES_FILE
 from tasks.report import report
 from tasks.reporting.page import FIGURES, TEMPLATE, render_page
 from tasks.support.cli import InputError
+from tests.browser import CHROMIUM, browsing
 from tests.results import IDS, Work
 
 
@@ -60,6 +61,29 @@ def test_page_shows_every_part(written: Work) -> None:
     assert "MedSegBench" in page
     assert '<a href="claim.md">' in page and (written.out / "claim.md").exists()
     assert "infection/Train/Normal/&lt;b&gt;" in page, "text from outside must be escaped"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_page_fits_on_a_phone(work: Work) -> None:
+    """Tables scroll in their own boxes, names break between words, and titles of groups stay visible."""
+    work.add("report2_augmented", shift=1)
+    work.groups = {
+        "The loss of the first report, at its own settings": ("bce", "bce_iou"),
+        "The second report and its next steps": ("report2_augmented",),
+    }
+    work.run()
+    with browsing(width=390, height=800) as page:
+        page.goto((work.out / "index.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        name = page.locator(".iou-bars th").get_by_text("report2_augmented")
+        lines = name.evaluate(
+            "cell => cell.getBoundingClientRect().height / parseFloat(getComputedStyle(cell).lineHeight)"
+        )
+        assert lines < 3, "one line break, after the underscore"
+        table = page.locator("#scores ~ .scroll").first
+        table.evaluate("box => { box.scrollLeft = 200 }")
+        title = table.locator("tr.group span").first.bounding_box()
+        assert title and title["x"] >= 0 and title["x"] + title["width"] <= 390
 
 
 def test_contents_list_every_section_in_order(written: Work) -> None:
