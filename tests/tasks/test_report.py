@@ -686,8 +686,8 @@ def test_two_halves_have_separate_sections(work: Work) -> None:
     said = text_of(page)
     for half in ("infection", "lung"):
         assert f"Infection, {half} half on 6 COVID-19 Test images" in said
-        assert f"Lung, {half} half: comparison with the trivial predictors" in said
-        assert f"Infection, {half} half: comparison with the trivial predictors" in said
+        assert f"Lung, {half} half: which experiments beat the trivial predictors" in said
+        assert f"Infection, {half} half: which experiments beat the trivial predictors" in said
     assert "Figure 6: test image 4" in said
 
 
