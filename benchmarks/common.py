@@ -28,7 +28,9 @@ from tasks.common.raw import KIND_FOLDERS, RawDataset, Split
 from tasks.download import download
 from tasks.preprocess import preprocess
 from tasks.settings.changes import parse_assignment, with_changes
-from tasks.settings.schema import Augment, Plan, parse_params
+from tasks.settings.experiments import Plan
+from tasks.settings.params import parse_params
+from tasks.settings.training import Augment
 from tasks.sources.open import open_source
 
 ROOT = Path(__file__).parent.parent

@@ -53,7 +53,8 @@ from tasks.common.raw import CLASSES, IMAGE_SETS
 from tasks.comparison.consistency import check_pair
 from tasks.plan import plan as write_plans
 from tasks.settings.changes import parse_assignment, with_changes
-from tasks.settings.schema import Params, Plan, parse_params
+from tasks.settings.experiments import Plan
+from tasks.settings.params import Params, parse_params
 from tasks.support.checkpoints import FOLDER_VARIABLE
 from tasks.support.cli import InputError, stage_main, without_secrets
 

@@ -68,7 +68,7 @@ from tasks.inference.predict import predict_cases, predict_images
 from tasks.networks.device import Compute, set_up
 from tasks.networks.network import load_network
 from tasks.packed.reader import PackedSplit
-from tasks.settings.schema import Plan
+from tasks.settings.experiments import Plan
 from tasks.train import train
 
 

@@ -28,7 +28,7 @@ from dvc.repo import Repo
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from tasks.settings.schema import fault_line
+from tasks.settings.errors import fault_line
 from tasks.support.cli import InputError, stage_main
 
 ROOT = Path(__file__).parent.parent
@@ -93,7 +93,7 @@ class Costs(BaseModel):
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            faults = [f"{path}: {fault_line(fault)}" for fault in error.errors()]
+            faults = [f"{path}: {fault_line(fault, cls)}" for fault in error.errors()]
             raise InputError("\n".join(faults)) from None
 
     def none_but_stages(self) -> "Costs":

@@ -75,7 +75,8 @@ from tasks.networks.device import Compute, set_up
 from tasks.networks.network import build_network
 from tasks.packed.reader import PackedSplit, scaled
 from tasks.settings.changes import parse_assignment, read_preset, with_changes
-from tasks.settings.schema import Plan, parse_params
+from tasks.settings.experiments import Plan
+from tasks.settings.params import parse_params
 from tasks.training.batches import Batches
 from tasks.training.fitting import Fitter
 

@@ -91,7 +91,7 @@ from models.metrics import confusion, dice
 from tasks.networks.device import Compute, set_up
 from tasks.networks.network import build_network
 from tasks.packed.reader import PackedSplit, scaled
-from tasks.settings.schema import Plan
+from tasks.settings.experiments import Plan
 from tasks.training.batches import Batches
 from tasks.training.fitting import Fitter
 

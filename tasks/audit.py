@@ -14,7 +14,7 @@ halves.
 
 Only a pair within one half can leak. Pairs across the halves are counted, but flatter no score: a network's
 Train, Val and Test images are all from the half of its plan, and an experiment that sees only the lungs that
-another one predicts must have the same half as that one (`tasks.settings.schema`).
+another one predicts must have the same half as that one (`tasks.settings.schema.Settings`).
 """
 
 import argparse
@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from tasks.common.files import replacing, write_table
 from tasks.common.raw import CLASSES, GROUP_OF, MANIFEST, SPLITS, read_manifest
 from tasks.packed.folds import draw_folds, drawn_images, groups_of
-from tasks.settings.schema import Audit, load_params
+from tasks.settings.params import load_params
+from tasks.settings.schema import Audit
 from tasks.support.cli import InputError, stage_main
 from tasks.support.progress import progress
 

@@ -20,7 +20,7 @@ import pandas as pd
 
 from tasks.audit import BLOCK, SLACK, Pairs, Thumbnails, correlations, normalised
 from tasks.common.files import replacing, write_table
-from tasks.settings.schema import load_params
+from tasks.settings.params import load_params
 from tasks.support.cli import stage_main
 from tasks.support.progress import progress
 

@@ -61,7 +61,9 @@ from tasks.packed.reader import (
     read_folds,
 )
 from tasks.scoring.images import Calibration, overlaps, score_masks
-from tasks.settings.schema import Plan, Prediction, Target
+from tasks.settings.experiments import Plan
+from tasks.settings.prediction import Prediction
+from tasks.settings.training import Target
 from tasks.support.cli import stage_main
 
 Row = dict[str, Any]

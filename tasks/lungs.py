@@ -22,7 +22,8 @@ from tasks.inference.predict import Networks, choose_points, load_networks, pred
 from tasks.networks.device import Compute, set_up
 from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids
 from tasks.packed.writer import ArrayWriter
-from tasks.settings.schema import Plan, Prediction
+from tasks.settings.experiments import Plan
+from tasks.settings.prediction import Prediction
 from tasks.support.cli import InputError, stage_main
 
 #: The arrays that are masked outside the lungs.

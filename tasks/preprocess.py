@@ -30,7 +30,7 @@ from tasks.common.pictures import read_grey, read_mask
 from tasks.common.png import UnreadableError
 from tasks.common.raw import KIND_FOLDERS, KIND_WORDS, Kind, RawDataset, sha256
 from tasks.packed.writer import ArrayWriter
-from tasks.settings.schema import load_params
+from tasks.settings.params import load_params
 from tasks.support.cli import InputError, stage_main
 from tasks.support.progress import progress
 

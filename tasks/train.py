@@ -31,7 +31,7 @@ from tasks.packed.reader import (
     read_folds,
     require_scores,
 )
-from tasks.settings.schema import Plan
+from tasks.settings.experiments import Plan
 from tasks.support.checkpoints import Checkpoint, key_of
 from tasks.support.cli import InputError, stage_main
 from tasks.support.events import part, report

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from tasks.scoring.intervals import Interval
-from tasks.settings.schema import Plan, Promotion, TrainingSettings
+from tasks.settings.experiments import Plan
+from tasks.settings.schema import Promotion
+from tasks.settings.training import TrainingSettings
 from tests.bundles import Pipeline
 from tests.helpers import ROOT, benchmark
 

@@ -269,7 +269,7 @@ def test_stages_import_no_library_that_they_do_not_use() -> None:
         from pathlib import Path
         import torch
         from tasks.training.fitting import make_optimiser
-        from tasks.settings.schema import load_params
+        from tasks.settings.params import load_params
         for plan in load_params(Path("params.yaml")).plans.values():
             network = torch.nn.Linear(1, 1)
             optimiser = make_optimiser(plan, network)

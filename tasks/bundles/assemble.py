@@ -37,7 +37,9 @@ from tasks.bundles.trained_on import hashes_to_text, training_hashes
 from tasks.common.files import replacing
 from tasks.comparison.document import Document, Ensemble, ExperimentRecord, Score, ScoreRow
 from tasks.reporting.limitations import RESEARCH_USE, limitations
-from tasks.settings.schema import LUNGS, Prediction, training_names
+from tasks.settings.experiments import training_names
+from tasks.settings.prediction import Prediction
+from tasks.settings.training import LUNGS
 
 #: Scores that the card and bundle.json state.
 METRICS = ("iou", "dice", "hd95", "missed", "false_positive_rate", "ece")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from tasks.bundles.schema import Bundle, NetworkRecord, Point, ScoreRecord, Step
-from tasks.settings.schema import Target
+from tasks.settings.training import Target
 
 #: Heading and decimals of each metric.
 METRIC_WORDS = {

@@ -32,7 +32,9 @@ from tasks.inference.masks import (
 from tasks.networks.device import Compute, is_memory_short
 from tasks.networks.network import DESCRIPTION, load_network
 from tasks.packed.reader import PackedSplit, scaled
-from tasks.settings.schema import Plan, Prediction, Target
+from tasks.settings.experiments import Plan
+from tasks.settings.prediction import Prediction
+from tasks.settings.training import Target
 from tasks.support.cli import InputError
 from tasks.support.progress import progress
 

@@ -16,7 +16,7 @@ import torch
 from tasks.inference.predict import load_networks
 from tasks.networks.device import set_up
 from tasks.networks.network import DESCRIPTION
-from tasks.settings.schema import Plan
+from tasks.settings.experiments import Plan
 from tasks.support.cli import stage_main
 
 #: Images in a batch, batches before the measurement, and batches that are measured.

@@ -19,7 +19,7 @@ from tasks.packed.reader import PackedSplit
 from tasks.prediction.run import Options, predict
 from tasks.report import report
 from tasks.settings.changes import parse_assignment, with_changes
-from tasks.settings.schema import parse_params
+from tasks.settings.params import parse_params
 from tests.bundles import Pipeline, run_pipeline
 from tests.conftest import TINY
 from tests.helpers import ROOT

@@ -19,7 +19,9 @@ from tasks.networks.device import Compute, set_up
 from tasks.networks.network import build_network, load_network, load_start, save_network
 from tasks.packed.reader import PackedSplit
 from tasks.plan import plan as write_plans
-from tasks.settings.schema import Params, Plan, StartFrom
+from tasks.settings.experiments import Plan
+from tasks.settings.params import Params
+from tasks.settings.training import StartFrom
 from tasks.support.checkpoints import FOLDER_VARIABLE
 from tasks.support.cli import InputError
 from tasks.support.events import VARIABLE, Reader

@@ -31,7 +31,8 @@ from tasks.inference.predict import (
 )
 from tasks.networks.device import set_up
 from tasks.packed.reader import PackedSplit
-from tasks.settings.schema import Params, Target
+from tasks.settings.params import Params
+from tasks.settings.training import Target
 from tasks.support.cli import InputError
 
 

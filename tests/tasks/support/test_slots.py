@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.repository.revision import Training
-from tasks.settings.schema import Params, parse_params
+from tasks.settings.params import Params, parse_params
 from tasks.support.cli import InputError
 from tasks.support.slots import VARIABLE, Slot, Slots, own_slot, slots_for
 from tests.helpers import trainings_of
