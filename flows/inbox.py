@@ -22,7 +22,7 @@ from flows.run import show
 from tasks.support.cli import InputError
 
 if TYPE_CHECKING:
-    from tasks.prediction.inbox import Batch
+    from tasks.prediction.ledger import Batch
 
 #: In the results folder: the server knows that the last images have drifted.
 REPORTED = ".drift-reported"

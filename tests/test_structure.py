@@ -41,6 +41,7 @@ PACKAGES = {
         "common",
         "settings",
         "packed",
+        "auditing",
         "sources",
         "networks",
         "inference",

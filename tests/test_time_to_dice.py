@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from tasks.networks.device import set_up
-from tasks.train import validate
 from tasks.training.batches import Batches
+from tasks.training.validation import validate
 from tests.helpers import ROOT, benchmark
 
 timing, curves, train = benchmark("time_to_dice"), benchmark("dice_curves"), benchmark("train")

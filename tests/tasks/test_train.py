@@ -27,9 +27,10 @@ from tasks.support.cli import InputError
 from tasks.support.events import VARIABLE, Reader
 from tasks.support.locks import is_in_use
 from tasks.support.symptoms import NonFiniteLoss, symptoms
-from tasks.train import train, validate
+from tasks.train import train
 from tasks.training.batches import Batches
 from tasks.training.fitting import Average, DivergenceError, Fitted, Fitter, make_optimiser, make_schedule
+from tasks.training.validation import validate
 from tests.helpers import EVERY_CHANGE
 
 
@@ -151,32 +152,6 @@ def test_several_targets_have_separate_scores_and_a_mean(plan: Plan, packed: Pat
     for metric in ("val_score", "val_dice", "val_iou", "val_marked"):
         mean = history[[f"{metric}_infection", f"{metric}_lung"]].mean(axis=1)
         np.testing.assert_allclose(history[metric], mean, rtol=1e-6)
-
-    # A network that predicts exactly the lungs, on images of which a third have infection.
-    class Lungs(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            lungs = (split.masks()[:, 1] >= 127.5) * 18.0 - 9
-            return torch.stack([torch.full_like(lungs, -9.0), lungs], dim=1)
-
-    split = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes)
-    assert len(split) <= 32  # one batch
-    compute = set_up(0, "fp32", 1)
-    scores = validate(Lungs(), Batches(split, compute), plan, make_loss("bce"), compute)
-    controls = (split.table["class"] != "COVID-19").mean()
-    assert 0 < controls < 1
-    assert scores["val_dice_lung"] == scores["val_iou_lung"] == 1
-    assert scores["val_dice_infection"] == pytest.approx(controls)
-    assert scores["val_dice"] == pytest.approx((1 + controls) / 2)
-    assert scores["val_lesions_infection"] == 0
-    assert scores["val_unmarked_infection"] == 1
-    assert scores["val_score_infection"] == 0.5
-    for selection, infection in (("all", controls), ("lesions", 0.0)):
-        by = altered(plan, selection=selection)
-        scores = validate(Lungs(), Batches(split, compute), by, make_loss("bce"), compute)
-        assert scores["val_score_infection"] == pytest.approx(infection)
-        assert scores["val_score"] == pytest.approx((1 + infection) / 2)
-    assert scores["val_marked_infection"] == 0
-    assert scores["val_marked_lung"] == pytest.approx((split.masks()[:, 1] >= 127.5).double().mean().item())
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
