@@ -174,6 +174,17 @@ def unpack(images: Images, split: Split, folder: Path) -> list[tuple[Path, Path]
 # --- contestants --------------------------------------------------------------------------------------------
 
 
+class Pairs:
+    """Iterates over the image and label of each batch, which is a dictionary."""
+
+    def __init__(self, loader: Iterable[dict[str, torch.Tensor]]) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for batch in self._loader:
+            yield batch["image"], batch["label"]
+
+
 class Apart:
     """A contestant in a process of its own, so that its memory and settings are separate."""
 

@@ -64,6 +64,7 @@ from common import (
     Apart,
     Facts,
     Images,
+    Pairs,
     Stopwatch,
     append_json,
     checked_share,
@@ -314,17 +315,6 @@ class Monai(Loop):
     def val_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         for x, y in self._val:
             yield x.to(DEVICE), y.to(DEVICE)
-
-
-class Pairs:
-    """Iterates over the image and label of each batch, which is a dictionary."""
-
-    def __init__(self, loader: Iterable[dict[str, Tensor]]) -> None:
-        self._loader = loader
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self._loader:
-            yield batch["image"], batch["label"]
 
 
 MAKERS: dict[str, Callable[[Setting], Contestant]] = {"ours": Ours, "plain": Plain, "monai": Monai}

@@ -13,7 +13,8 @@ from tasks.bundles.schema import open_bundle
 from tasks.bundles.trained_on import read_hashes, shortened
 from tasks.common.raw import RawDataset
 from tasks.comparison.document import COMPARISON_FILE, Document
-from tasks.inference.predict import THRESHOLDS, load_networks, predict_cases
+from tasks.inference.points import THRESHOLDS
+from tasks.inference.predict import load_networks, predict_cases
 from tasks.networks.device import set_up
 from tasks.packed.reader import PackedSplit
 from tasks.prediction.run import Options, predict
