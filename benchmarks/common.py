@@ -122,7 +122,7 @@ class Images(NamedTuple):
 def prepare(
     data: str, folder: Path, image_size: int, take: Mapping[Split, int], classes: Sequence[str]
 ) -> Images:
-    """Select so many images of each split, from some classes, evenly spread over the dataset."""
+    """Select a number of images of each split, from some classes, evenly spread over the dataset."""
     raw, whole = packed_dataset(data, folder, image_size)
     table = pd.read_csv(whole / "images.csv")
     table = table[(table["half"] == HALF) & table["class"].isin(classes)]

@@ -131,7 +131,7 @@ MAKERS: dict[str, Callable[[Setting], Contestant]] = {
 
 
 def copies(xrays: Sequence[str], images: int, folder: Path) -> tuple[Path, ...]:
-    """Copy so many of the files to a folder, without subfolders."""
+    """Copy this many of the files to a folder, without subfolders."""
     files = []
     for number, item in enumerate(find_items(xrays)[:images]):
         file = folder / f"{number:05}.png"

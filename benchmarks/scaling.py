@@ -143,7 +143,7 @@ def read_graph() -> Graph:
 
 
 def multiplied(graph: Graph, experiments: int) -> Graph:
-    """Return the graph with so many experiments instead of one."""
+    """Return the graph with this many experiments instead of one."""
 
     def copies(stages: Iterable[str], numbers: Iterable[int]) -> set[str]:
         return {f"{kind_of(s)}@{n}" if is_of_training(s) else s for s in stages for n in numbers}
@@ -344,7 +344,7 @@ class Run:
         """Create a run.
 
         Raises:
-            InputError: the Prefect server is too slow for so many workers, even if they are idle.
+            InputError: the Prefect server is too slow for this many workers, even if they are idle.
         """
         self._of, self._costs, self._gpus = scenario, scenario.costs, gpus
         self._graph = multiplied(scenario.graph, experiments)
@@ -450,7 +450,7 @@ def simulate(scenario: Scenario, gpus: int, experiments: int) -> Usage:
     """Simulate a run.
 
     Raises:
-        InputError: the Prefect server is too slow for so many workers, even if they are idle.
+        InputError: the Prefect server is too slow for this many workers, even if they are idle.
     """
     return Run(scenario, gpus, experiments).usage()
 
@@ -511,7 +511,7 @@ def marginal(scenario: Scenario) -> Marginal:
 
 
 def shortest_training(scenario: Scenario, gpus: int) -> float:
-    """Return the training time in seconds below which the parent cannot keep so many GPUs busy."""
+    """Return the training time in seconds below which the parent cannot keep this many GPUs busy."""
     more = marginal(scenario)
     return max(0.0, gpus * more.parent - (more.held - scenario.training))
 

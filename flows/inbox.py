@@ -1,4 +1,4 @@
-"""Predict what is new in an inbox as a Prefect flow, and tell when its images have drifted.
+"""Predict what is new in an inbox as a Prefect flow, and report when its images have drifted.
 
 `cxr inbox` does one pass from a command line. `make serve` deploys the flow, with a schedule that is off.
 """

@@ -27,8 +27,8 @@ CODE = ("*.py", "*.yaml")
 
 OWN_PARAMS = Path(__file__).with_name("own_params.py")
 
-#: What follows the experiment's name in that of a training, as a regular expression.
-TRAINING_SUFFIX = r"-(seed|fold)\d+"
+#: What follows the experiment's name in that of a training, as a regular expression; its group is the number.
+TRAINING_SUFFIX = r"-(?:seed|fold)(\d+)"
 
 
 class Training(BaseModel):

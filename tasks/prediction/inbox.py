@@ -181,7 +181,7 @@ def _finish_unfinished(results: Path, model: Path) -> list[Batch]:
 
 
 def _digest(model: Path) -> str:
-    """What tells bundles apart; empty if there is none."""
+    """The digest that identifies a bundle; empty if there is none."""
     try:
         return hashlib.sha256((model / BUNDLE_FILE).read_bytes()).hexdigest()
     except OSError:
@@ -189,7 +189,7 @@ def _digest(model: Path) -> str:
 
 
 def _finish(results: Path, plan: Plan, model: Path) -> Batch:
-    """Carry a plan out, from wherever an earlier pass was killed."""
+    """Carry out a plan, from where an earlier pass was killed."""
     working = results / UNFINISHED / plan.name
     if not (working / BATCH_FILE).is_file():
         if not (working / PROGRESS).is_file():
@@ -205,7 +205,7 @@ def _finish(results: Path, plan: Plan, model: Path) -> Batch:
 
 
 def _enter(results: Path, batch: Batch) -> Batch:
-    """Enter a batch that is in its place in the ledger, and forget its plan."""
+    """Add a batch to the ledger once its folder is in its place, and delete its plan."""
     ledger = Ledger.read(results)
     ledger.add(batch)
     ledger.write(results)
@@ -224,7 +224,7 @@ def _item(arrivals: dict[str, Arrival], source: str, name: str) -> Item:
 
 
 def _sweep(folder: Path, summary: Summary) -> None:
-    """Remove half files of killed passes, and results of images that have changed or gone since."""
+    """Remove partial files of killed passes, and results of images that have changed or gone since."""
     kept = {name for record in summary.records for name in record.files}
     kept |= {"images.csv", "index.html", "run.json", PROGRESS}
     for file in list(folder.rglob("*")):

@@ -66,7 +66,7 @@ class Batch:
 
     @property
     def warned(self) -> list[tuple[str, str]]:
-        """The predicted files with a warning, and that."""
+        """The predicted files with a warning, and the warning."""
         return [(file["source"], file["warnings"]) for file in self.files if file.get("warnings")]
 
     def describe(self) -> str:
@@ -90,7 +90,7 @@ class Batch:
 
 @dataclass
 class Ledger:
-    """The files that were handled, by what the user knows them as, and the batches, oldest first."""
+    """The handled files, by the names that the user knows, and the batches, oldest first."""
 
     files: dict[str, Handled] = field(default_factory=dict)
     batches: list[str] = field(default_factory=list)

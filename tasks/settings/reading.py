@@ -1,4 +1,4 @@
-"""Reads files of settings."""
+"""Reads YAML files, with one line about each error."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,11 @@ from tasks.support.cli import InputError
 
 
 def parse_mapping(text: str, where: str) -> dict[str, Any]:
-    """Parse YAML 1.2 text whose top level is a mapping."""
+    """Parse YAML 1.2 text whose top level is a mapping; `where` names it in error messages.
+
+    Raises:
+        InputError: it is not valid YAML, or something else.
+    """
     try:
         raw = YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
@@ -21,6 +25,11 @@ def parse_mapping(text: str, where: str) -> dict[str, Any]:
 
 
 def read_text(path: Path, hint: str) -> str:
+    """Read a file; `hint` ends the message if there is none.
+
+    Raises:
+        InputError: there is no such file, or it is not UTF-8 text.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
