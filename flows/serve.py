@@ -78,8 +78,12 @@ PERSISTENT_LEASES = {
 }
 
 #: PostgreSQL may be away for a while. If the server then wrote the queued task states one by one, it would be
-#: minutes behind and lose some of them.
-ON_POSTGRESQL = {"PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100"}
+#: minutes behind and lose some of them. By default it fills a batch for 5 seconds, and until then refuses the
+#: flow runs of a task's stages on other machines.
+ON_POSTGRESQL = {
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+}
 
 
 def server_variables(api: str) -> dict[str, str]:

@@ -52,6 +52,9 @@ UNAVAILABLE = "the Prefect server does not answer"
 #: Seconds between two log lines about a stage that is still waiting.
 REMINDER_INTERVAL = 300.0
 
+#: Seconds between two looks whether the server has recorded a task run, and the number of looks.
+RECORDED_POLL, RECORDED_LOOKS = 0.25, 40
+
 #: Seconds until a stage that a worker refused is submitted again. The delay doubles up to REMINDER_INTERVAL.
 REFUSED_PAUSE = 10.0
 
@@ -170,6 +173,7 @@ class RemoteRun:
         if self._stopped.is_set():
             raise UnavailableError("stopped")
         deployment = client.read_deployment_by_name(f"{FLOW}/{pool}")
+        parent = self._recorded_task_run(client)
         same = "-".join([pool, self._remote.key(request.stage), *sorted(request.versions.values())])
         tries = 0
         while True:
@@ -180,7 +184,7 @@ class RemoteRun:
                 tags=[self._run_name],
                 idempotency_key=f"{same}-{tries}",
                 # The UI nests it below its task run, and the server cancels it with the parent.
-                parent_task_run_id=UUID(task_run.id) if task_run.id else None,
+                parent_task_run_id=parent,
             )
             if run.state and not run.state.is_final():
                 break
@@ -191,6 +195,21 @@ class RemoteRun:
         else:
             log(f"waiting for {run.name} in work pool {pool}, which runs the same stage")
         return run
+
+    def _recorded_task_run(self, client: SyncPrefectClient) -> UUID | None:
+        """Return the current task run once the server has recorded it, a moment after its start.
+
+        Before that, the server refuses flow runs below it.
+        """
+        if not task_run.id:
+            return None
+        parent = UUID(task_run.id)
+        for _ in range(RECORDED_LOOKS):
+            with suppress(ObjectNotFound):
+                client.read_task_run(parent)
+                break
+            self._stopped.wait(RECORDED_POLL)
+        return parent
 
     def _wait(
         self, client: SyncPrefectClient, sent: FlowRun, pool: str, log: Log, history: HistoryCopy

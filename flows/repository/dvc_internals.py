@@ -238,7 +238,10 @@ def push_outputs(repo: Repo, stages: Collection[PipelineStage]) -> None:
     Raises:
         ConnectionError: some of the data was not uploaded.
     """
-    used = (stage.get_used_objs(push=True).values() for stage in stages)
+    try:
+        used = [stage.get_used_objs(push=True).values() for stage in stages]
+    except CollectCacheError:  # neither the cache nor the remote has the list of an output folder
+        raise ConnectionError("the list of an output folder could not be uploaded") from None
     hashes = {one for sets in used for found in sets for one in found}
     remote = repo.cloud.get_remote_odb(None, "push")
     failed = repo.cloud.push(hashes, odb=remote).failed

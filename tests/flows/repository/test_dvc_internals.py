@@ -135,9 +135,10 @@ def test_a_part_of_an_output_is_pulled_without_the_rest(folders: Repository, tmp
         pull_parts(repo, inputs_of(repo.stage.load_one(name="read"), repo.index.stages))
 
 
-def test_data_that_this_machine_lacks_is_not_said_to_be_uploaded(folders: Repository) -> None:
+@pytest.mark.parametrize("lists", [False, True])
+def test_data_that_this_machine_lacks_is_not_said_to_be_uploaded(folders: Repository, lists: bool) -> None:
     for path in (folders.folder / ".dvc" / "cache").rglob("*"):
-        if path.is_file() and path.suffix != ".dir":
+        if path.is_file() and (path.suffix == ".dir") == lists:
             path.unlink()
     with open_repo(folders.folder) as repo, pytest.raises(ConnectionError, match="uploaded"):
         push_outputs(repo, repo.index.stages)
