@@ -39,7 +39,7 @@ from tasks.comparison.document import Document, Ensemble, ExperimentRecord, Scor
 from tasks.reporting.limitations import RESEARCH_USE, limitations
 from tasks.settings.experiments import training_names
 from tasks.settings.prediction import Prediction
-from tasks.settings.training import LUNGS
+from tasks.settings.training import lungs_from
 
 #: Scores that the card and bundle.json state.
 METRICS = ("iou", "dice", "hd95", "missed", "false_positive_rate", "ece")
@@ -116,8 +116,8 @@ def _licence_of_data(document: Document) -> str:
 
 
 def _lungs_of(experiment: ExperimentRecord, document: Document) -> ExperimentRecord | None:
-    images = str(experiment.plan["images"])
-    return document.experiment(images.removeprefix(LUNGS)) if images.startswith(LUNGS) else None
+    name = lungs_from(str(experiment.plan["images"]))
+    return document.experiment(name) if name else None
 
 
 def _trained_on(experiments: Sequence[ExperimentRecord], outputs: Outputs, out: Path) -> TrainedOn:
