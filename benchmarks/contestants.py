@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import HALF, Pairs, plan_words
+from apart import Pairs
+from experiment import HALF
+from rates import plan_words
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 

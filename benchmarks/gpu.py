@@ -45,8 +45,9 @@ from typing import Any, NamedTuple, TextIO
 
 import pandas as pd
 import torch
-from common import DEVICE, HALF, ROOT, packed_dataset, plan_words, prepare
+from experiment import HALF, ROOT, packed_dataset, prepare
 from gpu_tables import Entry, table
+from rates import DEVICE, plan_words
 
 from tasks.common.files import replacing
 from tasks.common.raw import CLASSES, IMAGE_SETS

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from common import Apart, ratios, show, spread_of
+from apart import Apart
+from output import ratios, show, spread_of
 from PIL import Image
 
 from tasks.bundles.engines import Engine, mirror_averaged, onnx_engine, torch_engine

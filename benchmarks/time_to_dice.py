@@ -60,9 +60,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import HALF, ROOT, TARGET, TRAIN_CLASS, append_json, prepare
 from contestants import Contestant, Monai, Ours, Plain, Setting
 from dice_curves import Point, Run, svg, table_of
+from experiment import HALF, ROOT, TARGET, TRAIN_CLASS, prepare
+from output import append_json
 from train import cpu_seconds
 
 from models.metrics import confusion, dice

@@ -33,7 +33,7 @@ number of threads. A share above 100% is reported as a measurement error and omi
 --table: our engine only, over number format, memory layout, torch.compile and batch size. The first values of
 the lists come first, then each change by itself, then several together.
 
-The training settings are defined here and in benchmarks/common.py. params.yaml is not read. Images are
+The training settings are defined here and in benchmarks/experiment.py. params.yaml is not read. Images are
 synthetic unless --data names the real ones, in the format of data.source. --work keeps the prepared images.
 
 On a GPU machine without the project's environment: Python 3.11 or newer with torch, pandas, pillow, psutil,
@@ -56,34 +56,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 import torch
-from common import (
+from apart import Apart, Pairs, Stopwatch
+from experiment import HALF, TRAIN_CLASS, Images, make_plan, parser_of, prepare, unpack
+from output import MIB, append_json, percent, ratios, show, spread_of
+from PIL import Image
+from rates import (
     DEVICE,
-    HALF,
-    MIB,
-    TRAIN_CLASS,
-    Apart,
     Facts,
-    Images,
-    Pairs,
-    Stopwatch,
-    append_json,
     checked_share,
     device_memory,
-    make_plan,
     matrix_rate,
     number_format,
     operations,
-    parser_of,
-    percent,
     plan_words,
-    prepare,
-    ratios,
-    show,
-    spread_of,
     synchronise,
-    unpack,
 )
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from common import make_plan
+from experiment import make_plan
 
 from tasks.networks.device import set_up
 from tasks.networks.network import build_network
