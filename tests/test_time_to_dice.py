@@ -72,10 +72,9 @@ def test_ours_is_combined_of_the_laptop_preset_on_this_task() -> None:
 @pytest.mark.parametrize("make", ["plain_network", "monai_network"])
 def test_the_networks_have_the_number_of_parameters_of_ours(make: str) -> None:
     wanted = contestants.parameters_of_plan(plan_of())
-    network = getattr(timing, make)
-    found = contestants.parameters_of(
-        network(contestants.width_like(wanted, lambda width: network(width, 4)), 4)
-    )
+    network = getattr(contestants, make)
+    width = contestants.width_like(wanted, lambda width: network(width, 4))
+    found = contestants.parameters_of(network(width, 4))
     assert found == pytest.approx(wanted, rel=0.05)
 
 
