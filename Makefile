@@ -44,7 +44,7 @@ test: $(BIN)/cxr
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 10
 
 soak: $(BIN)/cxr
-	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -m soak --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10
 
 check: .venv/installed
 	$(BIN)/ruff check .

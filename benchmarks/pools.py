@@ -164,7 +164,7 @@ class Measured:
             "parent_end": (self.run.end_time - last).total_seconds(),
             "server_stage": self.server / len(self.stages),
             "server_worker": self.per_worker,
-            "queue": min(queue),
+            "queue": middle(every["here send"]) + min(queue),
             "start": middle(start),
             "checkout": middle(every["there clone"]),
             "pull": middle(every["there inputs"]) + middle(every["there look"]),

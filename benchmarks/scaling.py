@@ -63,7 +63,7 @@ class Costs(BaseModel):
     parent_end: Seconds = _cost("the parent, after the last stage: commit and publishing")
     server_stage: Seconds = _cost("CPU time of the Prefect server per stage")
     server_worker: Seconds = _cost("CPU time of the Prefect server per idle worker and second")
-    queue: Seconds = _cost("from the creation of a flow run until a free worker takes it")
+    queue: Seconds = _cost("from the request of a stage until a free worker takes its flow run")
     start: Seconds = _cost("from then until the process of the flow run has started")
     checkout: Seconds = _cost("the worker, fetching the commit and creating a git worktree")
     pull: Seconds = _cost("the worker, pulling inputs that it already has, and a checkpoint")

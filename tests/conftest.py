@@ -1,6 +1,7 @@
 """A tiny dataset and a tiny repository: the real code on small images."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from tests.bundles import Pipeline
 
 __all__ = ["s3"]  # also a fixture
+
+# A shell lets its background jobs ignore SIGINT, which their children inherit. Tests send it to programs.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tensors in tests are small, so waiting for other threads on busy cores would cost more than they save.
 torch.set_num_threads(1)

@@ -88,15 +88,15 @@ def test_the_smoke_test_killed_a_training_and_compared_bytes(parts: dict[str, di
 
 @pytest.mark.soak
 def test_rates_are_plausible(parts: dict[str, dict[str, Any]]) -> None:
-    (row,) = parts["throughput"]["rows"]
-    assert row["network"] == "residual_unet, width 4, depth 2, patch 1"
-    assert row["parameters"] == 7697
-    assert 0 < row["mfu"] < 1
-    assert 1 < min(row["images_per_second"]) < 1e5
-    assert 1e8 < row["memory"] < 1e10
-    assert 1e8 < row["matrix_rate"] < 1e14
-    assert (row["layout"], row["compile"], row["batch"]) == ("channels_last", "none", 8)
-    assert 0 <= row["wait"] < 1
+    for row in parts["throughput"]["rows"]:  # one per number format in which this processor is fast
+        assert row["network"] == "residual_unet, width 4, depth 2, patch 1"
+        assert row["parameters"] == 7697
+        assert 0 < row["mfu"] < 1
+        assert 1 < min(row["images_per_second"]) < 1e5
+        assert 1e8 < row["memory"] < 1e10
+        assert 1e8 < row["matrix_rate"] < 1e14
+        assert (row["layout"], row["compile"], row["batch"]) == ("channels_last", "none", 8)
+        assert 0 <= row["wait"] < 1
 
 
 @pytest.mark.soak

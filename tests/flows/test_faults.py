@@ -18,6 +18,7 @@ import pytest
 
 from flows.engine.runner import Outcome, StageRunner
 from flows.repository.git import environment
+from flows.serve import AUTOMATION
 from tasks.support.slots import Slot, Slots
 from tests.flows.conftest import Served, serving
 from tests.flows.server import PrefectServer
@@ -128,7 +129,8 @@ class TestInOrder:
 def within(served: Served, seconds: float) -> None:
     """Edit the automation, as on its page in the UI."""
     client = served.client._client
-    (automation,) = client.post("/automations/filter", json={}).json()
+    every = client.post("/automations/filter", json={}).json()
+    (automation,) = (one for one in every if one["name"] == AUTOMATION)
     changed = automation | {"trigger": automation["trigger"] | {"within": seconds}}
     kept = ("name", "description", "enabled", "trigger", "actions")
     client.put(f"/automations/{automation['id']}", json={key: changed[key] for key in kept})

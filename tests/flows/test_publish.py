@@ -49,42 +49,44 @@ def repository(
     return repository
 
 
-def test_a_clone_pulls_what_a_run_published(repository: Repository) -> None:
-    output = retrain(repository, "--name", "shared", "--publish", "remotes")
-    assert "data pushed to the DVC remote store" in output
-    assert "retrain/shared pushed to origin" in output
-    folder = repository.folder.parent
-    repository.run("git", "clone", "--quiet", "--branch", "retrain/shared", "../origin", "../clone")
-    clone = Repository(folder / "clone")
-    clone.run("dvc", "remote", "add", "--local", "--default", "store", str(folder / "store"))
-    clone.run("dvc", "pull")
-    assert clone.run("dvc", "status").strip() == "Data and pipelines are up to date."
-    assert "report1_bce" in clone.read("reports/index.html")
-    assert "report1_bce.test.infection.covid.iou" in clone.run(
-        "dvc", "metrics", "diff", "origin/main", "retrain/shared"
-    )
-
-
 def metrics(repository: Repository, branch: str) -> str:
     return repository.run("git", "show", f"{branch}:metrics.json")
 
 
-@pytest.mark.soak
-def test_a_name_taken_here_or_at_origin_gets_a_number_everywhere(repository: Repository) -> None:
-    before = {name: repository.read(f"runs/shared/{name}") for name in ("metrics.json", "index.html")}
-    # A branch that another machine has pushed and this repository has not fetched.
-    repository.run("git", "push", "--quiet", "--no-signed", "../origin", "main:refs/heads/retrain/shared-2")
-    output = retrain(repository, "--name", "shared", "--set", "alpha=0.9", "--publish", "remotes")
-    assert "the name shared is taken; this run is called shared-3" in output
-    assert "retrain/shared-3 pushed to origin" in output
-    assert f"report:  {repository.folder}/runs/shared-3/index.html" in output
-    assert repository.run("git", "log", "-1", "--format=%s", "retrain/shared-3").startswith(
-        "Retrain shared-3: alpha=0.9"
-    )
-    assert {name: repository.read(f"runs/shared/{name}") for name in before} == before
-    assert metrics(repository, "retrain/shared") == before["metrics.json"]
-    assert metrics(repository, "retrain/shared-3") == repository.read("runs/shared-3/metrics.json")
-    assert metrics(repository, "retrain/shared-3") != before["metrics.json"]
+class TestInOrder:
+    def test_a_clone_pulls_what_a_run_published(self, repository: Repository) -> None:
+        output = retrain(repository, "--name", "shared", "--publish", "remotes")
+        assert "data pushed to the DVC remote store" in output
+        assert "retrain/shared pushed to origin" in output
+        folder = repository.folder.parent
+        repository.run("git", "clone", "--quiet", "--branch", "retrain/shared", "../origin", "../clone")
+        clone = Repository(folder / "clone")
+        clone.run("dvc", "remote", "add", "--local", "--default", "store", str(folder / "store"))
+        clone.run("dvc", "pull")
+        assert clone.run("dvc", "status").strip() == "Data and pipelines are up to date."
+        assert "report1_bce" in clone.read("reports/index.html")
+        assert "report1_bce.test.infection.covid.iou" in clone.run(
+            "dvc", "metrics", "diff", "origin/main", "retrain/shared"
+        )
+
+    @pytest.mark.soak
+    def test_a_name_taken_here_or_at_origin_gets_a_number_everywhere(self, repository: Repository) -> None:
+        before = {name: repository.read(f"runs/shared/{name}") for name in ("metrics.json", "index.html")}
+        # A branch that another machine has pushed and this repository has not fetched.
+        repository.run(
+            "git", "push", "--quiet", "--no-signed", "../origin", "main:refs/heads/retrain/shared-2"
+        )
+        output = retrain(repository, "--name", "shared", "--set", "alpha=0.9", "--publish", "remotes")
+        assert "the name shared is taken; this run is called shared-3" in output
+        assert "retrain/shared-3 pushed to origin" in output
+        assert f"report:  {repository.folder}/runs/shared-3/index.html" in output
+        assert repository.run("git", "log", "-1", "--format=%s", "retrain/shared-3").startswith(
+            "Retrain shared-3: alpha=0.9"
+        )
+        assert {name: repository.read(f"runs/shared/{name}") for name in before} == before
+        assert metrics(repository, "retrain/shared") == before["metrics.json"]
+        assert metrics(repository, "retrain/shared-3") == repository.read("runs/shared-3/metrics.json")
+        assert metrics(repository, "retrain/shared-3") != before["metrics.json"]
 
 
 @pytest.mark.soak
