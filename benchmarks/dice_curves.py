@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypedDict
 
-from common import ratios, spread_of
+from output import ratios, spread_of
 
 TITLES = {
     "ours": "ours",

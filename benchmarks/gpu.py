@@ -45,15 +45,17 @@ from typing import Any, NamedTuple, TextIO
 
 import pandas as pd
 import torch
-from common import DEVICE, HALF, ROOT, packed_dataset, plan_words, prepare
+from experiment import HALF, ROOT, packed_dataset, prepare
 from gpu_tables import Entry, table
+from rates import DEVICE, plan_words
 
 from tasks.common.files import replacing
 from tasks.common.raw import CLASSES, IMAGE_SETS
 from tasks.comparison.consistency import check_pair
 from tasks.plan import plan as write_plans
 from tasks.settings.changes import parse_assignment, with_changes
-from tasks.settings.schema import Params, Plan, parse_params
+from tasks.settings.experiments import Plan
+from tasks.settings.params import Params, parse_params
 from tasks.support.checkpoints import FOLDER_VARIABLE
 from tasks.support.cli import InputError, stage_main, without_secrets
 

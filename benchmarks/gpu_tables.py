@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from common import MIB, percent, spread_of
+from output import MIB, percent, spread_of
 
 Entry = dict[str, Any]
 

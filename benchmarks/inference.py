@@ -33,29 +33,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from common import (
-    DEVICE,
-    HALF,
-    MIB,
-    TARGET,
-    Apart,
-    Facts,
-    Stopwatch,
-    append_json,
-    checked_share,
-    device_memory,
-    make_plan,
-    number_format,
-    operations,
-    parser_of,
-    percent,
-    plan_words,
-    prepare,
-    show,
-    spread_of,
-    unpack,
-)
+from apart import Apart, Stopwatch
+from experiment import HALF, TARGET, make_plan, parser_of, prepare, unpack
+from output import MIB, append_json, percent, show, spread_of
 from PIL import Image
+from rates import DEVICE, Facts, checked_share, device_memory, number_format, operations, plan_words
 from torch import Tensor
 from torch.nn import functional
 
@@ -68,7 +50,7 @@ from tasks.inference.predict import predict_cases, predict_images
 from tasks.networks.device import Compute, set_up
 from tasks.networks.network import load_network
 from tasks.packed.reader import PackedSplit
-from tasks.settings.schema import Plan
+from tasks.settings.experiments import Plan
 from tasks.train import train
 
 

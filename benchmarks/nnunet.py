@@ -31,7 +31,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from time_to_dice import Setting
+    from contestants import Setting
 
 DATASET = "Dataset001_Infection"
 

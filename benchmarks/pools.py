@@ -123,7 +123,7 @@ class Measured:
         return run(*show, f"{branch}:dvc.lock"), run(*show, f"{branch}:metrics.json")
 
     def parent_costs(self, experiments: int) -> dict[str, float]:
-        """Measure the parent's seconds per stage with so many experiments."""
+        """Measure the parent's seconds per stage with this many experiments."""
         output = self.parent.repository.run(
             sys.executable,
             str(ROOT / "benchmarks" / "parent.py"),

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from common import Apart, ratios, show, spread_of
+from apart import Apart
+from output import ratios, show, spread_of
 from PIL import Image
 
 from tasks.bundles.engines import Engine, mirror_averaged, onnx_engine, torch_engine
@@ -131,7 +132,7 @@ MAKERS: dict[str, Callable[[Setting], Contestant]] = {
 
 
 def copies(xrays: Sequence[str], images: int, folder: Path) -> tuple[Path, ...]:
-    """Copy so many of the files to a folder, without subfolders."""
+    """Copy this many of the files to a folder, without subfolders."""
     files = []
     for number, item in enumerate(find_items(xrays)[:images]):
         file = folder / f"{number:05}.png"

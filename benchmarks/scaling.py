@@ -15,20 +15,18 @@ dvc.yaml with more experiments, so measure with as many in params.yaml.
 """
 
 import argparse
-import heapq
 import sys
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple
 
 from dvc.repo import Repo
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from tasks.settings.schema import fault_line
+from benchmarks.simulation import Clock, Flag, Link, Pool, Process
+from tasks.settings.errors import fault_line
 from tasks.support.cli import InputError, stage_main
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +37,6 @@ SCALING = "docs/explanation/scaling.md"
 #: The kinds of stages that run in the pool. The others run on the parent.
 REMOTE = {"train", "evaluate"}
 
-Item = TypeVar("Item")
 #: For each stage, the stages whose outputs it reads.
 Graph = Mapping[str, set[str]]
 
@@ -93,7 +90,7 @@ class Costs(BaseModel):
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            faults = [f"{path}: {fault_line(fault)}" for fault in error.errors()]
+            faults = [f"{path}: {fault_line(fault, cls)}" for fault in error.errors()]
             raise InputError("\n".join(faults)) from None
 
     def none_but_stages(self) -> "Costs":
@@ -143,7 +140,7 @@ def read_graph() -> Graph:
 
 
 def multiplied(graph: Graph, experiments: int) -> Graph:
-    """Return the graph with so many experiments instead of one."""
+    """Return the graph with this many experiments instead of one."""
 
     def copies(stages: Iterable[str], numbers: Iterable[int]) -> set[str]:
         return {f"{kind_of(s)}@{n}" if is_of_training(s) else s for s in stages for n in numbers}
@@ -169,143 +166,6 @@ def kind_of(stage: str) -> str:
 def key_of(stage: str) -> str:
     """Return the name of a stage's experiment, or an empty string if it has none."""
     return stage.partition("@")[2]
-
-
-# --- events -------------------------------------------------------------------------------------------------
-
-#: Something to wait for: a function that receives a callback, and calls it with the result.
-Event = Callable[[Callable[[Any], None]], None]
-Process = Generator[Event, Any, None]
-
-
-class Clock:
-    """Runs processes, which are generators that yield the events that they wait for."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
-        self._count = 0
-
-    def after(self, seconds: float, action: Callable[[], None]) -> None:
-        """Schedule an action. Actions at the same time run in the order in which they were scheduled."""
-        self._count += 1
-        heapq.heappush(self._agenda, (self.now + seconds, self._count, action))
-
-    def sleep(self, seconds: float) -> Event:
-        return lambda resume: self.after(seconds, partial(resume, None))
-
-    def start(self, process: Process) -> None:
-        self._go_on(process, None)
-
-    def run(self) -> None:
-        while self._agenda:
-            self.now, _, action = heapq.heappop(self._agenda)
-            action()
-
-    def _go_on(self, process: Process, value: Any) -> None:
-        try:
-            event = process.send(value)
-        except StopIteration:
-            return
-        event(partial(self._go_on, process))
-
-
-class Flag:
-    """An event that happens once."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock, self._waiting = clock, list[Callable[[Any], None]]()
-        self.up = False
-
-    def raise_(self) -> None:
-        self.up = True
-        for resume in self._waiting:
-            self._clock.after(0.0, partial(resume, None))
-
-    def wait(self) -> Event:
-        return lambda resume: self._clock.after(0.0, partial(resume, None)) if self.up else self._add(resume)
-
-    def _add(self, resume: Callable[[Any], None]) -> None:
-        self._waiting.append(resume)
-
-
-class Pool(Generic[Item]):
-    """Items that one process at a time can hold, in the order of requests."""
-
-    def __init__(self, clock: Clock, items: Iterable[Item]) -> None:
-        self._clock, self._free = clock, deque(items)
-        self._waiting: deque[Callable[[Any], None]] = deque()
-        #: Seconds for which items were held, summed over all items.
-        self.held = 0.0
-
-    def take(self) -> Event:
-        def ask(resume: Callable[[Any], None]) -> None:
-            self._waiting.append(resume)
-            self._hand_out()
-
-        return ask
-
-    def give(self, item: Item) -> None:
-        self.held += self._clock.now
-        self._free.append(item)
-        self._hand_out()
-
-    def _hand_out(self) -> None:
-        while self._free and self._waiting:
-            self.held -= self._clock.now
-            self._clock.after(0.0, partial(self._waiting.popleft(), self._free.popleft()))
-
-
-@dataclass(eq=False)
-class _Transfer:
-    left: float
-    rate: float
-    resume: Callable[[Any], None]
-
-
-class Link:
-    """A link whose capacity is shared equally between transfers, up to the maximum rate of each."""
-
-    def __init__(self, clock: Clock, capacity: float) -> None:
-        self._clock, self._capacity = clock, capacity
-        self._running: list[_Transfer] = []
-        self._since, self._plan = 0.0, 0
-        #: Total MB transferred.
-        self.moved = 0.0
-
-    def transfer(self, size: float, rate: float) -> Event:
-        """Transfer `size` MB at up to `rate` MB/s."""
-
-        def begin(resume: Callable[[Any], None]) -> None:
-            self.moved += size
-            self._advance()
-            self._running.append(_Transfer(size, rate, resume))
-            self._plan_next()
-
-        return begin
-
-    def _speed(self, transfer: _Transfer) -> float:
-        return min(transfer.rate, self._capacity / len(self._running))
-
-    def _advance(self) -> None:
-        for transfer in self._running:
-            transfer.left -= (self._clock.now - self._since) * self._speed(transfer)
-        self._since = self._clock.now
-
-    def _plan_next(self) -> None:
-        self._plan += 1  # invalidates the planned end, because the speeds have changed
-        if self._running:
-            seconds, first = min(
-                ((t.left / self._speed(t), t) for t in self._running), key=lambda planned: planned[0]
-            )
-            self._clock.after(max(0.0, seconds), partial(self._end, self._plan, first))
-
-    def _end(self, plan: int, transfer: _Transfer) -> None:
-        if plan == self._plan:
-            self._advance()
-            self._running.remove(transfer)
-            self._clock.after(0.0, partial(transfer.resume, None))
-            self._plan_next()
 
 
 # --- the pipeline -------------------------------------------------------------------------------------------
@@ -344,7 +204,7 @@ class Run:
         """Create a run.
 
         Raises:
-            InputError: the Prefect server is too slow for so many workers, even if they are idle.
+            InputError: the Prefect server is too slow for this many workers, even if they are idle.
         """
         self._of, self._costs, self._gpus = scenario, scenario.costs, gpus
         self._graph = multiplied(scenario.graph, experiments)
@@ -450,7 +310,7 @@ def simulate(scenario: Scenario, gpus: int, experiments: int) -> Usage:
     """Simulate a run.
 
     Raises:
-        InputError: the Prefect server is too slow for so many workers, even if they are idle.
+        InputError: the Prefect server is too slow for this many workers, even if they are idle.
     """
     return Run(scenario, gpus, experiments).usage()
 
@@ -511,7 +371,7 @@ def marginal(scenario: Scenario) -> Marginal:
 
 
 def shortest_training(scenario: Scenario, gpus: int) -> float:
-    """Return the training time in seconds below which the parent cannot keep so many GPUs busy."""
+    """Return the training time in seconds below which the parent cannot keep this many GPUs busy."""
     more = marginal(scenario)
     return max(0.0, gpus * more.parent - (more.held - scenario.training))
 

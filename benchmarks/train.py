@@ -33,7 +33,7 @@ number of threads. A share above 100% is reported as a measurement error and omi
 --table: our engine only, over number format, memory layout, torch.compile and batch size. The first values of
 the lists come first, then each change by itself, then several together.
 
-The training settings are defined here and in benchmarks/common.py. params.yaml is not read. Images are
+The training settings are defined here and in benchmarks/experiment.py. params.yaml is not read. Images are
 synthetic unless --data names the real ones, in the format of data.source. --work keeps the prepared images.
 
 On a GPU machine without the project's environment: Python 3.11 or newer with torch, pandas, pillow, psutil,
@@ -56,33 +56,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 import torch
-from common import (
+from apart import Apart, Pairs, Stopwatch
+from experiment import HALF, TRAIN_CLASS, Images, make_plan, parser_of, prepare, unpack
+from output import MIB, append_json, percent, ratios, show, spread_of
+from PIL import Image
+from rates import (
     DEVICE,
-    HALF,
-    MIB,
-    TRAIN_CLASS,
-    Apart,
     Facts,
-    Images,
-    Stopwatch,
-    append_json,
     checked_share,
     device_memory,
-    make_plan,
     matrix_rate,
     number_format,
     operations,
-    parser_of,
-    percent,
     plan_words,
-    prepare,
-    ratios,
-    show,
-    spread_of,
     synchronise,
-    unpack,
 )
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -91,7 +79,7 @@ from models.metrics import confusion, dice
 from tasks.networks.device import Compute, set_up
 from tasks.networks.network import build_network
 from tasks.packed.reader import PackedSplit, scaled
-from tasks.settings.schema import Plan
+from tasks.settings.experiments import Plan
 from tasks.training.batches import Batches
 from tasks.training.fitting import Fitter
 
@@ -314,17 +302,6 @@ class Monai(Loop):
     def val_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         for x, y in self._val:
             yield x.to(DEVICE), y.to(DEVICE)
-
-
-class Pairs:
-    """Iterates over the image and label of each batch, which is a dictionary."""
-
-    def __init__(self, loader: Iterable[dict[str, Tensor]]) -> None:
-        self._loader = loader
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self._loader:
-            yield batch["image"], batch["label"]
 
 
 MAKERS: dict[str, Callable[[Setting], Contestant]] = {"ours": Ours, "plain": Plain, "monai": Monai}

@@ -3,9 +3,9 @@
     python benchmarks/train_growth.py [--images 1000,10000,33920] [--steps 40] [--size 128] [--width 16]
 
 The images are noise, packed as by the stage preprocess. Their content affects neither time nor memory. Each
-dataset is used in a process of its own, for so many steps of 16 images in random order. Memory is anonymous
-memory (RssAnon), without the pages of mapped arrays, which the system reclaims when needed. On CUDA it is the
-peak that torch allocated.
+dataset is used in a process of its own, for a number of steps of 16 images in random order. Memory is
+anonymous memory (RssAnon), without the pages of mapped arrays, which the system reclaims when needed. On CUDA
+it is the peak that torch allocated.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from common import make_plan
+from experiment import make_plan
 
 from tasks.networks.device import set_up
 from tasks.networks.network import build_network

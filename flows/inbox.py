@@ -1,4 +1,4 @@
-"""Predict what is new in an inbox as a Prefect flow, and tell when its images have drifted.
+"""Predict what is new in an inbox as a Prefect flow, and report when its images have drifted.
 
 `cxr inbox` does one pass from a command line. `make serve` deploys the flow, with a schedule that is off.
 """
@@ -22,7 +22,7 @@ from flows.run import show
 from tasks.support.cli import InputError
 
 if TYPE_CHECKING:
-    from tasks.prediction.inbox import Batch
+    from tasks.prediction.ledger import Batch
 
 #: In the results folder: the server knows that the last images have drifted.
 REPORTED = ".drift-reported"

@@ -23,7 +23,7 @@ from flows.repository.git import git
 from flows.repository.publish import PREFIX
 from flows.repository.refs import ORIGIN, has_origin
 from tasks.common.files import replacing
-from tasks.settings.schema import load_params
+from tasks.settings.params import load_params
 from tasks.support.cli import InputError
 
 VERDICT_FILE, DECISION_FILE = "verdict.json", "decision.json"

@@ -1,4 +1,4 @@
-"""Find and remove what earlier runs have left in a repository and nothing needs any more.
+"""Find and remove files and branches of earlier runs that nothing needs any more.
 
 A result is a branch `retrain/NAME`, its report in `runs/NAME`, or both. Old results are removed first, then
 the data in the DVC cache that only they referred to.

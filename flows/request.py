@@ -20,7 +20,9 @@ from pydantic import (
 from flows.repository.git import author_options, git
 from flows.repository.revision import change_params, unpacked
 from tasks.settings.changes import Preset, parse_preset
-from tasks.settings.schema import ALL, fault_line, parse_mapping
+from tasks.settings.errors import fault_line
+from tasks.settings.reading import parse_mapping
+from tasks.settings.schema import ALL
 from tasks.support.cli import InputError, without_secrets
 
 PRESETS = PurePosixPath("presets")
@@ -259,7 +261,7 @@ def make_request(**values: Any) -> RetrainRequest:
     try:
         return RetrainRequest(**values)
     except ValidationError as error:
-        raise InputError("\n".join(fault_line(fault) for fault in error.errors())) from None
+        raise InputError("\n".join(fault_line(fault, RetrainRequest) for fault in error.errors())) from None
 
 
 def preset_of(preset: str, repository: Path) -> str:

@@ -45,7 +45,7 @@ from flows.run import (
     unchanged,
 )
 from tasks.common.files import replacing
-from tasks.settings.schema import load_data
+from tasks.settings.params import load_data
 from tasks.support.cli import InputError, describe_os_error, is_temporary, without_secrets
 
 #: The default request: all stages, with params.yaml unchanged.

@@ -1,0 +1,1 @@
+"""Networks, losses, metrics and augmentation: functions of tensors and arrays, without files."""

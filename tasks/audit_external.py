@@ -1,8 +1,8 @@
 """Stage `audit_external`: finds images of an external dataset that are also in the dataset of the trainings.
 
 A network may have been trained on such an image, or its thresholds chosen on it, so the stage compare leaves
-it out of the scores. Two images are the same by the rules of the stage audit: all their pixels are equal, or
-the correlation of their thumbnails reaches `audit.correlation`. Images of all splits and halves are compared.
+it out of the scores. Two images are the same if they are duplicates or near-duplicates by the rules of
+`tasks.auditing.pairs`. Images of all splits and halves are compared.
 
     overlap.csv    one row per external image that is also in the dataset: its `id`, the image of the dataset
                    that is most similar to it (`also`), their `correlation`, and whether all pixels are the
@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tasks.audit import BLOCK, SLACK, Pairs, Thumbnails, correlations, normalised
+from tasks.auditing.pairs import BLOCK, SLACK, Pairs, Thumbnails, correlations, normalised
 from tasks.common.files import replacing, write_table
-from tasks.settings.schema import load_params
+from tasks.settings.params import load_params
 from tasks.support.cli import stage_main
 from tasks.support.progress import progress
 

@@ -1,6 +1,7 @@
 """Stage `baselines`: scores trivial predictors, which a network must beat to have learned anything."""
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -60,17 +61,16 @@ def _score_all(
     of_all = zip(images["id"], images["split"], images["class"], strict=True)
     for image_id, split, image_class in progress(of_all, len(images), "baselines Val and Test images"):
         masks = {target: dataset.read(image_id, target) > 0 for target in targets}
-        for name in calibrations:
-            predicted = PREDICTORS[name](masks)
-            for target in targets:
-                if (name, target) != (WHOLE_LUNG, "lung"):  # would be compared with itself
-                    reference = masks[target]
-                    if split == "Test":
-                        calibrations[name].add(target, image_class, predicted, reference)
-                    place = {"predictor": name, "split": split, "target": target, "id": image_id}
-                    error = float(np.mean(predicted != reference))
-                    scores = score_masks(predicted, predicted.astype(np.float32), reference, error)
-                    yield place | {"class": image_class} | scores
+        for name, target in itertools.product(calibrations, targets):
+            if (name, target) == (WHOLE_LUNG, "lung"):  # would be compared with itself
+                continue
+            predicted, reference = PREDICTORS[name](masks), masks[target]
+            if split == "Test":
+                calibrations[name].add(target, image_class, predicted, reference)
+            place = {"predictor": name, "split": split, "target": target, "id": image_id}
+            error = float(np.mean(predicted != reference))
+            scores = score_masks(predicted, predicted.astype(np.float32), reference, error)
+            yield place | {"class": image_class} | scores
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tasks.comparison.inputs import read_inputs
 from tasks.comparison.output import write_comparison
 from tasks.comparison.sections import compare_all
-from tasks.settings.schema import Params, load_params
+from tasks.settings.params import Params, load_params
 from tasks.support.cli import stage_main
 
 

@@ -12,7 +12,8 @@ from tasks.common.files import replacing
 from tasks.networks.device import set_up
 from tasks.networks.network import load_network
 from tasks.packed.reader import PackedSplit
-from tasks.settings.schema import Plan, Prediction
+from tasks.settings.experiments import Plan
+from tasks.settings.prediction import Prediction
 from tasks.support.cli import stage_main
 
 

@@ -29,8 +29,9 @@ from tasks.common.raw import (
     shard_name,
     write_member,
 )
+from tasks.settings.data import DataSource
 from tasks.settings.layout import Layout
-from tasks.settings.schema import DataSource, load_params
+from tasks.settings.params import load_params
 from tasks.sources.layout import describe_left_out
 from tasks.sources.listing import (
     Image,
@@ -152,7 +153,7 @@ def _is_as_listed(stored: Stored, listing: Listing) -> bool:
 
 
 def _refuse_another(pinned: str, listing: Listing | None, where: str, section: str) -> None:
-    assert listing is not None, "tasks.settings.schema forbids pinning a source that never changes"
+    assert listing is not None, "tasks.settings.data forbids pinning a source that never changes"
     found = fingerprint(listing)
     if found != pinned:
         raise InputError(

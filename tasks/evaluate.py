@@ -42,11 +42,11 @@ from tasks.inference.masks import (
     steps,
     to_masks,
 )
+from tasks.inference.points import choose_points
 from tasks.inference.predict import (
     Case,
     Networks,
     at_a_time,
-    choose_points,
     load_networks,
     predict_cases,
     read_mask,
@@ -61,7 +61,9 @@ from tasks.packed.reader import (
     read_folds,
 )
 from tasks.scoring.images import Calibration, overlaps, score_masks
-from tasks.settings.schema import Plan, Prediction, Target
+from tasks.settings.experiments import Plan
+from tasks.settings.prediction import Prediction
+from tasks.settings.training import Target
 from tasks.support.cli import stage_main
 
 Row = dict[str, Any]
@@ -117,25 +119,29 @@ def evaluate(
         with zipfile.ZipFile(folder / "predictions.zip", "w") as archive:
             evaluation.run(PackedSplit(images, plan.half, "Test", dropped=dropped), "Test", archive)
         if len(networks) > 1:
-            with zipfile.ZipFile(folder / "spread.zip", "w") as archive:
-                for name, picture in sorted(evaluation.spread()):
-                    write_member(archive, name, picture)
-        rows = pd.DataFrame(evaluation.rows)
-        settings = {
-            "thresholds": {target: point.threshold for target, point in points.items()},
-            "presence": {target: point.presence for target, point in points.items()},
-            "prediction": json.loads(prediction.to_json()),
-            "precision": compute.precision,
-            "device": compute.device.type,
-            "versions": versions(),
-        }
-        write_table(rows, folder / "images.csv")
-        write_table(pd.DataFrame(evaluation.stepped, columns=STEP_COLUMNS), folder / "steps.csv")
-        write_table(evaluation.calibration.table().assign(seed=plan.seed), folder / "calibration.csv")
-        (folder / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    for (target, split, image_class), of_one in rows.groupby(["target", "split", "class"], sort=False):
+            evaluation.write_spread(folder / "spread.zip")
+        evaluation.write_tables(folder)
+        _write_settings(folder / "settings.json", prediction, points, compute)
+    _print_means(plan.name, evaluation.rows)
+
+
+def _write_settings(path: Path, prediction: Prediction, points: OperatingPoints, compute: Compute) -> None:
+    settings = {
+        "thresholds": {target: point.threshold for target, point in points.items()},
+        "presence": {target: point.presence for target, point in points.items()},
+        "prediction": json.loads(prediction.to_json()),
+        "precision": compute.precision,
+        "device": compute.device.type,
+        "versions": versions(),
+    }
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _print_means(name: str, rows: list[Row]) -> None:
+    groups = pd.DataFrame(rows).groupby(["target", "split", "class"], sort=False)
+    for (target, split, image_class), of_one in groups:
         shown = f"IoU {of_one['iou'].mean():.4f}, Dice {of_one['dice'].mean():.4f}"
-        print(f"{plan.name}: {target}, {len(of_one)} {split} images of {image_class}: {shown}", flush=True)
+        print(f"{name}: {target}, {len(of_one)} {split} images of {image_class}: {shown}", flush=True)
 
 
 class Evaluation:
@@ -188,18 +194,37 @@ class Evaluation:
                 most = sorted([*self._spread[target], picture], key=lambda one: (-one[0], one[1]))
                 self._spread[target] = most[:PICTURES]
 
-    def spread(self) -> Iterator[tuple[str, bytes]]:
-        """Name and content of the pictures in `spread.zip`."""
-        for target, pictures in self._spread.items():
-            for _, image_id, picture in pictures:
-                yield f"{target}/{image_id}.png", picture
+    def write_tables(self, folder: Path) -> None:
+        """Write `images.csv`, `steps.csv` and `calibration.csv`."""
+        write_table(pd.DataFrame(self.rows), folder / "images.csv")
+        write_table(pd.DataFrame(self.stepped, columns=STEP_COLUMNS), folder / "steps.csv")
+        write_table(self.calibration.table().assign(seed=self._plan.seed), folder / "calibration.csv")
+
+    def write_spread(self, path: Path) -> None:
+        """Write the pictures of the spread of an ensemble into a zip file."""
+        pictures = [
+            (f"{target}/{image_id}.png", picture)
+            for target, of_target in self._spread.items()
+            for _, image_id, picture in of_target
+        ]
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, picture in sorted(pictures):
+                write_member(archive, name, picture)
 
     def _cases(
         self, images: PackedSplit, split: Split, targets: Sequence[Target] | None
     ) -> Iterator[tuple[Case, Errors]]:
         what, flip = f"{self._plan.name} {split} batches", self._prediction.flip_average
         cases = predict_cases(
-            self._networks, self._plan, images, self._raw, self._compute, flip, what, targets, True
+            self._networks,
+            self._plan,
+            images,
+            self._raw,
+            self._compute,
+            flip,
+            what,
+            targets,
+            with_members=True,
         )
         for case in cases:
             yield case, _errors(case)

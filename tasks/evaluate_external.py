@@ -22,7 +22,9 @@ from tasks.inference.masks import OperatingPoints, read_points
 from tasks.inference.predict import load_networks
 from tasks.networks.device import set_up
 from tasks.packed.reader import PackedSplit
-from tasks.settings.schema import Plan, Prediction, Target
+from tasks.settings.experiments import Plan
+from tasks.settings.prediction import Prediction
+from tasks.settings.training import Target
 from tasks.support.cli import InputError, stage_main
 
 

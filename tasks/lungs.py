@@ -18,11 +18,13 @@ import pandas as pd
 from tasks.common.files import replacing, write_table
 from tasks.common.raw import SPLITS, RawDataset
 from tasks.inference.masks import OperatingPoints, read_points, to_masks
-from tasks.inference.predict import Networks, choose_points, load_networks, predict_images
+from tasks.inference.points import choose_points
+from tasks.inference.predict import Networks, load_networks, predict_images
 from tasks.networks.device import Compute, set_up
 from tasks.packed.reader import PackedSplit, add_dropped_argument, dropped_ids
 from tasks.packed.writer import ArrayWriter
-from tasks.settings.schema import Plan, Prediction
+from tasks.settings.experiments import Plan
+from tasks.settings.prediction import Prediction
 from tasks.support.cli import InputError, stage_main
 
 #: The arrays that are masked outside the lungs.

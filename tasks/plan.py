@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tasks.common.files import replacing
 from tasks.common.weights import read_weights
-from tasks.settings.schema import Params, load_params
+from tasks.settings.params import Params, load_params
 from tasks.support.cli import stage_main
 
 

@@ -15,8 +15,8 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ from tasks.common.pictures import read_grey, read_mask
 from tasks.common.png import UnreadableError
 from tasks.common.raw import KIND_FOLDERS, KIND_WORDS, Kind, RawDataset, sha256
 from tasks.packed.writer import ArrayWriter
-from tasks.settings.schema import load_params
+from tasks.settings.params import load_params
 from tasks.support.cli import InputError, stage_main
 from tasks.support.progress import progress
 
@@ -79,42 +79,63 @@ def preprocess(raw: Path, out: Path, image_size: int, max_rejected: float) -> No
     dataset = RawDataset(raw)
     manifest = dataset.manifest
     of_half = {half: _kinds_and_marks(dataset, half) for half in dict.fromkeys(manifest["half"])}
-    table: list[dict[str, object]] = []
-    rejected: list[tuple[str, str]] = []
-    with replacing(out) as partial, ExitStack() as whole:
+    with replacing(out) as partial, ExitStack() as stack:
         partial.mkdir()
-        thumbnails = whole.enter_context(ArrayWriter(partial / "thumbnails.npy", THUMBNAIL))
-        processes = whole.enter_context(Processes())
+        found = _Found(stack.enter_context(ArrayWriter(partial / "thumbnails.npy", THUMBNAIL)))
+        processes = stack.enter_context(Processes())
         for (half, split), images in manifest.groupby(["half", "split"], sort=False):
-            folder = partial / str(half) / str(split)
-            folder.mkdir(parents=True)
             kinds, marks = of_half[half]
-            with ExitStack() as stack:
-                writers = {
-                    kind: stack.enter_context(ArrayWriter(folder / f"{kind}.npy", (image_size, image_size)))
-                    for kind in kinds
-                }
-                rows: list[dict[str, object]] = [
-                    dict(zip(COLUMNS, values, strict=True))
-                    for values in images[COLUMNS].itertuples(index=False)
-                ]
-                ids = list(images["id"])
-                jobs = ((raw, ids[i : i + CHUNK], image_size, marks) for i in range(0, len(ids), CHUNK))
-                results = itertools.chain.from_iterable(processes.map(_pack_chunk, jobs))
-                shown = progress(results, len(rows), f"preprocess {half} {split}")
+            rows = [dict(zip(COLUMNS, row, strict=True)) for row in images[COLUMNS].itertuples(index=False)]
+            results = _pack_all(processes, raw, list(images["id"]), image_size, marks)
+            shown = progress(results, len(rows), f"preprocess {half} {split}")
+            with _writers(partial / str(half) / str(split), kinds, image_size) as writers:
                 for row, result in zip(rows, shown, strict=True):
-                    if isinstance(result, Rejected):
-                        rejected.append((str(row["id"]), result.reason))
-                        print(f"excluded: {row['id']}: {result.reason}", flush=True)
-                        continue
-                    table.append(row | {"row": writers["image"].count} | result.facts)
-                    thumbnails.append(result.thumbnail)
-                    for kind, writer in writers.items():
-                        writer.append(result.arrays[kind])
-        _refuse_too_many(rejected, len(manifest), max_rejected)
-        write_table(pd.DataFrame(table), partial / "images.csv")
-        write_table(pd.DataFrame(rejected, columns=["id", "reason"]), partial / "rejected.csv")
-    print(f"packed {len(table)} images at {image_size}x{image_size}, excluded {len(rejected)}", flush=True)
+                    found.add(row, result, writers)
+        _refuse_too_many(found.rejected, len(manifest), max_rejected)
+        write_table(pd.DataFrame(found.rows), partial / "images.csv")
+        write_table(pd.DataFrame(found.rejected, columns=["id", "reason"]), partial / "rejected.csv")
+    packed, excluded = len(found.rows), len(found.rejected)
+    print(f"packed {packed} images at {image_size}x{image_size}, excluded {excluded}", flush=True)
+
+
+class _Found:
+    """The usable images of the dataset, whose thumbnails are written at once, and the rejected ones."""
+
+    def __init__(self, thumbnails: ArrayWriter) -> None:
+        self._thumbnails = thumbnails
+        self.rows: list[dict[str, object]] = []
+        self.rejected: list[tuple[str, str]] = []
+        """Id and reason."""
+
+    def add(
+        self, row: dict[str, object], result: Packed | Rejected, writers: Mapping[Kind, ArrayWriter]
+    ) -> None:
+        """Append the arrays of an image to those of its split, or note why it is excluded."""
+        if isinstance(result, Rejected):
+            self.rejected.append((str(row["id"]), result.reason))
+            print(f"excluded: {row['id']}: {result.reason}", flush=True)
+            return
+        self.rows.append(row | {"row": writers["image"].count} | result.facts)
+        self._thumbnails.append(result.thumbnail)
+        for kind, writer in writers.items():
+            writer.append(result.arrays[kind])
+
+
+@contextmanager
+def _writers(folder: Path, kinds: Sequence[Kind], image_size: int) -> Iterator[dict[Kind, ArrayWriter]]:
+    """Open the arrays of a split in a new folder, one for each kind."""
+    folder.mkdir(parents=True)
+    with ExitStack() as stack:
+        shape = (image_size, image_size)
+        yield {kind: stack.enter_context(ArrayWriter(folder / f"{kind}.npy", shape)) for kind in kinds}
+
+
+def _pack_all(
+    processes: Processes, raw: Path, ids: Sequence[str], image_size: int, marks: Marks
+) -> Iterator[Packed | Rejected]:
+    """Pack images in several processes, in the order of their ids."""
+    jobs = ((raw, ids[i : i + CHUNK], image_size, marks) for i in range(0, len(ids), CHUNK))
+    return itertools.chain.from_iterable(processes.map(_pack_chunk, jobs))
 
 
 def _refuse_too_many(rejected: Sequence[tuple[str, str]], total: int, max_rejected: float) -> None:
@@ -162,7 +183,7 @@ def marked_value(dataset: RawDataset, ids: Sequence[str], kind: Kind) -> int:
     return max(votes, key=lambda value: (votes[value], value)) if votes else MARKED
 
 
-def _pack_chunk(job: tuple[Path, list[str], int, Marks]) -> list[Packed | Rejected]:
+def _pack_chunk(job: tuple[Path, Sequence[str], int, Marks]) -> list[Packed | Rejected]:
     raw, ids, image_size, marks = job
     return [pack_image(_opened(raw), image_id, image_size, marks) for image_id in ids]
 

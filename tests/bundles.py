@@ -17,7 +17,8 @@ from tasks.packed.reader import Fold, read_folds
 from tasks.plan import plan as write_plans
 from tasks.preprocess import preprocess
 from tasks.settings.changes import parse_assignment, with_changes
-from tasks.settings.schema import LUNGS, Params, parse_params
+from tasks.settings.params import Params, parse_params
+from tasks.settings.training import LUNGS
 from tasks.sources.open import open_source
 from tasks.train import train
 

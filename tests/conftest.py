@@ -13,7 +13,7 @@ import torch
 from tasks.download import download
 from tasks.preprocess import preprocess
 from tasks.settings.changes import parse_assignment, with_changes
-from tasks.settings.schema import Params, parse_params
+from tasks.settings.params import Params, parse_params
 from tasks.sources.open import open_source
 from tasks.sources.phantom import PhantomSource
 from tasks.support.cpus import available_cores

@@ -114,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(server: Server) -> Iterator[Server]:
+def serving_requests(server: Server) -> Iterator[Server]:
     """Serve requests in a thread, and close the server at the end."""
     with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -128,5 +128,5 @@ def serving(server: Server) -> Iterator[Server]:
 
 @contextmanager
 def file_server() -> Iterator[FileServer]:
-    with serving(FileServer()) as server:
+    with serving_requests(FileServer()) as server:
         yield server

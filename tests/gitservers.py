@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from flows.repository.git import environment
-from tests.fileserver import serving
+from tests.fileserver import serving_requests
 from tests.helpers import eventually, free_ports
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -100,7 +100,7 @@ def make_certificate(path: Path) -> None:
 def https_server(folder: Path, certificate: Path) -> Iterator[HttpsServer]:
     """Serve the repositories below a folder."""
     make_certificate(certificate)
-    with serving(HttpsServer(folder, certificate)) as server:
+    with serving_requests(HttpsServer(folder, certificate)) as server:
         yield server
 
 

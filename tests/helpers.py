@@ -24,7 +24,7 @@ from PIL import Image
 from flows.repository.git import environment
 from flows.repository.revision import Training
 from tasks.settings.changes import read_changes, with_changes
-from tasks.settings.schema import Params
+from tasks.settings.params import Params
 
 ROOT = Path(__file__).parent.parent
 REAL_ZIP = ROOT.parent / "shared" / "data" / "covidqu-infection.zip"

@@ -27,7 +27,8 @@ from tasks.compare import compare
 from tasks.comparison.document import COMPARISON_FILE, Document
 from tasks.report import report
 from tasks.scoring.images import score_masks
-from tasks.settings.schema import DataSource, External, Params
+from tasks.settings.data import DataSource, External
+from tasks.settings.params import Params
 
 SIZE = 64
 CLASS_OF = {f"covid_{number}": "COVID-19" for number in range(1, 7)}

@@ -10,18 +10,22 @@ import torch
 from torch import nn
 
 from tasks.scoring.intervals import Interval
-from tasks.settings.schema import Plan, Promotion, TrainingSettings
+from tasks.settings.experiments import Plan
+from tasks.settings.schema import Promotion
+from tasks.settings.training import TrainingSettings
 from tests.bundles import Pipeline
 from tests.helpers import ROOT, benchmark
 
-NAMES = ("common", "train", "inference", "predict", "false_wins", "gate")
-common, train, inference, predict, false_wins, gate = map(benchmark, NAMES)
+experiment, rates, output = map(benchmark, ("experiment", "rates", "output"))
+train, inference, predict, false_wins, gate = map(
+    benchmark, ("train", "inference", "predict", "false_wins", "gate")
+)
 
 
 def plan_of(*sets: str) -> Plan:
     # fp32, because "auto" chooses bf16 on some machines
     words = ["training.depth=2", "training.threads=1", "training.precision=fp32", *sets]
-    plan: Plan = common.make_plan("phantom://", 32, 1, {"width": 4}, words)
+    plan: Plan = experiment.make_plan("phantom://", 32, 1, {"width": 4}, words)
     return plan
 
 
@@ -29,7 +33,7 @@ def test_multiply_adds_are_those_of_the_network() -> None:
     """Computed by hand: 2 weights, 5 channels of 3x3x2, and 5. The backward pass takes twice as many."""
     network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 5, 3, padding=1), nn.Conv2d(5, 1, 1))
     forward = 32 * 32 * (2 + 5 * 9 * 2 + 5)
-    counted = common.operations(network, 32)
+    counted = rates.operations(network, 32)
     assert counted.forward == 2 * forward
     assert counted.step == 2 * (3 * forward - 32 * 32 * 2)  # the image needs no gradient
     assert counted.parameters == (2 + 2) + (90 + 5) + (5 + 1)
@@ -60,14 +64,14 @@ def test_both_training_loops_start_from_the_same_network(tiny_packed: Path) -> N
 def test_a_benchmark_is_the_same_in_every_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The benchmark sets all of `training`, except what its experiment sets."""
     given = {"alpha", "epochs", "half", "image_size", "targets", "train_classes"}
-    assert common.TRAINING.keys() == TrainingSettings.model_fields.keys() - given
+    assert experiment.TRAINING.keys() == TrainingSettings.model_fields.keys() - given
     plan = plan_of()
     text = (ROOT / "params.yaml").read_text()
     for old, new in {"patch: 1": "patch: 2", "ema: 0.0": "ema: 0.9", "flip: 0.0": "flip: 0.5"}.items():
         assert text.count(f" {old} ") == 1
         text = text.replace(f" {old} ", f" {new} ")
     (tmp_path / "params.yaml").write_text(text)
-    monkeypatch.setattr(common, "ROOT", tmp_path)
+    monkeypatch.setattr(experiment, "ROOT", tmp_path)
     assert plan_of() == plan
     assert plan_of("training.patch=2").patch == 2
 
@@ -75,17 +79,17 @@ def test_a_benchmark_is_the_same_in_every_checkout(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("number_format", ["fp32", "bf16"])
 def test_measuring_a_matrix_rate_takes_seconds_on_any_processor(number_format: str) -> None:
     threads, began = torch.get_num_threads(), time.process_time()
-    rate = common.matrix_rate(number_format, 1)
+    rate = rates.matrix_rate(number_format, 1)
     assert time.process_time() - began < 20  # with emulated bf16, one product of the largest size takes 40 s
     assert 1e8 < rate < 1e14
-    assert common.matrix_rate(number_format, 1) == rate  # measured once
+    assert rates.matrix_rate(number_format, 1) == rate  # measured once
     assert torch.get_num_threads() == threads
 
 
 def test_a_share_above_100_percent_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert common.checked_share("ours", 3.0, 4.0, "the rate") == 0.75
+    assert rates.checked_share("ours", 3.0, 4.0, "the rate") == 0.75
     assert capsys.readouterr().out == ""
-    assert common.percent(common.checked_share("ours", 1.74, 1.0, "the fp32 matrix rate")) == "refused"
+    assert output.percent(rates.checked_share("ours", 1.74, 1.0, "the fp32 matrix rate")) == "refused"
     line = "measurement error: ours: 174.0% of the fp32 matrix rate is impossible; omitting it\n"
     assert capsys.readouterr().out == line
 

@@ -36,15 +36,12 @@ from tasks.audit_external import COLUMNS as OVERLAP_COLUMNS
 from tasks.comparison.document import Document, Limits, Score, Section
 from tasks.comparison.output import EXTERNAL_COLUMNS
 from tasks.reporting.metrics import METRICS as IN_METRICS_JSON
-from tasks.settings.schema import (
-    Experiment,
-    External,
-    Selection,
-    Settings,
-    Stages,
-    TrainingSettings,
-    parse_mapping,
-)
+from tasks.settings.data import External
+from tasks.settings.experiments import Experiment
+from tasks.settings.reading import parse_mapping
+from tasks.settings.schema import Settings
+from tasks.settings.stages import Stages
+from tasks.settings.training import Selection, TrainingSettings
 from tasks.sources.phantom import PhantomSource
 from tests.bundles import Pipeline
 from tests.helpers import ROOT, Repository
@@ -170,7 +167,7 @@ def follow_new_loss(page: Path, repository: Repository) -> None:
     edit(repository, "models/losses.py", "LOSSES: dict", f"{function}\n\nLOSSES: dict")
     last = '    "focal_tversky": focal_tversky,\n'
     edit(repository, "models/losses.py", last, last + entry)
-    edit(repository, "tasks/settings/schema.py", '    "focal_tversky",\n]\n', choices)
+    edit(repository, "tasks/settings/training.py", '    "focal_tversky",\n]\n', choices)
     last = '    "focal_tversky": {"gamma": 4 / 3, "balance": 0.7},\n'
     edit(repository, "tests/models/test_losses.py", last, last + options)
     edit(repository, "params.yaml", "\nexperiments:\n", f"\nexperiments:\n{experiment}")

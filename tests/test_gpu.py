@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.settings.schema import Params
+from tasks.settings.params import Params
 from tasks.support.cli import InputError
 from tests.helpers import ROOT, benchmark
 

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.audit import BRIGHT, audit
+from tasks.audit import audit
+from tasks.auditing.faults import BRIGHT
 from tasks.baselines import baselines
 from tasks.common.raw import RawDataset
 from tasks.download import download

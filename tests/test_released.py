@@ -14,7 +14,8 @@ from flows.engine.pipeline import restore_pipeline, sort_lock
 from flows.repository.git import git
 from flows.repository.revision import plan_trainings
 from tasks.settings.changes import parse_assignment, with_changes
-from tasks.settings.schema import ADDED, as_before, parse_params
+from tasks.settings.earlier import ADDED, as_before
+from tasks.settings.params import parse_params
 from tasks.support.cli import InputError
 from tests.helpers import ROOT, Repository
 

@@ -10,10 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.scaling import (
-    Clock,
     Costs,
-    Link,
-    Process,
     Scenario,
     bounds,
     ideal,
@@ -23,6 +20,7 @@ from benchmarks.scaling import (
     shortest_training,
     simulate,
 )
+from benchmarks.simulation import Clock, Link, Process
 from tasks.support.cli import InputError
 from tests.helpers import ROOT
 
@@ -210,6 +208,8 @@ def test_invalid_costs_are_named(tmp_path: Path) -> None:
         return Costs.read(path)
 
     assert read(queue=1).queue == 1
+    with pytest.raises(InputError, match=r"costs\.json: qeue: unknown key \(did you mean queue\?\)"):
+        read(qeue=1)
     for name, value in {"queue": -1.0, "checkpoint_every": 0.0, "pull": "1", "wait": 1.0}.items():
         with pytest.raises(InputError, match=rf"costs\.json: {name}: "):
             read(**{name: value})

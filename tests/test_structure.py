@@ -1,6 +1,7 @@
 """Rules for imports between packages, and for the dependencies that dvc.yaml declares."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -40,6 +41,7 @@ PACKAGES = {
         "common",
         "settings",
         "packed",
+        "auditing",
         "sources",
         "networks",
         "inference",
@@ -153,6 +155,15 @@ def test_there_are_no_import_cycles() -> None:
 def test_folders_have_few_files() -> None:
     files = Counter(path.parent for layer in LAYERS for path in modules(layer))
     assert max(files.values()) <= MAX_FILES, files.most_common(1)
+
+
+def test_the_map_of_the_code_is_complete() -> None:
+    """CONTRIBUTING.md names every package, and no module that does not exist."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (drawn,) = re.findall(r"^```text\n(flows/.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    packages = {package for layer in PACKAGES.values() for package in layer if package}
+    assert packages <= set(re.findall(r"(\w+)/", drawn))
+    assert set(re.findall(r"\w+\.py", drawn)) <= {path.name for layer in LAYERS for path in modules(layer)}
 
 
 def closure(path: Path) -> set[Path]:
@@ -269,7 +280,7 @@ def test_stages_import_no_library_that_they_do_not_use() -> None:
         from pathlib import Path
         import torch
         from tasks.training.fitting import make_optimiser
-        from tasks.settings.schema import load_params
+        from tasks.settings.params import load_params
         for plan in load_params(Path("params.yaml")).plans.values():
             network = torch.nn.Linear(1, 1)
             optimiser = make_optimiser(plan, network)

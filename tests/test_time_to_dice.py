@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from tasks.networks.device import set_up
-from tasks.train import validate
 from tasks.training.batches import Batches
+from tasks.training.validation import validate
 from tests.helpers import ROOT, benchmark
 
-timing, curves, train = benchmark("time_to_dice"), benchmark("dice_curves"), benchmark("train")
+timing, contestants = benchmark("time_to_dice"), benchmark("contestants")
+curves, train = benchmark("dice_curves"), benchmark("train")
 
 TINY = (
     "training.image_size=32",
@@ -34,7 +35,7 @@ def plan_of(*sets: str) -> Any:
 
 
 def setting_of(packed: Path, **changes: Any) -> Any:
-    setting = timing.Setting(plan_of(*TINY), packed, threads=1, target=0.05, every=0.0, limit=30.0)
+    setting = contestants.Setting(plan_of(*TINY), packed, threads=1, target=0.05, every=0.0, limit=30.0)
     return setting._replace(**changes)
 
 
@@ -70,15 +71,16 @@ def test_ours_is_combined_of_the_laptop_preset_on_this_task() -> None:
 
 @pytest.mark.parametrize("make", ["plain_network", "monai_network"])
 def test_the_networks_have_the_number_of_parameters_of_ours(make: str) -> None:
-    wanted = timing.parameters_of_plan(plan_of())
-    network = getattr(timing, make)
-    found = timing.parameters_of(network(timing.width_like(wanted, lambda width: network(width, 4)), 4))
+    wanted = contestants.parameters_of_plan(plan_of())
+    network = getattr(contestants, make)
+    width = contestants.width_like(wanted, lambda width: network(width, 4))
+    found = contestants.parameters_of(network(width, 4))
     assert found == pytest.approx(wanted, rel=0.05)
 
 
 def test_masks_are_scored_as_in_the_stage_train(tiny_packed: Path) -> None:
     setting = setting_of(tiny_packed)
-    ours = timing.Ours(setting, seed=0)
+    ours = contestants.Ours(setting, seed=0)
     assert ours.network.training
     found = timing.mean_dice(ours, setting.split("Val"))
     assert ours.network.training
@@ -91,7 +93,7 @@ def test_masks_are_scored_as_in_the_stage_train(tiny_packed: Path) -> None:
 
 def test_the_plain_loop_with_our_network_starts_from_the_same_weights(tiny_packed: Path) -> None:
     setting = setting_of(tiny_packed)
-    ours, same = timing.Ours(setting, 3), timing.MAKERS["same"](setting, 3)
+    ours, same = contestants.Ours(setting, 3), timing.MAKERS["same"](setting, 3)
     others = same.network.state_dict()
     assert all(torch.equal(weight, others[name]) for name, weight in ours.network.state_dict().items())
 

@@ -8,7 +8,7 @@ from dvc.config import Config, ConfigError
 
 from flows.checks.check import Check, Finding, fault, ok, warning
 from flows.repository.git import run
-from tasks.settings.schema import load_params
+from tasks.settings.params import load_params
 from tasks.sources.open import open_source
 from tasks.support.cli import InputError, without_secrets
 

@@ -32,7 +32,7 @@ def params(
     """
     from tasks.common.files import replacing
     from tasks.settings.changes import read_changes, with_changes
-    from tasks.settings.schema import read_text
+    from tasks.settings.reading import read_text
 
     path = file or ROOT / "params.yaml"
     changes = read_changes(_preset_file(preset) if preset else None, list(assignments))

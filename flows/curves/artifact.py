@@ -1,4 +1,4 @@
-"""The curves of a training in the Prefect UI: an artifact that moves while the training runs.
+"""The curves of a training in the Prefect UI: an artifact that is updated while the training runs.
 
 Its page holds history.csv too. A run that trains on another machine reads it there, so that the file also
 grows in the run's own checkout.
@@ -145,7 +145,7 @@ class HistoryCopy:
         self._held.close()
 
     def update(self, client: SyncPrefectClient, run: UUID) -> None:
-        """Write what the run of the stage shows on the server. Failures only mean that it comes later."""
+        """Write the history that the stage's run shows on the server. If it fails, a later update does it."""
         if not self._stage.startswith(STAGE) or not self._pace.is_due():
             return
         self._pace.updated()

@@ -1,10 +1,10 @@
-"""How often something is shown while it goes on."""
+"""Limits how often the progress of something is shown."""
 
 import time
 
 
 class Pace:
-    """When the next update is due: soon at first, later less often.
+    """When the next update is due: soon at first, less often later.
 
     What has taken an hour does not look different a few seconds later, and each update is a request.
     """
@@ -22,6 +22,6 @@ class Pace:
         return time.monotonic() >= self._due
 
     def updated(self) -> None:
-        """Note that an update was made, or tried."""
+        """Record that an update was made or attempted."""
         now = time.monotonic()
         self._due = now + min(self._most, max(self._least, (now - self._began) * self.SHARE))

@@ -1,4 +1,4 @@
-"""Asks the fork server of a worker for a flow run, and stands for it.
+"""Requests a flow run from the fork server of a worker, and acts as its process.
 
     python -I -S fork_client.py FOLDER COMMAND...
 
@@ -49,10 +49,10 @@ def main() -> None:
     if answer != STARTED:
         os.chdir(directory)
         os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606
-    _stand_for_run(connection)
+    _act_as_run(connection)
 
 
-def _stand_for_run(connection: socket.socket) -> None:
+def _act_as_run(connection: socket.socket) -> None:
     def pass_on(number: int, frame: FrameType | None) -> None:
         with suppress(OSError):  # the run has just ended
             connection.sendall(bytes([number]))

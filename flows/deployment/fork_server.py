@@ -142,7 +142,7 @@ class _Server:
         return None
 
     def _leave(self, connection: socket.socket) -> None:
-        """Become an ordinary process, with nothing of the server's."""
+        """Become an ordinary process, which keeps nothing of the server."""
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, *PASSED_ON):
             signal.signal(number, signal.SIG_DFL)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, get_args
 
 from flows.registry.registry import Version
 from flows.repository.git import git
-from tasks.settings.schema import Target
+from tasks.settings.training import Target
 from tasks.support.cli import InputError
 
 

@@ -7,9 +7,8 @@ run here.
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -29,11 +28,10 @@ from flows.engine.runner import Log, Outcome, Show, StageRun
 from flows.remote.checkpoints import sweep_checkpoints
 from flows.remote.clock import Clock
 from flows.remote.poll import POLL, Watch
-from flows.remote.run_cache import Remote, check_remote, is_transferable
+from flows.remote.run_cache import Remote
 from flows.remote.stage_request import REFUSED, StageRequest, versions
-from flows.repository.dvc_internals import open_repo
 from flows.repository.git import commit
-from flows.repository.refs import ORIGIN, forget_commits, has_origin, send_commit, sent_commits
+from flows.repository.refs import forget_commits, send_commit, sent_commits
 from flows.repository.retry import DeniedError, UnavailableError, with_retries
 from flows.repository.revision import Training
 from tasks.support.cli import InputError
@@ -302,63 +300,3 @@ def _has_ended(client: SyncPrefectClient, run: str) -> bool:
         state = client.read_flow_run(UUID(run)).state
         return bool(state and state.is_final())
     return False
-
-
-# --- which stage runs where ---------------------------------------------------------------------------------
-
-
-def pool_of(stage: str, pools: Mapping[str, str]) -> str | None:
-    """Return the pool of the longest pattern that matches a stage, or None if it runs with its flow."""
-    fitting = sorted((len(pattern), pattern) for pattern in pools if fnmatchcase(stage, pattern))
-    return pools[fitting[-1][1]] if fitting else None
-
-
-def check_pools(pools: Mapping[str, str], stages: list[str], repository: Path) -> None:
-    """Check that the stages can run in the pools.
-
-    Raises:
-        InputError: a pattern matches no stage, a pool has no deployment for stages, or git's origin or the
-            DVC remote is missing.
-    """
-    for pattern in pools:
-        if not any(fnmatchcase(stage, pattern) for stage in stages):
-            kinds = sorted({stage.partition("@")[0] for stage in stages})
-            raise InputError(f"pools: {pattern!r} matches no stage; stages are {', '.join(kinds)}")
-    if not has_origin(repository):
-        raise InputError(f"pools: git has no remote {ORIGIN}, which other machines need to get the commit")
-    check_remote(repository)
-    with get_client(sync_client=True) as client:
-        for pool in sorted(set(pools.values())):
-            try:
-                client.read_deployment_by_name(f"{FLOW}/{pool}")
-            except ObjectNotFound:
-                raise InputError(
-                    f"pools: {pool}: no worker has been started for a pool of this name; "
-                    f"start one with `make worker POOL={pool} SERVER=...` on its machine"
-                ) from None
-
-
-def transferable(checkout: Path, stages: list[str]) -> set[str]:
-    """Return those stages whose results can be transferred between machines."""
-    with open_repo(checkout) as repo:
-        return {name for name in stages if is_transferable(repo.stage.load_one(name=name))}
-
-
-@contextmanager
-def remote_places(pools: Mapping[str, str], run: "RemoteRun", log: Log) -> Iterator[dict[str, Pool]]:
-    """Yield the pool of each stage that runs on other machines. On exit, cancel what still runs there."""
-    if not pools:
-        yield {}
-        return
-    stages = list(run.pipeline.upstream)
-    wanted = {stage: pool for stage in stages if (pool := pool_of(stage, pools))}
-    check_pools(pools, stages, run.repository)
-    transferred = transferable(run.checkout, list(wanted))
-    for stage in sorted(wanted.keys() - transferred):
-        log(f"{stage} runs on this machine: DVC cannot transfer its outputs")
-    run.sweep()
-    places = {pool: Pool(pool, run) for pool in set(wanted.values())}
-    try:
-        yield {stage: places[pool] for stage, pool in wanted.items() if stage in transferred}
-    finally:
-        run.stop()

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flows.repository.git import git
 from flows.repository.stage_environment import stage_environment
-from tasks.settings.schema import Selection, fault_line
+from tasks.settings.errors import fault_line
+from tasks.settings.training import Selection
 from tasks.support.cli import InputError
 
 #: The files of a revision that are needed to check its params.yaml.
@@ -26,8 +27,8 @@ CODE = ("*.py", "*.yaml")
 
 OWN_PARAMS = Path(__file__).with_name("own_params.py")
 
-#: What follows the experiment's name in that of a training, as a regular expression.
-TRAINING_SUFFIX = r"-(seed|fold)\d+"
+#: What follows the experiment's name in that of a training, as a regular expression; its group is the number.
+TRAINING_SUFFIX = r"-(?:seed|fold)(\d+)"
 
 
 class Training(BaseModel):
@@ -108,7 +109,7 @@ def _read_plan(path: Path) -> Training:
     try:
         return Training.model_validate({"experiment": path.stem, **plan})
     except ValidationError as error:
-        faults = "; ".join(fault_line(fault) for fault in error.errors())
+        faults = "; ".join(fault_line(fault, Training) for fault in error.errors())
         raise InputError(f"the revision plans the training {path.stem} in an unknown way: {faults}") from None
 
 

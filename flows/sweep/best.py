@@ -12,7 +12,8 @@ from flows.request import PRESETS
 from flows.sweep.request import read_preset_at
 from tasks.common.files import replacing
 from tasks.settings.changes import parse_assignment, parse_preset, with_changes
-from tasks.settings.schema import OVERRIDES, overlaid, parse_mapping, read_text
+from tasks.settings.reading import parse_mapping, read_text
+from tasks.settings.schema import OVERRIDES, overlaid
 from tasks.support.cli import InputError
 from tasks.sweep.document import SWEEP_FILE, Sweep
 from tasks.sweep.page import settings_words

@@ -14,7 +14,8 @@ from dvc.repo.experiments.refs import ExpRefInfo
 
 from flows.repository.git import author_options, git
 from tasks.settings.changes import with_changes
-from tasks.settings.schema import overlaid, parse_mapping
+from tasks.settings.reading import parse_mapping
+from tasks.settings.schema import overlaid
 from tasks.support.cli import InputError
 from tasks.sweep.space import Base, Key, Trial, nested
 

@@ -26,7 +26,9 @@ from flows.request import (
     offer_presets,
 )
 from tasks.settings.changes import Preset, parse_preset
-from tasks.settings.schema import Selection, fault_line, parse_mapping
+from tasks.settings.errors import fault_line
+from tasks.settings.reading import parse_mapping
+from tasks.settings.training import Selection
 from tasks.support.cli import InputError, without_secrets
 from tasks.sweep.space import (
     MOST_TRIALS,
@@ -151,7 +153,7 @@ def make_request(**values: Any) -> SweepRequest:
     try:
         return SweepRequest(**values)
     except ValidationError as error:
-        raise InputError(fault_line(error.errors()[0])) from None
+        raise InputError(fault_line(error.errors()[0], SweepRequest)) from None
 
 
 class Prepared(NamedTuple):

@@ -13,7 +13,7 @@ from flows.engine.pipeline import sort_lock
 from flows.remote.places import Ran, run_checkout
 from flows.repository.git import commit
 from flows.repository.publish import RESULTS
-from flows.repository.revision import Training, plan_trainings
+from flows.repository.revision import TRAINING_SUFFIX, Training, plan_trainings
 from flows.repository.stage_environment import stage_environment
 from flows.request import PROJECT
 from flows.run import Run
@@ -30,7 +30,7 @@ IDLE_ROUNDS = 20
 EVALUATE = "evaluate@"
 
 #: The end of a training's name.
-TRAINING = re.compile(r"-(?:seed|fold)(\d+)$")
+TRAINING = re.compile(f"{TRAINING_SUFFIX}$")
 
 #: What the stage `evaluate` prints of Test scores, by which no trial should be chosen.
 TEST_SCORES = " Test images of "

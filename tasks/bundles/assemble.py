@@ -37,7 +37,9 @@ from tasks.bundles.trained_on import hashes_to_text, training_hashes
 from tasks.common.files import replacing
 from tasks.comparison.document import Document, Ensemble, ExperimentRecord, Score, ScoreRow
 from tasks.reporting.limitations import RESEARCH_USE, limitations
-from tasks.settings.schema import LUNGS, Prediction, training_names
+from tasks.settings.experiments import training_names
+from tasks.settings.prediction import Prediction
+from tasks.settings.training import lungs_from
 
 #: Scores that the card and bundle.json state.
 METRICS = ("iou", "dice", "hd95", "missed", "false_positive_rate", "ece")
@@ -114,8 +116,8 @@ def _licence_of_data(document: Document) -> str:
 
 
 def _lungs_of(experiment: ExperimentRecord, document: Document) -> ExperimentRecord | None:
-    images = str(experiment.plan["images"])
-    return document.experiment(images.removeprefix(LUNGS)) if images.startswith(LUNGS) else None
+    name = lungs_from(str(experiment.plan["images"]))
+    return document.experiment(name) if name else None
 
 
 def _trained_on(experiments: Sequence[ExperimentRecord], outputs: Outputs, out: Path) -> TrainedOn:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from tasks.bundles.schema import Bundle, NetworkRecord, Point, ScoreRecord, Step
 from tasks.reporting.words import IMAGE_SET_NAMES, listed
-from tasks.settings.schema import Target
+from tasks.settings.training import Target
 
 #: Heading and format of each metric.
 METRIC_WORDS = {

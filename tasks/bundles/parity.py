@@ -18,7 +18,9 @@ from tasks.bundles.engines import BATCH, Engine, mirror_averaged
 from tasks.common.environment import versions
 from tasks.inference.masks import Floats, Mask, OperatingPoints, operating_points, resized, to_masks
 from tasks.packed.reader import PackedSplit, scaled
-from tasks.settings.schema import Plan, Prediction, Target
+from tasks.settings.experiments import Plan
+from tasks.settings.prediction import Prediction
+from tasks.settings.training import Target
 from tasks.support.cli import InputError
 from tasks.support.progress import progress
 

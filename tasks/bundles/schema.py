@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tasks.bundles.files import BUNDLE_FILE, FINGERPRINT_FILE, GRAPH, NETWORKS, TRAINED_ON_FILE
 from tasks.common.raw import Half, ImageClass
 from tasks.inference.masks import OperatingPoint, OperatingPoints
-from tasks.settings.schema import Prediction, Target
+from tasks.settings.prediction import Prediction
+from tasks.settings.training import Target
 from tasks.support.cli import InputError
 
 #: Increment this with every change that an older `cxr predict` could not read.

@@ -1,4 +1,4 @@
-"""What the average of an experiment's networks brings, and whether their disagreement tells bad masks."""
+"""How an ensemble compares with its single networks, and whether their disagreement identifies bad masks."""
 
 from collections.abc import Iterator
 
@@ -102,7 +102,7 @@ def _table(results: EnsembleResults, target: str, split: str, image_set: str) ->
 
 
 def _score(table: Table, split: str, image_set: str, metric: str, values: dict[str, Values]) -> EnsembleScore:
-    """Intervals over images: both have the same networks, so that their luck is in neither difference."""
+    """Intervals over images alone: both have the same networks, so variation between trainings cancels."""
     mean = values[NETWORKS].mean(axis=0, keepdims=True)
     found = {
         NETWORKS: Predictor(values[NETWORKS], trained=False),

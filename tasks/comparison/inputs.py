@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from tasks.common.raw import CLASSES, GROUPS, IMAGE_SETS, RawDataset
 from tasks.comparison.document import OTHERS, ImageGroups, main_image_set
-from tasks.settings.schema import ENSEMBLES, EXTERNAL, Params
+from tasks.settings.params import Params
+from tasks.settings.schema import EXTERNAL
+from tasks.settings.stages import ENSEMBLES
 from tasks.support.cli import InputError, without_secrets
 
 Values = NDArray[np.float64]

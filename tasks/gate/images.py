@@ -25,7 +25,8 @@ from tasks.gate.verdict import LeftOut
 from tasks.prediction.pictures import Picture
 from tasks.prediction.predictor import Predictor, Raw
 from tasks.scoring.images import overlaps
-from tasks.settings.schema import Params, Target
+from tasks.settings.params import Params
+from tasks.settings.training import Target
 from tasks.support.cli import InputError
 from tasks.support.cpus import available_cores
 from tasks.support.progress import progress

@@ -22,7 +22,9 @@ from tasks.gate.images import (
 )
 from tasks.gate.rules import DECIDES, REPORTED, Scores, find
 from tasks.gate.verdict import Finding, Verdict, outcome_of
-from tasks.settings.schema import Params, Promotion, Target, load_params
+from tasks.settings.params import Params, load_params
+from tasks.settings.schema import Promotion
+from tasks.settings.training import Target
 from tasks.support.cli import InputError
 
 

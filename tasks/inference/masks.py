@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from models.postprocessing import fill_holes, remove_small
-from tasks.settings.schema import Prediction, Target
+from tasks.settings.prediction import Prediction
+from tasks.settings.training import Target
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float32]

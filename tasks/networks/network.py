@@ -15,7 +15,8 @@ from models.networks import NETWORKS
 from models.patches import Patchwise
 from tasks.common.weights import read_weights
 from tasks.networks.device import Compute
-from tasks.settings.schema import Plan, StartFrom
+from tasks.settings.experiments import Plan
+from tasks.settings.training import StartFrom
 from tasks.support.cli import InputError
 
 #: Files in a network's folder.

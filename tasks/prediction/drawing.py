@@ -9,7 +9,7 @@ from PIL import Image
 
 from tasks.inference.masks import Mask
 from tasks.reporting.charts import outline
-from tasks.settings.schema import Target
+from tasks.settings.training import Target
 
 #: Longest side of an overlay in pixels; larger images are downscaled.
 LONGEST_SIDE = 1024

@@ -4,46 +4,38 @@ The results folder:
 
     BATCH/           a batch: the files of `tasks.prediction.folder`, and batch.json
     ledger.json      the files of the inbox that were handled
-    .unfinished/     the batch at work: plan.json and BATCH/
+    .unfinished/     the unfinished batch: plan.json and BATCH/
     .lock
 
-A batch is done when its folder gets its place by a rename. Whatever was killed before continues in the next
-pass by the plan, with the bundle that the plan names. The ledger is written afterwards, and again from
-batch.json if a kill came between.
+A batch is complete when its folder is renamed into place. If a pass is killed before that, the next pass
+continues from the plan, with the bundle that the plan names. The ledger is written last. If a kill prevents
+that, the next pass writes it from batch.json.
 """
 
 import fcntl
 import hashlib
-import json
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal
 
 import numpy as np
 
-from tasks.bundles.drift import COMPARED, Reference, Row
+from tasks.bundles.drift import COMPARED, Reference
 from tasks.bundles.files import BUNDLE_FILE, FINGERPRINT_FILE
 from tasks.bundles.schema import open_bundle
-from tasks.common.files import replacing
 from tasks.prediction.folder import PROGRESS
 from tasks.prediction.inputs import S3, Arrival, Item, list_inbox, with_distinct_names
+from tasks.prediction.ledger import BATCH_FILE, PLAN, Batch, Drift, Handled, Ledger, Plan, Verdict
 from tasks.prediction.run import Options, Summary, predict_items
 from tasks.support.cli import InputError
 from tasks.support.locks import lock_file
 
-LEDGER, BATCH_FILE, PLAN, UNFINISHED, LOCK = (
-    "ledger.json",
-    "batch.json",
-    "plan.json",
-    ".unfinished",
-    ".lock",
-)
+UNFINISHED, LOCK = ".unfinished", ".lock"
 
 #: Seconds for which a file must not have changed. A younger one may still be being written.
 SETTLED = 5.0
@@ -53,127 +45,6 @@ TRIES = 3
 
 #: Images in a batch, images that drift looks at, and the fewest with which it does.
 LIMIT, LAST, FEWEST = 1000, 100, 10
-
-Verdict = Literal["drifted", "like Val", "none"]
-
-
-class Handled(NamedTuple):
-    """A file of the inbox in the ledger."""
-
-    stamp: str
-    """When it was read: see `Arrival`."""
-    sha256: str
-    """Of its content; empty if it could not be read."""
-    tries: int
-
-
-class Drift(NamedTuple):
-    """What the last images look like, compared with the Val images of the bundle."""
-
-    verdict: Verdict
-    images: int
-    reason: str
-    """Why there is no verdict."""
-    rows: list[Row]
-
-    def describe(self) -> str:
-        """The verdict in words."""
-        if self.verdict == "none":
-            return f"no verdict on drift: {self.reason}"
-        if self.verdict == "like Val":
-            return f"the last {self.images} images are like those of Val"
-        names = ", ".join(row.measure for row in self.rows if row.drifted)
-        return f"the last {self.images} images have drifted ({names})"
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What is in batch.json."""
-
-    name: str
-    inbox: str
-    bundle: str
-    sha256: str
-    """Of the bundle's bundle.json."""
-    predicted: int
-    unusual: int
-    """Predicted images with a warning."""
-    files: list[dict[str, Any]]
-    """Each with source, stamp and sha256; a predicted one with image, warnings and measures, else reason."""
-    drift: Drift
-
-    @property
-    def failed(self) -> list[tuple[str, str]]:
-        """The files that could not be predicted, and why."""
-        return [(file["source"], file["reason"]) for file in self.files if "reason" in file]
-
-    @property
-    def warned(self) -> list[tuple[str, str]]:
-        """The predicted files with a warning, and that."""
-        return [(file["source"], file["warnings"]) for file in self.files if file.get("warnings")]
-
-    def describe(self) -> str:
-        """The counts and the verdict in words."""
-        counts = f"{self.predicted} predicted"
-        counts += f" ({self.unusual} with warnings)" if self.unusual else ""
-        counts += f", {len(self.failed)} failed" if self.failed else ""
-        return f"{counts}; {self.drift.describe()}"
-
-    @classmethod
-    def read(cls, folder: Path) -> Self:
-        content = _read(folder / BATCH_FILE)
-        drift = content.pop("drift")
-        rows = [Row(**row) for row in drift.pop("rows")]
-        return cls(**content, drift=Drift(**drift, rows=rows))
-
-    def write(self, folder: Path) -> None:
-        drift = self.drift._asdict() | {"rows": [row._asdict() for row in self.drift.rows]}
-        _write(folder / BATCH_FILE, asdict(self) | {"drift": drift})
-
-
-@dataclass
-class _Ledger:
-    """The files that were handled, by what the user knows them as, and the batches, oldest first."""
-
-    files: dict[str, Handled] = field(default_factory=dict)
-    batches: list[str] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, results: Path) -> Self:
-        try:
-            content = _read(results / LEDGER)
-        except FileNotFoundError:
-            return cls()
-        files = {source: Handled(*handled) for source, handled in content["files"].items()}
-        return cls(files, content["batches"])
-
-    def add(self, batch: Batch) -> None:
-        """Add a batch, unless it was added before."""
-        if batch.name in self.batches:
-            return
-        for file in batch.files:
-            before = self.files.get(file["source"])
-            tries = before.tries + 1 if before and not file["sha256"] else 1
-            self.files[file["source"]] = Handled(file["stamp"], file["sha256"], tries)
-        self.batches.append(batch.name)
-
-    def write(self, results: Path) -> None:
-        _write(results / LEDGER, {"files": self.files, "batches": self.batches})
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """plan.json."""
-
-    name: str
-    inbox: str
-    model: str
-    bundle: str
-    sha256: str
-    engine: Literal["onnx", "torch"]
-    last: int
-    files: list[tuple[str, str]]
-    """The source of each file, and the name of its output files."""
 
 
 def process(
@@ -220,15 +91,15 @@ def process(
             items = with_distinct_names([one.item for one in files])
             named = [(item.source, item.name) for item in items]
             digest = _digest(model)
-            plan = _Plan(name, inbox, str(model.resolve()), bundle.name, digest, engine, last, named)
-            _write(results / UNFINISHED / PLAN, asdict(plan))
+            plan = Plan(name, inbox, str(model.resolve()), bundle.name, digest, engine, last, named)
+            plan.write(results / UNFINISHED)
             done.append(_finish(results, plan, model))
     return done
 
 
 def last_batch(results: Path) -> Batch | None:
     """The newest batch of a results folder; None if there is none, or its folder was removed."""
-    batches = _Ledger.read(results).batches
+    batches = Ledger.read(results).batches
     if not batches or not (results / batches[-1] / BATCH_FILE).is_file():
         return None
     return Batch.read(results / batches[-1])
@@ -258,7 +129,7 @@ def _locked(results: Path) -> Iterator[None]:
 
 def _new_files(results: Path, inbox: str, limit: int) -> list[Arrival]:
     """The files of the inbox that the ledger lacks. It notes files that were written again unchanged."""
-    ledger, found = _Ledger.read(results), list[Arrival]()
+    ledger, found = Ledger.read(results), list[Arrival]()
     touched = False
     for arrival in list_inbox(inbox):
         before = ledger.files.get(arrival.item.source)
@@ -290,11 +161,10 @@ def _finish_unfinished(results: Path, model: Path) -> list[Batch]:
     """Finish the batch that an earlier pass left, if there is one."""
     unfinished = results / UNFINISHED
     try:
-        content = _read(unfinished / PLAN)
+        plan = Plan.read(unfinished)
     except FileNotFoundError:
         _remove(unfinished)
         return []
-    plan = _Plan(**content | {"files": [tuple(file) for file in content["files"]]})
     if (results / plan.name / BATCH_FILE).is_file():
         return [_enter(results, Batch.read(results / plan.name))]
     for candidate in (model, Path(plan.model)):
@@ -311,15 +181,15 @@ def _finish_unfinished(results: Path, model: Path) -> list[Batch]:
 
 
 def _digest(model: Path) -> str:
-    """What tells bundles apart; empty if there is none."""
+    """The digest that identifies a bundle; empty if there is none."""
     try:
         return hashlib.sha256((model / BUNDLE_FILE).read_bytes()).hexdigest()
     except OSError:
         return ""
 
 
-def _finish(results: Path, plan: _Plan, model: Path) -> Batch:
-    """Carry a plan out, from wherever an earlier pass was killed."""
+def _finish(results: Path, plan: Plan, model: Path) -> Batch:
+    """Carry out a plan, from where an earlier pass was killed."""
     working = results / UNFINISHED / plan.name
     if not (working / BATCH_FILE).is_file():
         if not (working / PROGRESS).is_file():
@@ -335,8 +205,8 @@ def _finish(results: Path, plan: _Plan, model: Path) -> Batch:
 
 
 def _enter(results: Path, batch: Batch) -> Batch:
-    """Enter a batch that is in its place in the ledger, and forget its plan."""
-    ledger = _Ledger.read(results)
+    """Add a batch to the ledger once its folder is in its place, and delete its plan."""
+    ledger = Ledger.read(results)
     ledger.add(batch)
     ledger.write(results)
     _remove(results / UNFINISHED)
@@ -354,7 +224,7 @@ def _item(arrivals: dict[str, Arrival], source: str, name: str) -> Item:
 
 
 def _sweep(folder: Path, summary: Summary) -> None:
-    """Remove half files of killed passes, and results of images that have changed or gone since."""
+    """Remove partial files of killed passes, and results of images that have changed or gone since."""
     kept = {name for record in summary.records for name in record.files}
     kept |= {"images.csv", "index.html", "run.json", PROGRESS}
     for file in list(folder.rglob("*")):
@@ -362,7 +232,7 @@ def _sweep(folder: Path, summary: Summary) -> None:
             file.unlink()
 
 
-def _batch(results: Path, plan: _Plan, model: Path, summary: Summary, arrivals: dict[str, Arrival]) -> Batch:
+def _batch(results: Path, plan: Plan, model: Path, summary: Summary, arrivals: dict[str, Arrival]) -> Batch:
     def stamp(source: str) -> str:
         return arrivals[source].stamp if source in arrivals else ""
 
@@ -399,13 +269,13 @@ def _batch(results: Path, plan: _Plan, model: Path, summary: Summary, arrivals: 
     )
 
 
-def _drift(results: Path, plan: _Plan, model: Path, files: Sequence[dict[str, Any]]) -> Drift:
+def _drift(results: Path, plan: Plan, model: Path, files: Sequence[dict[str, Any]]) -> Drift:
     """Compare the last images with Val: those of this batch, and of earlier ones with the same bundle."""
     reference = Reference.read(model / FINGERPRINT_FILE)
     if reference is None:
         return Drift("none", 0, "the bundle has no measures of Val images to compare with", [])
     measured = _measures(files)
-    for name in reversed(_Ledger.read(results).batches):
+    for name in reversed(Ledger.read(results).batches):
         if len(measured) >= plan.last or not (results / name / BATCH_FILE).is_file():
             break
         earlier = Batch.read(results / name)
@@ -432,19 +302,6 @@ def _free_name(results: Path) -> str:
         count += 1
         name = f"{now}-{count}"
     return name
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise InputError(f"{path}: damaged; restore it from a backup, or remove it") from None
-    return content
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _remove(folder: Path) -> None:

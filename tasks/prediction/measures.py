@@ -7,7 +7,7 @@ import numpy as np
 from tasks.inference.masks import Mask, infected_share
 from tasks.prediction.pictures import Picture
 from tasks.prediction.predictor import Prediction
-from tasks.settings.schema import Target
+from tasks.settings.training import Target
 
 #: A cell of images.csv; None is an empty one.
 Cell = str | int | float | None

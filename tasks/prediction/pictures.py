@@ -1,4 +1,4 @@
-"""A grey picture, whatever file format it came in."""
+"""A grey picture, as read from any file format."""
 
 from dataclasses import dataclass, field
 

@@ -9,7 +9,7 @@ from tasks.bundles.engines import Engine, mirror_averaged, onnx_engine, torch_en
 from tasks.bundles.files import GRAPH
 from tasks.bundles.schema import Bundle, NetworkRecord, Step, network_folder
 from tasks.inference.masks import Floats, Mask, OperatingPoints, resized, to_masks
-from tasks.settings.schema import Target
+from tasks.settings.training import Target
 
 EngineName = Literal["onnx", "torch"]
 

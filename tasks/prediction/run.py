@@ -37,7 +37,7 @@ from tasks.prediction.pictures import Picture
 from tasks.prediction.predictor import EngineName, Prediction, Predictor, Raw
 from tasks.prediction.pseudonyms import with_pseudonyms
 from tasks.prediction.reading import read_picture
-from tasks.settings.schema import Target
+from tasks.settings.training import Target
 from tasks.support.cli import InputError, describe_os_error
 from tasks.support.cpus import available_cores
 from tasks.support.progress import progress

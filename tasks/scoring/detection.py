@@ -66,13 +66,12 @@ class RocCurve(NamedTuple):
     sensitivity: Values
 
 
-def roc_curve(positive: Values, negative: Values, points: int = CURVE_POINTS) -> RocCurve:
-    """Sensitivity and false positive rate at every threshold, thinned to at most `points` along the curve.
+def roc_curve(positive: Values, negative: Values) -> RocCurve:
+    """Sensitivity and false positive rate at every threshold, thinned to at most `CURVE_POINTS`.
 
     Args:
         positive: the scores of the images that are infected, (M,), M > 0.
         negative: the scores of the images that are not, (N,), N > 0.
-        points: maximum number of points.
 
     Raises:
         ValueError: one of the two is empty.
@@ -81,10 +80,10 @@ def roc_curve(positive: Values, negative: Values, points: int = CURVE_POINTS) ->
     thresholds = np.unique(np.concatenate([positive, negative]))[::-1]
     rates = [_shares_at_least(scores, thresholds) for scores in (negative, positive)]
     curve = RocCurve(*(np.concatenate([[0.0], of_class]) for of_class in rates))
-    if len(curve.sensitivity) <= points:
+    if len(curve.sensitivity) <= CURVE_POINTS:
         return curve
     along = curve.false_positive_rate + curve.sensitivity
-    kept = np.unique(np.searchsorted(along, np.linspace(0, 2, points)).clip(max=len(along) - 1))
+    kept = np.unique(np.searchsorted(along, np.linspace(0, 2, CURVE_POINTS)).clip(max=len(along) - 1))
     return RocCurve(curve.false_positive_rate[kept], curve.sensitivity[kept])
 
 

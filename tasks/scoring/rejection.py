@@ -1,4 +1,4 @@
-"""Whether an ensemble's disagreement tells which of its masks are bad, so that these can be left to a person.
+"""Whether an ensemble's disagreement identifies its bad masks, so that these can be left to a person.
 
 Images are left out by decreasing disagreement. The risk is the mean of 1 - Dice over the images that remain,
 the coverage their share (selective prediction; Geifman and El-Yaniv 2017, arXiv:1705.08500). The area under

@@ -13,7 +13,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from models.metrics import Selection, selection_weights
-from tasks.common.raw import Split
 from tasks.scoring.intervals import Interval, paired_difference
 from tasks.support.cli import InputError
 
@@ -82,8 +81,8 @@ def _word(difference: Interval) -> Word:
 # --- reading ------------------------------------------------------------------------------------------------
 
 
-def read_rows(tables: Iterable[Path], split: Split = "Val") -> pd.DataFrame:
-    """Read the rows of a split, for all targets, from the tables images.csv of an experiment's trainings.
+def read_rows(tables: Iterable[Path]) -> pd.DataFrame:
+    """Read the Val rows, for all targets, from the tables images.csv of an experiment's trainings.
 
     If no image is in two tables, they are those of a cross-validation: each image is scored by the network
     that did not see it. All rows then have the seed of the first network.
@@ -91,24 +90,24 @@ def read_rows(tables: Iterable[Path], split: Split = "Val") -> pd.DataFrame:
     Raises:
         InputError: a table has no such rows, or lacks a column.
     """
-    rows = pd.concat([_read(table, split) for table in tables], ignore_index=True)
+    rows = pd.concat([_read(table) for table in tables], ignore_index=True)
     if not rows.duplicated(["target", "id"]).any():
         rows["seed"] = rows["seed"].min()
     return rows
 
 
-def _read(table: Path, split: Split) -> pd.DataFrame:
+def _read(table: Path) -> pd.DataFrame:
     try:
         rows = pd.read_csv(table, usecols=lambda column: column in COLUMNS)
     except ValueError as error:  # of pandas, for an empty or broken file
         raise InputError(f"{table.name} cannot be read: {error}") from None
     if "split" not in rows:
-        raise InputError(f"no {split} rows in {table.name}, which an older stage evaluate wrote")
+        raise InputError(f"no Val rows in {table.name}, which an older stage evaluate wrote")
     if missing := [column for column in COLUMNS if column not in rows]:
         raise InputError(f"no column {missing[0]} in {table.name}")
-    rows = rows[rows["split"] == split]
+    rows = rows[rows["split"] == "Val"]
     if rows.empty:
-        raise InputError(f"no {split} rows in {table.name}")
+        raise InputError(f"no Val rows in {table.name}")
     return rows
 
 

@@ -10,7 +10,10 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
-from tasks.settings.schema import LUNGS, PINS, derive_stages, parse_mapping, parse_params, read_text
+from tasks.settings.data import PINS
+from tasks.settings.params import parse_params, stages_for
+from tasks.settings.reading import parse_mapping, read_text
+from tasks.settings.training import lungs_from
 from tasks.support.cli import InputError, without_secrets
 
 
@@ -40,7 +43,7 @@ def with_changes(text: str, changes: Mapping[str, Mapping[str, Any]], experiment
     if experiments:
         _keep_experiments(document, experiments)
     where = " with ".join(filter(None, ["params.yaml", without_secrets(", ".join(changes))]))
-    _write_stages(document, derive_stages(parse_mapping(_dumped(yaml, document), where), where))
+    _write_stages(document, stages_for(parse_mapping(_dumped(yaml, document), where), where))
     changed = _dumped(yaml, document)
     parse_params(changed, where)
     return changed
@@ -136,8 +139,7 @@ def _keep_in_list(names: Any, experiments: Any) -> None:
 
 def _lungs_from(entry: Any) -> str | None:
     """The experiment that this entry of params.yaml builds on, if any."""
-    images = str(entry.get("images", "")) if isinstance(entry, Mapping) else ""
-    return images.removeprefix(LUNGS) if images.startswith(LUNGS) else None
+    return lungs_from(str(entry.get("images", ""))) if isinstance(entry, Mapping) else None
 
 
 def read_changes(preset: Path | None, assignments: list[str]) -> dict[str, dict[str, Any]]:

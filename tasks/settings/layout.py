@@ -3,17 +3,10 @@
 import re
 from typing import Annotated, Any, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
 
 from tasks.common.raw import CLASSES, Half, ImageClass, Kind, Split
+from tasks.settings.section import Section
 
 #: What a placeholder in a pattern can stand for.
 PLACEHOLDERS = ("name", "split", "class", "group")
@@ -73,11 +66,7 @@ SplitNames = Annotated[dict[str, Split], BeforeValidator(_with_text_keys), After
 Column = Annotated[str, Field(min_length=1)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Table(_Part):
+class Table(Section):
     """A CSV file in the source, with a row for each image."""
 
     file: Annotated[str, Field(min_length=1)]
@@ -92,10 +81,10 @@ class Table(_Part):
         return found
 
 
-class Splits(_Part):
+class Splits(Section):
     """Which images are Train, Val and Test: by their names, by drawing lots, or both."""
 
-    names: SplitNames = {}
+    names: SplitNames = Field(default_factory=dict)
     seed: Annotated[int, Field(ge=0)] = 0
     val: Annotated[float, Field(ge=0, lt=1)] = 0.0
     test: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -114,7 +103,7 @@ class Splits(_Part):
         return tuple(name for name, share in (("Val", self.val), ("Test", self.test)) if share)  # type: ignore[misc]
 
 
-class Layout(_Part):
+class Layout(Section):
     """Where the images of a dataset and their masks are, and what is known of each image."""
 
     images: Pattern

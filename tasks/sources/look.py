@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tasks.settings.data import DataSource
 from tasks.settings.layout import Layout
-from tasks.settings.schema import DataSource, load_data, load_external
+from tasks.settings.params import load_data, load_external
 from tasks.sources.layout import LeftOut, describe_left_out
 from tasks.sources.listing import fingerprint, list_files, open_earlier
 from tasks.sources.open import how_to_accept, open_source, section_of

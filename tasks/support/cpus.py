@@ -1,4 +1,4 @@
-"""The CPU cores that stages may use, as the system knows them."""
+"""The CPU cores that stages may use, as the system reports them."""
 
 import os
 from collections.abc import Iterator

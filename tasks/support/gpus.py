@@ -1,4 +1,4 @@
-"""The GPUs that stages may use, as the system knows them without torch."""
+"""The GPUs that stages may use, as the system reports them, without torch."""
 
 import os
 import re

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.settings.schema import Selection
+from tasks.settings.training import Selection
 from tasks.sweep.space import Method
 
 #: The file of the document in the folder of a sweep's results.

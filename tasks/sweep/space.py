@@ -18,7 +18,9 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from tasks.settings.schema import LOSSES_WITH_ALPHA, OVERRIDES, Experiment, overlaid
+from tasks.settings.experiments import Experiment
+from tasks.settings.schema import OVERRIDES, overlaid
+from tasks.settings.training import LOSSES_WITH_ALPHA
 from tasks.support.cli import InputError
 
 Scale = Literal["linear", "log"]

@@ -16,7 +16,7 @@ import torch
 from tasks.inference.predict import load_networks
 from tasks.networks.device import set_up
 from tasks.networks.network import DESCRIPTION
-from tasks.settings.schema import Plan
+from tasks.settings.experiments import Plan
 from tasks.support.cli import stage_main
 
 #: Images in a batch, batches before the measurement, and batches that are measured.
@@ -26,16 +26,15 @@ BATCH, WARM_UP, REPEATS = 4, 2, 7
 SIGNATURE = ("network", "width", "depth", "patch", "image_size", "targets", "deep_supervision", "precision")
 
 
-def milliseconds(folder: Path, flip_average: bool, threads: int = 0) -> float:
+def milliseconds(folder: Path, flip_average: bool) -> float:
     """The median time of the forward passes for an image, with the copies to the device and back.
 
     Args:
         folder: The folder of a network.
         flip_average: Whether the mirror image is predicted too.
-        threads: CPU threads; 0 uses all cores.
     """
     plan = _plan(folder)
-    compute = set_up(plan.seed, plan.precision, threads)
+    compute = set_up(plan.seed, plan.precision, 0)  # all cores
     (network,) = load_networks(folder, compute)
     images = torch.rand(BATCH, 1, plan.image_size, plan.image_size)
     times = []

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from models.augmentation import Augmentation, Strength
 from models.losses import make_loss
 from tasks.networks.device import Compute, compiled
-from tasks.settings.schema import Plan
+from tasks.settings.experiments import Plan
 from tasks.support.progress import progress
 from tasks.training.batches import Batches
 from tasks.training.processes import ALONE, Group

@@ -17,7 +17,7 @@ from flows.repository.revision import Training
 from tasks.scoring.intervals import Interval
 from tasks.scoring.verdict import Verdict
 from tasks.settings.changes import with_changes
-from tasks.settings.schema import parse_params
+from tasks.settings.params import parse_params
 from tests.helpers import ROOT, Repository, empty_repository, trainings_of
 
 IMAGES = 60

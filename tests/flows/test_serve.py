@@ -6,7 +6,6 @@ The tests of a class build on each other.
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -34,6 +33,7 @@ from websockets.sync.client import connect
 from websockets.typing import Origin
 
 from flows.serve import server_variables
+from tests.fileserver import serving_requests
 from tests.flows.conftest import Served, serving
 from tests.helpers import Repository, eventually, free_ports
 
@@ -339,12 +339,8 @@ class Stranger(SimpleHTTPRequestHandler):
 
 @contextmanager
 def web_server() -> Iterator[int]:
-    with HTTPServer(("127.0.0.1", 0), Stranger) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving_requests(HTTPServer(("127.0.0.1", 0), Stranger)) as server:
         yield server.server_port
-        server.shutdown()
-        thread.join()
 
 
 @contextmanager

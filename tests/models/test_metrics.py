@@ -40,7 +40,6 @@ EMPTY = torch.zeros(4, 4, dtype=torch.bool)
 FULL = torch.ones(4, 4, dtype=torch.bool)
 HALF = torch.cat([torch.ones(2, 4), torch.zeros(2, 4)]).bool()
 QUARTER = torch.cat([torch.ones(1, 4), torch.zeros(3, 4)]).bool()
-DIAGONAL = math.sqrt(32)
 
 
 class Scores(NamedTuple):

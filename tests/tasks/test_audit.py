@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import audit as audit_module
-from tasks.audit import audit, correlations, find_pairs, to_drop, usual_lung_areas
+from tasks.audit import audit
+from tasks.auditing.counts import PUBLISHED
+from tasks.auditing.faults import usual_lung_areas
+from tasks.auditing.pairs import correlations, find_pairs, to_drop
 from tasks.packed.reader import dropped_ids
 from tasks.settings.schema import Audit
 from tasks.support.cli import InputError
@@ -324,9 +326,9 @@ def test_counts_include_published_counts(dataset: Dataset) -> None:
     assert dataset.table("counts")["published"].isna().all()
 
 
-@pytest.mark.parametrize("half", audit_module.PUBLISHED)
+@pytest.mark.parametrize("half", PUBLISHED)
 def test_published_counts_add_up(half: str) -> None:
-    published = audit_module.PUBLISHED[half]
+    published = PUBLISHED[half]
     for place in range(2):
         sums = [n for key, n in published.items() if key[place] == "all" and key[1 - place] != "all"]
         assert sum(sums) == published["all", "all"]
@@ -335,7 +337,7 @@ def test_published_counts_add_up(half: str) -> None:
 
 
 def test_blocks_find_the_same_pairs_as_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit_module, "BLOCK", 7)
+    monkeypatch.setattr("tasks.auditing.pairs.BLOCK", 7)
     smooth = np.repeat(np.repeat(NOISE.integers(0, 256, (30, 4, 4)), 8, axis=1), 8, axis=2).astype(np.uint8)
     ids = [f"lung/Train/Normal/{number:02}" for number in range(30)]
     images = pd.DataFrame({"id": ids, "split": "Train", "sha256": ids})
@@ -348,7 +350,7 @@ def test_blocks_find_the_same_pairs_as_numpy(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_too_many_pairs_are_an_error(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit_module, "MAX_PAIRS", 5)
+    monkeypatch.setattr("tasks.auditing.pairs.MAX_PAIRS", 5)
     first = another()
     for number in range(4):
         dataset.add(TRAIN.format(number), near(first))

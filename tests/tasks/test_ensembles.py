@@ -19,7 +19,7 @@ from tasks.inference.predict import load_networks, predict_images
 from tasks.networks.device import set_up
 from tasks.packed.reader import PackedSplit
 from tasks.prediction.run import Options, predict
-from tasks.settings.schema import Params
+from tasks.settings.params import Params
 from tests.bundles import Pipeline, compare_and_export
 
 

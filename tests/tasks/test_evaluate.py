@@ -15,7 +15,8 @@ from tasks.networks.device import set_up
 from tasks.networks.network import load_network
 from tasks.packed.reader import PackedSplit
 from tasks.scoring.images import score
-from tasks.settings.schema import Params, Plan
+from tasks.settings.experiments import Plan
+from tasks.settings.params import Params
 from tasks.train import train
 from tests.helpers import made
 

@@ -11,7 +11,7 @@ from tasks.inference.masks import read_points
 from tasks.lungs import restrict
 from tasks.preprocess import preprocess
 from tasks.settings.layout import ExternalLayout
-from tasks.settings.schema import LUNGS
+from tasks.settings.training import LUNGS
 from tasks.sources.open import open_source
 from tasks.support.cli import InputError
 from tests.bundles import Pipeline

@@ -13,13 +13,14 @@ from tasks.bundles.schema import open_bundle
 from tasks.bundles.trained_on import read_hashes, shortened
 from tasks.common.raw import RawDataset
 from tasks.comparison.document import COMPARISON_FILE, Document
-from tasks.inference.predict import THRESHOLDS, load_networks, predict_cases
+from tasks.inference.points import THRESHOLDS
+from tasks.inference.predict import load_networks, predict_cases
 from tasks.networks.device import set_up
 from tasks.packed.reader import PackedSplit
 from tasks.prediction.run import Options, predict
 from tasks.report import report
 from tasks.settings.changes import parse_assignment, with_changes
-from tasks.settings.schema import parse_params
+from tasks.settings.params import parse_params
 from tests.bundles import Pipeline, run_pipeline
 from tests.conftest import TINY
 from tests.helpers import ROOT

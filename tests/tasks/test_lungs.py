@@ -9,7 +9,8 @@ from tasks.evaluate import evaluate
 from tasks.inference.masks import PLAIN
 from tasks.lungs import restrict
 from tasks.packed.reader import PackedSplit
-from tasks.settings.schema import Params, Plan
+from tasks.settings.experiments import Plan
+from tasks.settings.params import Params
 from tasks.support.cli import InputError
 from tasks.train import train
 

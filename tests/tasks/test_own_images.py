@@ -17,15 +17,14 @@ from tasks.evaluate import evaluate
 from tasks.plan import plan
 from tasks.preprocess import preprocess
 from tasks.report import report
-from tasks.settings.changes import parse_assignment, with_changes
-from tasks.settings.schema import Params, parse_params
+from tasks.settings.params import Params
 from tasks.sources.open import open_source
 from tasks.support.checkpoints import FOLDER_VARIABLE
 from tasks.support.cli import InputError
 from tasks.train import train
 from tests.conftest import TINY
-from tests.helpers import ROOT
 from tests.own import PAIRS, TABLE, cases, encoded, write, write_pairs, write_table
+from tests.params import changed
 
 Layout = dict[str, Any]
 
@@ -43,8 +42,7 @@ def params_for(layout: Layout, classes: list[str]) -> Params:
         "experiments.one={network: unet, loss: dice, prediction: {fill_holes: true}}",
         "experiments.two={network: unet, loss: bce}",
     )
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    return parse_params(with_changes(text, {a: parse_assignment(a) for a in assignments}, ("one", "two")))
+    return changed(*assignments, keep=("one", "two"))
 
 
 def run(source: Path, params: Params, root: Path) -> tuple[dict[str, Any], str]:

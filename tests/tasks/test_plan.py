@@ -2,7 +2,9 @@ import json
 from pathlib import Path
 
 from tasks.plan import plan
-from tasks.settings.schema import Params, Plan, Prediction
+from tasks.settings.experiments import Plan
+from tasks.settings.params import Params
+from tasks.settings.prediction import Prediction
 
 
 def test_writes_one_file_per_training_and_per_experiment(tiny_params: Params, tmp_path: Path) -> None:

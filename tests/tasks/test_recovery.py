@@ -22,7 +22,8 @@ import pytest
 import torch
 
 from tasks.packed.reader import PackedSplit
-from tasks.settings.schema import Params, Plan
+from tasks.settings.experiments import Plan
+from tasks.settings.params import Params
 from tasks.support import checkpoints
 from tasks.support.checkpoints import FOLDER_VARIABLE, Checkpoint, key_of
 from tasks.support.cli import stage_main

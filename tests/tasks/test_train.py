@@ -1,6 +1,5 @@
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +8,25 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from torch import nn
 
-from models.losses import make_loss
-from models.networks import NETWORKS
 from tasks.common.environment import versions
 from tasks.common.raw import sha256
-from tasks.networks.device import Compute, set_up
-from tasks.networks.network import build_network, load_network, load_start, save_network
+from tasks.networks.device import set_up
+from tasks.networks.network import build_network, load_network, load_start
 from tasks.packed.reader import PackedSplit
 from tasks.plan import plan as write_plans
-from tasks.settings.schema import Params, Plan, StartFrom
+from tasks.settings.experiments import Plan
+from tasks.settings.params import Params
+from tasks.settings.training import StartFrom
 from tasks.support.checkpoints import FOLDER_VARIABLE
 from tasks.support.cli import InputError
 from tasks.support.events import VARIABLE, Reader
 from tasks.support.locks import is_in_use
 from tasks.support.symptoms import NonFiniteLoss, symptoms
-from tasks.train import train, validate
-from tasks.training.batches import Batches
-from tasks.training.fitting import Average, DivergenceError, Fitted, Fitter, make_optimiser, make_schedule
+from tasks.train import train
+from tasks.training.fitting import DivergenceError, Fitted, Fitter
 from tests.helpers import EVERY_CHANGE
+from tests.trainings import altered, make_fitter, run_epoch, score, weights
 
 
 @pytest.fixture
@@ -45,33 +43,6 @@ def plan(tiny_params: Params) -> Plan:
 def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "checkpoints"))
     return tmp_path / "checkpoints"
-
-
-def altered(plan: Plan, augment: dict[str, float] | None = None, **values: Any) -> Plan:
-    return plan.model_copy(update={"augment": plan.augment.model_copy(update=augment or {}), **values})
-
-
-def make_fitter(plan: Plan, packed: Path, seed: int = 0) -> Fitter:
-    compute = set_up(seed, "fp32", 1)
-    split = PackedSplit(packed, plan.half, "Train", plan.targets, plan.train_classes)
-    return Fitter(plan, build_network(plan, compute), compute, Batches(split, compute))
-
-
-def run_epoch(fitter: Fitter) -> Fitted:
-    fitted = fitter.run_epoch("test")
-    fitter.end_epoch()
-    return fitted
-
-
-def score(network: nn.Module, plan: Plan, packed: Path) -> dict[str, float]:
-    split = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes)
-    loss = make_loss(plan.loss, **plan.loss_options)
-    compute = set_up(99, "fp32", 1)
-    return validate(network, Batches(split, compute), plan, loss, compute)
-
-
-def weights(network: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
 
 def test_writes_weights_history_and_a_description(plan: Plan, packed: Path, tmp_path: Path) -> None:
@@ -150,32 +121,6 @@ def test_several_targets_have_separate_scores_and_a_mean(plan: Plan, packed: Pat
         mean = history[[f"{metric}_infection", f"{metric}_lung"]].mean(axis=1)
         np.testing.assert_allclose(history[metric], mean, rtol=1e-6)
 
-    # A network that predicts exactly the lungs, on images of which a third have infection.
-    class Lungs(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            lungs = (split.masks()[:, 1] >= 127.5) * 18.0 - 9
-            return torch.stack([torch.full_like(lungs, -9.0), lungs], dim=1)
-
-    split = PackedSplit(packed, plan.half, "Val", plan.targets, plan.train_classes)
-    assert len(split) <= 32  # one batch
-    compute = set_up(0, "fp32", 1)
-    scores = validate(Lungs(), Batches(split, compute), plan, make_loss("bce"), compute)
-    controls = (split.table["class"] != "COVID-19").mean()
-    assert 0 < controls < 1
-    assert scores["val_dice_lung"] == scores["val_iou_lung"] == 1
-    assert scores["val_dice_infection"] == pytest.approx(controls)
-    assert scores["val_dice"] == pytest.approx((1 + controls) / 2)
-    assert scores["val_lesions_infection"] == 0
-    assert scores["val_unmarked_infection"] == 1
-    assert scores["val_score_infection"] == 0.5
-    for selection, infection in (("all", controls), ("lesions", 0.0)):
-        by = altered(plan, selection=selection)
-        scores = validate(Lungs(), Batches(split, compute), by, make_loss("bce"), compute)
-        assert scores["val_score_infection"] == pytest.approx(infection)
-        assert scores["val_score"] == pytest.approx((1 + infection) / 2)
-    assert scores["val_marked_infection"] == 0
-    assert scores["val_marked_lung"] == pytest.approx((split.masks()[:, 1] >= 127.5).double().mean().item())
-
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_loaded_network_scores_like_its_best_epoch(
@@ -241,49 +186,6 @@ def test_the_history_grows_by_a_row_after_each_epoch(
     assert {path.name for path in out.iterdir()} == {"history.csv", "network"}
 
 
-def test_averaged_weights_against_manual_computation(plan: Plan, packed: Path) -> None:
-    fitter = make_fitter(altered(plan, ema=0.5, batch_size=2), packed)
-    expected, steps = weights(fitter.network), 0
-    decays = [2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 7 / 16, 8 / 17, 0.5, 0.5, 0.5]
-
-    def follow(*_: object) -> None:
-        nonlocal steps
-        decay, steps = decays[steps] if steps < len(decays) else 0.5, steps + 1
-        for name, value in weights(fitter._fitted).items():
-            if value.is_floating_point():
-                expected[name] = decay * expected[name] + (1 - decay) * value
-            else:
-                expected[name] = value
-
-    fitter._optimiser.register_step_post_hook(follow)
-    run_epoch(fitter)
-    assert steps >= 3
-    for name, value in weights(fitter.network).items():
-        torch.testing.assert_close(value, expected[name], msg=name)
-    assert fitter.network is not fitter._fitted
-
-
-def test_average_of_a_constant_is_the_constant() -> None:
-    network = nn.Linear(2, 1)
-    average = Average(network, 0.99)
-    for _ in range(3):
-        average.update()
-    assert torch.equal(average.network.weight, network.weight)
-    assert not average.network.weight.requires_grad
-
-
-def test_plan_of_an_earlier_version_is_read(plan: Plan, tmp_path: Path) -> None:
-    compute = set_up(0, "fp32", 1)
-    network = build_network(plan, compute)
-    save_network(tmp_path / "network", network.state_dict(), plan)
-    path = tmp_path / "network" / "network.json"
-    description = json.loads(path.read_text())
-    assert description["plan"].pop("selection") == "balanced"
-    path.write_text(json.dumps(description))
-    load_network(tmp_path / "network", compute)
-    assert Plan.model_validate_json(json.dumps(description["plan"])).selection == "all"
-
-
 def test_averaged_weights_are_saved(plan: Plan, packed: Path, tmp_path: Path) -> None:
     plan = altered(plan, ema=0.9, epochs=1, precision="fp32")
     train(plan, packed, tmp_path / "out")
@@ -295,103 +197,10 @@ def test_averaged_weights_are_saved(plan: Plan, packed: Path, tmp_path: Path) ->
     assert not all(torch.equal(saved[name], value) for name, value in fitted.items())
 
 
-@pytest.mark.parametrize("patch", [1, 2])
-def test_deep_supervision_trains(plan: Plan, packed: Path, patch: int) -> None:
-    supervised = {"network": "unet_plus_plus", "deep_supervision": True, "width": 4}
-    fitter = make_fitter(altered(plan, **supervised, patch=patch, batch_size=4, epochs=6), packed)
-    before = weights(fitter.network)
-    losses = [run_epoch(fitter).loss for _ in range(6)]
-    assert losses[-1] < losses[0]
-    heads = [name for name in before if ".heads." in f".{name}" and name.endswith("weight")]
-    assert len(heads) == plan.depth
-    assert not any(torch.equal(before[name], weights(fitter.network)[name]) for name in heads)
-    assert 0 <= score(fitter.network, plan, packed)["val_dice"] <= 1
-
-
-def test_loss_of_several_outputs_is_their_mean(plan: Plan, packed: Path) -> None:
-    fitter = make_fitter(plan, packed)
-    outputs = tuple(torch.randn(2, 1, 8, 8) for _ in range(3))
-    y = (torch.rand(2, 1, 8, 8) < 0.5).to(torch.uint8)
-    by_hand = sum(fitter.loss(output, y).item() for output in outputs) / 3
-    assert fitter._loss_of(outputs, y).item() == pytest.approx(by_hand)
-    assert torch.equal(fitter._loss_of(outputs[0], y), fitter.loss(outputs[0], y))
-
-
-@pytest.mark.parametrize("patch", [1, 2])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_network_can_be_saved_and_loaded(plan: Plan, tmp_path: Path, name: str, patch: int) -> None:
-    plan = altered(plan, network=name, patch=patch, deep_supervision=name == "unet_plus_plus")
-    compute: Compute = set_up(0, "fp32", 1)
-    network, images = build_network(plan, compute), torch.rand(2, 1, 32, 32)
-    network(images)  # also updates the statistics of batch normalisation
-    save_network(tmp_path / "network", network.state_dict(), plan)
-    set_up(1, "fp32", 1)
-    assert torch.equal(load_network(tmp_path / "network", compute)(images), network.eval()(images))
-
-
 def test_trains_in_bf16(plan: Plan, packed: Path, tmp_path: Path) -> None:
     train(altered(plan, EVERY_CHANGE, precision="bf16"), packed, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "network" / "network.json").read_text())["precision"] == "bf16"
     assert np.isfinite(pd.read_csv(tmp_path / "out" / "history.csv")).all(axis=None)
-
-
-def test_overfits_a_phantom(plan: Plan, packed: Path) -> None:
-    plan = altered(plan, epochs=30, width=8, batch_size=8)
-    fitter = make_fitter(plan, packed)
-    losses = [run_epoch(fitter).loss for _ in range(plan.epochs)]
-    assert losses[-1] < 0.5 * losses[0]
-    assert score(fitter.network, plan, packed)["val_dice"] > 0.6
-
-
-def test_flipping_moves_the_mask_with_its_image(plan: Plan, packed: Path) -> None:
-    plan = altered(plan, {"flip": 0.5}, targets=("lung",))
-    fitter = make_fitter(plan, packed)
-    split = PackedSplit(packed, plan.half, "Train", plan.targets, plan.train_classes)
-    indices = torch.arange(len(split))
-    ((x, y),) = fitter._batches([indices])
-    x, y = fitter._changed(x, y, len(split))
-    straight, masks = split.images() / 255, split.masks() / 255
-    flipped = 0
-    for n in indices:
-        same = torch.equal(x[n], straight[n])
-        flipped += not same
-        torch.testing.assert_close(x[n], straight[n] if same else straight[n].flip(-1))
-        torch.testing.assert_close(y[n], masks[n] if same else masks[n].flip(-1))
-    assert 0 < flipped < len(split)
-
-
-def test_each_epoch_visits_every_image_once(
-    plan: Plan, packed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    split = PackedSplit(packed, plan.half, "Train", plan.targets, plan.train_classes)
-    fitter = make_fitter(altered(plan, batch_size=4), packed)
-    seen: list[int] = []
-    read = fitter._batches._read
-    monkeypatch.setattr(
-        fitter._batches, "_read", lambda places: (seen.extend(places.tolist()), read(places))[1]
-    )
-    run_epoch(fitter)
-    first = list(seen)
-    seen.clear()
-    run_epoch(fitter)
-    assert sorted(first) == sorted(seen) == list(range(len(split)))
-    assert first != seen
-
-
-@pytest.mark.parametrize(
-    ("schedule", "highest", "last"), [("constant", 0.1, 0.1), ("cosine", 0.1, 0.0), ("one_cycle", 0.1, 0.0)]
-)
-def test_schedules_peak_at_the_learning_rate(plan: Plan, schedule: str, highest: float, last: float) -> None:
-    plan = altered(plan, schedule=schedule, learning_rate=0.1)
-    optimiser = make_optimiser(plan, torch.nn.Linear(1, 1))
-    scheduler = make_schedule(plan, optimiser, 50)
-    rates = []
-    for _ in range(50):
-        rates.append(optimiser.param_groups[0]["lr"])
-        optimiser.step()
-        scheduler.step()
-    assert max(rates) == pytest.approx(highest, rel=0.01)
-    assert rates[-1] == pytest.approx(last, abs=2e-4)
 
 
 def test_diverged_training_ends_with_the_untrained_network(
@@ -434,39 +243,9 @@ def test_diverged_training_keeps_the_best_epoch_before(
     assert symptoms(history)[-1] == NonFiniteLoss(epoch=3, kept_epoch=description["best_epoch"])
 
 
-def test_weight_decay_spares_biases_and_normalisation(plan: Plan) -> None:
-    plan = altered(plan, optimiser="adamw", weight_decay=0.1)
-    network = build_network(plan, set_up(0, "fp32", 1))
-    groups = make_optimiser(plan, network).param_groups
-    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
-    for name, parameter in network.named_parameters():
-        assert decay[id(parameter)] == (0.1 if parameter.ndim == 4 else 0.0), name
-
-
 def test_empty_split_is_an_error(plan: Plan, packed: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the lung half has no Train image of COVID-19"):
         train(altered(plan, half="lung", targets=("lung",)), packed, tmp_path / "out")
-
-
-def test_packed_split_aligns_images_and_masks(packed: Path) -> None:
-    split = PackedSplit(packed, "infection", "Test", ("lung", "infection"), ("Normal", "COVID-19"))
-    assert set(split.table["class"]) == {"Normal", "COVID-19"}
-    masks = split.masks(slice(2, 5))
-    assert masks.shape == (3, 2, 32, 32)
-    whole = np.load(packed / "infection" / "Test" / "infection.npy")
-    np.testing.assert_array_equal(masks[:, 1], whole[split.table["row"][2:5]])
-    assert split.images(slice(0, 1)).shape == (1, 1, 32, 32)
-    assert split.regions() is None
-
-
-def test_packed_split_aligns_regions(packed: Path, tmp_path: Path) -> None:
-    shutil.copytree(packed, tmp_path / "lungs")
-    folder = tmp_path / "lungs" / "infection" / "Test"
-    np.save(folder / "region.npy", np.load(folder / "lung.npy"))
-    split = PackedSplit(tmp_path / "lungs", "infection", "Test", ("lung",), ("Normal",))
-    regions = split.regions(slice(1, 3))
-    assert regions is not None
-    assert torch.equal(regions, split.masks(slice(1, 3))[:, 0])
 
 
 def test_patience_stops_a_training_without_improvement(plan: Plan, packed: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Proxies, certificates and clocks: dead, missing and wrong ones."""
 
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import pytest
 
 from flows.checks.check import Check, Finding, Level, Running
 from flows.checks.network import check_certificates, check_clients, check_clock, check_proxies
+from tests.fileserver import serving_requests
 from tests.helpers import Repository
 
 
@@ -94,14 +94,8 @@ def server_with_clock(ahead: float) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving_requests(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
+        yield f"http://127.0.0.1:{server.server_port}"
 
 
 def by_endpoint(url: str, repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from flows.commands.cli import COMMANDS, GROUPS, make_app
 from flows.commands.retrain import retrain
 from flows.repository.git import environment
 from flows.request import Publish
-from tasks.settings.schema import load_params
+from tasks.settings.params import load_params
 from tests.helpers import ROOT
 
 #: Packages that take from a tenth of a second to seconds to import.

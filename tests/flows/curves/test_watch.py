@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from flows.curves.watch import NOTHING, Screen, watch
 from tasks.support.cli import InputError
 from tasks.support.locks import in_use
 from tests.flows.curves.test_histories import HEADER, ROWS, training
-from tests.helpers import ROOT
+from tests.helpers import ROOT, eventually
 
 
 @pytest.fixture(autouse=True)
@@ -34,14 +34,18 @@ def states(output: str) -> list[str]:
     return [line for line in output.splitlines() if "-seed0: " in line]
 
 
-def test_it_follows_a_training_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_follows_a_training_to_its_end(tmp_path: Path) -> None:
     folder = training(tmp_path, "a-seed0", rows=1, network=False)
+    printed = io.StringIO()
+
+    def wait_for_epoch(number: int) -> None:
+        eventually(f"epoch {number}", lambda: f"training, epoch {number} of 8" in printed.getvalue())
 
     def train() -> None:
         for rows in (2, 3):
-            time.sleep(0.3)
+            wait_for_epoch(rows - 1)
             (folder / "history.csv").write_text(HEADER + "".join(ROWS[:rows]))
-        time.sleep(0.3)
+        wait_for_epoch(3)
         (folder / "network").mkdir()
 
     def run() -> None:
@@ -53,9 +57,10 @@ def test_it_follows_a_training_to_its_end(tmp_path: Path, capsys: pytest.Capture
     thread = threading.Thread(target=run)
     thread.start()
     started.wait()
-    watch(tmp_path, ["a*"], once=False, tensorboard=None)
+    with redirect_stdout(printed):
+        watch(tmp_path, ["a*"], once=False, tensorboard=None)
     thread.join()
-    output = capsys.readouterr().out
+    output = printed.getvalue()
     assert states(output) == [
         *(f"a-seed0: training, epoch {epoch} of 8" for epoch in (1, 2, 3)),
         "a-seed0: finished, epoch 3 of 8",

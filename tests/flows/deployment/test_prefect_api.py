@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +21,7 @@ from prefect.settings import (
 from flows.deployment.addresses import api_of, is_own_host
 from flows.deployment.prefect_api import ServerUnavailableError, check_server, must_start
 from tasks.support.cli import InputError
+from tests.fileserver import serving_requests
 from tests.helpers import ROOT, free_ports
 
 
@@ -74,12 +74,8 @@ def test_other_host_names_are_not_own(host: str) -> None:
 @contextmanager
 def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     """Serve with a handler, and yield the address that its API would have."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving_requests(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
         yield f"http://127.0.0.1:{server.server_port}/api"
-        server.shutdown()
-        thread.join()
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -12,7 +12,7 @@ from prefect.blocks.webhook import Webhook
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.deployment.events import report_verdict
-from tests.fileserver import serving
+from tests.fileserver import serving_requests
 from tests.flows.server import User
 from tests.helpers import ROOT, Repository, eventually
 
@@ -42,7 +42,7 @@ class Called(BaseHTTPRequestHandler):
 def chat() -> Iterator[tuple[str, list[tuple[str, str | None, str]]]]:
     """Its address, and what it has received."""
     handler = type("Handler", (Called,), {"messages": []})
-    with serving(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
+    with serving_requests(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
         yield f"http://127.0.0.1:{server.server_port}/hooks/42", handler.messages
 
 

@@ -12,8 +12,12 @@ from tasks.support.cli import InputError
 
 def test_a_pool_is_made_once(prefect_api: tuple[str, Path]) -> None:
     api = prefect_api[0]
-    make_pool(api, "made")
-    make_pool(api, "made")
+    made = []
+    for _ in range(2):
+        make_pool(api, "made")
+        with client_of(api) as client:
+            made.append(client.read_work_pool("made"))
+    assert made[0] == made[1]
 
 
 def test_a_pool_whose_runs_could_set_a_command_is_refused(prefect_api: tuple[str, Path]) -> None:

@@ -5,7 +5,7 @@ import pytest
 from flows.engine.order import priority_of, progress_bar
 from flows.engine.pipeline import Pipeline
 from tasks.settings.changes import read_preset, with_changes
-from tasks.settings.schema import Params, load_params, parse_params
+from tasks.settings.params import Params, load_params, parse_params
 from tasks.support.events import Event
 from tests.helpers import ROOT, trainings_of
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.settings.schema import load_params
+from tasks.settings.params import load_params
 from tests.helpers import ROOT, Repository, empty_repository
 
 #: As in the project: the experiments to export are in params.yaml.

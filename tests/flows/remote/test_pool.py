@@ -18,7 +18,8 @@ from prefect.client.schemas.objects import FlowRun
 
 from flows.engine.pipeline import Pipeline
 from flows.remote.checkpoints import CHECKPOINTS
-from flows.remote.pool import RemoteRun, pool_of
+from flows.remote.places import pool_of
+from flows.remote.pool import RemoteRun
 from flows.remote.stage_request import StageRequest, versions
 from flows.repository.revision import Training
 from flows.stage import RefusedError, _check_versions

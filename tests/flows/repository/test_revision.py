@@ -11,7 +11,7 @@ import pytest
 from flows.repository.git import environment, git
 from flows.repository.revision import plan_trainings, unpacked
 from flows.request import RetrainRequest
-from tasks.settings.schema import parse_params
+from tasks.settings.params import parse_params
 from tasks.support.cli import InputError
 from tests.helpers import ROOT, trainings_of
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from flows.prune import _remove_experiments
 from flows.sweep.experiments import Origin, save_experiments
-from tasks.settings.schema import parse_mapping, parse_params
+from tasks.settings.params import parse_params
+from tasks.settings.reading import parse_mapping
 from tasks.sweep.space import Base, parse_keys
-from tests.helpers import ROOT, empty_repository
+from tests.helpers import empty_repository
+from tests.params import TEXT
 
-TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 OURS = "report1_bce_iou"
 
 

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -60,3 +61,24 @@ def test_folds_are_read_with_the_images_of_the_others(tmp_path: Path) -> None:
     )
     table.write_text("id,fold\n")
     assert read_folds(table) == read_folds(None) == ()
+
+
+def test_packed_split_aligns_images_and_masks(tiny_packed: Path) -> None:
+    split = PackedSplit(tiny_packed, "infection", "Test", ("lung", "infection"), ("Normal", "COVID-19"))
+    assert set(split.table["class"]) == {"Normal", "COVID-19"}
+    masks = split.masks(slice(2, 5))
+    assert masks.shape == (3, 2, 32, 32)
+    whole = np.load(tiny_packed / "infection" / "Test" / "infection.npy")
+    np.testing.assert_array_equal(masks[:, 1], whole[split.table["row"][2:5]])
+    assert split.images(slice(0, 1)).shape == (1, 1, 32, 32)
+    assert split.regions() is None
+
+
+def test_packed_split_aligns_regions(tiny_packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_packed, tmp_path / "lungs")
+    folder = tmp_path / "lungs" / "infection" / "Test"
+    np.save(folder / "region.npy", np.load(folder / "lung.npy"))
+    split = PackedSplit(tmp_path / "lungs", "infection", "Test", ("lung",), ("Normal",))
+    regions = split.regions(slice(1, 3))
+    assert regions is not None
+    assert torch.equal(regions, split.masks(slice(1, 3))[:, 0])

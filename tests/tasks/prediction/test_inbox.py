@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from tasks.bundles.files import BUNDLE_FILE
-from tasks.prediction.inbox import BATCH_FILE, LEDGER, LOCK, TRIES, UNFINISHED, Batch, last_batch, process
+from tasks.prediction.inbox import LOCK, TRIES, UNFINISHED, last_batch, process
+from tasks.prediction.ledger import BATCH_FILE, LEDGER, Batch
 from tasks.support.cli import InputError
 from tests.bundles import Pipeline
 from tests.drifting import NEW, chests, darker, fill, put, with_reference

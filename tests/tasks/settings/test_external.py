@@ -5,22 +5,17 @@ from typing import Any
 
 import pytest
 
-from tasks.settings.changes import parse_assignment, with_changes
-from tasks.settings.schema import Params, parse_params
+from tasks.settings.changes import with_changes
+from tasks.settings.params import parse_params
 from tasks.support.cli import InputError
-from tests.helpers import ROOT
+from tests.params import TEXT, changed
 
-TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 LUNG: dict[str, Any] = {"images": "{name}.png", "lung": "{name}_m.png", "classes": "Normal"}
 INFECTION = {"images": "{name}.png", "infection": "{name}_m.png", "classes": "COVID-19"}
 
 
 def entry(layout: dict[str, Any] | None = None, **others: Any) -> str:
     return json.dumps({"source": "x", **({"layout": layout} if layout else {}), **others})
-
-
-def changed(*assignments: str, keep: tuple[str, ...] = ()) -> Params:
-    return parse_params(with_changes(TEXT, {a: parse_assignment(a) for a in assignments}, keep))
 
 
 def test_without_datasets_there_are_no_stages() -> None:

@@ -3,13 +3,11 @@ from typing import Any
 
 import pytest
 
-from tasks.settings.changes import parse_assignment, with_changes
 from tasks.settings.layout import Layout
-from tasks.settings.schema import Params, load_data, parse_params
+from tasks.settings.params import Params, load_data, parse_params
 from tasks.support.cli import InputError
-from tests.helpers import ROOT
+from tests.params import TEXT, changed
 
-TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 SPLITS = "splits: {val: 0.1, test: 0.2}"
 LUNGS = f"images: 'x/{{name}}.png', lung: 'm/{{name}}.png', {SPLITS}, classes: Normal"
 MINE = (
@@ -19,13 +17,12 @@ MINE = (
 )
 
 
-def changed(layout: str, *others: str, keep: tuple[str, ...] = ("mine",)) -> Params:
-    assignments = (f"data.layout={{{layout}}}", *(others or MINE))
-    return parse_params(with_changes(TEXT, {a: parse_assignment(a) for a in assignments}, keep))
+def with_layout(layout: str, *others: str) -> Params:
+    return changed(f"data.layout={{{layout}}}", *(others or MINE), keep=("mine",))
 
 
 def layout(text: str) -> Layout:
-    found = changed(text).data.layout
+    found = with_layout(text).data.layout
     assert found
     return found
 
@@ -104,7 +101,7 @@ BAD = {
 @pytest.mark.parametrize(("text", "line"), BAD.values(), ids=BAD)
 def test_a_wrong_layout_is_a_one_line_error(text: str, line: str) -> None:
     with pytest.raises(InputError) as error:
-        changed(text)
+        with_layout(text)
     assert "data.layout" in str(error.value)
     assert line in str(error.value)
     assert len(str(error.value).splitlines()) == 1
@@ -135,14 +132,14 @@ def test_an_experiment_without_its_masks_or_classes_fails_at_the_start(
     changes: tuple[str, ...], line: str
 ) -> None:
     with pytest.raises(InputError) as error:
-        changed(LUNGS, *changes)
+        with_layout(LUNGS, *changes)
     assert line in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_phantoms_have_no_layout() -> None:
     with pytest.raises(InputError, match=r"phantom:// has the folders of COVID-QU-Ex; set layout to null"):
-        changed(LUNGS, *MINE, "data.source=phantom://9", "data.sha256=null")
+        with_layout(LUNGS, *MINE, "data.source=phantom://9", "data.sha256=null")
 
 
 def test_the_key_must_be_there_because_stages_depend_on_it() -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import socket
-import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tasks.sources.look import look
 from tasks.sources.open import open_source
 from tasks.sources.transfer import UnavailableError
 from tasks.support.cli import InputError
+from tests.fileserver import serving_requests
 from tests.helpers import zipped
 from tests.own import TABLE, write_table
 from tests.s3 import S3Server
@@ -234,14 +234,12 @@ class Archive(BaseHTTPRequestHandler):
 
 
 def test_archived_object_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Archive) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving_requests(ThreadingHTTPServer(("127.0.0.1", 0), Archive)) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         with pytest.raises(InputError) as refused:
             open_source("s3://bucket/a.zip", tmp_path)
-        server.shutdown()
     assert str(refused.value) == (
         "s3://bucket/a.zip: an object is archived, so it cannot be read; restore it first"
     )

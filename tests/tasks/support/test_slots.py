@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.repository.revision import Training
-from tasks.settings.schema import Params, parse_params
+from tasks.settings.params import Params, parse_params
 from tasks.support.cli import InputError
 from tasks.support.slots import VARIABLE, Slot, Slots, own_slot, slots_for
 from tests.helpers import trainings_of
@@ -218,5 +218,5 @@ def test_jobs_of_a_cluster_have_slots_of_their_own(monkeypatch: pytest.MonkeyPat
     for job in ("7", "8"):
         monkeypatch.setenv("SLURM_JOB_ID", job)
         held.append(Slots(["gpu-0"], per_stage=1, variables=lambda _: {}))
-    with held[0].acquire(say_nothing), held[1].acquire(say_nothing):  # would wait forever
+    with held[0].acquire(pytest.fail), held[1].acquire(pytest.fail):  # they say so if they wait
         pass

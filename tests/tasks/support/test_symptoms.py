@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tasks.settings.schema import Params
+from tasks.settings.params import Params
 from tasks.support.symptoms import DeadEpochs, DivergedEpochs, marking, new_symptoms, symptoms
 from tasks.train import train
 from tests.histories import ALL, FINE, NONE, history, of_two

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 
 from tasks.settings.changes import with_changes
-from tasks.settings.schema import Params, parse_mapping, parse_params
+from tasks.settings.params import Params, parse_params
+from tasks.settings.reading import parse_mapping
 from tasks.support.cli import InputError
 from tasks.sweep.space import Base, Key, Method, Settings, corners, draw, grid, parse_keys, trials_of
-from tests.helpers import ROOT
+from tests.params import TEXT
 
-TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 OURS = "report1_bce_iou"
 
 

@@ -19,7 +19,8 @@ from torch import nn
 from tasks.networks.device import set_up
 from tasks.networks.network import build_network
 from tasks.packed.reader import PackedSplit
-from tasks.settings.schema import Params, Plan
+from tasks.settings.experiments import Plan
+from tasks.settings.params import Params
 from tasks.support.checkpoints import FOLDER_VARIABLE
 from tasks.support.cli import InputError
 from tasks.support.events import VARIABLE, Reader

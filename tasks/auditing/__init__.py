@@ -1,0 +1,1 @@
+"""What the stages `audit` and `audit_external` look for in images."""
