@@ -49,6 +49,7 @@ OF_A_TRAINING: dict[str, Depth] = {
     "evaluate": "weights",
     "ensemble": "weights",
     "evaluate_external": "weights",
+    "ensemble_external": "weights",
 }
 
 #: Stages behind the scores that no training has, by the first word of their names in metrics.json.

@@ -29,6 +29,7 @@ from tasks.report import report
 from tasks.scoring.images import score_masks
 from tasks.settings.data import DataSource, External
 from tasks.settings.params import Params
+from tasks.settings.stages import ENSEMBLES
 
 SIZE = 64
 CLASS_OF = {f"covid_{number}": "COVID-19" for number in range(1, 7)}
@@ -175,18 +176,19 @@ class Work:
     ) -> None:
         """Add an external dataset of COVID-19 images and a control.
 
-        Training -> pixels by which its predictions are the reference masks shifted down. The first `overlap`
-        images are also in the dataset; on these, every prediction is perfect.
+        Training, or ensembles/EXPERIMENT -> pixels by which its predictions are the reference masks shifted
+        down. The first `overlap` images are also in the dataset; on these, every prediction is perfect.
         """
         folder = self.paths["evaluated"] / "external" / dataset
-        self.external[dataset] = list(shifts)
+        self.external[dataset] = [name for name in shifts if not name.startswith(ENSEMBLES)]
         ids = [f"infection/Test/COVID-19/{number}" for number in range(images)]
         for training, shift in shifts.items():
             rows = []
             for number, image_id in enumerate([*ids, "infection/Test/Normal/0"]):
                 reference = REFERENCE["covid_1"] & (number < images)
                 predicted = np.roll(reference, 0 if number < overlap else shift, axis=0)
-                place = {"seed": int(training[-1]), "split": "Test", "target": target, "id": image_id}
+                seed = 0 if training.startswith(ENSEMBLES) else int(training[-1])
+                place = {"seed": seed, "split": "Test", "target": target, "id": image_id}
                 rows.append({**place, "class": image_id.split("/")[2], **scores(reference, predicted)})
             (folder / training).mkdir(parents=True)
             pd.DataFrame(rows).to_csv(folder / training / "images.csv", index=False)

@@ -55,6 +55,8 @@ def test_the_stages_of_all_documented_datasets_are_declared(make_repository: Mak
         "experiments.plain={network: unet, loss: bce, targets: [lung]}",
         "experiments.second={network: unet, loss: bce, images: lungs/plain, targets: [infection]}",
         "experiments.larger={network: unet, loss: bce, targets: [infection, lung], image_size: 48}",
+        "experiments.second.seeds=2",
+        "experiments.second.prediction.ensemble=seeds",
         *(f"external.{name}={json.dumps(entry)}" for name, entry in documented().items()),
     )
     found = stages(repository.folder)
@@ -65,7 +67,8 @@ def test_the_stages_of_all_documented_datasets_are_declared(make_repository: Mak
         f"{name}-{e}-seed0" for name in ("montgomery", "shenzhen", "jsrt") for e in ("plain", "larger")
     }
     on_infection = {f"qata-{e}-seed0" for e in ("report1_bce", "report1_bce_iou", "second", "larger")}
-    assert scored == on_lungs | on_infection
+    assert scored == on_lungs | on_infection | {"qata-second-seed1"}
+    assert {name for name in external if name.startswith("ensemble_")} == {"ensemble_external@qata-second"}
     _, dependencies = found["evaluate_external@qata-second-seed0"]
     assert {"data/external/qata/lungs/plain", "data/external/qata/raw"} <= dependencies
     assert "preprocess_external@jsrt-48" in external and "preprocess_external@qata-32" in external

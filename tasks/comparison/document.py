@@ -528,7 +528,7 @@ class Consistency(Model):
 
 
 class ExternalRow(Model):
-    """One experiment on an external dataset, and on the Test images that are most like it.
+    """One experiment, or its ensemble, on an external dataset, and on the Test images that are most like it.
 
     IoU and Dice are means over the images with a reference mask, `missed` is the share of these in which
     nothing is marked, and `false_positive_rate` the share of the others in which anything is marked.
@@ -549,6 +549,7 @@ class ExternalTarget(Model):
     classes: tuple[str, ...]  # of the images with a reference mask
     covers_training: bool  # whether intervals of changes include the variation between trainings
     rows: tuple[ExternalRow, ...]  # in the order of the groups
+    ensembles: tuple[ExternalRow, ...] = ()  # of the experiments that have one
 
 
 class ExternalSet(Model):

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from tasks.common.raw import CLASSES
 from tasks.comparison.differences import difference
 from tasks.comparison.document import Difference, ExternalRow, ExternalSet, ExternalTarget, Score
-from tasks.comparison.inputs import ExternalResults, Scored, Table
+from tasks.comparison.inputs import EnsembleResults, ExternalResults, Scored, Table
 from tasks.comparison.scores import predictor, score_rows_of
 from tasks.scoring.intervals import ROUNDING, Interval, between_samples, scores
 
@@ -21,13 +22,15 @@ TEST = "Test"
 Found = dict[str, dict[str, Score]]  # experiment -> metric -> score
 
 
-def external(results: ExternalResults, scored: Sequence[Scored]) -> ExternalSet:
+def external(
+    results: ExternalResults, scored: Sequence[Scored], ensembles: Sequence[EnsembleResults]
+) -> ExternalSet:
     """The scores on an external dataset, for each target of which it has masks."""
     halves: dict[str, list[Scored]] = {}
     for of_half in scored:
         if of_half.experiments:
             halves.setdefault(of_half.target, []).append(of_half)
-    found = (_target(results.table(target), target, of_target) for target, of_target in halves.items())
+    found = (_target(results, target, of_target, ensembles) for target, of_target in halves.items())
     return ExternalSet(
         name=results.name,
         source=results.source,
@@ -39,20 +42,39 @@ def external(results: ExternalResults, scored: Sequence[Scored]) -> ExternalSet:
     )
 
 
-def _target(table: Table, target: str, halves: Sequence[Scored]) -> ExternalTarget | None:
+def _target(
+    results: ExternalResults, target: str, halves: Sequence[Scored], ensembles: Sequence[EnsembleResults]
+) -> ExternalTarget | None:
     """The scores of all experiments that predict the target; None if there are no images."""
+    table = results.table(target)
     if not len(table):
         return None
     masked = _masked(table)
-    found, compared = _scores(table), [_compared(table, of_half) for of_half in halves]
+    compared = [_compared(table, of_half.table("Test", "all"), of_half.names) for of_half in halves]
     return ExternalTarget(
         target=target,
         images=len(masked),
         empty=len(table) - len(masked),
         classes=_classes(masked),
         covers_training=all(of_half.covers_training for of_half in compared),
-        rows=tuple(row for of_half in compared for row in _rows(found, of_half)),
+        rows=tuple(row for of_half in compared for row in _rows(table, of_half)),
+        ensembles=tuple(_ensembles(results.ensemble_table(target), target, halves, ensembles)),
     )
+
+
+def _ensembles(
+    table: Table | None, target: str, halves: Sequence[Scored], ensembles: Sequence[EnsembleResults]
+) -> Iterator[ExternalRow]:
+    """The scores of the ensembles. Each is a network of its own, so its intervals are over images alone."""
+    for half in halves if table else ():
+        tests = {
+            of.experiment.name: of.rows(target).assign(predictor=of.experiment.name, seed=0)
+            for of in ensembles
+            if of.experiment.name in half.names
+        }
+        if table and tests:
+            test = Table(pd.concat(tests.values(), ignore_index=True).sort_values(["seed", "id"]), ())
+            yield from _rows(table, _compared(table, test, list(tests)))
 
 
 def _masked(table: Table) -> Table:
@@ -65,7 +87,8 @@ def _classes(table: Table) -> tuple[str, ...]:
     return tuple(name for number, name in enumerate(CLASSES) if number in found)
 
 
-def _rows(found: Found, compared: "_Compared") -> Iterator[ExternalRow]:
+def _rows(table: Table, compared: "_Compared") -> Iterator[ExternalRow]:
+    found = _scores(table)
     own, masked = _scores(compared.test), _masked(compared.test)
     for name in compared.names:
         yield ExternalRow(
@@ -90,7 +113,7 @@ def _scores(table: Table) -> Found:
 
 
 class _Compared(NamedTuple):
-    """The experiments of a half on an external dataset and on Test images."""
+    """Predictors of a half on an external dataset and on Test images."""
 
     names: list[str]
     test: Table
@@ -98,10 +121,10 @@ class _Compared(NamedTuple):
     covers_training: bool
 
 
-def _compared(table: Table, of_half: Scored) -> _Compared:
+def _compared(table: Table, of_test: Table, names: list[str]) -> _Compared:
     """Compare the external images that have a reference mask with such Test images, see `_like`."""
-    test = _like(table, of_half.table("Test", "all"))
-    masked, own, names = _masked(table), _masked(test), of_half.names
+    test = _like(table, of_test)
+    masked, own = _masked(table), _masked(test)
     if not len(masked) or not len(own):
         return _Compared(names, test, {}, covers_training=True)
     # Two samples of images: each class of each sample is drawn by itself.

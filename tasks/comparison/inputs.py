@@ -247,10 +247,18 @@ class ExternalResults:
     overlap: pd.DataFrame  # one row per usable image that is also in the dataset
     rows: pd.DataFrame  # one row per experiment (the column predictor), seed, target and other usable image
     experiments: tuple[str, ...]  # in the order of the groups
+    ensembles: pd.DataFrame | None  # the same of ensembles, all with seed 0; None if there are none
 
     def table(self, target: str) -> Table:
         """The rows of a target."""
         return Table(self.rows[self.rows["target"] == target], self.experiments, self.name)
+
+    def ensemble_table(self, target: str) -> Table | None:
+        """The rows of ensembles, of a target; None if no ensemble predicts it."""
+        if self.ensembles is None:
+            return None
+        rows = self.ensembles[self.ensembles["target"] == target]
+        return Table(rows, (), self.name) if len(rows) else None
 
 
 @dataclass(frozen=True)
@@ -410,18 +418,29 @@ def _external(dataset: str, params: Params, experiments: Sequence[str], folder: 
     """The results on an external dataset, without the images that are also in the dataset."""
     overlap = pd.read_csv(folder / "audit" / "overlap.csv").astype({"exact": bool})
     counts = _json(folder / "audit" / "counts.json")
+    trainings = {training: params.plans[training].experiment for training in params.scored_on(dataset)}
     rows = _together(
-        _scores(folder / training / "images.csv").assign(predictor=params.plans[training].experiment)
-        for training in params.scored_on(dataset)
+        _scores(folder / training / "images.csv").assign(predictor=experiment)
+        for training, experiment in trainings.items()
     )
+    ensembles = [
+        _scores(folder / ENSEMBLES / name / "images.csv").assign(predictor=name, seed=0)
+        for name in experiments
+        if name in trainings.values() and params.experiments[name].is_ensemble
+    ]
+
+    def others(found: pd.DataFrame) -> pd.DataFrame:
+        return found[~found["id"].isin(overlap["id"])].sort_values(["seed", "id"])
+
     return ExternalResults(
         name=dataset,
         source=without_secrets(params.external[dataset].source),
         images=counts["images"],
         unusable=counts["unusable"],
         overlap=overlap,
-        rows=rows[~rows["id"].isin(overlap["id"])].sort_values(["seed", "id"]),
+        rows=others(rows),
         experiments=tuple(experiments),
+        ensembles=others(_together(ensembles)) if ensembles else None,
     )
 
 

@@ -172,8 +172,9 @@ def _reliability(section: Section) -> Iterator[Row]:
 def _external(document: Document) -> Iterator[Row]:
     for dataset in document.external:
         for found in dataset.targets:
-            for row in found.rows:
-                place = {"dataset": dataset.name, "target": found.target, "name": row.experiment}
+            ensembles = ((ensemble_name(row.experiment), row) for row in found.ensembles)
+            for name, row in (*((row.experiment, row) for row in found.rows), *ensembles):
+                place = {"dataset": dataset.name, "target": found.target, "name": name}
                 for metric, score in row.scores.items():
                     of_masks = metric != "false_positive_rate"
                     yield place | {

@@ -41,7 +41,7 @@ def compare_all(inputs: Inputs, positions: Sequence[int]) -> Document:
         sections=sections,
         report_2=_report_2(inputs, sections),
         consistency=consistency(sections, inputs.published),
-        external=tuple(external(found, scored) for found in inputs.external),
+        external=tuple(external(found, scored, inputs.ensembles) for found in inputs.external),
         ensembles=tuple(ensemble(found, scored) for found in inputs.ensembles),
         cross_validations=tuple(cross_validation(e, scored) for e in inputs.experiments if e.folds > 1),
     )

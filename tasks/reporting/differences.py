@@ -15,6 +15,7 @@ from tasks.comparison.document import (
     Section,
     Step,
     StepChange,
+    ensemble_name,
 )
 from tasks.reporting.words import (
     IMAGE_SET_NAMES,
@@ -182,7 +183,7 @@ def elsewhere(document: Document) -> list[Elsewhere]:
         for found in dataset.targets
         if all(row.changes for row in found.rows)
     ]
-    changes = [row.changes[FOREST] for _, found in places for row in found.rows]
+    changes = [row.changes[FOREST] for _, found in places for row in (*found.rows, *found.ensembles)]
     bars = iter(whiskers(changes)) if changes else iter(())
     return [
         Elsewhere(
@@ -191,15 +192,18 @@ def elsewhere(document: Document) -> list[Elsewhere]:
             found.images,
             listed(found.classes),
             tuple(_elsewhere_cells(found.rows[0])),
-            [_elsewhere_row(row, next(bars)) for row in found.rows],
+            [
+                *(_elsewhere_row(row.experiment, row, next(bars)) for row in found.rows),
+                *(_elsewhere_row(ensemble_name(row.experiment), row, next(bars)) for row in found.ensembles),
+            ],
         )
         for dataset, found in places
     ]
 
 
-def _elsewhere_row(row: ExternalRow, bar: Whisker) -> ElsewhereRow:
+def _elsewhere_row(name: str, row: ExternalRow, bar: Whisker) -> ElsewhereRow:
     cells, change = _elsewhere_cells(row), row.changes[FOREST]
-    return ElsewhereRow(row.experiment, tuple(cells.values()), change.winner is None, bar)
+    return ElsewhereRow(name, tuple(cells.values()), change.winner is None, bar)
 
 
 def _elsewhere_cells(row: ExternalRow) -> dict[str, ScoreCell]:

@@ -34,8 +34,8 @@ def metrics_json(document: Document) -> str:
 
     The trivial predictors are under `baselines`, and the audit's counts under `dataset`. Scores on external
     datasets are under `external` -> dataset -> target -> metric of each experiment, those of its ensemble
-    under `ensemble` -> val or test and so on, and those of a cross-validation under `out_of_fold` -> target
-    -> image set -> metric.
+    under `ensemble` -> val, test or external and so on, and those of a cross-validation under `out_of_fold`
+    -> target -> image set -> metric.
     """
     content: Nested = {DATASET: document.dataset.audit, TRIVIAL: {}}
     for section in document.sections:
@@ -49,14 +49,20 @@ def metrics_json(document: Document) -> str:
                         metrics = tuple(dict.fromkeys((*metrics, *MAIN_METRICS)))
                     if scores := _scores(metrics, row):
                         of_split[image_set.name] = scores
-    for dataset in document.external:
-        for found in dataset.targets:
-            for elsewhere in found.rows:
-                of_dataset = _within(_within(content[elsewhere.experiment], EXTERNAL), dataset.name)
-                of_dataset[found.target] = _scores(EXTERNAL_METRICS, elsewhere)
+    _add_external(content, document)
     _add_ensembles(content, document)
     _add_folds(content, document)
     return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _add_external(content: Nested, document: Document) -> None:
+    for dataset in document.external:
+        for found in dataset.targets:
+            networks = ((content[row.experiment], row) for row in found.rows)
+            ensembles = ((_within(content[row.experiment], ENSEMBLE), row) for row in found.ensembles)
+            for place, row in (*networks, *ensembles):
+                of_dataset = _within(_within(place, EXTERNAL), dataset.name)
+                of_dataset[found.target] = _scores(EXTERNAL_METRICS, row)
 
 
 def _add_ensembles(content: Nested, document: Document) -> None:

@@ -67,6 +67,16 @@ class ExternalScoreStage(Section):
     images: str
 
 
+class ExternalEnsembleStage(Section):
+    """An ensemble, by its first and last training, and the folder of the external images as above."""
+
+    dataset: str
+    experiment: str
+    first: str
+    last: str
+    images: str
+
+
 class Stages(Section):
     """The lists for dvc.yaml's `foreach` stages, which it cannot derive from the experiments itself."""
 
@@ -94,6 +104,8 @@ class Stages(Section):
     """By the name of the external dataset and of the experiment that predicts the lungs."""
     evaluate_external: dict[str, ExternalScoreStage]
     """By the name of the external dataset and of the training."""
+    ensemble_external: dict[str, ExternalEnsembleStage]
+    """By the name of the external dataset and of the experiment."""
 
 
 def derive_stages(settings: Settings) -> Stages:
@@ -139,6 +151,7 @@ def _external_stages(settings: Settings) -> dict[str, Any]:
     packed: dict[str, ExternalStage] = {}
     lungs: dict[str, ExternalLungsStage] = {}
     scores: dict[str, ExternalScoreStage] = {}
+    ensembles: dict[str, ExternalEnsembleStage] = {}
     plans = settings.plans
     for dataset in settings.external:
         for training in settings.scored_on(dataset):
@@ -154,14 +167,21 @@ def _external_stages(settings: Settings) -> dict[str, Any]:
                     experiment=source,
                     image_size=size,
                 )
+            images = f"{dataset}/{experiment.folder}"
             scores[f"{dataset}-{training}"] = ExternalScoreStage(
-                dataset=dataset, training=training, experiment=name, images=f"{dataset}/{experiment.folder}"
+                dataset=dataset, training=training, experiment=name, images=images
             )
+            if experiment.is_ensemble:
+                trainings = experiment.trainings(name)
+                ensembles[f"{dataset}-{name}"] = ExternalEnsembleStage(
+                    dataset=dataset, experiment=name, first=trainings[0], last=trainings[-1], images=images
+                )
     return {
         "external": first,
         "preprocess_external": packed,
         "lungs_external": lungs,
         "evaluate_external": scores,
+        "ensemble_external": ensembles,
     }
 
 

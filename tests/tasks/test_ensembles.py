@@ -14,7 +14,9 @@ from PIL import Image
 from tasks.bundles.schema import open_bundle
 from tasks.common.raw import RawDataset
 from tasks.evaluate import evaluate
+from tasks.evaluate_external import evaluate_external
 from tasks.gather import gather
+from tasks.inference.masks import read_points
 from tasks.inference.predict import load_networks, predict_images
 from tasks.networks.device import set_up
 from tasks.packed.reader import PackedSplit
@@ -108,6 +110,19 @@ def test_two_equal_networks_score_as_one_and_never_disagree(
     assert (tmp_path / "out" / "predictions.zip").read_bytes() == (single / "predictions.zip").read_bytes()
     with zipfile.ZipFile(tmp_path / "out" / "spread.zip") as archive:
         assert archive.namelist() == []
+
+
+def test_on_images_as_external_ones_it_has_the_scores_of_evaluate(
+    pipeline: Pipeline, gathered: Path, evaluated: Path, tmp_path: Path
+) -> None:
+    plan, experiment = pipeline.params.plans["combined-seed0"], pipeline.params.experiments["combined"]
+    points = read_points(evaluated / "settings.json")
+    out = tmp_path / "out"
+    evaluate_external(plan, experiment.prediction, gathered, points, pipeline.packed, pipeline.raw, out)
+    found, every = pd.read_csv(out / "images.csv"), pd.read_csv(evaluated / "images.csv")
+    test = every[every["split"] == "Test"].reset_index(drop=True)
+    assert "disagreement" in found
+    pd.testing.assert_frame_equal(found, test[found.columns], check_exact=True)
 
 
 def test_disagreement_is_between_0_and_1_and_the_spread_is_a_picture(

@@ -58,6 +58,31 @@ def test_several_seeds_widen_the_interval_of_the_change(work: Work) -> None:
     assert change.winner is None
 
 
+def test_an_ensemble_is_scored_beside_its_networks(work: Work) -> None:
+    work.add("twice", shift=2, seeds=2)
+    work.add_ensemble("twice", shift=3)
+    others = {"bce-seed0": 6, "bce_iou-seed0": 2}
+    shifts = {"twice-seed0": 4, "twice-seed1": 12, "ensembles/twice": 6, **others}
+    work.add_external("elsewhere", "infection", shifts, overlap=1)
+    page = work.run().replace("\N{NON-BREAKING HYPHEN}", "-")
+    (found,) = work.compare().external
+    (row,) = found.targets[0].ensembles
+    assert row.experiment == "twice"
+    assert row.scores["iou"].value == pytest.approx(IOU[6])
+    assert row.test["iou"].value == pytest.approx(IOU[3])
+    change = row.changes["iou"]
+    assert change.value == pytest.approx(IOU[6] - IOU[3]) and change.winner == "Test"
+    table = pd.read_csv(work.comparison / "external.csv").set_index(["name", "metric"])
+    assert table.loc[("twice (ensemble)", "iou"), "images"] == 5  # one image is also in the dataset
+    metrics = json.loads(work.metrics.read_text())["twice"]
+    assert metrics["ensemble"]["external"]["elsewhere"]["infection"]["iou"] == pytest.approx(IOU[6], abs=1e-6)
+    assert metrics["external"]["elsewhere"]["infection"]["iou"] == pytest.approx(
+        (IOU[4] + IOU[12]) / 2, abs=1e-6
+    )
+    (shown,) = re.findall(r'caption-external-elsewhere-infection">\n(<table.*?</table>)', page, re.DOTALL)
+    assert "twice (ensemble)" in re.sub(r"<wbr>", "", shown) and shown.count('class="whisker"') == 4
+
+
 def test_without_external_datasets_nothing_is_written(work: Work) -> None:
     work.run()
     assert "external" not in json.loads((work.comparison / "comparison.json").read_text())

@@ -123,6 +123,7 @@ stages:
   preprocess_external: {{}}
   lungs_external: {{}}
   evaluate_external: {{}}
+  ensemble_external: {{}}
 """
     )
 

@@ -20,8 +20,8 @@ def entry(layout: dict[str, Any] | None = None, **others: Any) -> str:
 
 def test_without_datasets_there_are_no_stages() -> None:
     stages = changed().stages
-    for section in ("external", "preprocess_external", "lungs_external", "evaluate_external"):
-        assert getattr(stages, section) == {}
+    assert stages.external == stages.preprocess_external == {}
+    assert stages.lungs_external == stages.evaluate_external == stages.ensemble_external == {}
 
 
 def test_an_experiment_is_scored_where_a_mask_is_one_that_it_predicts() -> None:
@@ -50,6 +50,22 @@ def test_each_seed_is_scored_and_each_image_size_packed_once() -> None:
     )
     assert params.stages.preprocess_external.keys() == {"ill-256", "ill-128"}
     assert len(params.stages.evaluate_external) == 3
+    assert params.stages.ensemble_external == {}
+
+
+def test_an_ensemble_is_scored_too() -> None:
+    params = changed(
+        f"external.ill={entry(INFECTION)}",
+        "experiments.report1_bce.seeds=3",
+        "experiments.report1_bce.prediction.ensemble=seeds",
+        "experiments.report1_bce_iou.folds=2",
+        keep=("report1_bce", "report1_bce_iou"),
+    )
+    stages = params.stages.ensemble_external
+    assert stages.keys() == {"ill-report1_bce", "ill-report1_bce_iou"}
+    found = stages["ill-report1_bce"]
+    assert (found.first, found.last) == ("report1_bce-seed0", "report1_bce-seed2")
+    assert (found.images, stages["ill-report1_bce_iou"].last) == ("ill/packed/256", "report1_bce_iou-fold1")
 
 
 def test_a_dataset_whose_masks_nothing_predicts_has_no_stages() -> None:
