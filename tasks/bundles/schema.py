@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tasks.bundles.files import BUNDLE_FILE, FINGERPRINT_FILE, GRAPH, NETWORKS, TRAINED_ON_FILE
 from tasks.common.raw import Half, ImageClass
 from tasks.inference.masks import OperatingPoint, OperatingPoints
-from tasks.settings.schema import Prediction, Target
+from tasks.settings.schema import LARGEST_INPUT, Prediction, Target
 from tasks.support.cli import InputError
 
 #: Increment this with every change that an older `cxr predict` could not read.
@@ -103,7 +103,7 @@ class Step(Model):
 class Input(Model):
     """What the networks expect."""
 
-    image_size: Annotated[int, Field(ge=16, le=4096)]
+    image_size: Annotated[int, Field(ge=16, le=LARGEST_INPUT)]
     """S: images are float32 (N, 1, S, S)."""
     lowest: Literal[0] = 0
     """The value of black."""

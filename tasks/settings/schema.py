@@ -5,8 +5,9 @@ the stages rely on it. Error messages give the key, the invalid value and the va
 """
 
 import difflib
+import reprlib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -20,7 +21,6 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from tasks.common.raw import Half, ImageClass
 from tasks.settings.layout import ExternalLayout, Layout
@@ -87,12 +87,15 @@ TRIVIAL = "baselines"
 #: Largest number of folds of a cross-validation.
 MOST_FOLDS = 10
 
+#: Largest side of a network's input in pixels; bundles hold no larger one.
+LARGEST_INPUT = 4096
+
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=2) + "\n"
@@ -253,7 +256,7 @@ class Fit(_Section):
 
     epochs: Positive
     half: Half
-    image_size: Annotated[int, Field(ge=16)]
+    image_size: Annotated[int, Field(ge=16, le=LARGEST_INPUT)]
     images: Annotated[str, Field(pattern=rf"^({WHOLE}|{LUNGS}[A-Za-z0-9_-]+)$")]
     targets: Annotated[tuple[Target, ...], Field(min_length=1, strict=False), AfterValidator(_distinct)]
     train_classes: Annotated[
@@ -655,7 +658,7 @@ class Settings(_Section):
             return entry
         overrides = {key: raw[key] for key in OVERRIDES if raw.get(key) is not None}
         shared = {**raw["training"], "losses": raw.get("losses"), "prediction": raw.get("prediction")}
-        if entry.get("loss") not in LOSSES_WITH_ALPHA:
+        if not uses_alpha(entry):
             overrides.pop("alpha", None)
             shared.pop("alpha", None)
         merged = {**shared, **entry, **overrides}
@@ -738,6 +741,12 @@ class Settings(_Section):
             own, its = getattr(experiment, key), getattr(source, key)
             if own != its:
                 raise ValueError(f"{place}: {key} is {own}, but {name}, which predicts its lungs, has {its}")
+
+
+def uses_alpha(entry: Any) -> bool:
+    """Whether the loss that an entry of `experiments` names, which may be invalid, uses alpha."""
+    loss = entry.get("loss") if isinstance(entry, dict) else None
+    return isinstance(loss, str) and loss in LOSSES_WITH_ALPHA
 
 
 def overlaid(shared: Any, own: Any) -> Any:
@@ -871,12 +880,26 @@ def _validated(schema: type[_Checked], raw: dict[str, Any], where: str) -> _Chec
 def parse_mapping(text: str, where: str) -> dict[str, Any]:
     """Parse YAML 1.2 text whose top level is a mapping."""
     try:
-        raw = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+        raw = parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"{where}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{where}: expected keys and values, found {type(raw).__name__}")
     return raw
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML 1.2 text.
+
+    Raises:
+        ValueError: it is invalid. The message is one line.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except MemoryError:
+        raise
+    except Exception as error:  # a date such as 2026-02-31, or a wrong tag, causes other errors than YAMLError
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 def read_text(path: Path, hint: str) -> str:
@@ -919,12 +942,19 @@ def _message(fault: ErrorDetails) -> str:
         case "missing":
             return _missing(".".join(place))
         case "literal_error":
-            return f"{fault['input']!r} is not one of {fault['ctx']['expected']}"
+            return f"{_shown(fault['input'])} is not one of {fault['ctx']['expected']}"
         case "value_error":
             return str(fault["ctx"]["error"])
         case "dict_type" | "model_type":
-            return f"{fault['input']!r} is invalid: expected keys and values"
-    return f"{fault['input']!r} is invalid: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+            return f"{_shown(fault['input'])} is invalid: expected keys and values"
+    return f"{_shown(fault['input'])} is invalid: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it, without the middle of long texts and the end of long lists."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother, short.maxlong = 3, 120, 120, 120
+    return short.repr(value)
 
 
 def _missing(key: str) -> str:
@@ -946,16 +976,17 @@ def _near_key(place: tuple[str, ...]) -> str | None:
 
 def _keys_at(place: tuple[str, ...]) -> list[str]:
     section: Any = Params
-    if place[:1] == ("experiments",):
-        section, place = Experiment, place[2:]
-    elif place[:1] == ("external",) and len(place) > 1:
-        section, place = External, place[2:]
     for part in place:
-        section = _section_of(section.model_fields[part].annotation)
+        if get_origin(section) is dict:
+            section = get_args(section)[1]  # an entry, by its name
+        else:
+            section = _section_of(section.model_fields[part].annotation)
     names = [field.alias or name for name, field in section.model_fields.items()]
     return sorted(names) if section is Experiment else names
 
 
 def _section_of(annotation: Any) -> Any:
     """The section itself, if a key may hold a section or null."""
+    if get_origin(annotation) is dict:
+        return annotation
     return next((kind for kind in get_args(annotation) if hasattr(kind, "model_fields")), annotation)

@@ -15,10 +15,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from tasks.settings.schema import LOSSES_WITH_ALPHA, OVERRIDES, Experiment, overlaid
+from tasks.settings.schema import OVERRIDES, Experiment, overlaid, parse_yaml, uses_alpha
 from tasks.support.cli import InputError
 
 Scale = Literal["linear", "log"]
@@ -138,14 +135,18 @@ def _parse_key(text: str, method: Method) -> Key:
             )
         return _range(text, name, match)
     try:
-        listed = YAML(typ="safe", pure=True).load(f"[{values}]")
-    except YAMLError:
+        listed = parse_yaml(f"[{values}]")
+    except ValueError:
         raise InputError(f"{text}: the values are not valid YAML") from None
     if any(isinstance(value, dict) for value in listed):
         raise InputError(
             f"{text}: a value is a mapping; sweep its keys one by one, such as augment.flip=0,0.5"
         )
-    if len({_as_json(value) for value in listed}) < len(listed):
+    try:
+        distinct = {_as_json(value) for value in listed}
+    except TypeError:  # such as a date
+        raise InputError(f"{text}: the values must be numbers, words or lists of these") from None
+    if len(distinct) < len(listed):
         raise InputError(f"{text}: a value is listed twice")
     return Key(name, tuple(listed))
 
@@ -274,7 +275,7 @@ class Base(NamedTuple):
         swept = {key.name for key in keys}
         overrides = {name: raw[name] for name in OVERRIDES if name in swept and raw.get(name) is not None}
         others = {
-            name: {key: overrides[key] for key in overrides if key != "alpha" or _uses_alpha(entry)}
+            name: {key: overrides[key] for key in overrides if key != "alpha" or uses_alpha(entry)}
             for name, entry in raw["experiments"].items()
         }
         nulls = dict.fromkeys(overrides)
@@ -284,7 +285,7 @@ class Base(NamedTuple):
         """The value of a key in an experiment, or None."""
         entry = self.raw["experiments"][experiment]
         training = dict(self.raw.get("training") or {})
-        if not _uses_alpha(entry):
+        if not uses_alpha(entry):
             training.pop("alpha", None)
         shared = training | {section: self.raw.get(section) for section in ("losses", "prediction")}
         found: Any = overlaid(shared, entry)
@@ -308,10 +309,6 @@ class Base(NamedTuple):
         """The nested changes of params.yaml that add the trials as experiments."""
         entries = {trial.name: trial.entry for trial in trials}
         return {**self.overrides, "experiments": {**self.others, **entries}}
-
-
-def _uses_alpha(entry: Any) -> bool:
-    return isinstance(entry, dict) and entry.get("loss") in LOSSES_WITH_ALPHA
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:

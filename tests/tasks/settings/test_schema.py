@@ -653,6 +653,11 @@ def test_password_in_a_url_is_an_error_that_does_not_reveal_it(source: str) -> N
         ("report.figures=[0]", ": report.figures.0: 0 is invalid"),
         ("data.fingerprint=12345", ": data.fingerprint: 12345 is invalid: input should be a valid string"),
         ("data.sha256=abc", ": data.sha256: 'abc' is invalid: string should match pattern"),
+        ("experiments.report1_bce.loss=[bce]", ": experiments.report1_bce.loss: ['bce'] is not one of 'batch_"),
+        ("training.learning_rate=.inf", ": training.learning_rate: inf is invalid: input should be a finite"),
+        ("training.weight_decay=1e400", ": training.weight_decay: inf is invalid: input should be a finite"),
+        ("losses.focal.gamma=.inf", ": losses.focal.gamma: inf is invalid: input should be a finite number"),
+        ("training.image_size=8192", ": training.image_size: 8192 is invalid: input should be less than or"),
         ("data.fingerprint=f00", ": data.fingerprint: 'f00' is invalid: string should match pattern"),
     ],
 )
@@ -669,6 +674,11 @@ def test_invalid_value_is_a_one_line_error_with_key_and_remedy(assignment: str, 
         ("alpha: [1", "p.yaml: not valid YAML"),
         ("- alpha", "p.yaml: expected keys and values, found list"),
         ("alpha: 1\nalpha: 2", "p.yaml: not valid YAML"),
+        ("alpha: 2026-02-31", "p.yaml: not valid YAML: day is out of range for month"),
+        ("alpha: !!int half", "p.yaml: not valid YAML: invalid literal for int()"),
+        ("alpha: !!bool half", "p.yaml: not valid YAML: 'half'"),
+        (f"alpha: {'9' * 5000}", "p.yaml: not valid YAML: Exceeds the limit"),
+        (f"alpha: {'[' * 3000}", "p.yaml: not valid YAML"),
     ],
 )
 def test_invalid_params_file_is_a_one_line_error(text: str, line: str) -> None:
@@ -689,7 +699,65 @@ def test_misspelt_key_is_reported_once(key: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("assignment", ["alpha", "=1", ".a=1", "alpha=[1"])
+def test_an_unknown_key_in_a_list_of_stages_is_named() -> None:
+    entry = "report2-seed0: {experiment: report2, images: packed/256}"
+    text = TEXT.replace(entry, entry.replace("images", "image"), 1)
+    with pytest.raises(InputError) as error:
+        parse_params(text)
+    assert str(error.value) == (
+        "params.yaml: stages.train.report2-seed0.image: unknown key (did you mean images?); "
+        "the keys here are experiment, images"
+    )
+
+
+def test_a_long_value_is_shortened_in_the_message() -> None:
+    lungs = ", ".join(["lung"] * 1000)
+    text = TEXT.replace("  half: infection", f"  half: [{lungs}]", 1)
+    with pytest.raises(InputError) as error:
+        parse_params(text)
+    assert str(error.value).startswith("params.yaml: training.half: ['lung', 'lung', ")
+    assert len(str(error.value)) < 200
+
+
+ALIASES = """\
+  report2: &base
+    network: unet
+    loss: bce
+    epochs: 30
+    augment: &ours {flip: 0.5}
+  merged:
+    <<: *base
+  aliased:
+    network: unet
+    loss: bce
+    augment: *ours
+"""
+
+
+@pytest.mark.parametrize("name", ["merged", "aliased"])
+def test_a_change_stays_in_its_place_where_aliases_share_values(name: str) -> None:
+    entry = "  report2:\n    network: unet\n    loss: bce\n    epochs: 30\n"
+    assert TEXT.count(entry) == 1
+    text = TEXT.replace(entry, ALIASES)
+    key = f"experiments.{name}.augment.flip=0.25"
+    found = parse_params(with_changes(text, {key: parse_assignment(key)})).experiments
+    flips = {each: found[each].augment.flip for each in ("report2", "merged", "aliased")}
+    assert flips == {"report2": 0.5, "merged": 0.5, "aliased": 0.5, name: 0.25}
+
+
+@pytest.mark.parametrize("experiments", ["5", "[report2]"])
+def test_experiments_that_are_no_mapping_are_an_error(experiments: str) -> None:
+    """Of a preset, and of a params.yaml that a preset changes or of which experiments are kept."""
+    with pytest.raises(InputError, match="^p: experiments: .* is invalid: expected keys and values$"):
+        parse_preset(f"experiments: {experiments}", "p")
+    text = TEXT[: TEXT.index("\nexperiments:")] + f"\nexperiments: {experiments}\n"
+    with pytest.raises(InputError, match=f"experiments: {experiments[:1]}"):
+        with_changes(text, {"p": parse_preset("experiments: {report2: {loss: bce}}", "p")})
+    with pytest.raises(InputError, match="experiments: 'report2' is not one of none"):
+        with_changes(text, {}, ["report2"])
+
+
+@pytest.mark.parametrize("assignment", ["alpha", "=1", ".a=1", "alpha=[1", "alpha=2026-02-31"])
 def test_malformed_assignment_is_an_error(assignment: str) -> None:
     with pytest.raises(InputError, match=r"expected KEY=VALUE|not valid YAML"):
         parse_assignment(assignment)
