@@ -188,7 +188,9 @@ class Preset(dict[str, Any]):
     only: tuple[str, ...] = ()
 
     def among(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        there, own = _section(document, "experiments"), _section(self, "experiments")
+        there, own = document.get("experiments"), self.get("experiments", {})
+        if not isinstance(there, Mapping):  # the schema says so
+            return {key: self[key] for key in self if key != "experiments"}
         return {**self, "experiments": {name: own[name] for name in own if name in there}}
 
 

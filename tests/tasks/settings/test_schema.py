@@ -750,8 +750,9 @@ def test_experiments_that_are_no_mapping_are_an_error(experiments: str) -> None:
     """Of a preset, and of a params.yaml that a preset changes or of which experiments are kept."""
     with pytest.raises(InputError, match="^p: experiments: .* is invalid: expected keys and values$"):
         parse_preset(f"experiments: {experiments}", "p")
-    text = TEXT[: TEXT.index("\nexperiments:")] + f"\nexperiments: {experiments}\n"
-    with pytest.raises(InputError, match=f"experiments: {experiments[:1]}"):
+    before, after = TEXT[: TEXT.index("\nexperiments:")], TEXT[TEXT.index("\nreport:") :]
+    text = f"{before}\nexperiments: {experiments}{after}"
+    with pytest.raises(InputError, match="^params.yaml with p: experiments: .* expected keys and values$"):
         with_changes(text, {"p": parse_preset("experiments: {report2: {loss: bce}}", "p")})
     with pytest.raises(InputError, match="experiments: 'report2' is not one of none"):
         with_changes(text, {}, ["report2"])
