@@ -205,7 +205,9 @@ def parse_preset(text: str, where: str) -> Preset:
     if not (isinstance(only, list) and all(isinstance(name, str) for name in only)):
         raise InputError(f"{where}: only: {only!r} is not a list of experiments, such as [report2, combined]")
     if not isinstance(preset.get("experiments", {}), Mapping):
-        raise InputError(f"{where}: experiments: {preset['experiments']!r} is invalid: expected keys and values")
+        raise InputError(
+            f"{where}: experiments: {preset['experiments']!r} is invalid: expected keys and values"
+        )
     preset.only = tuple(only)
     return preset
 

@@ -898,7 +898,9 @@ def parse_yaml(text: str) -> Any:
         return YAML(typ="safe", pure=True).load(text)
     except MemoryError:
         raise
-    except Exception as error:  # a date such as 2026-02-31, or a wrong tag, causes other errors than YAMLError
+    except (
+        Exception
+    ) as error:  # a date such as 2026-02-31, or a wrong tag, causes other errors than YAMLError
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
