@@ -12,11 +12,12 @@ Opening a bundle executes nothing of it: the files hold JSON, arrays and a graph
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.bundles.files import BUNDLE_FILE, FINGERPRINT_FILE, GRAPH, NETWORKS, TRAINED_ON_FILE
 from tasks.common.raw import Half, ImageClass
@@ -37,7 +38,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Point(Model):
@@ -172,6 +173,12 @@ class Bundle(Model):
     trained_on: TrainedOn | None = None
     """None in bundles of version 1."""
 
+    @model_validator(mode="after")
+    def _has_lungs_to_see(self) -> Self:
+        if self.lungs and "lung" not in self.lungs.targets:
+            raise ValueError("its step lungs predicts no lungs")
+        return self
+
     def to_json(self) -> str:
         return self.model_dump_json(indent=1) + "\n"
 
@@ -188,12 +195,12 @@ class Bundle(Model):
         """
         try:
             content = json.loads(text)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # ValueError: also a number with thousands of digits
             raise InputError(f"{where}: not valid JSON") from None
         found = content.get("schema_version") if isinstance(content, dict) else None
-        if found not in READABLE:
+        if type(found) is not int or found not in READABLE:
             raise InputError(
-                f"{where}: schema_version is {found!r}, but this version of cxr reads "
+                f"{where}: schema_version is {reprlib.repr(found)}, but this version of cxr reads "
                 f"{' and '.join(map(str, READABLE))}"
             )
         try:
@@ -201,7 +208,7 @@ class Bundle(Model):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
-            raise InputError(f"{where}: {place}: {first['msg']}") from None
+            raise InputError(": ".join(filter(None, (where, place, first["msg"])))) from None
 
 
 def network_folder(root: Path, network: NetworkRecord) -> Path:

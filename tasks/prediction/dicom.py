@@ -215,7 +215,7 @@ def _first(value: Any) -> float | None:
 
 
 def _spacing(dataset: Dataset) -> tuple[tuple[float, float] | None, list[str]]:
-    """Distance of rows and of columns in mm, and a warning if it is the distance at the detector, or invalid."""
+    """Distance of rows and of columns in mm, and warnings: it is that at the detector, or it is invalid."""
     notes = []
     for name in ("PixelSpacing", "ImagerPixelSpacing"):
         try:

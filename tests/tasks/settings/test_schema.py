@@ -653,7 +653,10 @@ def test_password_in_a_url_is_an_error_that_does_not_reveal_it(source: str) -> N
         ("report.figures=[0]", ": report.figures.0: 0 is invalid"),
         ("data.fingerprint=12345", ": data.fingerprint: 12345 is invalid: input should be a valid string"),
         ("data.sha256=abc", ": data.sha256: 'abc' is invalid: string should match pattern"),
-        ("experiments.report1_bce.loss=[bce]", ": experiments.report1_bce.loss: ['bce'] is not one of 'batch_"),
+        (
+            "experiments.report1_bce.loss=[bce]",
+            ": experiments.report1_bce.loss: ['bce'] is not one of 'batch_",
+        ),
         ("training.learning_rate=.inf", ": training.learning_rate: inf is invalid: input should be a finite"),
         ("training.weight_decay=1e400", ": training.weight_decay: inf is invalid: input should be a finite"),
         ("losses.focal.gamma=.inf", ": losses.focal.gamma: inf is invalid: input should be a finite number"),
@@ -748,11 +751,11 @@ def test_a_change_stays_in_its_place_where_aliases_share_values(name: str) -> No
 @pytest.mark.parametrize("experiments", ["5", "[report2]"])
 def test_experiments_that_are_no_mapping_are_an_error(experiments: str) -> None:
     """Of a preset, and of a params.yaml that a preset changes or of which experiments are kept."""
-    with pytest.raises(InputError, match="^p: experiments: .* is invalid: expected keys and values$"):
+    with pytest.raises(InputError, match=r"^p: experiments: .* is invalid: expected keys and values$"):
         parse_preset(f"experiments: {experiments}", "p")
     before, after = TEXT[: TEXT.index("\nexperiments:")], TEXT[TEXT.index("\nreport:") :]
     text = f"{before}\nexperiments: {experiments}{after}"
-    with pytest.raises(InputError, match="^params.yaml with p: experiments: .* expected keys and values$"):
+    with pytest.raises(InputError, match=r"^params\.yaml with p: experiments: .* expected keys and values$"):
         with_changes(text, {"p": parse_preset("experiments: {report2: {loss: bce}}", "p")})
     with pytest.raises(InputError, match="experiments: 'report2' is not one of none"):
         with_changes(text, {}, ["report2"])
