@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.sources.archives import ZipSource
 from tasks.sources.source import refuse_large
-from tasks.support.cli import InputError
+from tasks.support.cli import InputError, user_path
 
 if TYPE_CHECKING:
     from tasks.sources.bucket import Bucket, Object
@@ -30,8 +30,8 @@ PROGRESS = ".progress.jsonl"
 
 #: Characters that are kept in names of output files.
 _UNSAFE = re.compile(r"[^\w. ()+=,@-]")
-#: Longest part of such a name, and longest name, in bytes of UTF-8. File systems allow 255, and 4095 for a path,
-#: but endings, numbers and the output folder are added.
+#: Longest part of such a name, and longest name, in bytes of UTF-8. File systems allow 255, and 4095 for a
+#: path, but endings, numbers and the output folder are added.
 _LONGEST_PART, _LONGEST_NAME = 200, 1000
 #: Controls, line and paragraph separators, changes of direction, and bytes that are not UTF-8.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -77,7 +77,7 @@ def _items(argument: str) -> Iterator[Item]:
     if argument.startswith(S3):
         yield from _in_bucket(argument)
         return
-    path = Path(argument).expanduser()
+    path = user_path(argument)
     if path.is_dir():
         files = {file.relative_to(path): file for file in _files_below(path, _say_that_it_is_left_out)}
         yield from (_of_file(files[name], name) for name in sorted(files) if _is_candidate(name))
@@ -122,7 +122,9 @@ def _say_that_it_is_left_out(linked: Path) -> None:
 
 
 def _has_results(folder: Path) -> bool:
-    return (folder / PROGRESS).exists()
+    with suppress(PermissionError):  # said when the folder is listed
+        return (folder / PROGRESS).exists()
+    return False
 
 
 def list_inbox(inbox: str) -> list[Arrival]:
