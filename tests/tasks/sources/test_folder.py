@@ -215,6 +215,7 @@ def test_unreadable_file_is_an_error_that_names_it(public_folder: Path, tmp_path
         ("a\nb", r"contains '\\n'"),
         ("a\\b", r"contains '\\\\'"),
         ("a\x7fb", r"contains '\\x7f'"),
+        ("a\x9bb", r"contains '\\x9b'"),
         (os.fsdecode(b"caf\xe9"), "is not UTF-8"),
     ],
 )
