@@ -31,8 +31,7 @@ from tasks.bundles.drift import COMPARED, Reference, Row
 from tasks.bundles.files import BUNDLE_FILE, FINGERPRINT_FILE
 from tasks.bundles.schema import open_bundle
 from tasks.common.files import replacing
-from tasks.prediction.folder import PROGRESS
-from tasks.prediction.inputs import S3, Arrival, Item, list_inbox, with_distinct_names
+from tasks.prediction.inputs import PROGRESS, S3, Arrival, Item, list_inbox, with_distinct_names
 from tasks.prediction.run import Options, Summary, predict_items
 from tasks.support.cli import InputError, user_path
 from tasks.support.locks import lock_file

@@ -19,7 +19,7 @@ from PIL import Image
 
 import tasks.prediction.run
 from tasks.common.raw import RawDataset
-from tasks.prediction.folder import PROGRESS
+from tasks.prediction.inputs import PROGRESS
 from tasks.prediction.run import Options, predict
 from tasks.support.cli import InputError
 from tasks.support.locks import alone_in
