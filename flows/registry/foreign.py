@@ -71,8 +71,8 @@ def foreign(source: str) -> Iterator[tuple[Path, str]]:
     """
     here = user_path(source)
     address = str(here.resolve()) if here.is_dir() else source
-    if address.startswith("-"):
-        raise InputError(f"{source}: not the address of a repository")
+    if not source or address.startswith("-"):
+        raise InputError(f"{source!r}: not the address of a repository")
     with TemporaryDirectory() as folder, _password_in_environment(address) as address:
         clone = Path(folder)
         git(clone, "init", "--quiet", "--bare")

@@ -108,6 +108,8 @@ def _checked(inbox: str, results: Path) -> tuple[str, Path]:
     results = user_path(results).resolve()
     if results.exists() and not results.is_dir():
         raise InputError(f"{results}: not a folder")
+    if not inbox:  # as of a variable of the shell that is not set
+        raise InputError("INBOX is an empty word; . is the current folder")
     if inbox.startswith(S3):
         return inbox, results
     folder = user_path(inbox).resolve()

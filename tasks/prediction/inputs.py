@@ -77,6 +77,8 @@ def _items(argument: str) -> Iterator[Item]:
     if argument.startswith(S3):
         yield from _in_bucket(argument)
         return
+    if not argument:  # as of a variable of the shell that is not set
+        raise InputError("INPUT is an empty word; . is the current folder")
     path = user_path(argument)
     if path.is_dir():
         files = {file.relative_to(path): file for file in _files_below(path, _say_that_it_is_left_out)}

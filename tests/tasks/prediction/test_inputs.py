@@ -140,6 +140,8 @@ def test_archives_that_lead_outside_are_refused(member: str, tmp_path: Path) -> 
 def test_a_missing_or_empty_input_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere: no such file or folder"):
         find_items([str(tmp_path / "nowhere")])
+    with pytest.raises(InputError, match=r"INPUT is an empty word; \. is the current folder"):
+        find_items([""])
     with pytest.raises(InputError, match=r"no image found"):
         find_items([str(tmp_path)])
     with pytest.raises(InputError, match=r"no image found"):
