@@ -19,7 +19,7 @@ from flows.deployment.drift import send_drift
 from flows.registry.registry import CHAMPION, FETCHED, fetch_named
 from flows.repository.git import find_repository
 from flows.run import show
-from tasks.support.cli import InputError
+from tasks.support.cli import InputError, user_path
 
 if TYPE_CHECKING:
     from tasks.prediction.ledger import Batch
@@ -121,7 +121,7 @@ def find_model(repository: Path, model: str) -> Path:
 
 
 def _place(path: str, repository: Path) -> Path:
-    return repository / Path(path).expanduser()
+    return repository / user_path(path)
 
 
 def report_drift(results: Path, latest: "Batch") -> None:

@@ -245,14 +245,15 @@ def as_pools(assignments: Iterable[str]) -> dict[str, str]:
     """Parse values of `--pool PATTERN=POOL`.
 
     Raises:
-        InputError: a value does not have this form.
+        InputError: a value does not have this form, or a pattern has two pools.
     """
-    pools = {}
+    pools: dict[str, str] = {}
     for assignment in assignments:
         pattern, _, pool = assignment.partition("=")
         if not (pattern and pool):
             raise InputError(f"--pool {assignment}: expected PATTERN=POOL, such as train@*=gpu")
-        pools[pattern] = pool
+        if pools.setdefault(pattern, pool) != pool:
+            raise InputError(f"--pool {assignment}: {pattern} has the pool {pools[pattern]} already")
     return pools
 
 

@@ -109,7 +109,7 @@ def get(
     from flows.registry.registry import FETCHED, fetch, fetch_named
     from flows.repository.git import find_repository
 
-    origin = source or find_repository()
+    origin: Path | str = find_repository() if source is None else source
     if out:
         print(fetch(origin, reference, out))
     else:

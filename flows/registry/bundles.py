@@ -11,9 +11,9 @@ import os
 import re
 import shutil
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from flows.repository.git import GitError, git, run
+from flows.repository.git import git, run
 from tasks.support.cli import InputError
 
 PROJECT = Path(__file__).parents[2]
@@ -29,6 +29,9 @@ TRACKED = "bundle.dvc"
 
 HASH = re.compile(r"[0-9a-f]{32}\.dir")
 
+#: Names of the files in a bundle, relative to its folder.
+NAME = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
+
 
 def recorded_hash(repository: Path, commit: str, model: str) -> str:
     """Return DVC's hash of a model's bundle at a commit.
@@ -36,15 +39,14 @@ def recorded_hash(repository: Path, commit: str, model: str) -> str:
     Raises:
         InputError: that commit has no such bundle.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
+    from tasks.settings.reading import parse_yaml
 
     place = f"{BUNDLES}/{model}"
     try:
-        lock = YAML(typ="safe", pure=True).load(git(repository, "show", f"{commit}:dvc.lock"))
+        lock = parse_yaml(git(repository, "show", f"{commit}:dvc.lock"))
         outs = [out for stage in lock["stages"].values() for out in stage.get("outs", ())]
         found = [str(out["md5"]) for out in outs if out["path"] == place and "md5" in out]
-    except (GitError, YAMLError, AttributeError, KeyError, TypeError):
+    except (ValueError, AttributeError, KeyError, TypeError):  # ValueError: also those of git
         found = []
     if not found or not HASH.fullmatch(found[0]):
         raise InputError(
@@ -72,7 +74,7 @@ def copy_bundle(folder: Path, cache: Path, tracked: str, to: Path) -> None:
         transfer("fetch", folder)
     files = _files(cache, tracked)
     if missing := [name for name, path in files.items() if not path.is_file()]:
-        raise InputError(f"the DVC remote lacks {len(missing)} files of the bundle, such as {missing[0]}")
+        raise InputError(f"the DVC remote lacks {len(missing)} files of the bundle, such as {missing[0]!r}")
     for name, path in files.items():
         (to / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, to / name)
@@ -85,8 +87,9 @@ def transfer(action: str, folder: Path) -> None:
     try:
         run(PROJECT, *command, timeout=TIMEOUT)
     except InputError as error:
-        message = (str(error).splitlines() or [""])[-1]
-        raise InputError(f"{words} of the bundle failed: {message.removeprefix('error: ')}") from None
+        line = (str(error).splitlines() or [""])[-1]
+        message = line.partition("error: ")[2] or line
+        raise InputError(f"{words} of the bundle failed: {message}") from None
 
 
 def _object(cache: Path, md5: str) -> Path:
@@ -108,21 +111,27 @@ def _files(cache: Path, tracked: str) -> dict[str, Path]:
         files = {str(each["relpath"]): str(each["md5"]) for each in listed}
     except FileNotFoundError:
         raise InputError("the DVC cache and the DVC remote have no data of this bundle") from None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise InputError("the list of the bundle's files is invalid") from None
     for name, md5 in files.items():
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts or not re.fullmatch("[0-9a-f]{32}", md5):
+        is_name = NAME.fullmatch(name) and not {".", ".."} & set(name.split("/"))
+        if not is_name or not re.fullmatch("[0-9a-f]{32}", md5):
             raise InputError(f"the list of the bundle's files has an invalid entry: {name!r}")
     return {name: _object(cache, md5) for name, md5 in files.items()}
 
 
 def _transfer(action: str, folder: Path) -> None:
-    from dvc.repo import Repo
+    from flows.repository.dvc_internals import fetch, open_repo
 
     os.chdir(folder)
-    with Repo(str(folder)) as repo:
-        repo.fetch([TRACKED]) if action == "fetch" else repo.push([TRACKED])
+    with open_repo(folder) as repo:
+        if action == "push":
+            repo.push([TRACKED])
+            return
+        (bundle,) = repo.index.outs
+        fetch(repo, {bundle.hash_info})  # only the list of files
+        _files(Path(repo.cache.local_cache_dir), str(bundle.hash_info.value))  # DVC makes paths of its hashes
+        repo.fetch([TRACKED])
 
 
 if __name__ == "__main__":

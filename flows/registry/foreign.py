@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from flows.repository.git import GitError, git
 from flows.repository.refs import ORIGIN, ORIGIN_TIMEOUT
-from tasks.support.cli import InputError, without_secrets
+from tasks.support.cli import InputError, user_path, without_secrets
 
 #: Settings of a DVC remote that name a place or a credential. None of them names a file or a command.
 SETTINGS = (
@@ -69,10 +69,10 @@ def foreign(source: str) -> Iterator[tuple[Path, str]]:
     Raises:
         InputError: it cannot be cloned, or its DVC remote is of another kind.
     """
-    here = Path(source).expanduser()
+    here = user_path(source)
     address = str(here.resolve()) if here.is_dir() else source
-    if address.startswith("-"):
-        raise InputError(f"{source}: not the address of a repository")
+    if not source or address.startswith("-"):
+        raise InputError(f"{source!r}: not the address of a repository")
     with TemporaryDirectory() as folder, _password_in_environment(address) as address:
         clone = Path(folder)
         git(clone, "init", "--quiet", "--bare")

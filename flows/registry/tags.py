@@ -66,7 +66,9 @@ def read_events(repository: Path) -> list[Event]:
     tags that `git verify-tag` accepts count.
     """
     layout = "".join(f"%({field})%00" for field in FIELDS)
-    fields = git(repository, "for-each-ref", f"--format={layout}", "refs/tags").split("\0")[:-1]
+    # Other tags of the repository, and names of people, may be in another encoding than UTF-8.
+    listed = git(repository, "for-each-ref", f"--format={layout}", "refs/tags", errors="replace")
+    fields = listed.split("\0")[:-1]
     size = len(FIELDS)
     records = [fields[start : start + size] for start in range(0, len(fields), size)]
     events = [event for record in records if (event := _parse(record))]
@@ -91,6 +93,10 @@ def _parse(record: list[str]) -> Event | None:
         return None
     if not parsed["name"].replace("-", "").replace("_", "").isalnum():  # it becomes the name of a folder
         return None
+    try:
+        at = datetime.fromtimestamp(int(seconds), UTC)
+    except (ValueError, OverflowError, OSError):  # no date of this calendar
+        return None
     found = (line.partition(": ") for line in trailers.splitlines())
     return Event(
         ref,
@@ -100,7 +106,7 @@ def _parse(record: list[str]) -> Event | None:
         parsed.get("stage"),
         parsed.get("counter", 0),
         commit,
-        datetime.fromtimestamp(int(seconds), UTC),
+        at,
         one_line(f"{name} {email}"),
         one_line(subject),
         one_line(body.removesuffix(trailers)),

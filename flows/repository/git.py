@@ -118,11 +118,18 @@ def uncommitted(repository: Path) -> list[str]:
     return [line.split(maxsplit=1)[1] for line in lines]
 
 
-def git(folder: Path, *arguments: str, stdin: str | None = None, timeout: float | None = None) -> str:
+def git(
+    folder: Path,
+    *arguments: str,
+    stdin: str | None = None,
+    timeout: float | None = None,
+    errors: str = "strict",
+) -> str:
     """Run git in a folder, without hooks and signatures, and return its output without the final newline.
 
     Args:
         timeout: Seconds after which the command is killed, by default LOCAL_TIMEOUT.
+        errors: What to do with output that is not UTF-8, as for bytes.decode.
 
     Raises:
         GitError: the command failed or timed out.
@@ -130,14 +137,26 @@ def git(folder: Path, *arguments: str, stdin: str | None = None, timeout: float 
     try:
         # Messages are in English, because some of them are recognised.
         return run(
-            folder, "git", *UNATTENDED, *arguments, stdin=stdin, timeout=timeout or LOCAL_TIMEOUT, LC_ALL="C"
+            folder,
+            "git",
+            *UNATTENDED,
+            *arguments,
+            stdin=stdin,
+            timeout=timeout or LOCAL_TIMEOUT,
+            errors=errors,
+            LC_ALL="C",
         )
     except InputError as error:
         raise GitError(str(error)) from None
 
 
 def run(
-    folder: Path, *command: str, stdin: str | None = None, timeout: float | None = None, **variables: str
+    folder: Path,
+    *command: str,
+    stdin: str | None = None,
+    timeout: float | None = None,
+    errors: str = "strict",
+    **variables: str,
 ) -> str:
     """Run a command in a folder and return its output without the final newline.
 
@@ -146,6 +165,7 @@ def run(
 
     Args:
         timeout: Seconds after which the command is killed.
+        errors: What to do with output that is not UTF-8, as for bytes.decode.
         variables: Additional environment variables.
 
     Raises:
@@ -163,7 +183,7 @@ def run(
         start_new_session=True,
     ) as process:
         try:
-            output, errors = process.communicate(None if stdin is None else stdin.encode(), timeout)
+            output, complaints = process.communicate(None if stdin is None else stdin.encode(), timeout)
         except subprocess.TimeoutExpired:
             _kill_session(process)
             raise InputError(f"{name}: no result within {timeout:g} s") from None
@@ -171,10 +191,10 @@ def run(
             _kill_session(process)
             raise
     if process.returncode:
-        message = (errors or output).decode(errors="replace").strip()
+        message = (complaints or output).decode(errors="replace").strip()
         raise InputError(f"{name}: {without_secrets(message)}")
     try:
-        return output.decode().rstrip("\n")
+        return output.decode(errors=errors).rstrip("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{name}: the output is not UTF-8 text ({error.reason})") from None
 

@@ -28,6 +28,7 @@ from flows.request import (
 from tasks.settings.changes import Preset, parse_preset
 from tasks.settings.errors import fault_line
 from tasks.settings.reading import parse_mapping
+from tasks.settings.schema import ALL
 from tasks.settings.training import Selection
 from tasks.support.cli import InputError, without_secrets
 from tasks.sweep.space import (
@@ -125,6 +126,10 @@ class SweepRequest(BaseModel):
             raise ValueError("trials: a grid has as many trials as combinations; choose random or optuna")
         if self.method != "grid" and not self.trials:
             raise ValueError(f"trials: {self.method} needs a number of trials")
+        if ALL in self.experiments:
+            raise ValueError(f"experiments: {ALL!r} is not the name of one; name those to sweep")
+        if len(set(self.experiments)) < len(self.experiments):
+            raise ValueError("experiments: one of them is named twice")
         if self.round and self.method != "optuna":
             raise ValueError("round: only optuna suggests trials in rounds")
         return self

@@ -25,14 +25,15 @@ def mirror_averaged(engine: Engine, images: Floats) -> Floats:
     return averaged
 
 
-def onnx_engine(graph: Path, threads: int = 0) -> Engine:
+def onnx_engine(graph: Path, threads: int = 0, shape: tuple[int, int] | None = None) -> Engine:
     """The network of an ONNX file, on the CPU.
 
     Args:
         threads: how many compute one call; 0 for one per core. Several threads may call it at a time.
+        shape: the number of probabilities of each pixel, C, and the pixels on a side, S, that it must have.
 
     Raises:
-        InputError: ONNX Runtime cannot read the file.
+        InputError: ONNX Runtime cannot read the file, or the network has another shape.
     """
     import onnxruntime
 
@@ -51,6 +52,10 @@ def onnx_engine(graph: Path, threads: int = 0) -> Engine:
         if isinstance(error, OSError | MemoryError):
             raise
         raise InputError(f"{graph}: ONNX Runtime cannot read this file: {_first_line(error)}") from None
+    if shape and (found := [one.shape[1:] for one in (*session.get_inputs(), *session.get_outputs())]) != (
+        wanted := [[1, shape[1], shape[1]], [shape[0], shape[1], shape[1]]]
+    ):
+        raise InputError(f"{graph}: the network's input and output are {found}, not {wanted}")
     (image,), (output,) = session.get_inputs(), session.get_outputs()
 
     def run(images: Floats) -> Floats:
@@ -87,7 +92,7 @@ def torch_engine(folder: Path, precision: str, threads: int = 0, exact: bool = F
     compute = set_up(0, precision, threads)
     try:
         network = load_network(folder, compute)
-    except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: torch cannot read this network: {_first_line(error)}") from None
 
     @torch.no_grad()

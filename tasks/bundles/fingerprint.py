@@ -96,7 +96,13 @@ class Fingerprint(NamedTuple):
         """Raises: InputError: the file is not a fingerprint."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                return cls(*(arrays[name].astype(float) for name in ARRAYS))
+                found = cls(*(arrays[name].astype(float) for name in ARRAYS))
+            # Fails if the shapes do not fit, or the arrays have no numbers.
+            measured = found.measures(np.arange(SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE), 0.0)
+            found.outside(measured)
+            if np.isnan([*measured.values(), *found.low, *found.high]).any():
+                raise ValueError
+            return found
         except (OSError, MemoryError):
             raise
         except Exception:  # other files cause many kinds of errors

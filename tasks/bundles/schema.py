@@ -12,17 +12,18 @@ Opening a bundle executes nothing of it: the files hold JSON, arrays and a graph
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.bundles.files import BUNDLE_FILE, FINGERPRINT_FILE, GRAPH, NETWORKS, TRAINED_ON_FILE
 from tasks.common.raw import Half, ImageClass
 from tasks.inference.masks import OperatingPoint, OperatingPoints
 from tasks.settings.prediction import Prediction
-from tasks.settings.training import Target
+from tasks.settings.training import LARGEST_INPUT, Target
 from tasks.support.cli import InputError
 
 #: Increment this with every change that an older `cxr predict` could not read.
@@ -38,7 +39,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Point(Model):
@@ -104,7 +105,7 @@ class Step(Model):
 class Input(Model):
     """What the networks expect."""
 
-    image_size: Annotated[int, Field(ge=16, le=4096)]
+    image_size: Annotated[int, Field(ge=16, le=LARGEST_INPUT)]
     """S: images are float32 (N, 1, S, S)."""
     lowest: Literal[0] = 0
     """The value of black."""
@@ -173,6 +174,12 @@ class Bundle(Model):
     trained_on: TrainedOn | None = None
     """None in bundles of version 1."""
 
+    @model_validator(mode="after")
+    def _has_lungs_to_see(self) -> Self:
+        if self.lungs and "lung" not in self.lungs.targets:
+            raise ValueError("its step lungs predicts no lungs")
+        return self
+
     def to_json(self) -> str:
         return self.model_dump_json(indent=1) + "\n"
 
@@ -189,12 +196,12 @@ class Bundle(Model):
         """
         try:
             content = json.loads(text)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # ValueError: also a number with thousands of digits
             raise InputError(f"{where}: not valid JSON") from None
         found = content.get("schema_version") if isinstance(content, dict) else None
-        if found not in READABLE:
+        if type(found) is not int or found not in READABLE:
             raise InputError(
-                f"{where}: schema_version is {found!r}, but this version of cxr reads "
+                f"{where}: schema_version is {reprlib.repr(found)}, but this version of cxr reads "
                 f"{' and '.join(map(str, READABLE))}"
             )
         try:
@@ -202,7 +209,7 @@ class Bundle(Model):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
-            raise InputError(f"{where}: {place}: {first['msg']}") from None
+            raise InputError(": ".join(filter(None, (where, place, first["msg"])))) from None
 
 
 def network_folder(root: Path, network: NetworkRecord) -> Path:

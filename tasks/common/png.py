@@ -148,6 +148,8 @@ def _refuse_incomplete_pixels(chunks: dict[bytes, bytes]) -> None:
         while not stream.eof and (block := stream.decompress(data, BLOCK)):
             data = stream.unconsumed_tail
             missing -= len(block)
+            if missing < -BLOCK:  # a few kB can decompress to gigabytes
+                raise UnreadableError("is damaged: it has more pixels than its header says")
     except zlib.error as error:
         raise UnreadableError(f"is damaged: {error}") from None
     if missing > 0:

@@ -1,9 +1,7 @@
 """Reads the weights from which a training starts, if they are those that params.yaml names."""
 
-from pathlib import Path
-
 from tasks.common.raw import sha256
-from tasks.support.cli import InputError
+from tasks.support.cli import InputError, user_path
 from tasks.support.repository import user_repository
 
 
@@ -17,7 +15,7 @@ def read_weights(file: str, digest: str) -> bytes:
     Raises:
         InputError: the file does not exist or has another SHA-256.
     """
-    path = user_repository() / Path(file).expanduser()
+    path = user_repository() / user_path(file)
     if not path.is_file():
         raise InputError(f"start_from.weights: {file}: there is no such file")
     content = path.read_bytes()

@@ -75,12 +75,17 @@ def _refuse_others(dataset: FileDataset) -> None:
         raise UnreadableError(f"is {columns}x{rows}; at most {MAX_PIXELS / 1e6:g} megapixels are read")
     if not 1 <= int(dataset.BitsStored) <= int(dataset.BitsAllocated) <= 16:
         raise UnreadableError("does not store its pixels in 1 to 16 bits")
+    if int(dataset.get("HighBit", dataset.BitsStored - 1)) != dataset.BitsStored - 1:
+        raise UnreadableError(
+            f"stores {dataset.BitsStored} bits whose highest is bit {dataset.HighBit}, not "
+            f"{dataset.BitsStored - 1}; save it again in the present DICOM format"
+        )
 
 
 def _picture(dataset: FileDataset) -> Picture:
     stored = _stored(dataset)
     values = np.asarray(apply_modality_lut(stored, dataset), dtype=np.float64)
-    grey, how, notes = _windowed(values, stored, dataset)
+    grey, how, notes = _windowed(values, stored, dataset, _range(dataset))
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         grey, how = 1 - grey, f"{how}, inverted (MONOCHROME1)"
     spacing, of_spacing = _spacing(dataset)
@@ -114,20 +119,43 @@ def _stored(dataset: FileDataset) -> NDArray[Any]:
     return found
 
 
-def _windowed(values: Values, stored: NDArray[Any], dataset: Dataset) -> tuple[Values, str, list[str]]:
-    """Grey values in [0, 1] before inversion, how they were made, and warnings."""
+def _windowed(
+    values: Values, stored: NDArray[Any], dataset: Dataset, ends: tuple[float, float]
+) -> tuple[Values, str, list[str]]:
+    """Grey values in [0, 1] before inversion, how they were made, and warnings.
+
+    `ends` are the values that stand for 0 and 1 without a VOI LUT or window.
+    """
     if dataset.get("VOILUTSequence"):
         return _by_lut(values, stored, dataset)
-    center, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
-    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
-    if center is not None and width is not None:
-        if function in WINDOWS and (width >= 1 if function == "LINEAR" else width > 0):
+    notes = []
+    try:
+        if window := _window(dataset):
+            function, center, width = window
             grey = np.clip(WINDOWS[function](values, center, width), 0, 1)
             return grey, f"window {function} {center:g}/{width:g}", []
-        grey, how = _by_range(values, dataset)
-        return grey, how, ["its window is invalid and was not used"]
-    grey, how = _by_range(values, dataset)
-    return grey, how, []
+    except ValueError:
+        notes.append("its window is invalid and was not used")
+    lowest, highest = ends
+    grey = np.clip((values - lowest) / (highest - lowest), 0, 1)
+    return grey, f"stored range of {int(dataset.BitsStored)} bits", notes
+
+
+def _window(dataset: Dataset) -> tuple[str, float, float] | None:
+    """Function, centre and width of the first window; None if there is none.
+
+    Raises:
+        ValueError: it is invalid.
+    """
+    center, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
+    if center is None and width is None:
+        return None
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+    if center is None or width is None or function not in WINDOWS:
+        raise ValueError
+    if not (width >= 1 if function == "LINEAR" else width > 0):
+        raise ValueError
+    return function, center, width
 
 
 def _linear(values: Values, center: float, width: float) -> Values:
@@ -155,40 +183,54 @@ def _by_lut(values: Values, stored: NDArray[Any], dataset: Dataset) -> tuple[Val
     return np.clip(grey, 0, 1), f"VOI LUT of {bits} bits", []
 
 
-def _by_range(values: Values, dataset: Dataset) -> tuple[Values, str]:
-    """Grey values in the range that the stored bits can hold, after the modality LUT."""
+def _range(dataset: Dataset) -> tuple[float, float]:
+    """The lowest and the highest value that the stored bits can hold, after the modality LUT.
+
+    Raises:
+        UnreadableError: all stored values are the same after it, or are infinite.
+    """
+    if dataset.get("ModalityLUTSequence"):
+        return 0, 2 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
     bits = int(dataset.BitsStored)
     signed = int(dataset.get("PixelRepresentation") or 0) == 1
-    lowest, highest = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    if dataset.get("ModalityLUTSequence"):
-        lowest, highest = 0, 2 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
-    else:
-        slope = float(dataset.get("RescaleSlope", 1) or 1)
-        intercept = float(dataset.get("RescaleIntercept", 0) or 0)
-        ends = (lowest * slope + intercept, highest * slope + intercept)
-        lowest, highest = min(ends), max(ends)
-    return np.clip((values - lowest) / (highest - lowest), 0, 1), f"stored range of {bits} bits"
+    stored = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    ends = sorted(map(float, apply_modality_lut(np.array(stored), dataset)))
+    if not (math.isfinite(ends[0]) and math.isfinite(ends[1]) and ends[0] < ends[1]):
+        raise UnreadableError("is damaged: its rescale slope is invalid")
+    return ends[0], ends[1]
 
 
 def _first(value: Any) -> float | None:
-    """The first of one or several numbers; None if there is none that is finite."""
+    """The first of one or several numbers; None if there is none.
+
+    Raises:
+        ValueError: it is no finite number.
+    """
     first = (value[0] if len(value) else None) if isinstance(value, MultiValue | list) else value
-    if first is None or not math.isfinite(float(first)):
+    if first is None:
         return None
+    if not math.isfinite(float(first)):
+        raise ValueError
     return float(first)
 
 
 def _spacing(dataset: Dataset) -> tuple[tuple[float, float] | None, list[str]]:
-    """Distance of rows and of columns in mm, and a warning if it is the distance at the detector."""
+    """Distance of rows and of columns in mm, and warnings: it is that at the detector, or it is invalid."""
+    notes = []
     for name in ("PixelSpacing", "ImagerPixelSpacing"):
-        value = dataset.get(name)
-        if isinstance(value, MultiValue) and len(value) == 2:
-            rows, columns = float(value[0]), float(value[1])
-            if 0.01 <= rows <= 10 and 0.01 <= columns <= 10:
-                at_detector = name == "ImagerPixelSpacing"
-                note = ["areas in mm2 are those at the detector, larger than in the body"]
-                return (rows, columns), note if at_detector else []
-    return None, []
+        try:
+            value = dataset.get(name)
+            if value is None:
+                continue
+            rows, columns = map(float, value)
+        except (ValueError, TypeError):
+            rows = columns = 0.0
+        if 0.01 <= rows <= 10 and 0.01 <= columns <= 10:
+            if name == "ImagerPixelSpacing":
+                notes.append("areas in mm2 are those at the detector, larger than in the body")
+            return (rows, columns), notes
+        notes.append(f"its {name} is invalid and was not used")
+    return None, notes
 
 
 def _facts(dataset: Dataset) -> dict[str, str | int]:

@@ -13,15 +13,16 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.common.files import replacing
+from tasks.prediction.inputs import PROGRESS
 from tasks.prediction.measures import COLUMNS, Cell
 from tasks.support.cli import InputError
+from tasks.support.locks import alone_in
 
-PROGRESS = ".progress.jsonl"
 OVERLAYS = "overlays"
 NO_MEASURES: dict[str, float] = {}
 
@@ -52,22 +53,35 @@ class Folder:
         overwrite: whether to remove the results of an earlier run instead of continuing it.
 
     Raises:
-        InputError: the folder holds something else, or results of another bundle or other options.
+        InputError: the folder holds something else, or results of another bundle or other options, or another
+            run is writing there.
     """
 
     def __init__(self, root: Path, header: Mapping[str, Any], overwrite: bool) -> None:
         self.root, self._progress = root, root / PROGRESS
         self._header = json.dumps(header, sort_keys=True)
-        self.finished = self._earlier(overwrite)
+        if root.exists() and not root.is_dir():
+            raise InputError(f"{root}: not a folder; name another with --out")
         root.mkdir(parents=True, exist_ok=True)
-        with replacing(self._progress) as partial:
-            lines = [self._header, *(_line(record) for record in self.finished.values())]
-            partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(alone_in(root))
+            except BlockingIOError:
+                raise InputError(
+                    f"{root}: another run is writing there; name another folder with --out"
+                ) from None
+            self.finished = self._earlier(overwrite)
+            with replacing(self._progress) as partial:
+                lines = [self._header, *(_line(record) for record in self.finished.values())]
+                partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            self._kept = stack.pop_all()
+
+    def close(self) -> None:
+        """Let other runs write to the folder."""
+        self._kept.close()
 
     def _earlier(self, overwrite: bool) -> dict[str, Record]:
         """The finished images of an earlier run, by name."""
-        if self.root.exists() and not self.root.is_dir():
-            raise InputError(f"{self.root}: not a folder; name another with --out")
         if not self._progress.exists():
             if self.root.exists() and any(self.root.iterdir()):
                 raise InputError(f"{self.root}: holds other files; name a new or empty folder with --out")
@@ -89,6 +103,11 @@ class Folder:
             file = self.root / name
             if file.resolve().is_relative_to(self.root.resolve()):
                 file.unlink(missing_ok=True)
+
+    def forget(self, image: str) -> None:
+        """Remove the results of an image, because its file has changed and cannot be predicted any more."""
+        if record := self.finished.pop(image, None):
+            self._remove(record)
 
     def is_finished(self, image: str, sha256: str) -> bool:
         """Whether an earlier run predicted these bytes under this name, and its files are still there."""

@@ -28,11 +28,10 @@ import numpy as np
 from tasks.bundles.drift import COMPARED, Reference
 from tasks.bundles.files import BUNDLE_FILE, FINGERPRINT_FILE
 from tasks.bundles.schema import open_bundle
-from tasks.prediction.folder import PROGRESS
-from tasks.prediction.inputs import S3, Arrival, Item, list_inbox, with_distinct_names
+from tasks.prediction.inputs import PROGRESS, S3, Arrival, Item, list_inbox, with_distinct_names
 from tasks.prediction.ledger import BATCH_FILE, PLAN, Batch, Drift, Handled, Ledger, Plan, Verdict
 from tasks.prediction.run import Options, Summary, predict_items
-from tasks.support.cli import InputError
+from tasks.support.cli import InputError, user_path
 from tasks.support.locks import lock_file
 
 UNFINISHED, LOCK = ".unfinished", ".lock"
@@ -106,12 +105,14 @@ def last_batch(results: Path) -> Batch | None:
 
 
 def _checked(inbox: str, results: Path) -> tuple[str, Path]:
-    results = results.expanduser().resolve()
+    results = user_path(results).resolve()
     if results.exists() and not results.is_dir():
         raise InputError(f"{results}: not a folder")
+    if not inbox:  # as of a variable of the shell that is not set
+        raise InputError("INBOX is an empty word; . is the current folder")
     if inbox.startswith(S3):
         return inbox, results
-    folder = Path(inbox).expanduser().resolve()
+    folder = user_path(inbox).resolve()
     if results.is_relative_to(folder):
         raise InputError(f"{results}: is in the inbox; results there would count as new images")
     return str(folder), results

@@ -48,17 +48,17 @@ class Predictor:
     def __init__(
         self, folder: Path, bundle: Bundle, engine: EngineName, ensemble: bool, threads: int = 0
     ) -> None:
-        def load(network: NetworkRecord) -> Engine:
+        def load(network: NetworkRecord, step: Step) -> Engine:
             where = network_folder(folder, network)
             if engine == "onnx":
-                return onnx_engine(where / GRAPH, threads)
+                return onnx_engine(where / GRAPH, threads, (len(step.targets), bundle.input.image_size))
             return torch_engine(where, network.precision)
 
         self._bundle = bundle
         every = ensemble or bundle.main.ensemble is not None
         of_main = bundle.main.networks if every else bundle.main.networks[:1]
-        self._main = [load(network) for network in of_main]
-        self._lungs = load(bundle.lungs.networks[0]) if bundle.lungs else None
+        self._main = [load(network, bundle.main) for network in of_main]
+        self._lungs = load(bundle.lungs.networks[0], bundle.lungs) if bundle.lungs else None
 
     def forward(self, images: Floats) -> list[Raw]:
         """Pass images (N, 1, S, S) through the networks together; S is the bundle's image size.

@@ -17,6 +17,8 @@ DIGITS = 20
 def with_pseudonyms(items: list[Item], key_file: Path) -> list[Item]:
     """The items with pseudonyms instead of names: the HMAC-SHA256 of the name under the key.
 
+    They are in the order of their pseudonyms, which tells nothing of the names.
+
     Who has the key can tell which file a pseudonym belongs to, by computing those of the files again.
 
     Raises:
@@ -27,7 +29,7 @@ def with_pseudonyms(items: list[Item], key_file: Path) -> list[Item]:
     for item in items:
         pseudonym = hmac.digest(key, item.name.encode(), "sha256").hex()[:DIGITS]
         found.append(item._replace(source=pseudonym, name=pseudonym))
-    return found
+    return sorted(found, key=lambda item: item.name)
 
 
 def _key(file: Path) -> bytes:

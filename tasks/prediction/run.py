@@ -107,9 +107,9 @@ def predict_items(items: Sequence[Item], model: Path, out: Path, options: Option
     run = _Run(model, bundle, out, options, len(items))
     try:
         run.predict(items)
+        run.write(items, started)
     finally:
         run.close()
-    run.write(items, started)
     return run.summary()
 
 
@@ -159,6 +159,7 @@ class _Run:
 
     def close(self) -> None:
         self._decoders.close()
+        self._folder.close()
 
     def _process(self, batch: Sequence[Item]) -> list[Record | Failure]:
         """Read images, pass them through the networks together, and write their files."""
@@ -193,6 +194,8 @@ class _Run:
         """Write the files of an image."""
         item, digest, picture, reason, _ = read
         if reason is not None:
+            if digest:
+                self._folder.forget(item.name)
             return Failure(item.source, reason, digest)
         if picture is None or raw is None:
             return self._folder.finished[item.name]

@@ -1,18 +1,19 @@
 """Applies presets and single assignments to the text of params.yaml. Comments are kept."""
 
+import copy
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from tasks.settings.data import PINS
 from tasks.settings.params import parse_params, stages_for
-from tasks.settings.reading import parse_mapping, read_text
+from tasks.settings.reading import parse_mapping, parse_yaml, read_text
 from tasks.settings.training import lungs_from
 from tasks.support.cli import InputError, without_secrets
 
@@ -39,7 +40,7 @@ def with_changes(text: str, changes: Mapping[str, Mapping[str, Any]], experiment
     document = yaml.load(text)
     for change in changes.values():
         _drop_pins(document, change, list(changes.values()))
-        _merge(document, change.among(document) if isinstance(change, Preset) else change)
+        _merge(document, change.among(document) if isinstance(change, Preset) else change, _shared(document))
     if experiments:
         _keep_experiments(document, experiments)
     where = " with ".join(filter(None, ["params.yaml", without_secrets(", ".join(changes))]))
@@ -110,16 +111,16 @@ def _section(document: Any, *names: str) -> Any:
 
 
 def _keep_experiments(document: Any, names: Sequence[str]) -> None:
-    there = document.get("experiments") or {}
+    there = _section(document, "experiments")
     if unknown := [name for name in names if name not in there]:
-        raise InputError(f"experiments: {unknown[0]!r} is not one of {', '.join(there)}")
+        raise InputError(f"experiments: {unknown[0]!r} is not one of {', '.join(there) or 'none'}")
     kept = {*names, *filter(None, (_lungs_from(there[name]) for name in names))}
     for name in [name for name in there if name not in kept]:
         del there[name]
     _keep_in_groups(_section(document, "report").get("groups"), there)
     _keep_in_list(_section(document, "export").get("experiments"), there)
     promotion = _section(document, "promotion")
-    if promotion.get("experiment") not in there and "experiment" in promotion:
+    if promotion.get("experiment") not in list(there) and "experiment" in promotion:
         promotion["experiment"] = None
 
 
@@ -133,7 +134,7 @@ def _keep_in_groups(groups: Any, experiments: Any) -> None:
 
 def _keep_in_list(names: Any, experiments: Any) -> None:
     if isinstance(names, list):
-        for name in [name for name in names if name not in experiments]:
+        for name in [name for name in names if name not in list(experiments)]:
             names.remove(name)
 
 
@@ -148,10 +149,25 @@ def read_changes(preset: Path | None, assignments: list[str]) -> dict[str, dict[
     return changes | {assignment: parse_assignment(assignment) for assignment in assignments}
 
 
-def _merge(document: Any, changes: Mapping[str, Any]) -> None:
+def _shared(document: Any) -> set[int]:
+    """The ids of the mappings that stand in several places, by YAML's aliases (`*name`, `<<: *name`)."""
+    uses: Counter[int] = Counter()
+    waiting = [document]
+    while waiting:
+        node = waiting.pop()
+        for child in node.values() if isinstance(node, Mapping) else node:
+            if isinstance(child, Mapping | list):
+                uses[id(child)] += 1
+                waiting += [child] if uses[id(child)] == 1 else []
+    return {node for node, count in uses.items() if count > 1}
+
+
+def _merge(document: Any, changes: Mapping[str, Any], shared: set[int]) -> None:
     for key, value in changes.items():
         if isinstance(value, Mapping) and isinstance(document.get(key), Mapping):
-            _merge(document[key], value)
+            if id(document[key]) in shared:  # the change is meant for this place alone
+                document[key] = copy.deepcopy(document[key])
+            _merge(document[key], value, shared)
         else:
             document[key] = value
 
@@ -166,8 +182,9 @@ class Preset(dict[str, Any]):
     only: tuple[str, ...] = ()
 
     def among(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        there = document.get("experiments") or {}
-        own = self.get("experiments") or {}
+        there, own = document.get("experiments"), self.get("experiments", {})
+        if not isinstance(there, Mapping):  # the schema says so
+            return {key: self[key] for key in self if key != "experiments"}
         return {**self, "experiments": {name: own[name] for name in own if name in there}}
 
 
@@ -181,6 +198,10 @@ def parse_preset(text: str, where: str) -> Preset:
     only = preset.pop("only", [])
     if not (isinstance(only, list) and all(isinstance(name, str) for name in only)):
         raise InputError(f"{where}: only: {only!r} is not a list of experiments, such as [report2, combined]")
+    if not isinstance(preset.get("experiments", {}), Mapping):
+        raise InputError(
+            f"{where}: experiments: {preset['experiments']!r} is invalid: expected keys and values"
+        )
     preset.only = tuple(only)
     return preset
 
@@ -191,8 +212,8 @@ def parse_assignment(assignment: str) -> dict[str, Any]:
     if not separator or not all(key.split(".")):
         raise InputError(f"{assignment}: expected KEY=VALUE, for example alpha=0.3")
     try:
-        nested: Any = YAML(typ="safe", pure=True).load(value)
-    except YAMLError:
+        nested = parse_yaml(value)
+    except ValueError:
         raise InputError(f"{assignment}: the value is not valid YAML") from None
     for part in reversed(key.split(".")):
         nested = {part: nested}

@@ -1,6 +1,7 @@
 """Error messages for values that pydantic refuses: the key, the invalid value, and the valid ones."""
 
 import difflib
+import reprlib
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -43,12 +44,19 @@ def _message(fault: ErrorDetails, schema: Schema) -> str:
         case "missing":
             return missing_key(".".join(place))
         case "literal_error":
-            return f"{fault['input']!r} is not one of {fault['ctx']['expected']}"
+            return f"{_shown(fault['input'])} is not one of {fault['ctx']['expected']}"
         case "value_error":
             return str(fault["ctx"]["error"])
         case "dict_type" | "model_type":
-            return f"{fault['input']!r} is invalid: expected keys and values"
-    return f"{fault['input']!r} is invalid: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+            return f"{_shown(fault['input'])} is invalid: expected keys and values"
+    return f"{_shown(fault['input'])} is invalid: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it, without the middle of long texts and the end of long lists."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother, short.maxlong = 3, 120, 120, 120
+    return short.repr(value)
 
 
 def _unknown_key(place: tuple[str, ...], schema: Schema) -> str:

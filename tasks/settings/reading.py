@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from tasks.support.cli import InputError
 
@@ -16,12 +15,26 @@ def parse_mapping(text: str, where: str) -> dict[str, Any]:
         InputError: it is not valid YAML, or something else.
     """
     try:
-        raw = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+        raw = parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"{where}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{where}: expected keys and values, found {type(raw).__name__}")
     return raw
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML 1.2 text.
+
+    Raises:
+        ValueError: it is invalid. The message is one line.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except MemoryError:
+        raise
+    except Exception as error:  # not only YAMLError: a date such as 2026-02-31, or a wrong tag
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 def read_text(path: Path, hint: str) -> str:

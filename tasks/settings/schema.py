@@ -13,7 +13,7 @@ from tasks.settings.experiments import Experiment, Plan
 from tasks.settings.layout import Layout
 from tasks.settings.prediction import Prediction
 from tasks.settings.section import Positive, Section, Share, distinct
-from tasks.settings.training import LOSSES_WITH_ALPHA, Losses, Target, TrainingSettings
+from tasks.settings.training import Losses, Target, TrainingSettings, uses_alpha
 
 #: Top-level keys of params.yaml that override the value of every experiment unless they are null.
 OVERRIDES = ("alpha", "epochs")
@@ -148,7 +148,7 @@ class Settings(Section):
             return entry
         overrides = {key: raw[key] for key in OVERRIDES if raw.get(key) is not None}
         shared = {**raw["training"], "losses": raw.get("losses"), "prediction": raw.get("prediction")}
-        if entry.get("loss") not in LOSSES_WITH_ALPHA:
+        if not uses_alpha(entry):
             overrides.pop("alpha", None)
             shared.pop("alpha", None)
         merged = {**shared, **entry, **overrides}

@@ -11,7 +11,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """A mapping in params.yaml, or in a file that is derived from it: immutable, without unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=2) + "\n"

@@ -1,6 +1,6 @@
 """The sections `training` and `losses`: how a network is trained. Every experiment may override them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -33,6 +33,9 @@ LUNGS = "lungs/"
 
 #: Largest number of folds of a cross-validation.
 MOST_FOLDS = 10
+
+#: Largest side of a network's input in pixels; bundles hold no larger one.
+LARGEST_INPUT = 4096
 
 
 class Augment(Section):
@@ -78,7 +81,7 @@ class Fit(Section):
 
     epochs: Positive
     half: Half
-    image_size: Annotated[int, Field(ge=16)]
+    image_size: Annotated[int, Field(ge=16, le=LARGEST_INPUT)]
     images: Annotated[str, Field(pattern=rf"^({WHOLE}|{LUNGS}[A-Za-z0-9_-]+)$")]
     targets: Annotated[tuple[Target, ...], Field(min_length=1, strict=False), AfterValidator(distinct)]
     train_classes: Annotated[
@@ -114,6 +117,12 @@ class TrainingSettings(Fit):
     seeds: Annotated[int, Field(ge=1, le=100)]
     folds: Annotated[int, Field(ge=1, le=MOST_FOLDS)] = 1
     """1: the dataset's own Train and Val. Revisions from before this key lack it."""
+
+
+def uses_alpha(entry: Any) -> bool:
+    """Whether the loss that an entry of `experiments` names, which may be invalid, uses alpha."""
+    loss = entry.get("loss") if isinstance(entry, dict) else None
+    return isinstance(loss, str) and loss in LOSSES_WITH_ALPHA
 
 
 def lungs_from(images: str) -> str | None:

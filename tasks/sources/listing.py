@@ -16,8 +16,8 @@ from tasks.sources.layout import LAYOUT_EXAMPLE, LeftOut, describe_left_out, lef
 from tasks.sources.source import Source, Stamp
 from tasks.support.cli import InputError
 
-#: Characters that a shard or a table cannot hold: controls, backslashes, and bytes that are not UTF-8.
-UNUSABLE = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
+#: Characters that a shard, a table or a log cannot hold: controls, backslashes, and bytes that are not UTF-8.
+UNUSABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\\\ud800-\udfff]")
 
 
 class Image(NamedTuple):

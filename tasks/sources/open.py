@@ -12,7 +12,7 @@ from tasks.sources.kaggle import open_kaggle
 from tasks.sources.phantom import PhantomSource
 from tasks.sources.source import Source
 from tasks.sources.web import WebFile, refuse_unsafe
-from tasks.support.cli import InputError, without_secrets
+from tasks.support.cli import InputError, user_path, without_secrets
 
 HOW_TO_GET_IT = (
     "put Kaggle's COVID-QU-Ex (kaggle.com/datasets/anasmohammedtahir/covidqu) there as a zip or a folder, "
@@ -44,7 +44,7 @@ def open_source(
     """
     scheme, separator, rest = source.partition("://")
     if not separator:
-        return _open_path(source, relative_to / Path(source).expanduser(), sha256, own_layout, section)
+        return _open_path(source, relative_to / user_path(source), sha256, own_layout, section)
     where = without_secrets(source)
     match scheme:
         case "phantom":

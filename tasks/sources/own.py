@@ -13,7 +13,7 @@ from tasks.sources.layout import LeftOut, hidden_part
 from tasks.sources.listing import Image, Images, find_images, find_left_out, refuse_unusable_name
 from tasks.sources.source import Source
 from tasks.sources.splits import Lot, draw
-from tasks.sources.table import Row, image_name, read_table
+from tasks.sources.table import Row, composed, image_name, read_table
 from tasks.support.cli import InputError
 
 #: ASCII: otherwise, some letters of other alphabets would equal Latin ones.
@@ -202,6 +202,17 @@ class _Search:
         row = (self._rows or {}).get(image_name(match["name"]))
         return without_group(name, row.values.get("group", "")) if row else name
 
+    def _refuse_two(self, row: str, first: str, second: str) -> None:
+        raise InputError(
+            f"{self._where}: the row {self._masked_row(row)!r} of the table is about {self._shown(first)!r} "
+            f"and {self._shown(second)!r}; rename one of them, because the table has only names of images"
+        )
+
+    def _masked_row(self, name: str) -> str:
+        """The name that a row of the table has, with a hash in place of its group."""
+        assert self._rows
+        return without_group(name, self._rows[name].values.get("group", ""))
+
     def _leave_out(self, file: str, reason: str) -> None:
         self._reasons[reason].add(file.removeprefix(self._base))
 
@@ -261,7 +272,7 @@ class _Search:
 
     def _candidates(self, files: Mapping[str, Fields]) -> dict[Key, _Candidate]:
         """The images by their keys. Those whose split or class is unknown are left out."""
-        rows, used = self._rows, set()
+        rows, used, about = self._rows, set(), dict[str, str]()
         found: dict[Key, _Candidate] = {}
         names = placeholders(self._layout.images)
         for file, fields in files.items():
@@ -272,6 +283,8 @@ class _Search:
                 continue
             used.add(in_table)
             known = {**fields, **(row.values if row else {})}
+            if "group" in known:
+                known["group"] = composed(known["group"])
             candidate = self._candidate(file, known)
             if isinstance(candidate, str):
                 self._leave_out(file, candidate)
@@ -283,11 +296,14 @@ class _Search:
                     f"{self._where}: {first!r} and {second!r} are the same image by {self._key}.images, "
                     f"{self._layout.images!r}"
                 )
+            if row and in_table in about:
+                self._refuse_two(in_table, about[in_table], file)
+            about[in_table] = file
             found[key] = candidate
         if unused := sorted((rows or {}).keys() - used):
             which = "1 row" if len(unused) == 1 else f"{len(unused)} rows"
-            assert rows and self._layout.table
-            first = without_group(unused[0], rows[unused[0]].values.get("group", ""))
+            assert self._layout.table
+            first = self._masked_row(unused[0])
             self._notes.append(f"{which} of {self._layout.table.file} without an image, the first: {first!r}")
         return found
 
@@ -397,13 +413,15 @@ class _Search:
 
 def _key(fields: Fields, names: Iterable[str]) -> Key:
     """What stands for these placeholders. Words for splits and classes may differ in capital letters."""
-    return tuple(fields[name].casefold() if name in ("split", "class") else fields[name] for name in names)
+    values = ((name, composed(fields[name])) for name in names)
+    return tuple(value.casefold() if name in ("split", "class") else value for name, value in values)
 
 
 def _found(word: str, named: Mapping[str, str], own: Iterable[str]) -> str | None:
     """What a word of the user stands for: by the user's mapping, or because it is the project's own word."""
-    words = {name.casefold(): name for name in own} | {key.casefold(): name for key, name in named.items()}
-    return words.get(word.strip().casefold())
+    words = {name.casefold(): name for name in own}
+    words |= {composed(key).casefold(): name for key, name in named.items()}
+    return words.get(composed(word).strip().casefold())
 
 
 def _words(named: Mapping[str, str], own: Iterable[str]) -> str:
@@ -416,12 +434,16 @@ def _a(words: str) -> str:
 
 def hashed(group: str) -> str:
     """A short hash, which stands for a group in names of images."""
-    return hashlib.sha256(group.encode("utf-8", "surrogateescape")).hexdigest()[:DIGITS]
+    return hashlib.sha256(composed(group).encode("utf-8", "surrogateescape")).hexdigest()[:DIGITS]
 
 
 def without_group(text: str, group: str) -> str:
     """A text with a hash in place of each word that is the group."""
-    return re.sub(rf"(?<![^\W_]){re.escape(group)}(?![^\W_])", hashed(group), text) if group else text
+    if not group:
+        return text
+    word = rf"(?<![^\W_]){re.escape(composed(group))}(?![^\W_])"
+    found, count = re.subn(word, hashed(group), composed(text))
+    return found if count else text
 
 
 def describe(found: Found, layout: Layout | None) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import unicodedata
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -49,13 +50,18 @@ def read_table(content: bytes, table: Table, where: str) -> dict[str, Row]:
                     f"{name!r}, and differ"
                 )
     except csv.Error as error:
-        raise InputError(f"{place}: line {reader.line_num}: not valid CSV: {error}") from None
+        raise InputError(f"{place}: after line {reader.line_num}: not valid CSV: {error}") from None
     return rows
+
+
+def composed(name: str) -> str:
+    """A name in the form in which equal names are equal: macOS writes ü as two characters, others as one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def image_name(value: str) -> str:
     """The name of an image as the table has it, without folders and without the ending of a picture."""
-    name = PurePosixPath(value.replace("\\", "/")).name
+    name = composed(PurePosixPath(value.replace("\\", "/")).name)
     ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
     return name.removesuffix(name[len(name) - len(ending) :]) if ending else name
 
@@ -68,7 +74,7 @@ def _reader(content: bytes, place: str) -> "csv.DictReader[str]":
     header = text.partition("\n")[0]
     separator = max(SEPARATORS, key=header.count)
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         found = list(reader.fieldnames or ())
     except csv.Error as error:
         raise InputError(f"{place}: not valid CSV: {error}") from None

@@ -1,10 +1,12 @@
 """Entry point of every stage's command line, with error messages and exit statuses."""
 
 import errno
+import os
 import re
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 #: Exit status of an error that a retry may fix (EX_TEMPFAIL of sysexits.h).
@@ -26,6 +28,11 @@ class InputError(ValueError):
 def without_secrets(text: str) -> str:
     """The text with user, password and query removed from its URLs, since these may contain secrets."""
     return _URL.sub(lambda url: f"{url['scheme']}{url['place']}{'?...' if url['query'] else ''}", text)
+
+
+def user_path(text: str | Path) -> Path:
+    """A path that the user wrote: `~` and `~USER` stand for homes, but a file may be called `~$a.png`."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser fails for an unknown user)
 
 
 def describe_os_error(error: OSError) -> str:

@@ -45,6 +45,23 @@ def in_use(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep an existing folder for this process until exit. On a file system without locks, it is not kept.
+
+    Raises:
+        BlockingIOError: another process keeps it, or marks it as in use.
+    """
+    with _descriptor(folder) as descriptor:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass
+        yield
+
+
 def is_in_use(folder: Path) -> bool | None:
     """Whether a process marks this folder as in use. None if the file system cannot tell."""
     try:

@@ -15,12 +15,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from tasks.settings.experiments import Experiment
+from tasks.settings.reading import parse_yaml
 from tasks.settings.schema import OVERRIDES, overlaid
-from tasks.settings.training import LOSSES_WITH_ALPHA
+from tasks.settings.training import uses_alpha
 from tasks.support.cli import InputError
 
 Scale = Literal["linear", "log"]
@@ -140,14 +138,18 @@ def _parse_key(text: str, method: Method) -> Key:
             )
         return _range(text, name, match)
     try:
-        listed = YAML(typ="safe", pure=True).load(f"[{values}]")
-    except YAMLError:
+        listed = parse_yaml(f"[{values}]")
+    except ValueError:
         raise InputError(f"{text}: the values are not valid YAML") from None
     if any(isinstance(value, dict) for value in listed):
         raise InputError(
             f"{text}: a value is a mapping; sweep its keys one by one, such as augment.flip=0,0.5"
         )
-    if len({_as_json(value) for value in listed}) < len(listed):
+    try:
+        distinct = {_as_json(value) for value in listed}
+    except TypeError:  # such as a date
+        raise InputError(f"{text}: the values must be numbers, words or lists of these") from None
+    if len(distinct) < len(listed):
         raise InputError(f"{text}: a value is listed twice")
     return Key(name, tuple(listed))
 
@@ -276,7 +278,7 @@ class Base(NamedTuple):
         swept = {key.name for key in keys}
         overrides = {name: raw[name] for name in OVERRIDES if name in swept and raw.get(name) is not None}
         others = {
-            name: {key: overrides[key] for key in overrides if key != "alpha" or _uses_alpha(entry)}
+            name: {key: overrides[key] for key in overrides if key != "alpha" or uses_alpha(entry)}
             for name, entry in raw["experiments"].items()
         }
         nulls = dict.fromkeys(overrides)
@@ -286,7 +288,7 @@ class Base(NamedTuple):
         """The value of a key in an experiment, or None."""
         entry = self.raw["experiments"][experiment]
         training = dict(self.raw.get("training") or {})
-        if not _uses_alpha(entry):
+        if not uses_alpha(entry):
             training.pop("alpha", None)
         shared = training | {section: self.raw.get(section) for section in ("losses", "prediction")}
         found: Any = overlaid(shared, entry)
@@ -310,10 +312,6 @@ class Base(NamedTuple):
         """The nested changes of params.yaml that add the trials as experiments."""
         entries = {trial.name: trial.entry for trial in trials}
         return {**self.overrides, "experiments": {**self.others, **entries}}
-
-
-def _uses_alpha(entry: Any) -> bool:
-    return isinstance(entry, dict) and entry.get("loss") in LOSSES_WITH_ALPHA
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:

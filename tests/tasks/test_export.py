@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,12 +91,39 @@ def change(folder: Path, **values: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
+def replace(folder: Path, pattern: str, text: str) -> None:
+    file = folder / "bundle.json"
+    changed, count = re.subn(pattern, text, file.read_text(), count=1)
+    assert count
+    file.write_text(changed)
+
+
+def without_lungs(folder: Path) -> dict[str, Any]:
+    """The main step, without its target lung."""
+    step: dict[str, Any] = json.loads((folder / "bundle.json").read_text())["main"]
+    return step | {"targets": ["infection"]}
+
+
 BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "no bundle.json": (lambda folder: (folder / "bundle.json").unlink(), "not a bundle"),
     "not JSON": (lambda folder: (folder / "bundle.json").write_text("{"), "not valid JSON"),
     "deep JSON": (lambda folder: (folder / "bundle.json").write_text("[" * 10**6), "not valid JSON"),
     "a list": (lambda folder: (folder / "bundle.json").write_text("[]"), "schema_version is None"),
     "newer": (lambda folder: change(folder, schema_version=3), "schema_version is 3, but this version"),
+    "a long version": (lambda folder: change(folder, schema_version="2" * 9999), "schema_version is '2222"),
+    "a true version": (lambda folder: change(folder, schema_version=True), "schema_version is True"),
+    "a long number": (
+        lambda folder: (folder / "bundle.json").write_text(f'{{"schema_version": {"9" * 5000}}}'),
+        "not valid JSON",
+    ),
+    "a threshold that is no number": (
+        lambda folder: replace(folder, r'"threshold": [\d.]+', '"threshold": NaN'),
+        "threshold: Input should be a finite number",
+    ),
+    "lungs that are not predicted": (
+        lambda folder: change(folder, lungs=without_lungs(folder)),
+        "its step lungs predicts no lungs",
+    ),
     "another key": (lambda folder: change(folder, more=1), "more: Extra inputs"),
     "a path as a name": (lambda folder: change(folder, name="../../etc"), "name: String should match"),
     "another network": (flip_a_byte, "not the file that bundle.json describes"),

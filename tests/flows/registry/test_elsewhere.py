@@ -8,6 +8,7 @@ from urllib.parse import quote
 import pytest
 
 from flows.registry import foreign
+from tasks.support.cli import InputError
 from tests.fileserver import file_server
 from tests.flows.registry.conftest import cxr
 from tests.gitservers import SSHD, HttpsServer, https_server, make_certificate, make_key, ssh_server
@@ -189,6 +190,16 @@ def test_faults_over_ssh_are_one_line(
     output = person.get(url, fails=True, GIT_SSH_COMMAND=stranger)
     advice = "connect once with ssh, to accept the host's key"
     assert output == f"error: {place}: Host key verification failed.; {advice}\n"
+
+
+@pytest.mark.parametrize("address", ["", "-x", "--upload-pack=touch x"])
+def test_an_empty_word_or_an_option_is_no_address(
+    address: str, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository.folder)
+    refused = pytest.raises(InputError, match=f"^'{address}': not the address of a repository$")
+    with refused, foreign.foreign(address):
+        pass
 
 
 def test_the_password_leaves_the_environment_again(monkeypatch: pytest.MonkeyPatch) -> None:

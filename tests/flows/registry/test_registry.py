@@ -1,11 +1,15 @@
 """The registry of models, in real git repositories with a DVC cache and a DVC remote."""
 
+import hashlib
 import json
+import re
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from flows.registry.bundles import copy_bundle
 from flows.registry.registry import check_origin, fetch, find, history, promote, push, rollback, versions
 from flows.registry.tags import create, read_events
 from tasks.support.cli import InputError
@@ -109,6 +113,90 @@ def test_two_promotions_at_once(repository: Repository, tmp_path: Path) -> None:
     assert read_events(other) == []
     with pytest.raises(InputError, match="run `git fetch --tags`, and try again"):
         check_origin(other, "tiny")
+
+
+def write_tag(repository: Repository, name: str, tagger: bytes, message: bytes = b"by hand") -> None:
+    """An annotated tag as no command of git writes it."""
+    commit = repository.run("git", "rev-parse", "one").strip().encode()
+    content = b"object %b\ntype commit\ntag %b\ntagger %b\n\n%b\n" % (commit, name.encode(), tagger, message)
+    command = ("git", "hash-object", "-t", "tag", "-w", "--literally", "--stdin")
+    done = subprocess.run(command, cwd=repository.folder, input=content, capture_output=True, check=True)
+    repository.run("git", "update-ref", f"refs/tags/{name}", done.stdout.decode().strip())
+
+
+def test_odd_tags_do_not_hide_the_others(repository: Repository) -> None:
+    """Lightweight, far beyond the calendar, not UTF-8, or with other names."""
+    promote(repository.folder, "two", "tiny", "better", BY)
+    repository.run("git", "tag", "tiny@v7.0.0", "one")
+    write_tag(repository, "tiny@v8.0.0", b"A <a@example.org> 99999999999999 +0000")
+    write_tag(repository, "old", b"M\xfcller <m@example.org> 1700000000 +0000", b"Gr\xfc\xdfe")
+    write_tag(repository, "tiny@v0.9.0", b"M\xfcller <m@example.org> 1700000000 +0000", b"Gr\xfc\xdfe")
+    for name in ("a/b@v1.0.0", "a.b@v1.0.0", "tiny@1.0.0", "tiny@v1", "tiny@v01.0.0", "tiny#champion#x"):
+        write_tag(repository, name, b"A <a@example.org> 1700000000 +0000")
+    assert [version.name for version in versions(repository.folder)] == ["tiny@v0.9.0", "tiny@v1.0.0"]
+    assert find(repository.folder, "tiny@v0.9.0").message == "Gr\ufffd\ufffde"
+    assert find(repository.folder, "champion").name == "tiny@v1.0.0"
+    assert promote(repository.folder, "three", "tiny", "best", BY).name == "tiny@v1.1.0"
+
+
+HEX = "0" * 32
+
+LISTED: dict[str, object] = {
+    "a path above": [{"relpath": "../evil", "md5": HEX}],
+    "a path from the root": [{"relpath": "/tmp/evil", "md5": HEX}],
+    "a hash above": [{"relpath": "card.md", "md5": "../../../evil"}],
+    "no text": [{"relpath": "a\0b", "md5": HEX}],
+    "no characters": [{"relpath": "a\ud800b", "md5": HEX}],
+    "a terminal's command": [{"relpath": "a\x1b[2Jb", "md5": HEX}],
+    "no list": {"relpath": 5},
+}
+
+
+@pytest.mark.parametrize("case", LISTED)
+def test_a_hostile_list_of_files_is_refused(case: str, tmp_path: Path) -> None:
+    (tmp_path / "files" / "md5" / "aa").mkdir(parents=True)
+    (tmp_path / "files" / "md5" / "aa" / "b.dir").write_text(json.dumps(LISTED[case]))
+    with pytest.raises(InputError, match="the list of the bundle's files ") as refused:
+        copy_bundle(tmp_path, tmp_path, "aab.dir", tmp_path / "out")
+    assert str(refused.value).isprintable()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hostile_list_of_files_makes_no_folder_elsewhere(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the hashes in the list, DVC makes paths of folders in its cache."""
+    content = json.dumps([{"relpath": "card.md", "md5": "aa/../../../../../../evil/x"}]).encode()
+    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    listed = tmp_path / "store" / "files" / "md5" / md5[:2] / f"{md5[2:]}.dir"
+    listed.parent.mkdir(parents=True)
+    listed.write_bytes(content)
+    repository.run("dvc", "remote", "modify", "store", "url", str(tmp_path / "store"))
+    lock = repository.folder / "dvc.lock"
+    lock.write_text(re.sub(r"[0-9a-f]{32}\.dir", f"{md5}.dir", lock.read_text()))
+    repository.commit("hostile")
+    create(repository.folder, "tiny@v1.0.0", "HEAD", "Register", "", {})
+    before = set(tmp_path.iterdir())
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    message = (
+        "^download of the bundle failed: the list of the bundle's files has an invalid entry: 'card.md'$"
+    )
+    with pytest.raises(InputError, match=message):
+        fetch(str(repository.folder), "tiny@v1.0.0", tmp_path / "out" / "bundle")
+    assert set(tmp_path.iterdir()) - before == {tmp_path / "temporary", tmp_path / "out"}
+    assert not list((tmp_path / "temporary").iterdir()) and not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    "lock", ["x: 2026-02-31", "x: !!int y", "[" * 3000, "stages: 5", "stages: {a: {outs: [5]}}", "\xff"]
+)
+def test_an_odd_lock_is_a_commit_without_a_bundle(lock: str, repository: Repository, tmp_path: Path) -> None:
+    (repository.folder / "dvc.lock").write_text(lock, encoding="latin-1")
+    repository.commit("odd")
+    create(repository.folder, "tiny@v1.0.0", "HEAD", "Register", "", {})
+    with pytest.raises(InputError, match="has no bundle artifacts/bundles/tiny; name tiny in export"):
+        fetch(repository.folder, "tiny@v1.0.0", tmp_path / "out" / "bundle")
 
 
 def test_where_signatures_are_required_only_signed_tags_count(repository: Repository, tmp_path: Path) -> None:

@@ -240,6 +240,11 @@ def test_two_machines_share_the_trials(cluster: Cluster, finished_repository: Re
         ),
         (["alpha=0,1", "--name", "taken"], "--name taken: this name is taken; choose another one"),
         (["alpha=0,1", "--pool", "gpu"], "--pool gpu: expected PATTERN=POOL, such as train@*=gpu"),
+        (
+            ["alpha=0,1", "--pool", "train@*=a", "--pool", "train@*=b"],
+            "--pool train@*=b: train@* has the pool a already",
+        ),
+        (["alpha=2026-02-31"], "alpha=2026-02-31: the values are not valid YAML"),
         (["alpha=0,1", "--preset", "nope"], "presets/nope.yaml: no such file in commit "),
         (
             ["alpha=0,1", "--set", "training.width=x"],
@@ -259,6 +264,8 @@ def test_invalid_input_is_reported_in_one_line(
     ("experiments", "line"),
     [
         (["report1"], "experiments: 'report1' is not one of report1_bce, report1_bce_iou"),
+        (["all"], "experiments: 'all' is not the name of one; name those to sweep"),
+        (["report1_bce_iou", "report1_bce_iou"], "experiments: one of them is named twice"),
         (
             ["report1_bce"],
             "params.yaml with alpha=0,1: experiments.report1_bce-alpha-0: loss bce does not use ",

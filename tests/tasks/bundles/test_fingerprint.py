@@ -61,3 +61,21 @@ def test_another_file_is_an_input_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "f.npz").write_bytes(content)
     with pytest.raises(InputError, match="not a fingerprint"):
         Fingerprint.read(tmp_path / "f.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("mean", np.zeros(5)),
+        ("mean", np.full(1024, np.nan)),
+        ("components", np.zeros((16, 5))),
+        ("low", np.zeros(2)),
+        ("high", np.full(5, np.nan)),
+    ],
+)
+def test_arrays_that_do_not_fit_are_an_input_error(
+    name: str, values: np.ndarray, fingerprint: Fingerprint, tmp_path: Path
+) -> None:
+    (tmp_path / "f.npz").write_bytes(fingerprint._replace(**{name: values}).to_bytes())
+    with pytest.raises(InputError, match="not a fingerprint"):
+        Fingerprint.read(tmp_path / "f.npz")

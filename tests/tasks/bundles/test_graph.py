@@ -42,6 +42,17 @@ def test_every_network_gives_the_same_probabilities(name: str, patch: int, tmp_p
     assert found.std() > 0.001
 
 
+def test_another_shape_than_expected_is_an_input_error(tmp_path: Path) -> None:
+    file = tmp_path / "network.onnx"
+    write_graph(NETWORKS["unet"](in_channels=1, out_channels=2, width=4, depth=2), 2, 16, file)
+    onnx_engine(file, shape=(2, 16))
+    for shape in ((1, 16), (2, 32)):
+        with pytest.raises(
+            InputError, match=r"the network's input and output are \[\[1, 16, 16\], \[2, 16, 16\]\]"
+        ):
+            onnx_engine(file, shape=shape)
+
+
 def test_deep_supervision_leaves_only_the_last_head(tmp_path: Path) -> None:
     network = NETWORKS["unet_plus_plus"](
         in_channels=1, out_channels=1, width=4, depth=2, deep_supervision=True

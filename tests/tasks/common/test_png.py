@@ -172,6 +172,10 @@ REFUSED = {
         GOOD[:33] + chunk(b"IDAT", zlib.compress(VALUES.astype(np.uint8).tobytes())[:-90]) + chunk(b"IEND"),
         "is truncated: it has fewer pixels than its header says",
     ),
+    "gigabytes of pixels in a few kB": (
+        GOOD[:33] + chunk(b"IDAT", zlib.compress(bytes(4 << 20), 9)) + chunk(b"IEND"),
+        "is damaged: it has more pixels than its header says",
+    ),
     "no pixels": (GOOD[:33] + chunk(b"IEND"), "is truncated: it has fewer pixels than its header says"),
     "invalid pixels": (GOOD[:33] + chunk(b"IDAT", b"abc") + chunk(b"IEND"), "is damaged: Error -3 while"),
     "flipped bit": (bytes(FLIPPED), "is damaged: the checksum of 'IDAT' is wrong"),

@@ -90,6 +90,12 @@ GREY: dict[str, tuple[list[int], dict[str, Any], list[float], str]] = {
         [0, 1000 / 65535, 1, 32768 / 65535],
         "stored range of 12 bits",
     ),
+    "a slope without an intercept, which DICOM does not define": (
+        [0, 4095, 819, 4095],
+        {"RescaleSlope": "2"},
+        [0, 1, 0.2, 1],
+        "stored range of 12 bits",
+    ),
     "zero width": (
         [0, 4095, 0, 4095],
         {"WindowCenter": "50", "WindowWidth": "0"},
@@ -138,8 +144,28 @@ def test_spacing_is_that_of_the_body_if_known() -> None:
     at_detector = read_dicom(make_dicom(PIXELS, ImagerPixelSpacing=["0.2", "0.1"]))
     assert at_detector.spacing == (0.2, 0.1)
     assert "at the detector" in at_detector.warnings[0]
-    for invalid in (["0", "0"], ["1000", "1"]):
-        assert read_dicom(make_dicom(PIXELS, PixelSpacing=invalid)).spacing is None
+
+
+@pytest.mark.parametrize(
+    "written",
+    [b"0.00\\0.00", b"1000\\0.50", b"-0.5\\0.50", b"0.50\\    ", b"0,50\\0,50", b"unknown  ", b"nan \\0.50"],
+)
+def test_an_invalid_spacing_costs_no_more_than_the_areas_in_mm2(written: bytes) -> None:
+    content = make_dicom(PIXELS, PixelSpacing=["0.12", "0.12"])
+    assert content.count(b"0.12\\0.12") == 1
+    picture = read_dicom(content.replace(b"0.12\\0.12", written))
+    np.testing.assert_array_equal(picture.pixels, PIXELS, strict=True)
+    assert picture.spacing is None
+    assert picture.warnings == ("its PixelSpacing is invalid and was not used",)
+
+
+@pytest.mark.parametrize("written", [b"13,7", b"wide", b"nan ", b"inf ", b"    ", b"-10 "])
+def test_an_invalid_window_is_not_used_and_warned_of(written: bytes) -> None:
+    content = make_dicom(WIDE, 12, WindowCenter="2468", WindowWidth="1357")
+    assert content.count(b"1357") == 1
+    picture = read_dicom(content.replace(b"1357", written))
+    np.testing.assert_allclose(picture.pixels, WIDE / 4095, rtol=0, atol=1e-7)
+    assert picture.warnings == ("its window is invalid and was not used",)
 
 
 def test_side_views_and_burned_in_text_are_warned_of() -> None:
@@ -174,6 +200,18 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
     "no rows": (make_dicom(PIXELS, Rows=0), "is 16x0"),
     "too few pixels": (make_dicom(PIXELS, Rows=4000, Columns=4000), "cannot be decoded|damaged"),
     "32 bits": (make_dicom(PIXELS, BitsAllocated=32, BitsStored=32), "does not store its pixels in 1 to 16"),
+    "a slope of 0": (
+        make_dicom(PIXELS, RescaleSlope="0", RescaleIntercept="5"),
+        "its rescale slope is invalid",
+    ),
+    "an endless slope": (
+        make_dicom(PIXELS, RescaleSlope="1e308", RescaleIntercept="0"),
+        "its rescale slope is invalid",
+    ),
+    "bits at the top of their bytes": (
+        make_dicom(WIDE << 4, 12, HighBit=15),
+        "stores 12 bits whose highest is bit 15, not 11",
+    ),
     "deflated": (deflated(), "uses the deflated transfer syntax"),
     "truncated": (make_dicom(PIXELS)[:300], "holds no image|damaged|modality is unknown"),
     "nothing after the preamble": (b"\0" * 128 + b"DICM", "modality is unknown|damaged"),

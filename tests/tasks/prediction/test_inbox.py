@@ -146,6 +146,16 @@ def test_results_are_not_taken_for_new_images(model: Path, inbox: Path) -> None:
         process(str(inbox), inbox / "results", model)
 
 
+def test_an_empty_word_is_not_the_current_folder(
+    model: Path, inbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a variable of the shell that is not set."""
+    monkeypatch.chdir(inbox)
+    with pytest.raises(InputError, match="INBOX is an empty word"):
+        process("", tmp_path / "results", model)
+    assert not (tmp_path / "results").exists()
+
+
 def start_a_batch(inbox: Path, results: Path, model: Path) -> Path:
     """Leave a batch as a kill right before its rename does. Returns its working folder."""
     (batch,) = process(str(inbox), results, model)

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -18,9 +19,10 @@ from PIL import Image
 
 import tasks.prediction.run
 from tasks.common.raw import RawDataset
-from tasks.prediction.folder import PROGRESS
+from tasks.prediction.inputs import PROGRESS
 from tasks.prediction.run import Options, predict
 from tasks.support.cli import InputError
+from tasks.support.locks import alone_in
 from tests.bundles import Pipeline
 from tests.dicoms import SECRETS, make_dicom, twelve_bit
 from tests.helpers import ROOT, made, png
@@ -212,6 +214,45 @@ def test_a_changed_image_is_predicted_again(
     assert [row["height"] for row in table(out)] == ["30", "20"]
 
 
+def test_an_image_that_became_unreadable_leaves_no_mask_behind(pipeline: Pipeline, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(np.zeros((20, 20), np.uint8)))
+    (tmp_path / "b.png").write_bytes(png(np.zeros((20, 20), np.uint8)))
+    inputs, out = [str(tmp_path / "*.png")], tmp_path / "out"
+    predict(inputs, pipeline.bundle("combined"), out, Options())
+    (tmp_path / "a.png").write_bytes(b"damaged")
+    summary = predict(inputs, pipeline.bundle("combined"), out, Options())
+    assert (summary.predicted, len(summary.failed)) == (1, 1)
+    assert masks(out).keys() == {"infection/b", "lung/b"}
+    assert [file.name for file in (out / "overlays").iterdir()] == ["b.jpg"]
+
+
+def test_one_run_at_a_time_writes_to_a_folder(pipeline: Pipeline, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(np.zeros((20, 20), np.uint8)))
+    inputs, bundle, out = [str(tmp_path / "a.png")], pipeline.bundle("combined"), tmp_path / "out"
+    out.mkdir()
+    with alone_in(out), pytest.raises(InputError, match="out: another run is writing there; name another"):
+        predict(inputs, bundle, out, Options())
+    assert not list(out.iterdir())
+    assert predict(inputs, bundle, out, Options()).predicted == 1
+    assert predict(inputs, bundle, out, Options()).predicted == 1
+
+
+def test_a_bad_name_ends_no_run(pipeline: Pipeline, tmp_path: Path) -> None:
+    """Names that are not UTF-8, have 255 bytes, or hold controls. The results are within the input."""
+    for name in ("ok.png", os.fsdecode(b"M\xfcller.png"), "肺" * 83 + ".png", "a\nb\x1b.png"):
+        (tmp_path / name).write_bytes(png(np.zeros((20, 20), np.uint8)))
+    (tmp_path / os.fsdecode(b"bad\xff\n.png")).write_bytes(b"damaged")
+    for _ in range(2):
+        summary = predict([str(tmp_path)], pipeline.bundle("combined"), tmp_path / "out", Options())
+        assert (summary.predicted, len(summary.failed)) == (4, 1)
+    names = {"ok", "M_ller", "肺" * 66, "a_b_"}
+    assert {row["image"] for row in table(tmp_path / "out")} == names
+    assert masks(tmp_path / "out").keys() == {
+        f"{target}/{n}" for n in names for target in ("infection", "lung")
+    }
+    assert "bad\\udcff\\n.png" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+
+
 def test_nothing_of_others_is_overwritten(pipeline: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(np.zeros((20, 20), np.uint8)))
     inputs, bundle = [str(tmp_path / "a.png")], pipeline.bundle("combined")
@@ -304,6 +345,11 @@ def test_pseudonyms_depend_on_the_key_alone(pipeline: Pipeline, tmp_path: Path) 
         assert row["source"] == row["image"]
     assert names[0] == names[1] != names[2]
     assert (tmp_path / "key").stat().st_mode & 0o077 == 0
+    for name in ("a", "m", "z"):
+        (tmp_path / f"{name}.png").write_bytes(png(np.zeros((20, 20), np.uint8)))
+    predict([str(tmp_path / "[amz].png")], bundle, tmp_path / "e", Options(pseudonyms=tmp_path / "key"))
+    listed = [row["image"] for row in table(tmp_path / "e")]
+    assert listed == sorted(listed), "the order of the names would tell which is which"
     (tmp_path / "short").write_text("abc")
     with pytest.raises(InputError, match="needs at least 32 bytes"):
         predict(inputs, bundle, tmp_path / "d", Options(pseudonyms=tmp_path / "short"))

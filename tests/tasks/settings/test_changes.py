@@ -41,7 +41,7 @@ def test_errors_before_a_change_do_not_name_the_change(tmp_path: Path) -> None:
         read_preset(tmp_path / "latin.yaml")
 
 
-@pytest.mark.parametrize("assignment", ["alpha", "=1", ".a=1", "alpha=[1"])
+@pytest.mark.parametrize("assignment", ["alpha", "=1", ".a=1", "alpha=[1", "alpha=2026-02-31"])
 def test_malformed_assignment_is_an_error(assignment: str) -> None:
     with pytest.raises(InputError, match=r"expected KEY=VALUE|not valid YAML"):
         parse_assignment(assignment)
@@ -132,3 +132,42 @@ def test_experiments_that_are_not_kept_are_not_exported() -> None:
     params = parse_params(with_changes(TEXT, {}, ["report2"]))
     assert params.export.experiments == params.stages.export == ()
     assert params.stages.convert == {}
+
+
+ALIASES = """\
+  report2: &base
+    network: unet
+    loss: bce
+    epochs: 30
+    augment: &ours {flip: 0.5}
+  merged:
+    <<: *base
+  aliased:
+    network: unet
+    loss: bce
+    augment: *ours
+"""
+
+
+@pytest.mark.parametrize("name", ["merged", "aliased"])
+def test_a_change_stays_in_its_place_where_aliases_share_values(name: str) -> None:
+    entry = "  report2:\n    network: unet\n    loss: bce\n    epochs: 30\n"
+    assert TEXT.count(entry) == 1
+    text = TEXT.replace(entry, ALIASES)
+    key = f"experiments.{name}.augment.flip=0.25"
+    found = parse_params(with_changes(text, {key: parse_assignment(key)})).experiments
+    flips = {each: found[each].augment.flip for each in ("report2", "merged", "aliased")}
+    assert flips == {"report2": 0.5, "merged": 0.5, "aliased": 0.5, name: 0.25}
+
+
+@pytest.mark.parametrize("experiments", ["5", "[report2]"])
+def test_experiments_that_are_no_mapping_are_an_error(experiments: str) -> None:
+    """Of a preset, and of a params.yaml that a preset changes or of which experiments are kept."""
+    with pytest.raises(InputError, match=r"^p: experiments: .* is invalid: expected keys and values$"):
+        parse_preset(f"experiments: {experiments}", "p")
+    before, after = TEXT[: TEXT.index("\nexperiments:")], TEXT[TEXT.index("\nreport:") :]
+    text = f"{before}\nexperiments: {experiments}{after}"
+    with pytest.raises(InputError, match=r"^params\.yaml with p: experiments: .* expected keys and values$"):
+        with_changes(text, {"p": parse_preset("experiments: {report2: {loss: bce}}", "p")})
+    with pytest.raises(InputError, match="experiments: 'report2' is not one of none"):
+        with_changes(text, {}, ["report2"])

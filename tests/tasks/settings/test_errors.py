@@ -159,6 +159,14 @@ ENTRY = "{network: unet, loss: bce, targets: [lung], train_classes: [Normal]}"
         ("report.figures=[0]", ": report.figures.0: 0 is invalid"),
         ("data.fingerprint=12345", ": data.fingerprint: 12345 is invalid: input should be a valid string"),
         ("data.sha256=abc", ": data.sha256: 'abc' is invalid: string should match pattern"),
+        (
+            "experiments.report1_bce.loss=[bce]",
+            ": experiments.report1_bce.loss: ['bce'] is not one of 'batch_",
+        ),
+        ("training.learning_rate=.inf", ": training.learning_rate: inf is invalid: input should be a finite"),
+        ("training.weight_decay=1e400", ": training.weight_decay: inf is invalid: input should be a finite"),
+        ("losses.focal.gamma=.inf", ": losses.focal.gamma: inf is invalid: input should be a finite number"),
+        ("training.image_size=8192", ": training.image_size: 8192 is invalid: input should be less than or"),
         ("data.fingerprint=f00", ": data.fingerprint: 'f00' is invalid: string should match pattern"),
     ],
 )
@@ -175,6 +183,11 @@ def test_invalid_value_is_a_one_line_error_with_key_and_remedy(assignment: str, 
         ("alpha: [1", "p.yaml: not valid YAML"),
         ("- alpha", "p.yaml: expected keys and values, found list"),
         ("alpha: 1\nalpha: 2", "p.yaml: not valid YAML"),
+        ("alpha: 2026-02-31", "p.yaml: not valid YAML: day is out of range for month"),
+        ("alpha: !!int half", "p.yaml: not valid YAML: invalid literal for int()"),
+        ("alpha: !!bool half", "p.yaml: not valid YAML: 'half'"),
+        (f"alpha: {'9' * 5000}", "p.yaml: not valid YAML: Exceeds the limit"),
+        (f"alpha: {'[' * 3000}", "p.yaml: not valid YAML"),
     ],
 )
 def test_invalid_params_file_is_a_one_line_error(text: str, line: str) -> None:
@@ -242,3 +255,23 @@ def test_groups_name_experiments_once() -> None:
     ):
         with pytest.raises(InputError, match=fault):
             changed(f"report.groups={value}")
+
+
+def test_an_unknown_key_in_a_list_of_stages_is_named() -> None:
+    entry = "report2-seed0: {experiment: report2, images: packed/256}"
+    text = TEXT.replace(entry, entry.replace("images", "image"), 1)
+    with pytest.raises(InputError) as error:
+        parse_params(text)
+    assert str(error.value) == (
+        "params.yaml: stages.train.report2-seed0.image: unknown key (did you mean images?); "
+        "the keys here are experiment, images"
+    )
+
+
+def test_a_long_value_is_shortened_in_the_message() -> None:
+    lungs = ", ".join(["lung"] * 1000)
+    text = TEXT.replace("  half: infection", f"  half: [{lungs}]", 1)
+    with pytest.raises(InputError) as error:
+        parse_params(text)
+    assert str(error.value).startswith("params.yaml: training.half: ['lung', 'lung', ")
+    assert len(str(error.value)) < 200

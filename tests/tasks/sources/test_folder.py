@@ -4,7 +4,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from tasks.sources.listing import find_images, find_left_out
 from tasks.sources.look import look
 from tasks.sources.open import open_source
 from tasks.support.cli import InputError
-from tests.helpers import zipped
+from tests.helpers import as_nobody, zipped
 
 HALF = "Infection Segmentation Data"
 INNER = f"{HALF}/{HALF}"
@@ -30,19 +29,6 @@ def downloaded(source: Path, out: Path) -> dict[str, bytes]:
 def output_of(source: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     downloaded(source, out)
     return [line for line in capsys.readouterr().out.splitlines() if "below" in line]
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Without the rights of root, which may read everything."""
-    if os.geteuid():
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @pytest.fixture
@@ -229,6 +215,7 @@ def test_unreadable_file_is_an_error_that_names_it(public_folder: Path, tmp_path
         ("a\nb", r"contains '\\n'"),
         ("a\\b", r"contains '\\\\'"),
         ("a\x7fb", r"contains '\\x7f'"),
+        ("a\x9bb", r"contains '\\x9b'"),
         (os.fsdecode(b"caf\xe9"), "is not UTF-8"),
     ],
 )

@@ -298,6 +298,11 @@ TABLE_ERRORS = {
         "lines 2 and 5 are about the same image, 'a', and differ",
     ),
     "no name": ([*ROWS, ",2,pos,p"], None, "line 5: the column file is empty"),
+    "a quote without its end, which would hide all rows below": (
+        [ROWS[0], '"b.png,2,neg,q', ROWS[2]],
+        None,
+        "after line 2: not valid CSV: unexpected end of data",
+    ),
 }
 
 
@@ -310,6 +315,36 @@ def test_a_wrong_table_is_a_one_line_error(
         search(folder, TABLE)
     assert str(error.value).startswith("here: list.csv: ")
     assert line in str(error.value)
+
+
+def test_a_row_is_about_one_image(tmp_path: Path) -> None:
+    """Otherwise, an image would get the class, split and patient of another one."""
+    layout = TABLE | {"images": "{class}/{name}.png", "infection": "{class}/mask/{name}.png"}
+    layout["table"] = {key: value for key, value in TABLE["table"].items() if key != "class"}
+    folder = with_table(tmp_path / "d", "pos/a.png,1,pos,p", "pos/b.png,2,pos,q", "pos/c.png,3,pos,r")
+    write(folder, *(f"pos/{kind}{name}.png" for name in "abc" for kind in ("", "mask/")))
+    assert len(search(folder, layout).images) == 3
+    write(folder, "neg/a.png")
+    message = "the row 'a' of the table is about 'neg/a.png' and 'pos/a.png'; rename one of them"
+    with pytest.raises(InputError, match=message):
+        search(folder, layout)
+
+
+COMPOSED, DECOMPOSED = "M\u00fcller", "Mu\u0308ller"  # as Windows and Linux write it, and as macOS does
+
+
+def test_names_with_umlauts_are_the_same_in_both_forms(tmp_path: Path) -> None:
+    """Of an image and its mask, of an image and its row of the table, and of a patient in several names."""
+    folder = with_table(tmp_path / "d", *ROWS, f"{COMPOSED}_1.png,1,pos,{DECOMPOSED}", f"x,1,pos,{COMPOSED}")
+    write(folder, f"images/{DECOMPOSED}_1.png", f"masks/{COMPOSED}_1.png", "images/x.png", "masks/x.png")
+    found = search(folder, TABLE)
+    assert found.left_out == [] and found.notes == () and found.groups == (4, 0)
+    names = {image.name for image in found.images}
+    assert names == {"a", "b", "c", "x", f"{hashed(COMPOSED)}_1"}
+    assert hashed(COMPOSED) == hashed(DECOMPOSED)
+    write(folder, f"images/{COMPOSED}_1.png")
+    with pytest.raises(InputError, match=r"are the same image by data\.layout\.images"):
+        search(folder, TABLE)
 
 
 def test_a_table_that_is_not_there_or_not_text(tmp_path: Path) -> None:

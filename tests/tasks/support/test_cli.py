@@ -1,8 +1,9 @@
 import errno
+from pathlib import Path
 
 import pytest
 
-from tasks.support.cli import TEMPORARY, InputError, stage_main, without_secrets
+from tasks.support.cli import TEMPORARY, InputError, stage_main, user_path, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -40,3 +41,11 @@ def test_error_is_one_line_and_its_status_tells_whether_to_retry(
 )
 def test_secrets_are_removed_from_urls(source: str, said: str) -> None:
     assert without_secrets(source) == said
+
+
+def test_a_file_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the files that Word makes do. No user is called $scan.png."""
+    monkeypatch.setenv("HOME", "/home/me")
+    assert user_path("~/x") == Path("/home/me/x")
+    assert user_path("~$scan.png") == Path("~$scan.png")
+    assert user_path("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")

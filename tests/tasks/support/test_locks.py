@@ -12,7 +12,7 @@ from flows.deployment.supervision import exclusive
 from flows.repository.checkout import none_running
 from tasks.sources.transfer import Transfer
 from tasks.support.cli import InputError
-from tasks.support.locks import in_use, is_in_use, lock_file
+from tasks.support.locks import alone_in, in_use, is_in_use, lock_file
 from tasks.support.slots import Slots
 
 
@@ -77,6 +77,16 @@ def test_a_folder_is_in_use_while_a_process_says_so(tmp_path: Path) -> None:
     assert is_in_use(tmp_path / "missing") is False
 
 
+def test_a_folder_is_kept_for_one_process(tmp_path: Path) -> None:
+    with alone_in(tmp_path):
+        assert is_in_use(tmp_path) is True
+        with pytest.raises(BlockingIOError), alone_in(tmp_path):
+            pass
+    with in_use(tmp_path), pytest.raises(BlockingIOError), alone_in(tmp_path):
+        pass
+    assert is_in_use(tmp_path) is False
+
+
 def test_without_locks_a_folder_can_be_used_and_nobody_knows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,3 +96,5 @@ def test_without_locks_a_folder_can_be_used_and_nobody_knows(
     monkeypatch.setattr(fcntl, "flock", flock)
     with in_use(tmp_path):
         assert is_in_use(tmp_path) is None
+    with alone_in(tmp_path), alone_in(tmp_path):
+        pass

@@ -87,6 +87,8 @@ def test_a_range_is_logarithmic_if_it_is_wide(
         ("alpha", "alpha: expected KEY=VALUE,VALUE,... or KEY=LOW..HIGH, such as alpha=0,0.5,1"),
         ("alpha=", "alpha=: expected KEY=VALUE,VALUE,... or KEY=LOW..HIGH, such as alpha=0,0.5,1"),
         ("alpha=[", "alpha=[: the values are not valid YAML"),
+        ("alpha=2026-02-31", "alpha=2026-02-31: the values are not valid YAML"),
+        ("alpha=2026-02-01", "alpha=2026-02-01: the values must be numbers, words or lists of these"),
         ("alpha=a: 1", "alpha=a: 1: a value is a mapping; sweep its keys one by one"),
         ("alpha=1,1.0", "alpha=1,1.0: a value is listed twice"),
         ("alpha=1..0", "alpha=1..0: 1 is not below 0"),
