@@ -137,7 +137,7 @@ def test_external_datasets_and_ensembles_are_reported_if_there_are_any(work: Wor
     work.add_external(
         "elsewhere",
         "infection",
-        {"bce-seed0": 12, "bce_iou-seed0": 2} | {f"twice-seed{seed}": 4 for seed in range(2)},
+        {"bce-seed0": 12, "bce_iou-seed0": 2, "twice-seed0": 4, "twice-seed1": 4, "ensembles/twice": 5},
     )
     found = answers(work.compare())
     assert found[33].status == "reported" and "elsewhere" in found[33].said
