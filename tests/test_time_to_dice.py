@@ -140,7 +140,7 @@ def test_contestants_take_turns_and_a_second_call_repeats_nothing(
         assert run["ended"] == "target" and last["dice"] >= 0.05 > max(
             [p["dice"] for p in run["points"][:-1]], default=0.0
         )
-        assert run["seconds"] == last["seconds"] > 0 and last["cpu"] > 0
+        assert run["seconds"] == last["seconds"] > 0 and last["cpu"] >= 0  # counted in steps of 10 ms
         assert run["facts"]["precision"] == "fp32" and run["facts"]["batch_size"] == 16
     assert results["failures"] == {"nnunet": f"skipped: {no_nnunet} cannot import nnunetv2"}
     assert "| nnU-Net v2, 2d | skipped:" in (tmp_path / "results.md").read_text()

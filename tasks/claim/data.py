@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import PurePath
 
 from tasks.claim.answer import Answer
 from tasks.common.raw import CLASSES, SPLITS
@@ -21,7 +20,7 @@ SYNTHETIC = "The images are synthetic."
 def sources(document: Document) -> Answer:
     images = sum(document.dataset.images.values())
     whole = (
-        f"{images:,} usable images, read from {_source(document.source)}. SHA-256 of the table of these "
+        f"{images:,} usable images, read from `{document.source}`. SHA-256 of the table of these "
         f"images: `{document.dataset.fingerprint}`."
     )
     if document.phantoms:
@@ -31,11 +30,6 @@ def sources(document: Document) -> Answer:
     return Answer(
         whole, "The institutions and dates that the images come from, and a link if they are public."
     )
-
-
-def _source(source: str) -> str:
-    """A URL, or the name of a file without the folders of this machine."""
-    return f"`{source}`" if "://" in source else f"`{PurePath(source).name}`"
 
 
 def selection(document: Document) -> Answer:

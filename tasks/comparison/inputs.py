@@ -391,7 +391,7 @@ def read_inputs(
         fingerprint=hashlib.sha256((packed / "images.csv").read_bytes()).hexdigest(),
         plans=_digest(plans),
         raw=RawDataset(raw),
-        source=without_secrets(params.data.source),
+        source=_shown(params.data.source),
         phantoms=params.data.phantoms,
         published=params.data.published,
         image_groups=_image_groups(raw / GROUPS),
@@ -406,6 +406,11 @@ def read_inputs(
             if params.experiments[e.name].is_ensemble
         ),
     )
+
+
+def _shown(source: str) -> str:
+    """A URL without secrets, or the name of a file or folder without the folders of this machine."""
+    return without_secrets(source) if "://" in source else Path(source).name
 
 
 def _ensemble(experiment: ExperimentResults, folder: Path) -> EnsembleResults:
@@ -434,7 +439,7 @@ def _external(dataset: str, params: Params, experiments: Sequence[str], folder: 
 
     return ExternalResults(
         name=dataset,
-        source=without_secrets(params.external[dataset].source),
+        source=_shown(params.external[dataset].source),
         images=counts["images"],
         unusable=counts["unusable"],
         overlap=overlap,

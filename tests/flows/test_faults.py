@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows.deployment.automations import SILENCE
 from flows.engine.runner import Outcome, StageRunner
 from flows.repository.git import environment
 from flows.serve import AUTOMATION
@@ -46,6 +47,19 @@ class TestInOrder:
         assert [first.state_name, second.state_name] == ["Completed", "Completed"]
         assert first.end_time <= second.start_time
         assert {task.state_name for task in served.tasks(second.id).values()} == {"Cached"}
+
+    @pytest.mark.soak
+    def test_a_run_goes_on_after_the_machine_has_slept(self, served: Served) -> None:
+        run = served.submit(epochs=400, **SMALL)
+        served.training(run.id)
+        asleep = served.processes()
+        for process in asleep:
+            process.suspend()
+        time.sleep(SILENCE.seconds + 60)  # longer than the silence after which a run counts as dead
+        for process in asleep:
+            process.resume()
+        assert served.finished(run.id).state_name == "Completed"
+        assert served.tasks(run.id)[TRAIN].run_count == 1
 
     @pytest.mark.soak
     def test_a_training_that_the_system_kills_is_retried(self, served: Served) -> None:

@@ -196,7 +196,13 @@ def test_a_branch_named_retrain_at_origin_is_refused(pair: Pair) -> None:
     assert taken_at_origin(pair) == set()
 
 
-@pytest.mark.parametrize("only", [["--push"], []], ids=["refuses pushes", "does not answer"])
+@pytest.mark.parametrize(
+    "only",
+    [
+        pytest.param(["--push"], id="refuses pushes"),
+        pytest.param([], marks=pytest.mark.soak, id="does not answer"),
+    ],
+)
 def test_an_origin_that_cannot_be_pushed_to_is_refused(
     pair: Pair, only: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,6 +137,7 @@ def test_user_error_is_printed_once_for_all_processes(plan: Plan, tiny_packed: P
     assert re.fullmatch(r"error: .*: the lung half has no Train image of COVID-19\n", done.stderr)
 
 
+@pytest.mark.soak
 def test_divergence_ends_all_processes(plan: Plan, tiny_packed: Path, tmp_path: Path) -> None:
     plan = plan.model_copy(update={"processes": 2, "learning_rate": 1e20})
     out, printed = trained(plan, tmp_path, tiny_packed)
